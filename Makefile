@@ -1,0 +1,64 @@
+# make setup, then make demo. `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-long lint format clean
+
+PY := .venv/bin/python
+INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+FOLDERS := trainer models kernels launch
+
+# The first interpreter that the pinned packages have wheels for and that can make an environment. Override: PYTHON=...
+PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	&& echo $$p && break; done)
+
+# Names what an environment was made from; the editable install holds the path of this folder.
+STAMP := .venv/set-up-$(shell { pwd; cat constraints.txt setup.py; } | cksum | tr -s ' ' -)
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+setup: $(STAMP)  ## make or complete .venv; does nothing when it is current
+	@echo "ready: $(PY)"
+
+# A run that was cut short is taken up where it stopped: pip keeps what is complete. torch comes before what needs it, so
+# that nothing pulls another build of it, and DeepSpeed reads it while building.
+$(STAMP):
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 with venv found: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 \
+		|| { echo "new environment: .venv, $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; }
+	@echo 'installing build tools'
+	@$(INSTALL) setuptools wheel ninja packaging
+	@echo 'installing torch'
+	@$(INSTALL) torch torchvision
+	@echo 'installing everything else; DeepSpeed is built from source, without its ops'
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --editable '.[dev]'
+	@rm -f .venv/set-up-*
+	@touch $@
+
+demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sound; ARGS="..."
+	@$(PY) launch/demo.py $(ARGS)
+
+test: $(STAMP)  ## all tests but the long ones, a few minutes at most; ARGS="..."
+	@$(PY) -m pytest -m 'not long' $(ARGS)
+
+test-long: $(STAMP)  ## the long ones; ARGS="..."
+	@$(PY) -m pytest -m long $(ARGS)
+
+# mypy has to see the folders under the names that they import by, so it gets links; its messages name the folders.
+lint: $(STAMP)  ## ruff and mypy
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+	@mkdir -p .venv/types/audiox_turbo
+	@for f in $(FOLDERS); do ln -sfn ../../../$$f .venv/types/audiox_turbo/$$f; done
+	@$(PY) -m mypy $(FOLDERS:%=-p audiox_turbo.%) | sed 's,^\.venv/types/audiox_turbo/,,'
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	@$(PY) -m ruff check --fix .
+	@$(PY) -m ruff format .
+
+clean:  ## remove build products and caches; runs, data and .venv stay
+	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	@find $(FOLDERS) tests -name __pycache__ -type d -prune -exec rm -rf {} +

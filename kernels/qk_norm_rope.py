@@ -1,0 +1,21 @@
+"""RMSNorm over the head width followed by rotary positions, for queries and keys.
+
+B batch, L tokens, H heads, D head width. The halves (x1, x2) of a head are rotated as pairs (x1[i], x2[i]).
+"""
+
+import torch
+from torch import Tensor
+
+EPS = 1e-6
+
+
+def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """x (B, L, H, D), weight (D,), cos and sin (L, D/2) in float32 -> (B, L, H, D) in the dtype of x.
+
+    Norm and rotation are computed in float32. A token without position has cos 1 and sin 0.
+    """
+    y = x.float()
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS) * weight.float()
+    y1, y2 = y.chunk(2, dim=-1)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (L, 1, D/2), the same for every head
+    return torch.cat((y1 * cos - y2 * sin, y1 * sin + y2 * cos), dim=-1).to(x.dtype)

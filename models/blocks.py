@@ -1,0 +1,132 @@
+"""Building blocks of the conditioner, the fusion module and the MMDiT.
+
+B batch, N tokens, L latent tokens, C condition tokens, H heads, D head width, W width.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from ..kernels.adaln import layer_norm_modulate
+from ..kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
+from ..kernels.joint_attention import StreamInput, joint_attention
+from ..kernels.qk_norm_rope import qk_norm_rope
+from ..kernels.swiglu import swiglu
+
+
+class SwiGLU(nn.Module):
+    """(B, N, W) -> (B, N, W) through a gated hidden layer."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(swiglu(self.up(x)))
+
+
+class CrossAttention(nn.Module):
+    """Pre-normed attention from x (B, N, W) to context (B, M, W); M may be padded at its end."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_x = nn.LayerNorm(width)
+        self.norm_context = nn.LayerNorm(width)
+        self.q = nn.Linear(width, width, bias=False)
+        self.kv = nn.Linear(width, 2 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """`mask` (B, M) is true where the context may be attended. -> (B, N, W), without a residual."""
+        q = rearrange(self.q(self.norm_x(x)), "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(self.kv(self.norm_context(context)), "b m (two h d) -> two b h m d", two=2, h=self.heads)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+        return self.out(rearrange(y, "b h n d -> b n (h d)"))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm self-attention and SwiGLU, optionally with rotary positions."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(width // heads))
+        self.k_norm = nn.Parameter(torch.ones(width // heads))
+        self.out = nn.Linear(width, width, bias=False)
+        self.norm2 = nn.LayerNorm(width)
+        self.mlp = SwiGLU(width, width * 8 // 3)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
+        """x (B, N, W), rope (cos, sin) each (N, D/2) -> (B, N, W)."""
+        qkv = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> b n three h d", three=3, h=self.heads)
+        q, k, v = qkv.unbind(2)
+        q, k = qk_norm_rope(q, self.q_norm, *rope), qk_norm_rope(k, self.k_norm, *rope)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        x = x + self.out(rearrange(y, "b h n d -> b n (h d)"))
+        return x + self.mlp(self.norm2(x))
+
+
+class Stream(nn.Module):
+    """One stream's half of an MMDiT block: its own adaLN, QKV, output projection and MLP.
+
+    `last` leaves out everything after the QKV: in the last block nobody reads what the condition stream would become.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_hidden: int, last: bool = False) -> None:
+        super().__init__()
+        self.heads = heads
+        self.last = last
+        self.modulation = nn.Linear(width, (2 if last else 6) * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.q_norm = nn.Parameter(torch.ones(width // heads))
+        self.k_norm = nn.Parameter(torch.ones(width // heads))
+        if not last:
+            self.out = nn.Linear(width, width, bias=False)
+            self.mlp = SwiGLU(width, mlp_hidden)
+
+    def modulate(self, time: Tensor) -> tuple[Tensor, ...]:
+        """time (B, W) -> shift, scale and gate of the attention, then of the MLP, each (B, W) in float32."""
+        return self.modulation(time).float().chunk(2 if self.last else 6, dim=-1)
+
+    def attention_input(self, x: Tensor, modulation: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]) -> StreamInput:
+        qkv = self.qkv(layer_norm_modulate(x, modulation[0], modulation[1]))
+        qkv = rearrange(qkv, "b n (three h d) -> b n three h d", three=3, h=self.heads)
+        return StreamInput(qkv, self.q_norm, self.k_norm, *rope)
+
+    def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+        _, _, gate1, shift2, scale2, gate2 = modulation
+        x, normed = gated_residual_layer_norm_modulate(x, self.out(attended), gate1, shift2, scale2)
+        return gated_residual(x, self.mlp(normed), gate2)
+
+
+class JointBlock(nn.Module):
+    """A dual-stream MMDiT block (section VI-A): separate weights for latents and conditions, one attention over both."""
+
+    def __init__(self, width: int, heads: int, mlp_hidden: int, last: bool = False) -> None:
+        super().__init__()
+        self.latent = Stream(width, heads, mlp_hidden)
+        self.condition = Stream(width, heads, mlp_hidden, last=last)
+
+    def forward(
+        self,
+        x: Tensor,
+        c: Tensor,
+        time: Tensor,
+        rope_latent: tuple[Tensor, Tensor],
+        rope_condition: tuple[Tensor, Tensor],
+        condition_length: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """x (B, L, W), c (B, C, W), time (B, W) already through SiLU -> new x and c."""
+        mod_x, mod_c = self.latent.modulate(time), self.condition.modulate(time)
+        attended_x, attended_c = joint_attention(
+            self.latent.attention_input(x, mod_x, rope_latent),
+            self.condition.attention_input(c, mod_c, rope_condition),
+            condition_length,
+        )
+        x = self.latent.update(x, attended_x, mod_x)
+        return x, c if self.condition.last else self.condition.update(c, attended_c, mod_c)

@@ -1,0 +1,76 @@
+"""Features of the frozen encoders to condition tokens: temporal transformers, projections, fusion (section IV-A).
+
+B batch, S motion steps, V video tokens, L latent frames, T text tokens, W width.
+"""
+
+import torch
+from einops import reduce
+from torch import Tensor, nn
+
+from .blocks import TransformerBlock
+from .config import ModelConfig, TransformerConfig
+from .embeddings import RopeTable
+from .fusion import Fusion
+
+
+class TemporalTransformer(nn.Module):
+    """Captures the dynamics of a feature sequence: (B, N, features) -> (B, N, width). Positions are in seconds."""
+
+    def __init__(self, features: int, out: int, config: TransformerConfig, seconds: Tensor, rate: float) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(features, config.width)
+        self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.depth))
+        self.norm = nn.LayerNorm(config.width)
+        self.project_out = nn.Linear(config.width, out)
+        self.rope = RopeTable(seconds, rate, config.width // config.heads)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.project_in(x)
+        for block in self.blocks:
+            x = block(x, self.rope.on(x.device))
+        return self.project_out(self.norm(x))
+
+
+class Conditioner(nn.Module):
+    """Video, audio and text features to the multimodal condition embedding H_c (B, V+L+T, W).
+
+    The order is video, audio, text, so that padding (only texts have any) is at the end. `seconds` holds the times of
+    the video and audio tokens; text has none.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.fusion.width
+        codec, video = config.codec, config.video
+        audio_seconds = (torch.arange(codec.frames) + 0.5) / codec.rate
+        motion_seconds = video_seconds(config)
+        self.pool = video.pool
+        self.video = TemporalTransformer(video.dim, width, config.video_temporal, motion_seconds, codec.rate)
+        self.audio = TemporalTransformer(codec.channels, width, config.audio_temporal, audio_seconds, codec.rate)
+        self.text = nn.Linear(config.text.dim, width)
+        self.modality = nn.Parameter(torch.randn(3, width) * 0.02)
+        self.fusion = Fusion(config.fusion)
+        pooled = reduce(motion_seconds, "(v p) -> v", "mean", p=video.pool)
+        self.seconds = torch.cat((pooled, audio_seconds))  # (V+L,)
+
+    def forward(self, video: Tensor, audio: Tensor, text: Tensor, text_length: Tensor) -> Tensor:
+        """video (B, S, Dv), audio (B, L, C), text (B, T, Dt), text_length (B,) -> H_c (B, V+L+T, W)."""
+        h_video = reduce(self.video(video), "b (v p) w -> b v w", "mean", p=self.pool)
+        h_audio = self.audio(audio)
+        h_text = self.text(text)
+        marks = self.modality.unbind(0)
+        return self.fusion(h_video + marks[0], h_audio + marks[1], h_text + marks[2], text_length)
+
+
+def video_seconds(config: ModelConfig) -> Tensor:
+    """The times (S,) in seconds of the motion features, at which image features are added to them.
+
+    Synchformer cuts the motion frames into segments of 16 that overlap by half and gives 8 features of 2 frames each
+    for every segment, so its times go back where a segment begins; other encoders have one feature a frame.
+    """
+    video = config.video
+    index = torch.arange(video.steps)
+    if video.kind == "clip_sync":
+        segment, i = index // 8, index % 8
+        return (8 * segment + 2 * i + 1) / video.motion_rate
+    return (index + 0.5) / video.motion_rate

@@ -1,0 +1,127 @@
+"""What a set of weights is: the sizes of the networks and the frozen encoders that feed them.
+
+The same dataclasses are the `model` section of a run's configuration and the `config.json` beside exported weights,
+so that a weights folder says by itself how to turn media into conditions and latents into sound.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CodecConfig:
+    """The audio autoencoder. `logmel` needs no weights; `oobleck` is Stable Audio Open's (diffusers).
+
+    A latent frame stands for `hop` samples; a clip has `frames` of them, that is frames·hop/sample_rate seconds.
+    """
+
+    kind: str  # "logmel" or "oobleck"
+    sample_rate: int  # Hz
+    audio_channels: int
+    hop: int  # samples a latent frame
+    frames: int  # L, latent frames a clip
+    channels: int  # C, latent channels
+    weights: str = ""  # folder or hub name; empty where none are needed
+
+    @property
+    def samples(self) -> int:
+        return self.frames * self.hop
+
+    @property
+    def seconds(self) -> float:
+        return self.samples / self.sample_rate
+
+    @property
+    def rate(self) -> float:
+        """Latent frames a second."""
+        return self.sample_rate / self.hop
+
+
+@dataclass(frozen=True)
+class TextConfig:
+    """The text encoder. `words` hashes the bytes of each word and needs no weights; `t5` is transformers' T5 encoder."""
+
+    kind: str  # "words" or "t5"
+    dim: int  # width of a text feature
+    max_tokens: int
+    round_to: int = 32  # a batch is padded to its longest text, rounded up to a multiple of this
+    weights: str = ""
+
+
+@dataclass(frozen=True)
+class VideoConfig:
+    """The video encoders: one for single images at a low rate, one for motion at a higher one (sections IV-A, VI-A).
+
+    `frames` needs no weights; `clip_sync` is CLIP ViT-B/32 plus Synchformer. `steps` motion features come from a clip;
+    `pool` neighbours become one condition token.
+    """
+
+    kind: str  # "frames" or "clip_sync"
+    dim: int  # width of a video feature
+    image_rate: float  # images a second (5 in the paper)
+    motion_rate: float  # frames a second (25 in the paper)
+    size: int  # pixels, height and width
+    steps: int  # motion features a clip (240 for Synchformer over 10 s)
+    pool: int  # motion features a token
+    image_weights: str = ""
+    motion_weights: str = ""
+
+    @property
+    def tokens(self) -> int:
+        return self.steps // self.pool
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """A plain pre-norm transformer (the temporal transformers of section IV-A, the self-attention of MAF)."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+@dataclass(frozen=True)
+class FusionConfig:
+    """Multimodal Adaptive Fusion (section IV-A, Eq. 1). `gates` and `attend` are the parts Table V takes away."""
+
+    queries: int  # learnable queries a modality
+    width: int
+    depth: int  # self-attention layers over the queries
+    heads: int
+    enabled: bool = True
+    gates: bool = True
+    attend: bool = True  # the learnable queries; without them only the gates act
+
+
+@dataclass(frozen=True)
+class BackboneConfig:
+    """The dual-stream MMDiT."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_hidden: int
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that makes two sets of weights interchangeable or not."""
+
+    codec: CodecConfig
+    text: TextConfig
+    video: VideoConfig
+    video_temporal: TransformerConfig
+    audio_temporal: TransformerConfig
+    fusion: FusionConfig
+    backbone: BackboneConfig
+
+    def __post_init__(self) -> None:
+        for path, width, heads in (
+            ("backbone", self.backbone.width, self.backbone.heads),
+            ("fusion", self.fusion.width, self.fusion.heads),
+            ("video_temporal", self.video_temporal.width, self.video_temporal.heads),
+            ("audio_temporal", self.audio_temporal.width, self.audio_temporal.heads),
+        ):
+            if width % heads or width // heads % 2:
+                raise ValueError(f"model.{path}: width {width} over {heads} heads must give an even head width")
+        if self.video.steps % self.video.pool:
+            raise ValueError(f"model.video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")

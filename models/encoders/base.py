@@ -1,0 +1,40 @@
+"""The three interfaces behind which every frozen encoder stands.
+
+B batch, T text tokens, D feature width, L latent frames, C latent channels.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+
+class AudioCodec(Protocol):
+    """Sound to latents and back."""
+
+    def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
+        """wave (B, audio_channels, samples) in [-1, 1] -> mean and standard deviation of the latents, each (B, L, C)."""
+        ...
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """latents (B, L, C) -> wave (B, audio_channels, L·hop) in [-1, 1]."""
+        ...
+
+
+class TextEncoder(Protocol):
+    """Captions to features."""
+
+    def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """-> features (B, T, D), zero past each text's end, and lengths (B,) int64, at least 1 each.
+
+        T is the longest text of the batch, rounded up to the configured multiple and cut at `max_tokens`.
+        """
+        ...
+
+
+class VideoEncoder(Protocol):
+    """Frames to features."""
+
+    def __call__(self, images: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
+        """images (B, N, 3, size, size) at image_rate, motion (B, M, 3, size, size) at motion_rate, both uint8
+        -> image features (B, N, D) and motion features (B, steps, D)."""
+        ...

@@ -1,0 +1,66 @@
+"""Multimodal Adaptive Fusion (section IV-A, Eq. 1)."""
+
+import torch
+from torch import Tensor, nn
+
+from .blocks import CrossAttention, TransformerBlock
+from .config import FusionConfig
+from .embeddings import RopeTable
+
+MODALITIES = ("video", "audio", "text")
+
+
+class Gate(nn.Module):
+    """Filters and reweights a modality's tokens, channel by channel: x · 2σ(W·LN(x) + b), the identity at the start."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.linear = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * (2 * torch.sigmoid(self.linear(self.norm(x))))
+
+
+class Fusion(nn.Module):
+    """Gate each modality, let three sets of learnable queries attend to all of them, consolidate the queries by
+    self-attention, and give each set back to its modality as a residual.
+
+    (video (B, V, W), audio (B, A, W), text (B, T, W)) -> H_c (B, V+A+T, W). Padded text is attended by no query.
+    """
+
+    def __init__(self, config: FusionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        if config.enabled and config.gates:
+            self.gates = nn.ModuleList(Gate(width) for _ in MODALITIES)
+        if config.enabled and config.attend:
+            self.queries = nn.Parameter(torch.randn(len(MODALITIES) * config.queries, width) * 0.02)
+            # The queries are a set: they have no positions, so nothing is rotated.
+            nowhere = torch.full((len(MODALITIES) * config.queries,), torch.nan)
+            self.rope = RopeTable(nowhere, 1.0, width // config.heads)
+            self.gather = CrossAttention(width, config.heads)
+            self.blocks = nn.ModuleList(TransformerBlock(width, config.heads) for _ in range(config.depth))
+            self.dispatch = CrossAttention(width, config.heads)
+
+    def forward(self, video: Tensor, audio: Tensor, text: Tensor, text_length: Tensor) -> Tensor:
+        tokens = [video, audio, text]
+        if self.config.enabled and self.config.gates:
+            tokens = [gate(x) for gate, x in zip(self.gates, tokens, strict=True)]
+        if self.config.enabled and self.config.attend:
+            tokens = self._attend(tokens, text_length)
+        return torch.cat(tokens, dim=1)
+
+    def _attend(self, tokens: list[Tensor], text_length: Tensor) -> list[Tensor]:
+        context = torch.cat(tokens, dim=1)
+        index = torch.arange(context.shape[1], device=context.device)
+        before_text = tokens[0].shape[1] + tokens[1].shape[1]
+        mask = index < before_text + text_length.unsqueeze(1)  # (B, V+A+T)
+        queries = self.queries.to(context.dtype).expand(context.shape[0], -1, -1)
+        queries = queries + self.gather(queries, context, mask)
+        rope = self.rope.on(queries.device)
+        for block in self.blocks:
+            queries = block(queries, rope)
+        sets = queries.chunk(len(MODALITIES), dim=1)
+        return [x + self.dispatch(x, q) for x, q in zip(tokens, sets, strict=True)]

@@ -1,0 +1,63 @@
+"""The multimodal diffusion transformer: velocity of noisy latents under a condition embedding (section IV).
+
+B batch, L latent frames, C latent channels, W width.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..kernels.adaln import layer_norm_modulate
+from .blocks import JointBlock
+from .config import BackboneConfig, CodecConfig
+from .embeddings import RopeTable, TimeEmbedding
+
+
+class MMDiT(nn.Module):
+    """Dual-stream transformer over latent and condition tokens."""
+
+    def __init__(self, config: BackboneConfig, codec: CodecConfig, condition_width: int, seconds: Tensor) -> None:
+        """`seconds` (V+L,) are the times of the condition tokens that have one; text tokens follow them."""
+        super().__init__()
+        width = config.width
+        self.checkpointing = False
+        self.time = TimeEmbedding(width)
+        self.latent_in = nn.Linear(codec.channels, width)
+        self.condition_in = nn.Linear(condition_width, width)
+        self.blocks = nn.ModuleList(
+            JointBlock(width, config.heads, config.mlp_hidden, last=i == config.depth - 1) for i in range(config.depth)
+        )
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.latent_out = nn.Linear(width, codec.channels)
+        head = width // config.heads
+        frames = (torch.arange(codec.frames) + 0.5) / codec.rate
+        self.rope_latent = RopeTable(frames, codec.rate, head)
+        self.rope_condition = RopeTable(seconds, codec.rate, head)
+
+    def forward(
+        self, z: Tensor, t: Tensor, condition: Tensor, condition_length: Tensor | None, n_blocks: int | None = None
+    ) -> Tensor:
+        """z (B, L, C), t (B,) in [0, 1], condition (B, V+L+T, Wc) -> velocity (B, L, C).
+
+        With `n_blocks` the latent stream's tokens (B, L, W) after that many blocks are returned instead: the features
+        of the discriminator (section V-B).
+        """
+        time = F.silu(self.time(t))
+        x, c = self.latent_in(z), self.condition_in(condition)
+        rope_x = self.rope_latent.on(x.device)
+        rope_c = self._condition_rope(c)
+        for block in self.blocks[:n_blocks]:
+            if self.checkpointing and torch.is_grad_enabled():
+                x, c = checkpoint(block, x, c, time, rope_x, rope_c, condition_length, use_reentrant=False)
+            else:
+                x, c = block(x, c, time, rope_x, rope_c, condition_length)
+        if n_blocks is not None:
+            return x
+        shift, scale = self.modulation_out(time).float().chunk(2, dim=-1)
+        return self.latent_out(layer_norm_modulate(x, shift, scale))
+
+    def _condition_rope(self, c: Tensor) -> tuple[Tensor, Tensor]:
+        cos, sin = self.rope_condition.on(c.device)
+        text = c.shape[1] - cos.shape[0]  # text has no position: angle 0
+        return F.pad(cos, (0, 0, 0, text), value=1.0), F.pad(sin, (0, 0, 0, text))

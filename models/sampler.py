@@ -1,0 +1,77 @@
+"""Samplers: Euler steps of the flow ODE with guidance, and the few-step student's denoise and renoise.
+
+B batch, L latent frames, C latent channels, W width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (B, L, C), t (B,)) -> v (B, L, C)
+Draw = Callable[[int], Tensor]  # number of a step -> fresh noise (B, L, C)
+
+
+def guided(
+    backbone: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    condition: tuple[Tensor, Tensor],
+    unconditional: tuple[Tensor, Tensor],
+    guidance: float,
+) -> Velocity:
+    """v_uncond + guidance·(v_cond - v_uncond) (section VI-A), both branches in one forward of 2·B samples.
+
+    `condition` and `unconditional` are H_c (B, N, W) and lengths (B,). With guidance 1 only the condition is evaluated.
+    """
+    if guidance == 1:
+        return lambda z, t: backbone(z, t, *condition)
+    tokens = max(condition[0].shape[1], unconditional[0].shape[1])
+    both = torch.cat([_padded(h, tokens) for h in (condition[0], unconditional[0])])
+    lengths = torch.cat((condition[1], unconditional[1]))
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        v, v_uncond = backbone(z.repeat(2, 1, 1), t.repeat(2), both, lengths).chunk(2)
+        return v_uncond + guidance * (v - v_uncond)
+
+    return velocity
+
+
+def euler(velocity: Velocity, noise: Tensor, steps: int, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0 in equal steps.
+
+    Where `mask` (B, L, 1) is 1 the clean latents `known` (B, L, C) are given: z follows their straight path and ends in
+    them exactly.
+    """
+    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    z = noise
+    for t, t_next in zip(times, times[1:], strict=False):
+        v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
+        z = z + (t_next - t) * v.float()
+        if known is not None and mask is not None:
+            z = torch.where(mask > 0, t_next * noise + (1 - t_next) * known, z)
+    return z
+
+
+def renoise(
+    velocity: Velocity,
+    noise: Tensor,
+    steps: int,
+    draw: Draw,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Denoise to a clean estimate, noise it again to the next level, `steps` times over t = 1, 1 - 1/steps, … (section V)."""
+    z, clean = noise, noise
+    for k in range(steps):
+        t = 1 - k / steps
+        v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
+        clean = z - t * v.float()
+        if known is not None and mask is not None:
+            clean = torch.where(mask > 0, known, clean)
+        if k + 1 < steps:
+            t_next = 1 - (k + 1) / steps
+            z = t_next * draw(k) + (1 - t_next) * clean
+    return clean
+
+
+def _padded(h: Tensor, tokens: int) -> Tensor:
+    return torch.nn.functional.pad(h, (0, 0, 0, tokens - h.shape[1]))

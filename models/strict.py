@@ -1,0 +1,99 @@
+"""JSON to frozen dataclasses and back, refusing whatever is unknown, missing or ill-typed."""
+
+import dataclasses
+import types
+import typing
+from typing import Any
+
+
+def parse(cls: type, data: object, path: str = "") -> Any:
+    """Build the dataclass `cls` from parsed JSON.
+
+    Fields without a default are required. Nested dataclasses, `X | None`, `tuple[X, ...]`, `dict[str, X]`,
+    `Literal`, `bool`, `int`, `float` (an int is taken for a float) and `str` are understood.
+
+    Raises ValueError with the dotted path, the value and what is allowed.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"{path or 'the configuration'}: {data!r} is not an object with keys")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            raise ValueError(f"{_join(path, key)}: unknown key (value {data[key]!r}); allowed: {', '.join(fields)}")
+    values: dict[str, Any] = {}
+    for name, field in fields.items():
+        where = _join(path, name)
+        if name in data:
+            values[name] = _value(hints[name], data[name], where)
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where}: missing; expected {_describe(hints[name])}")
+    try:
+        return cls(**values)
+    except ValueError as error:  # a check of the dataclass itself, which knows its own name at most
+        raise ValueError(f"{path}: {error}" if path and not str(error).startswith(path) else str(error)) from None
+
+
+def to_dict(value: Any) -> Any:
+    """The JSON form of a parsed dataclass: `parse(type(value), to_dict(value)) == value`."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {k: to_dict(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_dict(v) for v in value]
+    return value
+
+
+def _join(path: str, key: str) -> str:
+    return f"{path}.{key}" if path else key
+
+
+def _describe(hint: Any) -> str:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return " or ".join(repr(a) for a in args)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}"
+    if origin is dict:
+        return f"an object of {_describe(args[1])}"
+    if dataclasses.is_dataclass(hint):
+        return f"an object with keys {', '.join(f.name for f in dataclasses.fields(hint))}"
+    return {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}.get(
+        hint, "any JSON value"
+    )
+
+
+def _value(hint: Any, value: Any, path: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return parse(typing.cast(type, hint), value, path)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        rest = [a for a in args if a is not type(None)]
+        return _value(rest[0], value, path) if len(rest) == 1 else _first(rest, value, path, hint)
+    if origin is typing.Literal and value in args and type(value) in {type(a) for a in args}:
+        return value
+    if origin is tuple and isinstance(value, list):
+        return tuple(_value(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
+    if origin is dict and isinstance(value, dict):
+        return {k: _value(args[1], v, _join(path, k)) for k, v in value.items()}
+    if hint is Any:
+        return value
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if hint in (bool, int, str) and type(value) is hint:
+        return value
+    raise ValueError(f"{path}: {value!r} is not allowed; expected {_describe(hint)}")
+
+
+def _first(hints: list[Any], value: Any, path: str, union: Any) -> Any:
+    for hint in hints:
+        try:
+            return _value(hint, value, path)
+        except ValueError:
+            continue
+    raise ValueError(f"{path}: {value!r} is not allowed; expected {_describe(union)}")

@@ -1,0 +1,53 @@
+"""Packages the top-level folders as `audiox_turbo.<folder>`.
+
+The folders are namespace packages (no `__init__.py`), so that a plain `kernels` or `models` on the path never shadows a
+package of that name in site-packages: transformers imports Hugging Face's `kernels`.
+"""
+
+from setuptools import find_namespace_packages, setup
+
+FOLDERS = ("trainer", "models", "kernels", "launch")
+
+packages = ["audiox_turbo.configs"]
+for folder in FOLDERS:
+    packages.append(f"audiox_turbo.{folder}")
+    below = find_namespace_packages(folder, exclude=["*__pycache__*"])
+    packages.extend(f"audiox_turbo.{folder}.{sub}" for sub in below)
+
+setup(
+    name="audiox-turbo",
+    version="0.1.0",
+    description="Pretraining and four-step distillation of multimodal audio generators with DeepSpeed",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=packages,
+    package_dir={f"audiox_turbo.{folder}": folder for folder in (*FOLDERS, "configs")},
+    package_data={"audiox_turbo.configs": ["*.json"], "audiox_turbo.launch.slurm": ["*"]},
+    # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
+    # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.
+    install_requires=[
+        "torch>=2.11,<2.14",
+        "torchvision>=0.26,<0.29",
+        "triton>=3.6; platform_system == 'Linux'",
+        "deepspeed>=0.19,<0.20",
+        "mosaicml-streaming>=0.13,<0.14",
+        "transformers>=4.57,<6",
+        "diffusers>=0.36,<1",
+        "huggingface-hub>=0.34",
+        "safetensors>=0.5",
+        "einops>=0.8",
+        "numpy>=2.1,<3",
+        "pillow>=10",
+        "av>=14",
+        "soxr>=0.5",
+        "soundfile>=0.13",
+        "tensorboard>=2.18",
+        "tqdm>=4.66",
+        "xxhash>=3",
+    ],
+    extras_require={
+        "flash": ["flash-attn>=2.8"],
+        "fp8": ["torchao>=0.14"],
+        "dev": ["pytest>=8", "ruff>=0.12", "mypy>=1.15"],
+    },
+)

@@ -1,0 +1,111 @@
+"""The rules of docs/architecture.md that a machine can check, by reading the sources without importing them."""
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+STAIRS = ("launch", "trainer", "models", "kernels")  # imports flow to the right only
+SOURCES = sorted(path for folder in STAIRS for path in (ROOT / folder).rglob("*.py"))
+LAUNCH_LINES = 150
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> Iterator[tuple[int, str]]:
+    """-> line and absolute dotted name of each import; `from a import b` gives a.b, whether that is a module or not."""
+    package = ("audiox_turbo", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level <= len(package), f"{name_of(path)}:{node.lineno} leaves the project"
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = (*base, *([node.module] if node.module else []))
+            yield from ((node.lineno, ".".join((*module, alias.name))) for alias in node.names)
+
+
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(package + ".")
+
+
+def test_there_are_sources():
+    assert {path.relative_to(ROOT).parts[0] for path in SOURCES} == set(STAIRS)
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_imports_flow_down_the_stairs(path):
+    own = STAIRS.index(path.relative_to(ROOT).parts[0])
+    for line, name in imports(path):
+        for above in STAIRS[:own]:
+            assert not within(name, f"audiox_turbo.{above}"), f"{name_of(path)}:{line} imports {name}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_folders_import_relatively_and_scripts_absolutely(path):
+    script = path.relative_to(ROOT).parts[0] == "launch"
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if script:
+                assert node.level == 0, f"{name_of(path)}:{node.lineno} must import absolutely, as a script does"
+            else:
+                absolute = within(node.module or "", "audiox_turbo")
+                assert not absolute, f"{name_of(path)}:{node.lineno} must import with leading dots"
+    for line, name in imports(path):
+        # A plain `models` is found from the repository's top folder only, and may be somebody else's.
+        assert name.split(".")[0] not in STAIRS, f"{name_of(path)}:{line} imports {name}, not audiox_turbo.{name}"
+
+
+def test_networks_and_kernels_know_nothing_of_ranks():
+    for path in SOURCES:
+        if path.relative_to(ROOT).parts[0] not in ("models", "kernels"):
+            continue
+        for line, name in imports(path):
+            for package in ("deepspeed", "torch.distributed"):
+                assert not within(name, package), f"{name_of(path)}:{line} imports {name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            used = isinstance(node, ast.Attribute) and ast.unparse(node) == "torch.distributed"
+            assert not used, f"{name_of(path)}:{node.lineno} uses torch.distributed"
+
+
+def test_one_module_imports_deepspeed():
+    found = {name_of(path) for path in SOURCES for _, name in imports(path) if within(name, "deepspeed")}
+    assert found <= {"trainer/zero.py"}
+
+
+def test_folders_are_namespace_packages():
+    """An __init__.py in kernels/ would shadow Hugging Face's package of that name, which transformers imports."""
+    found = [name_of(path) for folder in (*STAIRS, "configs") for path in (ROOT / folder).rglob("__init__.py")]
+    assert found == []
+
+
+def test_launch_files_only_parse_and_run():
+    for path in (ROOT / "launch").rglob("*"):
+        if path.is_file() and path.suffix != ".pyc":
+            lines = len(path.read_text().splitlines())
+            assert lines <= LAUNCH_LINES, f"{name_of(path)} has {lines} lines, {LAUNCH_LINES} are allowed"
+
+
+def test_no_file_depends_on_one_machine():
+    """Package indexes belong into pip's own configuration, paths onto the command line."""
+    forbidden = re.compile(
+        r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|pypi\.nvidia\.com|index-url\s*=?\s*http"
+        r"|/(?:home|Users)/\w|(?<![\w.])/[r]oot/"
+    )
+    git = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    for name in filter(None, listed.stdout.split("\0")):
+        try:
+            text = (ROOT / name).read_text()
+        except (UnicodeDecodeError, FileNotFoundError):  # binary, or deleted and not yet committed
+            continue
+        for number, line in enumerate(text.splitlines(), start=1):
+            assert not forbidden.search(line), f"{name}:{number}: {line.strip()}"

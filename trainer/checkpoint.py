@@ -1,0 +1,283 @@
+"""Checkpoints: every rank's fragments in safetensors, hashed, published by one rename.
+
+    run/checkpoints/step_00001000/manifest.json                 what is in it: step, configuration, hashes
+                                  model/rank_00000.safetensors  this rank's fragments of weights, moments and EMA
+
+A folder without the `.partial` ending is complete: it is renamed after every rank has written and the manifest is there.
+Fragments are found by parameter name and position, so any number of ranks and any ZeRO stage can load what any other
+wrote. Nothing is unpickled.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+import xxhash
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .ema import Ema
+from .zero import Engine, Fragment
+
+FORMAT = 1
+FOLDER = "checkpoints"
+T = TypeVar("T")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, incomplete or of another model; the message names it."""
+
+
+@dataclass
+class Role:
+    """A trained model whose state belongs into a checkpoint."""
+
+    engine: Engine
+    ema: Ema | None
+
+    def state(self) -> dict[str, list[Tensor]]:
+        """Everything that is laid out like the engine's shards."""
+        state = {"weights": self.engine.shards(), **self.engine.moments()}
+        return state | ({"ema": self.ema.values} if self.ema else {})
+
+
+def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[str, Any]) -> Path:
+    """Write the state of all roles after `step` steps as one unit; all ranks call this.
+
+    `about` goes into the manifest. Raises OSError on every rank when any rank could not write; the checkpoints that were
+    there before are not touched.
+    """
+    folder = run / FOLDER / f"step_{step:08d}"
+    partial = folder.with_name(folder.name + ".partial")
+    _everywhere(f"could not save {folder}", lambda: _prepare(partial, roles))
+    files = _everywhere(f"could not save {folder}", lambda: _write_rank(partial, roles))
+    manifest = about | {
+        "format": FORMAT,
+        "step": step,
+        "ranks": dist.get_world_size(),
+        "files": {name: entry for rank in files for name, entry in rank.items()},
+        "roles": {
+            name: {"updates": role.engine.updates(), "shapes": {k: list(v) for k, v in role.engine.shapes.items()}}
+            for name, role in roles.items()
+        },
+    }
+    _everywhere(f"could not save {folder}", lambda: _publish(partial, folder, manifest, keep))
+    return folder
+
+
+def _prepare(partial: Path, roles: dict[str, Role]) -> None:
+    if dist.get_rank() == 0:
+        shutil.rmtree(partial, ignore_errors=True)
+        for name in roles:
+            (partial / name).mkdir(parents=True)
+
+
+def _write_rank(partial: Path, roles: dict[str, Role]) -> dict[str, dict[str, Any]]:
+    rank, files = dist.get_rank(), {}
+    for name, role in roles.items():
+        fragments = role.engine.fragments() if role.engine.sharded or rank == 0 else []
+        state = role.state()
+        tensors = {f"{kind}/{f.name}": f.view(shards).cpu() for kind, shards in state.items() for f in fragments}
+        tensors["random/cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["random/cuda"] = torch.cuda.get_rng_state()
+        file = partial / name / f"rank_{rank:05d}.safetensors"
+        save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
+        _sync(file)
+        files[f"{name}/{file.name}"] = {"bytes": file.stat().st_size, "xxh3": _hash(file)}
+    return files
+
+
+def _publish(partial: Path, folder: Path, manifest: dict[str, Any], keep: int) -> None:
+    if dist.get_rank() != 0:
+        return
+    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    _sync(partial / "manifest.json")
+    if folder.exists():  # the same step of a run that went back to an older checkpoint
+        shutil.rmtree(folder)
+    os.replace(partial, folder)
+    _sync(folder.parent)
+    for old in complete(folder.parent.parent)[keep:] if keep else []:
+        shutil.rmtree(old)
+
+
+def complete(run: Path) -> list[Path]:
+    """The run's published checkpoints, newest first."""
+    found = (run / FOLDER).glob("step_*") if (run / FOLDER).is_dir() else ()
+    return sorted((p for p in found if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Raises CheckpointError when it is missing, not JSON, or of another format."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["format"] != FORMAT:
+            raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
+        return manifest
+    except FileNotFoundError:
+        raise CheckpointError(f"{folder / 'manifest.json'} is missing") from None
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {error!r}") from None
+
+
+def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
+    """What is wrong with every `parts`-th file of a checkpoint, or "" if nothing is."""
+    try:
+        files = sorted(read_manifest(folder)["files"].items())
+    except CheckpointError as error:
+        return str(error)
+    for name, entry in files[part::parts]:
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
+        if _hash(file) != entry["xxh3"]:
+            return f"{file} has changed: its hash is not the manifest's"
+    return ""
+
+
+def newest(run: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest undamaged checkpoint, the same on all ranks, which share the reading; `report` hears of damaged ones.
+
+    None where the run has no checkpoint at all. Raises CheckpointError where it has some and all are damaged.
+    """
+    candidates = _from_first(lambda: complete(run))
+    for folder in candidates:
+        faults = _everywhere("", lambda folder=folder: verify(folder, dist.get_rank(), dist.get_world_size()))
+        fault = next((f for f in faults if f), "")
+        if not fault:
+            return folder
+        report(f"damaged checkpoint passed over: {fault}")
+    if candidates:
+        raise CheckpointError(
+            f"{run}: all {len(candidates)} checkpoints are damaged; restore one, or remove {run / FOLDER} to begin anew"
+        )
+    return None
+
+
+def load(folder: Path, roles: dict[str, Role]) -> dict[str, Any]:
+    """Put a checkpoint's state into the roles, on any number of ranks and at any ZeRO stage; returns the manifest.
+
+    Random states come back where the number of ranks is the same. Raises CheckpointError when shapes differ.
+    """
+    manifest = read_manifest(folder)
+    if manifest["roles"].keys() != roles.keys():
+        raise CheckpointError(f"{folder} holds the roles {sorted(manifest['roles'])}, the run has {sorted(roles)}")
+    for name, role in roles.items():
+        check_shapes(f"{folder}: {name}", manifest["roles"][name]["shapes"], role.engine.shapes)
+        pieces = _Pieces(folder / name)
+        updates = manifest["roles"][name]["updates"]
+        role.engine.set_updates(updates)
+        with torch.no_grad():
+            for kind, shards in role.state().items():
+                for fragment in role.engine.fragments():
+                    pieces.copy(kind, fragment, fragment.view(shards))
+        role.engine.publish()
+        if manifest["ranks"] == dist.get_world_size():
+            pieces.restore_random(dist.get_rank())
+    return manifest
+
+
+def check_shapes(where: str, theirs: dict[str, list[int]], ours: dict[str, tuple[int, ...]]) -> None:
+    """Raises CheckpointError with the first parameter that differs, and both shapes."""
+    for name in sorted(theirs.keys() | ours.keys()):
+        a, b = theirs.get(name), ours.get(name)
+        if a is None or b is None or tuple(a) != b:
+            raise CheckpointError(f"{where}: {name} is {a or 'absent'} there and {list(b) if b else 'absent'} here")
+
+
+def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
+    """Whole parameters by name, put together from all ranks' fragments; `kind` is "weights" or "ema".
+
+    Raises CheckpointError when the checkpoint does not hold them.
+    """
+    shapes = read_manifest(folder)["roles"].get(role, {}).get("shapes")
+    if shapes is None:
+        raise CheckpointError(f"{folder} has no role {role!r}")
+    pieces, result = _Pieces(folder / role), {}
+    for name, shape in shapes.items():
+        flat = torch.empty(int(torch.Size(shape).numel()))
+        pieces.copy(kind, Fragment(name, tuple(shape), 0, flat.numel(), 0, 0), flat)
+        result[name] = flat.view(shape)
+    return result
+
+
+class _Pieces:
+    """All ranks' files of a role: which piece of which parameter lies where."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files = [safe_open(f, "pt") for f in sorted(folder.glob("rank_*.safetensors"))]
+        self.index: dict[str, list[tuple[int, int]]] = {}  # name -> (start, file)
+        for number, file in enumerate(self.files):
+            for name, start in json.loads(file.metadata()["starts"]).items():
+                self.index.setdefault(name, []).append((start, number))
+
+    def copy(self, kind: str, wanted: Fragment, into: Tensor) -> None:
+        copied = 0
+        for start, number in self.index.get(wanted.name, ()):
+            key = f"{kind}/{wanted.name}"
+            if key not in self.files[number].keys():  # noqa: SIM118 - not a dict
+                raise CheckpointError(f"{self.folder} holds no {kind} of {wanted.name}")
+            piece = self.files[number].get_slice(key)
+            low = max(start, wanted.start)
+            high = min(start + piece.get_shape()[0], wanted.start + wanted.length)
+            if low < high:
+                into[low - wanted.start : high - wanted.start].copy_(piece[low - start : high - start])
+                copied += high - low
+        if copied != wanted.length:
+            raise CheckpointError(f"{self.folder}: {copied} of {wanted.length} elements of {wanted.name} are there")
+
+    def restore_random(self, rank: int) -> None:
+        torch.set_rng_state(self.files[rank].get_tensor("random/cpu"))
+        if torch.cuda.is_available() and "random/cuda" in self.files[rank].keys():  # noqa: SIM118 - not a dict
+            torch.cuda.set_rng_state(self.files[rank].get_tensor("random/cuda"))
+
+
+def _everywhere(failure: str, act: Callable[[], T]) -> list[T]:
+    """Run on every rank and collect what each returns; an OSError on any rank is raised on all of them."""
+    result: Any = None
+    error = ""
+    try:
+        result = act()
+    except (OSError, RuntimeError) as caught:  # safetensors reports a full disk as its own error
+        error = f"rank {dist.get_rank()}: {caught}"
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, (result, error))
+    errors = [e for _, e in gathered if e]
+    if errors:
+        raise OSError(f"{failure}: {'; '.join(errors)}")
+    return [r for r, _ in gathered]
+
+
+def _from_first(act: Callable[[], T]) -> T:
+    """What rank 0 returns, on every rank."""
+    box: list[Any] = [act() if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def _hash(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+

@@ -1,0 +1,244 @@
+"""A run's configuration: one JSON file, parsed into frozen dataclasses before anything else happens.
+
+An unknown, missing or ill-typed key is refused with its dotted path, the value and what is allowed. What DeepSpeed needs
+is derived from it in `zero.py` and can be overridden in the `deepspeed` section, which is passed on as it is.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..models import strict
+from ..models.audiox import SamplingConfig
+from ..models.config import ModelConfig
+
+TASKS = ("T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A folder of shards and the tasks it serves; the stream's share of the samples is the sum of its tasks' weights."""
+
+    path: str
+    tasks: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for task, weight in self.tasks.items():
+            if task not in TASKS or weight <= 0:
+                raise ValueError(f"tasks.{task}: weight {weight!r}; allowed: {', '.join(TASKS)}, each above 0")
+        if not self.tasks:
+            raise ValueError(f"tasks: empty; give at least one of {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True)
+class DropoutConfig:
+    """Probabilities with which a sample loses a condition, so that guidance has an unconditional branch."""
+
+    text: float = 0.1
+    video: float = 0.1
+    audio: float = 0.1
+    all: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("text", "video", "audio", "all"):
+            _between(name, getattr(self, name), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    streams: tuple[StreamConfig, ...]
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    workers: int = 0  # loader processes a rank
+    canonical_nodes: int = 8  # settles the order of samples for every number of nodes; a multiple or divisor of it
+    verify_hashes: bool = False  # read every shard once at start and compare its hash
+    inpaint: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip
+    prefix: tuple[float, ...] = (0.3, 0.6)  # shortest and longest given beginning, as a share of the clip
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise ValueError("streams: empty; give at least one folder of shards")
+        for name in ("inpaint", "prefix"):
+            shares = getattr(self, name)
+            if len(shares) != 2 or not 0 < shares[0] <= shares[1] < 1:
+                raise ValueError(f"{name}: {list(shares)} must be two shares, 0 < shortest <= longest < 1")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    steps: int
+    global_batch: int
+    micro_batch: int  # samples a rank takes through the model at once
+    seed: int = 0
+    precision: Literal["fp32", "bf16"] = "bf16"
+    time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
+    compile: bool = False  # torch.compile each transformer block
+    checkpointing: bool = False  # recompute each block's activations in the backward pass
+    max_skipped: int = 10  # this many non-finite steps in a row stop the run
+    threads: int = 0  # CPU threads a rank; 0 leaves torch's choice
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "micro_batch", "max_skipped"):
+            _at_least(name, getattr(self, name), 1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (section VI-A)."""
+
+    lr: float = 1e-5
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 1e-3
+    eps: float = 1e-8
+    clip: float = 1.0  # largest gradient norm; 0 does not clip
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"lr: {self.lr} must be above 0")
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas: {list(self.betas)} must be two numbers of at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """InverseLR (section VI-A): (1 - warmup^(s+1)) · max(final, lr·(1 + s/inv_gamma)^(-power)), and if `cooldown` is
+    above 0 a linear fall to zero over that share of the run at its end."""
+
+    warmup: float = 0.99
+    inv_gamma: float = 1e6
+    power: float = 0.5
+    final: float = 0.0
+    cooldown: float = 0.0
+
+    def __post_init__(self) -> None:
+        _between("warmup", self.warmup, 0.0, 1.0)
+        _between("cooldown", self.cooldown, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average of all trained weights: e ← e + (1 - d)·(w - e), d = min(decay, (1 + s)/(10 + s))."""
+
+    decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _between("decay", self.decay, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = False  # optimizer states in CPU memory
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000  # steps
+    keep: int = 3  # newest ones kept; 0 keeps all
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 1)
+        _at_least("keep", self.keep, 0)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every: int = 10  # steps between lines of metrics.jsonl
+    samples_every: int = 0  # steps between sounds of the EMA weights; 0 makes none
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 1)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything a pretraining run does."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: TrainingConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Parse a run's JSON file with `key.path=value` overrides applied.
+
+    Raises ValueError for anything that is not allowed, FileNotFoundError for a missing file.
+    """
+    data = read_json(path)
+    for override in overrides:
+        apply_override(data, override)
+    try:
+        return strict.parse(RunConfig, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError with line and column for what is not JSON."""
+    try:
+        data = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: must be a JSON object, not {type(data).__name__}")
+    return data
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in nested dicts; the value is JSON, or a plain string where it is not. A number leads into a list.
+
+    Raises ValueError when the path leads through something that holds no keys.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {override}: expected key.path=value")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, last = path.split(".")
+    node: Any = data
+    for key in parents:
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+        else:
+            raise ValueError(f"--set {override}: {key!r} leads nowhere in {path!r}")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ValueError(f"--set {override}: {last!r} leads nowhere in {path!r}")
+
+
+def check_ranks(training: TrainingConfig, ranks: int) -> int:
+    """Micro-batches a rank and step. Raises ValueError when ranks and micro-batch do not divide the global batch."""
+    share = ranks * training.micro_batch
+    if training.global_batch % share:
+        raise ValueError(
+            f"training.global_batch: {training.global_batch} is not a multiple of {ranks} ranks x micro_batch "
+            f"{training.micro_batch} = {share}; change one of them"
+        )
+    return training.global_batch // share
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} must be between {low} and {high}")
+
+
+def _at_least(name: str, value: int, low: int) -> None:
+    if value < low:
+        raise ValueError(f"{name}: {value} must be at least {low}")

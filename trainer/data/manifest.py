@@ -1,0 +1,240 @@
+"""A manifest: one JSON object a line, for each file (or segment of a file) that a user brings.
+
+    {"audio": "wav/0001.wav", "captions": ["a dog barks twice"], "category": {"dog": 2}}
+    {"video": "clips/7.mp4", "start": 30, "end": 50, "domain": "music", "genre": "jazz", "instruments": ["piano"]}
+
+| key | value |
+|---|---|
+| `audio` | path, absolute or relative to the manifest; may be left out where `video` gives the sound too |
+| `video` | path to pictures of the same moment; may be the same file |
+| `captions` | list of texts, each describing the whole segment |
+| `domain` | "audio" (default) or "music" |
+| `start`, `end` | seconds: the segment of the file; default all of it |
+| `caption` | one text, as a field of the paper's annotation |
+| `category` | a name, or names with counts ({"dog": 2}; null where nothing can be counted) |
+| `SED` | list of {"start", "end", "event"}, seconds from the segment's start |
+| `time_relation` | names in order of time ("bell, kick, kick"), or a word such as "interleave" |
+| `genre`, `mood` | text, for music |
+| `instruments` | a name or a list of names, for music |
+| `tempo` | beats a minute, for music |
+
+Any other key is kept as it is under `annotation["extra"]`.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .record import DOMAINS
+
+_MUSIC_ONLY = ("genre", "mood", "instruments", "tempo")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of a manifest. `annotation` has the fields that are given, `extra` among them."""
+
+    line: int
+    name: str  # the path of the sound as it was written
+    audio: Path
+    video: Path | None
+    domain: str
+    start: float  # seconds
+    end: float | None  # seconds; None: to the end of the file
+    captions: list[str] = field(default_factory=list)
+    annotation: dict[str, Any] = field(default_factory=dict)
+
+
+def read_manifest(path: Path) -> list[Entry]:
+    """Reads and checks every line; whether the files exist is not looked at. Empty lines are skipped.
+
+    Raises:
+        ValueError: the manifest is missing or empty, or a line is not as the table above says; names the line.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"manifest {path}: {error.strerror}") from error
+    entries = [_entry(path, number, text) for number, text in enumerate(lines, start=1) if text.strip()]
+    if not entries:
+        raise ValueError(f"manifest {path} holds no line; expected one JSON object a line")
+    return entries
+
+
+def _entry(path: Path, line: int, text: bytes) -> Entry:
+    where = f"{path}:{line}"
+    try:
+        raw = json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant)
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}): {text[:80]!r}; expected one object a line") from error
+    if not isinstance(raw, dict):
+        raise ValueError(
+            f"{where}: {text[:80]!r} is a {type(raw).__name__}; expected an object such as "
+            '{"audio": "a.wav", "captions": ["a dog barks"]}'
+        )
+    values: dict[str, Any] = {}
+    extra: dict[str, Any] = {}
+    for key, value in raw.items():
+        if key in _KEYS:
+            values[key] = _checked(where, key, value)
+        elif like := get_close_matches(key.lower(), _KEYS.keys() | {"sed"}, n=1, cutoff=0.85):
+            # A slip would otherwise vanish among the extra keys.
+            raise ValueError(f"{where}: key {key!r}; did you mean {'SED' if like[0] == 'sed' else like[0]!r}?")
+        else:
+            extra[key] = value
+    return _assembled(where, path.parent, line, values, extra)
+
+
+def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extra: dict[str, Any]) -> Entry:
+    if "audio" not in values and "video" not in values:
+        raise ValueError(f"{where}: neither 'audio' nor 'video'; one of them must name the file with the sound")
+    domain = values.get("domain", "audio")
+    for key in _MUSIC_ONLY:
+        if key in values and domain != "music":
+            raise ValueError(f'{where}: {key!r} belongs to music; add "domain": "music" or leave it out')
+    start, end = values.get("start", 0.0), values.get("end")
+    if end is not None and end <= start:
+        raise ValueError(f"{where}: end {end} must be above start {start}")
+    fields = ("caption", "category", "SED", "time_relation", *_MUSIC_ONLY)
+    annotation = {key: values[key] for key in fields if key in values}
+    if extra:
+        annotation["extra"] = extra
+    name: str = values["audio"] if "audio" in values else values["video"]
+    return Entry(
+        line=line,
+        name=name,
+        audio=folder / name,
+        video=folder / values["video"] if "video" in values else None,
+        domain=domain,
+        start=start,
+        end=end,
+        captions=values.get("captions", []),
+        annotation=annotation,
+    )
+
+
+def _checked(where: str, key: str, value: Any) -> Any:
+    parse, allowed = _KEYS[key]
+    try:
+        return parse(value)
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        raise ValueError(f"{where}: {key} is {value!r}; expected {allowed}") from error
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise ValueError
+    value.encode()  # half of a surrogate pair is JSON, but no text
+    return value
+
+
+def _path(value: Any) -> str:
+    path = _text(value)
+    if "\0" in path:
+        raise ValueError
+    return path
+
+
+def _texts(value: Any) -> list[str]:
+    if not isinstance(value, list):
+        raise ValueError
+    return [_text(item) for item in value]
+
+
+def _names(value: Any) -> list[str]:
+    return [_text(value)] if isinstance(value, str) else _texts(value)
+
+
+def _domain(value: Any) -> str:
+    if value not in DOMAINS:
+        raise ValueError
+    return str(value)
+
+
+def _number(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+        raise ValueError
+    return float(value)
+
+
+def _tempo(value: Any) -> float:
+    tempo = _number(value)
+    if tempo == 0:
+        raise ValueError
+    return tempo
+
+
+def _category(value: Any) -> dict[str, int | None]:
+    """A name alone says that it sounds, not how often."""
+    if isinstance(value, str):
+        return {_text(value): None}
+    counts: dict[str, int | None] = {}
+    for name, count in value.items():
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+            raise ValueError
+        counts[_text(name)] = count
+    return counts
+
+
+def _events(value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise ValueError
+    events = []
+    for item in value:
+        start, end = _number(item["start"]), _number(item["end"])
+        if len(item) != 3 or end < start:
+            raise ValueError
+        events.append({"start": start, "end": end, "event": _text(item["event"])})
+    return events
+
+
+# What each key's value is read with, and how a message describes what is allowed.
+_KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "audio": (_path, "a path"),
+    "video": (_path, "a path"),
+    "captions": (_texts, "a list of texts that are not empty"),
+    "domain": (_domain, f"one of {DOMAINS}"),
+    "start": (_number, "seconds, 0 or more"),
+    "end": (_number, "seconds, above start"),
+    "caption": (_text, "a text that is not empty"),
+    "category": (_category, "a name, or names with counts from 1 or null"),
+    "SED": (_events, 'a list of {"start": seconds, "end": seconds, "event": name}'),
+    "time_relation": (_text, "a text that is not empty"),
+    "genre": (_text, "a text that is not empty"),
+    "mood": (_text, "a text that is not empty"),
+    "instruments": (_names, "a name or a list of names"),
+    "tempo": (_tempo, "beats a minute, above 0"),
+}
+
+
+def clip_annotation(entry: Entry, start: float, seconds: float, whole: bool) -> dict[str, Any]:
+    """The part of an entry's annotation that holds for one clip of its segment.
+
+    start, seconds: where the clip lies in the segment. For a `whole` segment everything holds. For a piece, the events
+    are those that sound in it, at their place in it, and the counts follow from them; without events the categories
+    lose their counts, and in both cases the order is left out. The caption and the music fields stay.
+    """
+    annotation = dict(entry.annotation)
+    if whole:
+        return annotation
+    annotation.pop("time_relation", None)
+    if "SED" in annotation:
+        events = [
+            {"start": max(0.0, e["start"] - start), "end": min(seconds, e["end"] - start), "event": e["event"]}
+            for e in annotation["SED"]
+            if e["end"] > start and e["start"] < start + seconds
+        ]
+        names = [e["event"] for e in events]
+        annotation["SED"] = events
+        annotation["category"] = {name: names.count(name) for name in dict.fromkeys(names)}
+    elif "category" in annotation:
+        annotation["category"] = dict.fromkeys(annotation["category"])
+    return annotation

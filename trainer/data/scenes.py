@@ -1,0 +1,205 @@
+"""The embedded data set: what happens in a procedural clip, drawn from a seed. Its sound and picture are in `synth.py`.
+
+A clip lasts 2.048 s. An audio scene holds one to five events that do not overlap; a music scene holds one instrument
+playing a pattern at one of three tempi. Annotations have the fields of the paper's appendix A-A 2.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .captions import sequence
+
+SAMPLE_RATE = 8000  # Hz
+SAMPLES = 16384
+SECONDS = SAMPLES / SAMPLE_RATE
+
+# Shortest and longest natural duration in seconds. Five of the longest-winded (sirens) must still fit into a clip.
+DURATIONS: dict[str, tuple[float, float]] = {
+    "bell": (0.22, 0.90),
+    "kick": (0.14, 0.24),
+    "snare": (0.14, 0.26),
+    "whistle": (0.20, 1.30),
+    "siren": (0.28, 1.40),
+    "buzzer": (0.20, 1.30),
+    "horn": (0.20, 1.30),
+    "bird": (0.22, 1.00),
+    "dog": (0.16, 0.30),
+    "hiss": (0.20, 1.30),
+}
+AUDIO_CATEGORIES: tuple[str, ...] = tuple(DURATIONS)
+INSTRUMENTS: tuple[str, ...] = ("piano", "flute", "organ", "guitar")
+TEMPI: tuple[int, ...] = (100, 160, 250)  # beats a minute; no two stand in a ratio near 2
+GENRES: tuple[str, ...] = ("march", "waltz", "jazz")
+MOODS: dict[str, tuple[int, int, int]] = {"happy": (0, 4, 7), "sad": (0, 3, 7)}  # semitones of the triad
+
+MIN_GAP = 0.1  # seconds of silence between events: three latent frames, so that repeated sounds can be counted
+HEAD, TAIL = 0.03, 0.05  # seconds kept free at the ends of a clip
+MAX_EVENTS = 5
+
+# Scene kinds: one for each prompt type of T2A-bench (appendix A-C), and free mixtures such as "a bell, then two kicks".
+KINDS: tuple[str, ...] = ("categories", "count", "order", "single", "mixture")
+_DOMAINS = {"audio": 0, "music": 1}
+
+
+@dataclass(frozen=True)
+class Event:
+    """One sound of a category of `AUDIO_CATEGORIES`, from onset to offset in seconds."""
+
+    category: str
+    onset: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip's content. Audio scenes have events; music scenes have the four musical fields and no events.
+
+    `seed` settles everything the annotation does not say: levels, pitches, note choices, background.
+    """
+
+    domain: str
+    events: tuple[Event, ...]
+    instrument: str
+    tempo: int
+    genre: str
+    mood: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class Note:
+    """One note: onset and offset in seconds, semitones above the instrument's root, level, whether it is on a beat."""
+
+    onset: float
+    offset: float
+    semitones: int
+    level: float
+    on_beat: bool
+
+
+def draw_scene(seed: int, index: int, domain: str) -> Scene:
+    """The `index`-th scene of a data set. Same arguments, same scene.
+
+    Raises:
+        ValueError: `domain` is neither "audio" nor "music".
+    """
+    if domain not in _DOMAINS:
+        raise ValueError(f"domain is {domain!r}, must be 'audio' or 'music'")
+    rng = np.random.default_rng([seed, index, _DOMAINS[domain]])
+    if domain == "audio":
+        return audio_scene(draw_categories(KINDS[rng.integers(len(KINDS))], rng), rng)
+    return Scene(
+        domain="music",
+        events=(),
+        instrument=INSTRUMENTS[rng.integers(len(INSTRUMENTS))],
+        tempo=TEMPI[rng.integers(len(TEMPI))],
+        genre=GENRES[rng.integers(len(GENRES))],
+        mood=tuple(MOODS)[rng.integers(len(MOODS))],
+        seed=int(rng.integers(2**31)),
+    )
+
+
+def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
+    """The categories of a scene's events in order of time, for one of `KINDS`."""
+    if kind == "single":
+        return _distinct(1, rng)
+    if kind == "categories":
+        return _distinct(int(rng.integers(1, MAX_EVENTS + 1)), rng)
+    if kind == "order":
+        return _distinct(int(rng.integers(2, 4)), rng)
+    if kind == "count":
+        return _distinct(1, rng) * int(rng.integers(1, MAX_EVENTS + 1))
+    groups = int(rng.integers(2, 4))
+    # Between one and three of each, but never more than MAX_EVENTS together.
+    counts = [1] * groups
+    for _ in range(int(rng.integers(1, MAX_EVENTS + 1 - groups))):
+        counts[rng.integers(groups)] += 1
+    names = [name for name, count in zip(_distinct(groups, rng), counts, strict=True) for _ in range(count)]
+    if rng.random() < 0.3:
+        rng.shuffle(names)
+    return names
+
+
+def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
+    """Lays events of these categories out in time, in this order, with at least MIN_GAP seconds between them.
+
+    Raises:
+        ValueError: there are none, or more than MAX_EVENTS.
+    """
+    count = len(categories)
+    if not 1 <= count <= MAX_EVENTS:
+        raise ValueError(f"{count} events asked for, a scene holds 1 to {MAX_EVENTS}")
+    shortest = np.array([DURATIONS[name][0] for name in categories])
+    longest = np.array([DURATIONS[name][1] for name in categories])
+    durations = shortest + rng.random(count) * (longest - shortest)
+    room = SECONDS - HEAD - TAIL - (count - 1) * MIN_GAP
+    if count > 1:
+        # Durations shrink towards the shortest ones until a drawn share of the room stays silent.
+        limit = max(float(shortest.sum()), room * rng.uniform(0.55, 0.95))
+        excess = float(durations.sum()) - limit
+        if excess > 0:
+            durations -= (durations - shortest) * excess / float((durations - shortest).sum())
+    # The slack is cut at random points into the pauses before, between and after the events.
+    cuts = np.sort(rng.random(count)) * (room - durations.sum())
+    onsets = HEAD + cuts + np.concatenate(([0.0], np.cumsum(durations[:-1] + MIN_GAP)))
+    events = tuple(
+        Event(name, round(float(start), 3), round(float(start + length), 3))
+        for name, start, length in zip(categories, onsets, durations, strict=True)
+    )
+    return Scene("audio", events, "", 0, "", "", int(rng.integers(2**31)))
+
+
+def notes(scene: Scene) -> list[Note]:
+    """The notes of a music scene. The genre is the pattern: a march alternates root and fifth in short notes, a waltz
+    strikes the root and answers twice higher up, jazz swings (an off-beat note after two thirds of the beat)."""
+    rng = np.random.default_rng(scene.seed)
+    period = 60.0 / scene.tempo
+    root, third, fifth = MOODS[scene.mood]
+    start = float(rng.uniform(0.02, 0.02 + min(period, 0.3)))
+    result: list[Note] = []
+    for beat in range(int((SECONDS - 0.1 - start) / period) + 1):
+        onset = start + beat * period
+        colour = int(rng.integers(2))
+        if scene.genre == "march":
+            pitch = (root, third, fifth, third)[beat % 4]
+            result.append(Note(onset, onset + 0.5 * period, pitch, 0.9, True))
+        elif scene.genre == "waltz":
+            pitch = root - 12 if beat % 3 == 0 else (third, fifth)[colour]
+            result.append(Note(onset, onset + 0.85 * period, pitch, 1.0 if beat % 3 == 0 else 0.7, True))
+        else:
+            result.append(Note(onset, onset + 0.6 * period, (root, third, fifth, third + 12)[beat % 4], 1.0, True))
+            swing = onset + 0.667 * period
+            if swing < SECONDS - 0.1:
+                result.append(Note(swing, onset + 0.95 * period, (fifth, 12)[colour], 0.45, False))
+    return [Note(n.onset, min(n.offset, SECONDS - 0.01), n.semitones, n.level, n.on_beat) for n in result]
+
+
+def annotation(scene: Scene) -> dict[str, Any]:
+    """What is true of a scene, with the fields of appendix A-A 2.
+
+    Audio: caption, category (name -> count, in order of first appearance), SED (list of {"start", "end", "event"},
+    seconds) and time_relation (the order as "bell, kick, kick"). Music: caption, genre, mood, instruments (a list)
+    and tempo (beats a minute).
+    """
+    if scene.domain == "music":
+        return {
+            "caption": f"{scene.mood} {scene.genre} played on the {scene.instrument} at {scene.tempo} bpm",
+            "genre": scene.genre,
+            "mood": scene.mood,
+            "instruments": [scene.instrument],
+            "tempo": scene.tempo,
+        }
+    names = [event.category for event in scene.events]
+    counts = {name: names.count(name) for name in dict.fromkeys(names)}
+    return {
+        "caption": sequence(names),
+        "category": counts,
+        "SED": [{"start": event.onset, "end": event.offset, "event": event.category} for event in scene.events],
+        "time_relation": ", ".join(names),
+    }
+
+
+def _distinct(count: int, rng: np.random.Generator) -> list[str]:
+    return [AUDIO_CATEGORIES[i] for i in rng.permutation(len(AUDIO_CATEGORIES))[:count]]

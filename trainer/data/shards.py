@@ -1,0 +1,229 @@
+"""Folders of MDS shards: a writer that reads back what it wrote, and the checks before a run.
+
+A folder appears under its name only when it is complete: the writer works in a hidden sibling, writes `features.json`
+as the last file, reads everything back, and renames. `record.py` has the schema.
+"""
+
+import json
+import os
+import shutil
+import uuid
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ...models import strict
+from ...models.config import CodecConfig, TextConfig, VideoConfig
+from .record import COLUMNS, Record, to_columns, validate
+from .streaming_import import MDSWriter, get_hash
+
+FORMAT = 1
+HASH = "xxh64"  # guards against damage, not against an attacker; several GB/s, so that a run can check at its start
+
+
+class ShardError(ValueError):
+    """A folder of shards is damaged, incomplete or not ours; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """`features.json`: the encoders that made a folder's features, and what the folder holds."""
+
+    format: int
+    codec: CodecConfig
+    text: TextConfig
+    video: VideoConfig
+    samples: int
+    domains: dict[str, int]  # samples of each domain
+    seconds: float  # sum of the true lengths
+
+
+class ShardWriter:
+    """Writes records into a new folder of MDS shards; a context manager.
+
+    Leaving the context reads every shard back and then renames the finished folder to its name. When the body or the
+    check raises, the unfinished folder is removed and nothing appears under the name.
+
+    Raises:
+        ValueError: the folder exists, a record does not fit (see `validate`), an id repeats, or nothing was written.
+        OSError: the disk is full or not writable; what existed before is as it was.
+        ShardError: what was read back is not what was written.
+    """
+
+    def __init__(
+        self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig, size_limit: int = 1 << 26
+    ) -> None:
+        """size_limit: bytes a shard, below 2**32."""
+        refuse_existing(folder)
+        self._folder = folder
+        self._codec, self._text, self._video = codec, text, video
+        self._size_limit = size_limit
+        self._partial = partial_sibling(folder)
+        self._ids: set[str] = set()
+        self._domains: Counter[str] = Counter()
+        self._seconds = 0.0
+
+    def __enter__(self) -> Self:
+        self._partial.mkdir(parents=True)
+        self._mds = MDSWriter(columns=COLUMNS, out=str(self._partial), hashes=[HASH], size_limit=self._size_limit)
+        return self
+
+    def write(self, record: Record) -> None:
+        """Adds one record."""
+        record = validate(record, self._codec, self._video)
+        if record.id in self._ids:
+            raise ValueError(f"record {record.id!r} was written to {self._folder} before; ids must differ")
+        try:
+            self._mds.write(to_columns(record))
+        except OSError as error:
+            raise self._disk_error(error) from error
+        self._ids.add(record.id)
+        self._domains[record.domain] += 1
+        self._seconds += record.seconds
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._publish()
+        except OSError as disk:
+            raise self._disk_error(disk) from disk
+        finally:
+            # MDSWriter's own __exit__ would write an index over an unfinished folder.
+            self._mds.cancel_future_jobs()
+            shutil.rmtree(self._partial, ignore_errors=True)  # gone already after a rename
+
+    def _publish(self) -> None:
+        if not self._ids:
+            raise ValueError(f"no record was written to {self._folder}; an empty folder cannot be trained on")
+        self._mds.finish()
+        features = Features(
+            FORMAT, self._codec, self._text, self._video, len(self._ids), dict(self._domains), self._seconds
+        )
+        write_json(self._partial / "features.json", strict.to_dict(features))
+        check_shards(self._partial, hashes=True)
+        for file in self._partial.iterdir():
+            _sync(file)
+        refuse_existing(self._folder)
+        self._partial.rename(self._folder)
+        _sync(self._folder.parent)
+
+    def _disk_error(self, error: OSError) -> OSError:
+        return OSError(
+            error.errno,
+            f"{error.strerror or error}: could not write sample {len(self._ids)} of {self._folder}. The unfinished "
+            f"folder is removed and nothing else was touched; free space there or choose another folder",
+        )
+
+
+def partial_sibling(folder: Path) -> Path:
+    """A hidden, unused name beside `folder`, on the same file system, so that a rename publishes it at once."""
+    return folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
+
+
+def refuse_existing(folder: Path) -> None:
+    """Raises ValueError when there is something under the name of an output folder."""
+    if folder.exists() or folder.is_symlink():
+        raise ValueError(f"{folder} exists already and is left as it is; remove it or choose another --out")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replaces `path` at once: a reader sees the old file or the new one, never half of it."""
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
+    _sync(beside)
+    os.replace(beside, path)
+
+
+def _sync(path: Path) -> None:
+    """Waits until a file or folder has reached the disk, so that a power cut cannot empty what was published."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_features(path: Path) -> Features:
+    """Reads `features.json` of a shard folder.
+
+    Raises:
+        ShardError: it is missing, not JSON, of another format version, or its keys are not those of `Features`.
+    """
+    raw = _read_json(path, "features.json")
+    if raw.get("format") != FORMAT:
+        raise ShardError(f"{path / 'features.json'}: format {raw.get('format')!r}, this version reads {FORMAT}")
+    try:
+        features: Features = strict.parse(Features, raw)
+    except ValueError as error:
+        raise ShardError(f"{path / 'features.json'}: {error}; prepare the folder again") from error
+    return features
+
+
+def check_shards(path: Path, hashes: bool) -> None:
+    """Checks that a folder is complete: streaming itself ends an epoch early, silently, where a shard is damaged.
+
+    Sizes and sample counts always; with `hashes` every byte is read and compared with the hash in the index.
+
+    Raises:
+        ShardError: names the first file that is missing, truncated, changed or not of this format.
+    """
+    features = read_features(path)
+    shards = _read_json(path, "index.json").get("shards")
+    if not isinstance(shards, list) or not shards:
+        raise ShardError(f"{path / 'index.json'}: lists no shards; prepare the folder again")
+    total = 0
+    for shard in shards:
+        try:
+            _check_shard(path, shard, hashes)
+        except (KeyError, TypeError) as error:
+            raise ShardError(f"{path / 'index.json'}: no MDS index ({error!r}); prepare the folder again") from error
+        total += shard["samples"]
+    if total != features.samples:
+        raise ShardError(f"{path}: index.json counts {total} samples, features.json {features.samples}")
+
+
+def _check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
+    found = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+    if found != COLUMNS or shard["compression"]:
+        raise ShardError(
+            f"{path / 'index.json'}: columns {found}, compression {shard['compression']!r}; "
+            f"expected uncompressed {COLUMNS}"
+        )
+    raw = shard["raw_data"]
+    file = path / raw["basename"]
+    if file.parent != path or not file.is_file():
+        raise ShardError(f"{file} is missing; copy the folder again or prepare it again")
+    size = file.stat().st_size
+    if size != raw["bytes"]:
+        raise ShardError(f"{file} has {size} bytes, its index says {raw['bytes']}; copy or prepare it again")
+    with file.open("rb") as handle:
+        samples = int(np.frombuffer(handle.read(4), "<u4")[0])
+    if samples != shard["samples"]:
+        raise ShardError(f"{file} holds {samples} samples, its index says {shard['samples']}; copy or prepare it again")
+    if hashes:
+        expected = raw["hashes"].get(HASH)
+        actual = get_hash(HASH, file.read_bytes())
+        if actual != expected:
+            raise ShardError(f"{file} has changed: {HASH} {actual}, its index {expected}; copy or prepare it again")
+
+
+def _read_json(path: Path, name: str) -> dict[str, Any]:
+    if not path.is_dir():
+        raise ShardError(f"{path} is not a folder of shards; make one with launch/prepare.py")
+    try:
+        value = json.loads((path / name).read_text())
+    except FileNotFoundError as error:
+        raise ShardError(
+            f"{path / name} is missing: the folder is empty, incomplete or not made by launch/prepare.py"
+        ) from error
+    except ValueError as error:
+        raise ShardError(f"{path / name} is not JSON ({error}); copy the folder again or prepare it again") from error
+    if not isinstance(value, dict):
+        raise ShardError(f"{path / name} holds a {type(value).__name__}, expected an object")
+    return value

@@ -1,0 +1,165 @@
+"""The eight tasks: which conditions a sample gets, holes and prefixes, dropout (section IV-B, Table A.1).
+
+B batch, L latent frames, C latent channels, S motion steps, D feature width, T text tokens.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...models.conditioner import video_seconds
+from ...models.config import ModelConfig
+from ...models.encoders.base import TextEncoder
+from ..config import DataConfig
+from ..rng import Purpose, sample_rng
+from .captions import TASK_TEXT
+from .record import Record
+
+USES_TEXT = frozenset({"T2A", "TV2A", "T2M", "TV2M"})
+USES_VIDEO = frozenset({"V2A", "TV2A", "V2M", "TV2M"})
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What the conditioner takes."""
+
+    video: Tensor  # (B, S, D), zeros where there is none
+    audio: Tensor  # (B, L, C), zeros where nothing is given
+    text: Tensor  # (B, T, Dt)
+    text_length: Tensor  # (B,) int64
+
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        return self.video, self.audio, self.text, self.text_length
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> "Conditions":
+        """Features in `dtype`, lengths as they are."""
+        move = [x.to(device=device, dtype=dtype, non_blocking=True) for x in (self.video, self.audio, self.text)]
+        return Conditions(*move, self.text_length.to(device, non_blocking=True))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's samples of one rank."""
+
+    latents: Tensor  # (B, L, C) float32, drawn from mean and deviation
+    conditions: Conditions
+    places: Tensor  # (B,) int64, each sample's place in the global batch
+    tasks: tuple[str, ...]
+    ids: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def split(self, size: int) -> list["Batch"]:
+        """Micro-batches of `size` samples."""
+        parts = []
+        for i in range(0, len(self), size):
+            cut = slice(i, i + size)
+            conditions = Conditions(*(x[cut] for x in self.conditions.tensors()))
+            parts.append(Batch(self.latents[cut], conditions, self.places[cut], self.tasks[cut], self.ids[cut]))
+        return parts
+
+
+class Assembler:
+    """Records to batches: draws each sample's task, caption, hole, prefix and dropout, and encodes the texts."""
+
+    def __init__(self, model: ModelConfig, data: DataConfig, encode_text: TextEncoder, seed: int) -> None:
+        self.model = model
+        self.data = data
+        self.encode_text = encode_text
+        self.seed = seed
+        seconds = video_seconds(model)
+        last = 10**9
+        # The image nearest in time to each motion feature; clips of one schema have one number of images.
+        self.nearest = (seconds * model.video.image_rate - 0.5).round().clamp(0, last).long().numpy()
+
+    def __call__(
+        self, records: Sequence[Record], tasks: Sequence[dict[str, float]], step: int, places: Sequence[int]
+    ) -> Batch:
+        """`tasks` holds the weights of each record's stream, `places` its place in the global batch.
+
+        Raises ValueError when a record lacks what all its possible tasks need.
+        """
+        rngs = [sample_rng(self.seed, step, place, Purpose.CONDITIONS) for place in places]
+        chosen = tuple(choose_task(r, w, rng) for r, w, rng in zip(records, tasks, rngs, strict=True))
+        latents = torch.stack([self._latent(r, step, p) for r, p in zip(records, places, strict=True)])
+        conditions = self.conditions(records, chosen, latents, rngs)
+        return Batch(latents, conditions, torch.tensor(places), chosen, tuple(r.id for r in records))
+
+    def conditions(
+        self, records: Sequence[Record], tasks: Sequence[str], latents: Tensor, rngs: Sequence[np.random.Generator]
+    ) -> Conditions:
+        """The conditions of samples whose tasks are settled."""
+        texts, videos, audios = [], [], []
+        for record, task, latent, rng in zip(records, tasks, latents, rngs, strict=True):
+            drop_text, drop_video, drop_audio = self._dropout(rng)
+            text = choose_text(record, task, rng)
+            texts.append("" if drop_text else text)
+            videos.append(self.video(record if task in USES_VIDEO and not drop_video else None))
+            given = self.given(task, rng)
+            audios.append(latent * (0.0 if drop_audio else 1.0) * given[:, None])
+        text, length = self.encode_text(texts)
+        return Conditions(torch.stack(videos), torch.stack(audios), text, length)
+
+    def video(self, record: Record | None) -> Tensor:
+        """Image and motion features on one time grid, added (section IV-A): (S, D); zeros without a video."""
+        video = self.model.video
+        if record is None or not len(record.motion):
+            return torch.zeros(video.steps, video.dim)
+        images = record.image.astype(np.float32)[np.minimum(self.nearest, len(record.image) - 1)]
+        return torch.from_numpy(images + record.motion.astype(np.float32))
+
+    def given(self, task: str, rng: np.random.Generator) -> Tensor:
+        """1 where the task gives the sound's latents as a condition, 0 elsewhere: (L,)."""
+        frames = self.model.codec.frames
+        mask = torch.zeros(frames)
+        if task == "inpainting":
+            hole = max(1, round(frames * rng.uniform(*self.data.inpaint)))
+            start = int(rng.integers(0, frames - hole + 1))
+            mask[:] = 1
+            mask[start : start + hole] = 0
+        elif task == "completion":
+            mask[: max(1, round(frames * rng.uniform(*self.data.prefix)))] = 1
+        return mask
+
+    def _dropout(self, rng: np.random.Generator) -> tuple[bool, bool, bool]:
+        p = self.data.dropout
+        u = rng.random(4)
+        everything = u[3] < p.all
+        return bool(u[0] < p.text or everything), bool(u[1] < p.video or everything), bool(u[2] < p.audio or everything)
+
+    def _latent(self, record: Record, step: int, place: int) -> Tensor:
+        mean, std = record.latent_mean.astype(np.float32), record.latent_std.astype(np.float32)
+        if std.any():
+            mean += std * sample_rng(self.seed, step, place, Purpose.LATENT).standard_normal(std.shape, np.float32)
+        return torch.from_numpy(mean)
+
+
+def choose_task(record: Record, weights: dict[str, float], rng: np.random.Generator) -> str:
+    """One of the stream's tasks that the record can serve, by weight."""
+    usable = {t: w for t, w in weights.items() if possible(record, t)}
+    if not usable:
+        raise ValueError(f"sample {record.id!r} serves none of the tasks {', '.join(weights)}: no caption or no video")
+    names = list(usable)
+    shares = np.array([usable[n] for n in names])
+    return names[int(rng.choice(len(names), p=shares / shares.sum()))]
+
+
+def possible(record: Record, task: str) -> bool:
+    """Whether the record has the text and the video that the task conditions on."""
+    return (task not in USES_TEXT or bool(record.captions)) and (task not in USES_VIDEO or len(record.motion) > 0)
+
+
+def choose_text(record: Record, task: str, rng: np.random.Generator) -> str:
+    """One of the captions, or the task's description where the task has no text of its own (section IV-B).
+
+    Inpainting and completion have either, evenly: a caption helps where the user gives one.
+    """
+    pick = int(rng.integers(max(1, len(record.captions))))
+    described = bool(rng.random() < 0.5)
+    if task in USES_TEXT or (task not in TASK_TEXT or described) and record.captions and task not in USES_VIDEO:
+        return record.captions[pick]
+    return TASK_TEXT[task]

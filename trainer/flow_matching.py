@@ -1,0 +1,30 @@
+"""Flow matching (section IV-B): z_t = t·z_1 + (1-t)·z_0 with noise at t = 1, velocity u = z_1 - z_0, so z_0 = z_t - t·v.
+
+B batch, L latent frames, C latent channels.
+"""
+
+import torch
+from torch import Tensor
+
+
+def interpolate(z0: Tensor, z1: Tensor, t: Tensor) -> Tensor:
+    """z_t (B, L, C) between data z0 and noise z1, each (B, L, C), at t (B,) (Eq. 2)."""
+    t = t[:, None, None]
+    return t * z1 + (1 - t) * z0
+
+
+def clean_estimate(zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
+    """z_0 (B, L, C) from a velocity (Eq. 5)."""
+    return zt - t[:, None, None] * v
+
+
+def flow_matching_loss(v: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
+    """Each sample's mean squared error (B,) in float32 of a velocity v (B, L, C) against z_1 - z_0 (Eq. 3, 4)."""
+    return (v.float() - (z1 - z0).float()).square().flatten(1).mean(1)
+
+
+def noise_level(uniform: Tensor, kind: str) -> Tensor:
+    """Noise levels in (0, 1) from uniform draws of the same shape: as they are, or through a logit-normal law."""
+    if kind == "uniform":
+        return uniform
+    return torch.sigmoid(torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))).to(uniform.dtype)

@@ -1,0 +1,152 @@
+"""The loop that pretraining and distillation share: fetch, step, log, save."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..models.audiox import AudioX
+from ..models.encoders.base import AudioCodec, TextEncoder
+from ..models.sampler import euler
+from . import checkpoint, run
+from .checkpoint import Role
+from .config import RunConfig
+from .data.tasks import Batch
+from .logs import Logs
+from .zero import World
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a training step tells the loop."""
+
+    applied: bool  # false where a gradient was not finite and the weights stayed
+    values: dict[str, float]
+    flops_per_sample: int
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    shown: tuple[str, ...]
+    roles: dict[str, Role]
+
+    def step(self, step: int, batch: Batch) -> Step: ...
+
+    def metrics(self) -> dict[str, float]: ...
+
+    def preview(self) -> tuple[Tensor, Tensor]: ...
+
+
+class Batches(Protocol):
+    """Where samples come from."""
+
+    def batches(self, start: int) -> Iterator[Batch]: ...
+
+
+def train(
+    task: Task,
+    reader: Batches,
+    config: RunConfig,
+    world: World,
+    output: Path,
+    resume: bool,
+    peak: float,
+    about: dict[str, Any],
+) -> None:
+    """Run `task` from where its folder stands to `training.steps`; `peak` is all ranks' FLOP/s, for MFU."""
+    start = restore(task, output, resume, world)
+    if world.rank == 0:
+        run.write_config(output, config)
+    steps, every = config.training.steps, config.logging.every
+    with Logs(output, world.rank == 0, start, steps, output.name) as logs:
+        batches = reader.batches(start)
+        skipped, clock = 0, time.perf_counter()
+        for step in range(start, steps):
+            batch = next(batches)
+            result = task.step(step, batch)
+            done = step + 1
+            skipped = _count_skipped(skipped, result, step, batch, config, logs)
+            logs.advance()
+            if done % every == 0 or done == steps:
+                values = task.metrics() | result.values
+                now = time.perf_counter()
+                since = (done - start - 1) % every + 1 if done == steps else min(every, done - start)
+                speed = since * config.training.global_batch / (now - clock)
+                values |= {"samples_per_s": speed, "mfu": speed * result.flops_per_sample / peak}
+                logs.metrics(done, values, task.shown)
+                clock = now
+            if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
+                waves, latents = task.preview()
+                names = [f"{i} {p}" for i, p in enumerate(config.logging.prompts)]
+                logs.sounds(done, names, waves, latents, config.model.codec.sample_rate)
+            if done % config.checkpoint.every == 0 or done == steps:
+                checkpoint.save(output, done, task.roles, config.checkpoint.keep, about)
+
+
+def restore(task: Task, output: Path, resume: bool, world: World) -> int:
+    """The step to go on from: that of the newest undamaged checkpoint, or 0 in a folder without any."""
+
+    def report(text: str) -> None:
+        if world.rank == 0:
+            print(text, flush=True)
+
+    folder = checkpoint.newest(output, report) if resume else None
+    if folder is None:
+        if resume:
+            report(f"{output} has no checkpoint yet: starting at step 0")
+        return 0
+    step = int(checkpoint.load(folder, task.roles)["step"])
+    report(f"resumed from {folder} at step {step}")
+    return step
+
+
+def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: RunConfig, logs: Logs) -> int:
+    """Non-finite steps in a row. Raises RuntimeError when there are as many as `training.max_skipped`."""
+    if result.applied:
+        return 0
+    limit = config.training.max_skipped
+    logs.say(f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({skipped + 1} in a row)")
+    if skipped + 1 >= limit:
+        raise RuntimeError(
+            f"{limit} steps in a row, to step {step}, had a loss or gradient that is not finite; rank 0's last samples "
+            f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower optimizer.lr, or look at these samples"
+        )
+    return skipped + 1
+
+
+class Previews:
+    """Sound for fixed prompts from weights in training, for TensorBoard."""
+
+    STEPS = 25
+
+    def __init__(self, config: RunConfig, encode_text: TextEncoder, codec: AudioCodec) -> None:
+        self.config, self.codec = config, codec
+        prompts = list(config.logging.prompts)
+        self.text, self.length = encode_text([*prompts, *[""] * len(prompts)]) if prompts else (None, None)
+
+    @torch.no_grad()
+    def make(self, model: AudioX, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """waves (B, channels, samples) and latents (B, L, C), the same noise every time."""
+        model_config = self.config.model
+        codec, video = model_config.codec, model_config.video
+        if self.text is None or self.length is None:
+            return torch.zeros(0, codec.audio_channels, codec.samples), torch.zeros(0, codec.frames, codec.channels)
+        n = len(self.text) // 2
+        noise = torch.randn(n, codec.frames, codec.channels, generator=torch.Generator().manual_seed(0)).to(device)
+        shapes = ((2 * n, video.steps, video.dim), (2 * n, codec.frames, codec.channels))
+        features = [torch.zeros(s, device=device, dtype=dtype) for s in shapes]
+        text, length = self.text.to(device, dtype), self.length.to(device)
+
+        def velocity(z: Tensor, t: Tensor) -> Tensor:  # through forward, which ZeRO-3 needs to gather weights
+            both = model(z.repeat(2, 1, 1).to(dtype), t.repeat(2), *features, text, length).float()
+            v, v_uncond = both.chunk(2)
+            return v_uncond + self.config.sampling.guidance * (v - v_uncond)
+
+        with torch.compiler.set_stance("force_eager"):
+            latents = euler(velocity, noise, self.STEPS).cpu()
+        return self.codec.decode(latents), latents

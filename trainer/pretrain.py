@@ -1,0 +1,119 @@
+"""Pretraining of AudioX-Base: flow matching on latents under multimodal conditions (section IV)."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..models import strict
+from ..models.audiox import AudioX
+from ..models.encoders.build import build_codec, build_text_encoder
+from . import run, zero
+from .checkpoint import Role
+from .config import RunConfig, check_ranks
+from .data.reader import Reader, check_stream
+from .data.tasks import Batch
+from .ema import Ema
+from .flow_matching import flow_matching_loss, interpolate, noise_level
+from .flops import training_flops
+from .hardware import peak_flops
+from .logs import NoiseBins
+from .loop import Previews, Step, train
+from .rng import Purpose, sample_rng
+from .schedule import learning_rate
+
+
+class Pretraining:
+    """The teacher's training step, its state and what is logged of it."""
+
+    shown = ("loss", "lr", "samples_per_s")
+
+    def __init__(self, config: RunConfig, world: zero.World) -> None:
+        self.config, self.world = config, world
+        training = config.training
+        torch.manual_seed(training.seed)
+        self.model = AudioX(config.model, config.sampling)
+        self.model.backbone.checkpointing = training.checkpointing
+        if training.compile:
+            compile_blocks(self.model)
+        accumulation = check_ranks(training, world.ranks)
+        self.engine = zero.Engine(
+            self.model.to(world.device),
+            config.optimizer,
+            config.zero,
+            training.precision,
+            training.micro_batch,
+            accumulation,
+            config.deepspeed,
+        )
+        self.ema = Ema(config.ema, self.engine.shards())
+        self.roles = {"model": Role(self.engine, self.ema)}
+        self.bins = NoiseBins(world.device)
+        self.previews = Previews(config, build_text_encoder(config.model.text), build_codec(config.model.codec))
+
+    def step(self, step: int, batch: Batch) -> Step:
+        """One optimizer step on this rank's share of the global batch."""
+        rate = learning_rate(self.config.schedule, self.config.optimizer.lr, step, self.config.training.steps)
+        applied = False
+        for micro in batch.split(self.config.training.micro_batch):
+            losses, t = self.losses(step, micro)
+            self.bins.add(losses, t)
+            applied = self.engine.backward(losses.mean(), rate)
+        if applied:
+            self.ema.update(self.engine.shards(), self.engine.updates())
+        return Step(applied, {"lr": rate}, training_flops(self.config.model, batch.conditions.text.shape[1]))
+
+    def losses(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
+        z1, uniform = draw_noise(self.config.training.seed, step, batch)
+        device, dtype = self.world.device, self.engine.dtype
+        z0, z1 = batch.latents.to(device, non_blocking=True), z1.to(device, non_blocking=True)
+        t = noise_level(uniform, self.config.training.time).to(device, non_blocking=True)
+        conditions = batch.conditions.to(device, dtype)
+        v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
+        return flow_matching_loss(v, z0, z1), t
+
+    def metrics(self) -> dict[str, float]:
+        """All ranks call this."""
+        return self.bins.read() | {"grad_norm": self.engine.gradient_norm()}
+
+    def preview(self) -> tuple[Tensor, Tensor]:
+        """Sound and latents that the EMA weights make for the configured prompts. All ranks call this."""
+        with self.engine.computing_with(self.ema.values):
+            return self.previews.make(self.model, self.world.device, self.engine.dtype)
+
+
+def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Noise like the batch's latents and uniform numbers (B,), each sample's from its own generator."""
+    rngs = [sample_rng(seed, step, place, Purpose.NOISE) for place in batch.places.tolist()]
+    shape = tuple(batch.latents.shape[1:])
+    noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
+    return torch.from_numpy(noise), torch.tensor([rng.random() for rng in rngs])
+
+
+def compile_blocks(model: AudioX) -> None:
+    """torch.compile for each transformer block: blocks of one shape share their code, so it is compiled once."""
+    for block in model.backbone.blocks:
+        block.compile()
+
+
+def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
+    """Train to `training.steps`, writing into `output`.
+
+    Everything that can be wrong with the configuration, the shards or the folder is refused before a process group is
+    made. Raises ValueError or OSError.
+    """
+    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    run.check_output(output, resume)
+    run.check_unchanged(output, config)
+    for stream in config.data.streams:
+        check_stream(stream.path, config.model, config.data, hashes=False)
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    world = zero.start()
+    task = Pretraining(config, world)
+    reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
+    peak = peak_flops(world.device, task.engine.dtype) * world.ranks
+    train(task, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)})

@@ -1,0 +1,233 @@
+"""The one module that knows DeepSpeed: process group, engine, and the fp32 shards that each rank owns.
+
+A `Fragment` is the part of a parameter that lies in this rank's shard. Checkpoints, EMA and export are written in terms of
+fragments, which makes them the same at every ZeRO stage and for every number of ranks.
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from .config import OptimizerConfig, ZeroConfig
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    device: torch.device
+
+
+def start() -> World:
+    """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does."""
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+    accelerator = get_accelerator()
+    local = int(os.environ["LOCAL_RANK"])
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local)
+    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + length) of a flattened parameter, at [offset, offset + length) of shard `group`."""
+
+    name: str
+    shape: tuple[int, ...]
+    start: int
+    length: int
+    group: int
+    offset: int
+
+    def view(self, shards: list[Tensor]) -> Tensor:
+        return shards[self.group].view(-1).narrow(0, self.offset, self.length)
+
+
+class Engine:
+    """One trained model under DeepSpeed: backward, step, and access to what its optimizer owns."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerConfig,
+        zero: ZeroConfig,
+        precision: str,
+        micro_batch: int,
+        accumulation: int,
+        overrides: dict[str, Any],
+    ) -> None:
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        adamw = torch.optim.AdamW(
+            model.parameters(),
+            lr=optimizer.lr,
+            betas=(optimizer.betas[0], optimizer.betas[1]),
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=not zero.offload,
+        )
+        config = deepspeed_config(zero, optimizer.clip, precision, micro_batch, accumulation) | overrides
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+        self.module: nn.Module = self.engine.module
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.adamw = adamw
+        self.sharded = hasattr(self.optimizer, "optimizer")  # else plain AdamW on replicated fp32 parameters
+        if hasattr(self.optimizer, "check_grad_overflow"):
+            self.optimizer.check_grad_overflow = True  # DeepSpeed looks for non-finite gradients in low precision only
+
+    def backward(self, loss: Tensor, rate: float) -> bool:
+        """Backward of one micro-batch; at the end of an accumulation the optimizer steps with this learning rate.
+
+        Returns whether weights changed. Where any rank has a non-finite gradient no rank does.
+        """
+        self.engine.backward(loss)
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        finite = True
+        if boundary and not self.sharded:
+            # Gradients are averaged over the ranks by now, so every rank sees the same. AdamW passes over parameters
+            # without a gradient, which leaves its moments alone too.
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            finite = bool(torch.nn.utils.get_total_norm(grads).isfinite())
+            if not finite:
+                for parameter in self.module.parameters():
+                    parameter.grad = None
+        self.engine.step()
+        return boundary and finite and self.engine.was_step_applied()
+
+    def gradient_norm(self) -> float:
+        """Norm over all parameters and ranks of the last step's gradient, before clipping."""
+        norm = self.engine.get_global_grad_norm()
+        return float(norm) if norm is not None else float("nan")
+
+    def shards(self) -> list[Tensor]:
+        """The fp32 weights that this rank owns: flat tensors, or all parameters where nothing is sharded."""
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if hasattr(self.optimizer, name):
+                return list(getattr(self.optimizer, name))
+        return [p.data for p in self.module.parameters()]
+
+    def fragments(self) -> list[Fragment]:
+        """Where this rank's parts of the parameters lie in `shards()`."""
+        parameters = [(self.names[id(p)], p) for p in self.module.parameters()]
+        if not self.sharded:
+            return [
+                Fragment(name, tuple(p.shape), 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters)
+            ]
+        if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):
+            return [f for name, p in parameters if (f := self._stage3_fragment(name, p)) is not None]
+        fragments = []
+        for name, p in parameters:
+            if p._hp_mapping is not None:
+                low, high = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
+                group = p._hp_mapping.param_group_index
+                fragments.append(Fragment(name, self.shapes[name], low.start, low.numel, group, high.start))
+        return fragments
+
+    def _stage3_fragment(self, name: str, parameter: Any) -> Fragment | None:
+        group, offset, share = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+        start = torch.distributed.get_rank() * parameter.partition_numel()
+        length = min(share, parameter.ds_numel - start)
+        return Fragment(name, self.shapes[name], start, length, group, offset) if length > 0 else None
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """AdamW's moments, laid out like `shards()`; zeros before the first step."""
+        shards = self._optimizer_keys()
+        for shard in shards:
+            state = self.adamw.state[shard]
+            for name in MOMENTS:
+                state.setdefault(name, torch.zeros_like(shard.data))
+        return {name: [self.adamw.state[s][name] for s in shards] for name in MOMENTS}
+
+    def updates(self) -> int:
+        """Optimizer updates so far, as AdamW's bias correction counts them."""
+        return max((int(s["step"]) for s in self.adamw.state.values() if "step" in s), default=0)
+
+    def set_updates(self, count: int) -> None:
+        self.moments()
+        for shard in self._optimizer_keys():
+            self.adamw.state[shard]["step"] = torch.tensor(float(count), device=shard.device)
+
+    def _optimizer_keys(self) -> list[Tensor]:
+        return self.shards() if self.sharded else list(self.module.parameters())
+
+    def publish(self) -> None:
+        """Make the model compute with what the shards now hold. All ranks call this."""
+        opt = self.optimizer
+        if hasattr(opt, "update_lp_params"):
+            opt.update_lp_params()
+        elif hasattr(opt, "fp32_partitioned_groups_flat"):
+            for i in range(len(opt.fp32_partitioned_groups_flat)):
+                opt._reassign_or_swap_out_partitioned_parameters(i)
+            if opt.persistent_parameters:
+                opt.persistent_parameters[0].partition(opt.persistent_parameters)
+                opt.persistent_parameters[0].all_gather(opt.persistent_parameters)
+
+    @contextmanager
+    def computing_with(self, shards: list[Tensor]) -> Iterator[nn.Module]:
+        """The module with other weights (the EMA's) for the time of a `with`. All ranks enter and leave together."""
+        own = [s.detach().clone() for s in self.shards()]
+        self._exchange(shards)
+        try:
+            yield self.module
+        finally:
+            self._exchange(own)
+
+    def _exchange(self, shards: list[Tensor]) -> None:
+        with torch.no_grad():
+            for mine, other in zip(self.shards(), shards, strict=True):
+                mine.copy_(other)
+        self.publish()
+
+    def destroy(self) -> None:
+        self.engine.destroy()
+
+
+def deepspeed_config(
+    zero: ZeroConfig, clip: float, precision: str, micro_batch: int, accumulation: int
+) -> dict[str, Any]:
+    """What DeepSpeed is told. Gradients are accumulated in fp32 at every stage."""
+    on_gpu = get_accelerator().device_name() != "cpu"
+    stage: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": on_gpu and zero.stage > 0,
+        "contiguous_gradients": True,
+        "round_robin_gradients": False,
+    }
+    if zero.offload:
+        stage["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip,
+        "zero_optimization": stage,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16":
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return config
