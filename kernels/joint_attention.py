@@ -6,9 +6,9 @@ B batch, L latent tokens, C condition tokens, H heads, D head width. QKV come pa
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import attention
 from .qk_norm_rope import qk_norm_rope
 
 
@@ -38,11 +38,8 @@ def joint_attention(
     """
     streams = [s.rotated() for s in (latent, condition)]
     q, k, v = (torch.cat([s[i] for s in streams], dim=1).transpose(1, 2) for i in range(3))  # (B, H, L+C, D)
-    n_latent, n_condition = latent.qkv.shape[1], condition.qkv.shape[1]
-    mask = None
-    if condition_length is not None:
-        index = torch.arange(n_latent + n_condition, device=q.device)
-        mask = (index < n_latent + condition_length.unsqueeze(1))[:, None, None, :]  # (B, 1, 1, L+C)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    n_latent = latent.qkv.shape[1]
+    length = None if condition_length is None else n_latent + condition_length
+    out = attention(q, k, v, length)
     out = out.transpose(1, 2).flatten(2)  # (B, L+C, H·D)
     return out[:, :n_latent], out[:, n_latent:]

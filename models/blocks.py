@@ -4,11 +4,11 @@ B batch, N tokens, L latent tokens, C condition tokens, H heads, D head width, W
 """
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
 from ..kernels.adaln import layer_norm_modulate
+from ..kernels.attention import attention
 from ..kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
 from ..kernels.joint_attention import StreamInput, joint_attention
 from ..kernels.qk_norm_rope import qk_norm_rope
@@ -39,11 +39,11 @@ class CrossAttention(nn.Module):
         self.kv = nn.Linear(width, 2 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask` (B, M) is true where the context may be attended. -> (B, N, W), without a residual."""
+    def forward(self, x: Tensor, context: Tensor, length: Tensor | None = None) -> Tensor:
+        """`length` (B,) counts the context tokens that may be attended. -> (B, N, W), without a residual."""
         q = rearrange(self.q(self.norm_x(x)), "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(self.kv(self.norm_context(context)), "b m (two h d) -> two b h m d", two=2, h=self.heads)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None, :])
+        y = attention(q, k, v, length)
         return self.out(rearrange(y, "b h n d -> b n (h d)"))
 
 
@@ -66,7 +66,7 @@ class TransformerBlock(nn.Module):
         qkv = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> b n three h d", three=3, h=self.heads)
         q, k, v = qkv.unbind(2)
         q, k = qk_norm_rope(q, self.q_norm, *rope), qk_norm_rope(k, self.k_norm, *rope)
-        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
         x = x + self.out(rearrange(y, "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
 

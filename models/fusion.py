@@ -54,11 +54,9 @@ class Fusion(nn.Module):
 
     def _attend(self, tokens: list[Tensor], text_length: Tensor) -> list[Tensor]:
         context = torch.cat(tokens, dim=1)
-        index = torch.arange(context.shape[1], device=context.device)
-        before_text = tokens[0].shape[1] + tokens[1].shape[1]
-        mask = index < before_text + text_length.unsqueeze(1)  # (B, V+A+T)
+        length = text_length + tokens[0].shape[1] + tokens[1].shape[1]
         queries = self.queries.to(context.dtype).expand(context.shape[0], -1, -1)
-        queries = queries + self.gather(queries, context, mask)
+        queries = queries + self.gather(queries, context, length)
         rope = self.rope.on(queries.device)
         for block in self.blocks:
             queries = block(queries, rope)

@@ -3,9 +3,12 @@
 This module leaves mosaicml-streaming alone: importing it takes longer than most workers' whole job.
 """
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from itertools import islice
+from multiprocessing import parent_process
+from threading import Thread
 
 import numpy as np
 import torch
@@ -84,6 +87,20 @@ class _Features:
     latent_std: NDArray[np.float32]
     image: NDArray[np.float32]
     motion: NDArray[np.float32]
+
+
+def start_worker() -> None:
+    """Prepares a worker process: one thread for torch, and an end when the parent has gone."""
+    torch.set_num_threads(1)
+    Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    """A parent that is killed would leave its workers waiting for tasks for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def encode_entry(task: EntryTask) -> Outcome:

@@ -1,7 +1,6 @@
 """Scenes or files to shard folders: the process pool, the folder that appears only when complete, the summary."""
 
 import json
-import os
 import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
@@ -9,17 +8,15 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
-from threading import Thread
 from typing import TypeVar
 
-import torch
 from tqdm import tqdm
 
 from ...models.config import ModelConfig
 from . import scenes, synth
-from .encode import Encoders, EntryTask, Outcome, Rejection, SceneTask, encode_entry, encode_scenes
+from .encode import Encoders, EntryTask, Outcome, Rejection, SceneTask, encode_entry, encode_scenes, start_worker
 from .manifest import read_manifest
 from .record import DOMAINS
 from .shards import ShardWriter, partial_sibling, refuse_existing
@@ -154,7 +151,7 @@ def _in_order(function: Callable[[Task], Outcome], tasks: Iterable[Task], worker
     if workers < 1:
         raise ValueError(f"workers is {workers}, must be at least 1")
     pending: deque[tuple[Task, Future[Outcome]]] = deque()
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker) as pool:
+    with ProcessPoolExecutor(workers, get_context("spawn"), start_worker) as pool:
         try:
             for task in tasks:
                 pending.append((task, pool.submit(function, task)))
@@ -172,16 +169,3 @@ def _in_order(function: Callable[[Task], Outcome], tasks: Iterable[Task], worker
             ) from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
-
-
-def _start_worker() -> None:
-    torch.set_num_threads(1)
-    Thread(target=_leave_with_parent, daemon=True).start()
-
-
-def _leave_with_parent() -> None:
-    """A parent that is killed leaves its workers waiting for tasks for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)

@@ -1,0 +1,121 @@
+"""Benchmarks: ours and its alternatives in one run, interleaved, medians of many."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..models.audiox import AudioX
+from . import zero
+from .config import RunConfig
+from .data.tasks import Batch, Conditions
+from .flops import forward_flops, training_flops
+from .flow_matching import flow_matching_loss, interpolate, noise_level
+from .hardware import describe, peak_flops
+from .pretrain import Pretraining, compile_blocks, draw_noise
+
+
+def interleaved(variants: dict[str, Callable[[], None]], rounds: int, inner: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds a call of each variant, `rounds` values each of `inner` calls in a row, the variants taking turns."""
+    for call in variants.values():
+        for _ in range(warmup):
+            call()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, call in variants.items():
+            begin = time.perf_counter()
+            for _ in range(inner):
+                call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds[name].append((time.perf_counter() - begin) / inner)
+    return seconds
+
+
+def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
+    """Training steps through DeepSpeed against a plain PyTorch loop over the same model (autocast, fused AdamW,
+    clipping), both with the configuration's compilation; the plain loop eagerly and in fp32 as well."""
+    world = zero.start()
+    batch = random_batch(config)
+    task = Pretraining(config, world)
+    step = iter(range(10**9))
+    variants: dict[str, Callable[[], None]] = {"deepspeed": lambda: _discard(task.step(next(step), batch))}
+    variants["plain"] = PlainLoop(config, world.device, config.training.precision, config.training.compile, batch)
+    if config.training.compile or config.training.precision != "fp32":
+        variants["plain eager fp32"] = PlainLoop(config, world.device, "fp32", False, batch)
+    seconds = interleaved(variants, rounds, inner, warmup=3)
+    flops = training_flops(config.model, batch.conditions.text.shape[1])
+    peak = peak_flops(world.device, task.engine.dtype)
+    rows = []
+    for name, values in seconds.items():
+        speeds = sorted(len(batch) / s for s in values)
+        ratios = [a / b for a, b in zip(seconds["plain"], values, strict=True)]
+        median = statistics.median(speeds)
+        rows.append(
+            {
+                "variant": name,
+                "samples_per_s": median,
+                "low": speeds[0],
+                "high": speeds[-1],
+                "ratio_to_plain": statistics.median(ratios),
+                "mfu": median * flops / peak,
+            }
+        )
+    parts = forward_flops(config.model, batch.conditions.text.shape[1])
+    return {"host": describe(), "rows": rows, "forward_flops": parts, "training_flops": flops, "peak_flops": peak}
+
+
+class PlainLoop:
+    """A training step without DeepSpeed, as the alternative to measure against."""
+
+    def __init__(self, config: RunConfig, device: torch.device, precision: str, compiled: bool, batch: Batch) -> None:
+        torch.manual_seed(config.training.seed)
+        self.config, self.device, self.batch = config, device, batch
+        self.model = AudioX(config.model).to(device)
+        if compiled:
+            compile_blocks(self.model)
+        o = config.optimizer
+        self.adamw = torch.optim.AdamW(
+            self.model.parameters(), o.lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay, fused=True
+        )
+        self.autocast = precision == "bf16"
+        self.ema = [p.detach().clone() for p in self.model.parameters()]
+
+    def __call__(self) -> None:
+        micro = self.batch.split(self.config.training.micro_batch)
+        for part in micro:
+            z1, uniform = draw_noise(0, 0, part)
+            t = noise_level(uniform, self.config.training.time).to(self.device)
+            z0, z1 = part.latents.to(self.device), z1.to(self.device)
+            conditions = part.conditions.to(self.device, torch.float32).tensors()
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+                v = self.model(interpolate(z0, z1, t), t, *conditions)
+            (flow_matching_loss(v, z0, z1).mean() / len(micro)).backward()
+        if self.config.optimizer.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        self.adamw.step()
+        self.adamw.zero_grad()
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1e-3)
+
+
+def random_batch(config: RunConfig) -> Batch:
+    """A rank's batch of the configured shapes, full texts, numbers from a fixed seed."""
+    generator = torch.Generator().manual_seed(0)
+    model, n = config.model, config.training.global_batch
+    text = model.text
+    shapes = (
+        (n, model.codec.frames, model.codec.channels),
+        (n, model.video.steps, model.video.dim),
+        (n, model.codec.frames, model.codec.channels),
+        (n, text.max_tokens, text.dim),
+    )
+    latents, *features = [torch.randn(s, generator=generator) for s in shapes]
+    length = torch.randint(1, text.max_tokens + 1, (n,), generator=generator)
+    names = tuple(str(i) for i in range(n))
+    return Batch(latents, Conditions(*features, length), torch.arange(n), ("T2A",) * n, names)
+
+
+def _discard(_: object) -> None:
+    return None

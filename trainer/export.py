@@ -1,0 +1,53 @@
+"""A run's checkpoint to inference weights: `model.safetensors` and `config.json`, without DeepSpeed."""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from ..models.audiox import AudioX, SamplingConfig, load_strict
+from . import checkpoint
+from .checkpoint import CheckpointError
+from .config import RunConfig, read_json
+from ..models import strict
+
+
+def export(run: Path, out: Path, role: str = "model", kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
+    """Gather a role's weights from the newest undamaged checkpoint (or that of `step`) into the folder `out`.
+
+    Returns the checkpoint's folder. The folder appears only when it is complete. Raises ValueError when there is no
+    checkpoint, it is damaged, or `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
+    folder = choose(run, step)
+    manifest = checkpoint.read_manifest(folder)
+    config: RunConfig = strict.parse(RunConfig, manifest["config"])
+    model = AudioX(config.model, SamplingConfig(**manifest.get("sampling", strict.to_dict(config.sampling))))
+    load_strict(model, checkpoint.full_tensors(folder, role, kind))
+    if dtype == "bf16":
+        model = model.to(torch.bfloat16)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def choose(run: Path, step: int | None) -> Path:
+    """The checkpoint to export. Raises CheckpointError when there is none, or it is damaged."""
+    folders = checkpoint.complete(run)
+    if step is not None:
+        folders = [f for f in folders if f.name == f"step_{step:08d}"]
+    if not folders:
+        wanted = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{run} holds no complete checkpoint{wanted}; is it the folder of a run?")
+    fault = checkpoint.verify(folders[0])
+    if fault:
+        older = ", ".join(f.name for f in folders[1:]) or "none"
+        raise CheckpointError(f"{fault}. Older checkpoints of this run: {older}; take one with --step")
+    return folders[0]
