@@ -1,4 +1,4 @@
-"""Joint attention of two token streams: every token attends to all latent and all condition tokens (MMDiT, section VI-A).
+"""Joint attention of two token streams: each token attends to all latent and all condition tokens (MMDiT, VI-A).
 
 B batch, L latent tokens, C condition tokens, H heads, D head width. QKV come packed, as their projections leave them.
 """

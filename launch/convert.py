@@ -20,7 +20,9 @@ def main() -> int:
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--out", required=True, type=Path, help="folder of the weights; must not exist")
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of their moving average")
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="a student starts from fp32 (default)")
+    parser.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="a student starts from fp32 (default)"
+    )
     parser.add_argument("--step", type=int, help="of this step's checkpoint (default: the newest)")
     arguments = parser.parse_args()
     kind = "weights" if arguments.raw else "ema"

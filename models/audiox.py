@@ -7,8 +7,10 @@ from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
 from . import strict
+from .blocks import Stream
 from .conditioner import Conditioner
 from .config import ModelConfig
+from .fusion import Fusion, Gate
 from .mmdit import MMDiT
 
 
@@ -48,16 +50,15 @@ class AudioX(
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        zero: list[nn.Linear] = [self.backbone.modulation_out, self.backbone.latent_out]
-        for block in self.backbone.blocks:
-            zero += [block.latent.modulation, block.condition.modulation]
-        fusion = self.conditioner.fusion
-        if fusion.config.enabled and fusion.config.gates:
-            zero += [gate.linear for gate in fusion.gates]
-        if fusion.config.enabled and fusion.config.attend:
-            zero.append(fusion.dispatch.out)
-        for linear in zero:
-            nn.init.zeros_(linear.weight)
+        nn.init.zeros_(self.backbone.modulation_out.weight)
+        nn.init.zeros_(self.backbone.latent_out.weight)
+        for module in self.modules():
+            if isinstance(module, Stream):
+                nn.init.zeros_(module.modulation.weight)
+            elif isinstance(module, Gate):
+                nn.init.zeros_(module.linear.weight)
+            elif isinstance(module, Fusion) and module.config.enabled and module.config.attend:
+                nn.init.zeros_(module.dispatch.out.weight)
 
     def forward(
         self,

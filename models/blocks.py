@@ -105,7 +105,7 @@ class Stream(nn.Module):
 
 
 class JointBlock(nn.Module):
-    """A dual-stream MMDiT block (section VI-A): separate weights for latents and conditions, one attention over both."""
+    """A dual-stream MMDiT block (section VI-A): own weights for latents and conditions, one attention over both."""
 
     def __init__(self, width: int, heads: int, mlp_hidden: int, last: bool = False) -> None:
         super().__init__()

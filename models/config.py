@@ -38,7 +38,7 @@ class CodecConfig:
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text encoder. `words` hashes the bytes of each word and needs no weights; `t5` is transformers' T5 encoder."""
+    """The text encoder. `words` hashes each word's bytes and needs no weights; `t5` is transformers' T5 encoder."""
 
     kind: str  # "words" or "t5"
     dim: int  # width of a text feature

@@ -3,6 +3,7 @@
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -12,13 +13,14 @@ class TimeEmbedding(nn.Module):
     def __init__(self, width: int, frequencies: int = 128) -> None:
         super().__init__()
         self.frequencies = frequencies
-        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width))
+        self.up = nn.Linear(2 * frequencies, width)
+        self.out = nn.Linear(width, width)
 
     def forward(self, t: Tensor) -> Tensor:
         exponents = torch.arange(self.frequencies, device=t.device, dtype=torch.float32) / self.frequencies
         angles = 1000 * t.float().unsqueeze(1) * torch.exp(-math.log(10_000) * exponents)
         features = torch.cat((angles.cos(), angles.sin()), dim=1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.out(F.silu(self.up(features.to(self.up.weight.dtype))))
 
 
 def rope_table(seconds: Tensor, rate: float, head_width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:

@@ -3,6 +3,7 @@
 B batch, L latent frames, C latent channels, W width.
 """
 
+import itertools
 from collections.abc import Callable
 
 import torch
@@ -35,7 +36,9 @@ def guided(
     return velocity
 
 
-def euler(velocity: Velocity, noise: Tensor, steps: int, known: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+def euler(
+    velocity: Velocity, noise: Tensor, steps: int, known: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
     """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0 in equal steps.
 
     Where `mask` (B, L, 1) is 1 the clean latents `known` (B, L, C) are given: z follows their straight path and ends in
@@ -43,7 +46,7 @@ def euler(velocity: Velocity, noise: Tensor, steps: int, known: Tensor | None = 
     """
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
     z = noise
-    for t, t_next in zip(times, times[1:], strict=False):
+    for t, t_next in itertools.pairwise(times):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
         z = z + (t_next - t) * v.float()
         if known is not None and mask is not None:
@@ -59,7 +62,7 @@ def renoise(
     known: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Denoise to a clean estimate, noise it again to the next level, `steps` times over t = 1, 1 - 1/steps, … (section V)."""
+    """Denoise to a clean estimate and noise it to the next level, over t = 1, 1 - 1/steps, … (section V)."""
     z, clean = noise, noise
     for k in range(steps):
         t = 1 - k / steps

@@ -17,7 +17,9 @@ from .hardware import describe, peak_flops
 from .pretrain import Pretraining, compile_blocks, draw_noise
 
 
-def interleaved(variants: dict[str, Callable[[], None]], rounds: int, inner: int, warmup: int) -> dict[str, list[float]]:
+def interleaved(
+    variants: dict[str, Callable[[], None]], rounds: int, inner: int, warmup: int
+) -> dict[str, list[float]]:
     """Seconds a call of each variant, `rounds` values each of `inner` calls in a row, the variants taking turns."""
     for call in variants.values():
         for _ in range(warmup):
@@ -111,10 +113,10 @@ def random_batch(config: RunConfig) -> Batch:
         (n, model.codec.frames, model.codec.channels),
         (n, text.max_tokens, text.dim),
     )
-    latents, *features = [torch.randn(s, generator=generator) for s in shapes]
+    latents, video, audio, words = (torch.randn(s, generator=generator) for s in shapes)
     length = torch.randint(1, text.max_tokens + 1, (n,), generator=generator)
     names = tuple(str(i) for i in range(n))
-    return Batch(latents, Conditions(*features, length), torch.arange(n), ("T2A",) * n, names)
+    return Batch(latents, Conditions(video, audio, words, length), torch.arange(n), ("T2A",) * n, names)
 
 
 def _discard(_: object) -> None:

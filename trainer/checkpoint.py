@@ -3,7 +3,7 @@
     run/checkpoints/step_00001000/manifest.json                 what is in it: step, configuration, hashes
                                   model/rank_00000.safetensors  this rank's fragments of weights, moments and EMA
 
-A folder without the `.partial` ending is complete: it is renamed after every rank has written and the manifest is there.
+A folder without the `.partial` ending is complete: it is renamed when every rank has written and the manifest is there.
 Fragments are found by parameter name and position, so any number of ranks and any ZeRO stage can load what any other
 wrote. Nothing is unpickled.
 """
@@ -13,6 +13,7 @@ import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,13 +52,13 @@ class Role:
 def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[str, Any]) -> Path:
     """Write the state of all roles after `step` steps as one unit; all ranks call this.
 
-    `about` goes into the manifest. Raises OSError on every rank when any rank could not write; the checkpoints that were
-    there before are not touched.
+    `about` goes into the manifest. Raises OSError on every rank when any rank could not write; the checkpoints that
+    were there before are not touched.
     """
     folder = run / FOLDER / f"step_{step:08d}"
-    partial = folder.with_name(folder.name + ".partial")
-    _everywhere(f"could not save {folder}", lambda: _prepare(partial, roles))
-    files = _everywhere(f"could not save {folder}", lambda: _write_rank(partial, roles))
+    unfinished = folder.with_name(folder.name + ".partial")
+    _everywhere(f"could not save {folder}", lambda: _prepare(unfinished, roles))
+    files = _everywhere(f"could not save {folder}", lambda: _write_rank(unfinished, roles))
     manifest = about | {
         "format": FORMAT,
         "step": step,
@@ -68,18 +69,18 @@ def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[st
             for name, role in roles.items()
         },
     }
-    _everywhere(f"could not save {folder}", lambda: _publish(partial, folder, manifest, keep))
+    _everywhere(f"could not save {folder}", lambda: _publish(unfinished, folder, manifest, keep))
     return folder
 
 
-def _prepare(partial: Path, roles: dict[str, Role]) -> None:
+def _prepare(unfinished: Path, roles: dict[str, Role]) -> None:
     if dist.get_rank() == 0:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(unfinished, ignore_errors=True)
         for name in roles:
-            (partial / name).mkdir(parents=True)
+            (unfinished / name).mkdir(parents=True)
 
 
-def _write_rank(partial: Path, roles: dict[str, Role]) -> dict[str, dict[str, Any]]:
+def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str, Any]]:
     rank, files = dist.get_rank(), {}
     for name, role in roles.items():
         fragments = role.engine.fragments() if role.engine.sharded or rank == 0 else []
@@ -88,21 +89,21 @@ def _write_rank(partial: Path, roles: dict[str, Role]) -> dict[str, dict[str, An
         tensors["random/cpu"] = torch.get_rng_state()
         if torch.cuda.is_available():
             tensors["random/cuda"] = torch.cuda.get_rng_state()
-        file = partial / name / f"rank_{rank:05d}.safetensors"
+        file = unfinished / name / f"rank_{rank:05d}.safetensors"
         save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
         _sync(file)
         files[f"{name}/{file.name}"] = {"bytes": file.stat().st_size, "xxh3": _hash(file)}
     return files
 
 
-def _publish(partial: Path, folder: Path, manifest: dict[str, Any], keep: int) -> None:
+def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int) -> None:
     if dist.get_rank() != 0:
         return
-    (partial / "manifest.json").write_text(json.dumps(manifest, indent=1))
-    _sync(partial / "manifest.json")
+    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    _sync(unfinished / "manifest.json")
     if folder.exists():  # the same step of a run that went back to an older checkpoint
         shutil.rmtree(folder)
-    os.replace(partial, folder)
+    os.replace(unfinished, folder)
     _sync(folder.parent)
     for old in complete(folder.parent.parent)[keep:] if keep else []:
         shutil.rmtree(old)
@@ -151,7 +152,7 @@ def newest(run: Path, report: Callable[[str], None]) -> Path | None:
     """
     candidates = _from_first(lambda: complete(run))
     for folder in candidates:
-        faults = _everywhere("", lambda folder=folder: verify(folder, dist.get_rank(), dist.get_world_size()))
+        faults = _everywhere("", partial(verify, folder, dist.get_rank(), dist.get_world_size()))
         fault = next((f for f in faults if f), "")
         if not fault:
             return folder
@@ -225,7 +226,7 @@ class _Pieces:
         copied = 0
         for start, number in self.index.get(wanted.name, ()):
             key = f"{kind}/{wanted.name}"
-            if key not in self.files[number].keys():  # noqa: SIM118 - not a dict
+            if key not in self.files[number].keys():
                 raise CheckpointError(f"{self.folder} holds no {kind} of {wanted.name}")
             piece = self.files[number].get_slice(key)
             low = max(start, wanted.start)
@@ -238,7 +239,7 @@ class _Pieces:
 
     def restore_random(self, rank: int) -> None:
         torch.set_rng_state(self.files[rank].get_tensor("random/cpu"))
-        if torch.cuda.is_available() and "random/cuda" in self.files[rank].keys():  # noqa: SIM118 - not a dict
+        if torch.cuda.is_available() and "random/cuda" in self.files[rank].keys():
             torch.cuda.set_rng_state(self.files[rank].get_tensor("random/cuda"))
 
 
@@ -279,5 +280,3 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-

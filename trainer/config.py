@@ -1,7 +1,7 @@
 """A run's configuration: one JSON file, parsed into frozen dataclasses before anything else happens.
 
-An unknown, missing or ill-typed key is refused with its dotted path, the value and what is allowed. What DeepSpeed needs
-is derived from it in `zero.py` and can be overridden in the `deepspeed` section, which is passed on as it is.
+An unknown, missing or ill-typed key is refused with its dotted path, the value and what is allowed. What DeepSpeed
+needs is derived from it in `zero.py` and can be overridden in the `deepspeed` section, which is passed on as it is.
 """
 
 import json
@@ -19,7 +19,7 @@ TASKS = ("T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion")
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """A folder of shards and the tasks it serves; the stream's share of the samples is the sum of its tasks' weights."""
+    """A folder of shards and the tasks it serves; its share of the samples is the sum of its tasks' weights."""
 
     path: str
     tasks: dict[str, float]
@@ -195,7 +195,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in nested dicts; the value is JSON, or a plain string where it is not. A number leads into a list.
+    """Set `a.b=value` in nested dicts; the value is JSON, or else a plain string. A number leads into a list.
 
     Raises ValueError when the path leads through something that holds no keys.
     """

@@ -1,4 +1,4 @@
-"""Exponential moving average of the fp32 shards that a rank owns: one multi-tensor update a step, nothing is gathered."""
+"""Exponential moving average of the fp32 shards that a rank owns: one multi-tensor update, nothing is gathered."""
 
 import torch
 from torch import Tensor

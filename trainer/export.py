@@ -5,14 +5,16 @@ from pathlib import Path
 
 import torch
 
+from ..models import strict
 from ..models.audiox import AudioX, SamplingConfig, load_strict
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .config import RunConfig, read_json
-from ..models import strict
+from .config import RunConfig
 
 
-def export(run: Path, out: Path, role: str = "model", kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
+def export(
+    run: Path, out: Path, role: str = "model", kind: str = "ema", dtype: str = "fp32", step: int | None = None
+) -> Path:
     """Gather a role's weights from the newest undamaged checkpoint (or that of `step`) into the folder `out`.
 
     Returns the checkpoint's folder. The folder appears only when it is complete. Raises ValueError when there is no

@@ -1,7 +1,7 @@
 """Exact counts of floating point operations: a multiply and an add are two.
 
-A token passes one of the two streams, and modulations are computed per sample, so parameters times tokens would overstate
-this model's work. Counted are all matrix products; norms, activations and sums are left out (below 1%).
+A token passes one of the two streams, and modulations are computed per sample, so parameters times tokens would
+overstate this model's work. Counted are all matrix products; norms, activations and sums are left out (below 1%).
 """
 
 from ..models.config import ModelConfig, TransformerConfig

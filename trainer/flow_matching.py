@@ -1,4 +1,4 @@
-"""Flow matching (section IV-B): z_t = t·z_1 + (1-t)·z_0 with noise at t = 1, velocity u = z_1 - z_0, so z_0 = z_t - t·v.
+"""Flow matching (section IV-B): z_t = t·z_1 + (1-t)·z_0, noise at t = 1, velocity u = z_1 - z_0, so z_0 = z_t - t·v.
 
 B batch, L latent frames, C latent channels.
 """

@@ -99,7 +99,9 @@ def load_weights(folder: Path) -> AudioX:
     """
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder / name} is missing: {folder} is no weights folder; make one with launch/convert.py")
+            raise ValueError(
+                f"{folder / name} is missing: {folder} is no weights folder; make one with launch/convert.py"
+            )
     try:
         return AudioX.from_pretrained(str(folder), strict=True)
     except (RuntimeError, KeyError, TypeError) as error:

@@ -51,7 +51,9 @@ class Logs:
         """One line of metrics.jsonl and one point of every curve; `shown` ones stand in the bar."""
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, "seconds": round(time.perf_counter() - self.begun, 3), **values}) + "\n")
+        self.file.write(
+            json.dumps({"step": step, "seconds": round(time.perf_counter() - self.begun, 3), **values}) + "\n"
+        )
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
@@ -67,7 +69,7 @@ class Logs:
 
 
 def picture(spectrogram: Tensor) -> np.ndarray:
-    """(frames, bands) -> (bands, frames) uint8, low bands at the bottom, scaled to its own range, enlarged to be seen."""
+    """(frames, bands) -> (bands, frames) uint8, low bands at the bottom, scaled to its own range, enlarged."""
     x = spectrogram.float().T.flip(0)
     x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-6)
     return (255 * x).byte().repeat_interleave(4, 0).repeat_interleave(4, 1).cpu().numpy()

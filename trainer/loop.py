@@ -110,11 +110,13 @@ def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: 
     if result.applied:
         return 0
     limit = config.training.max_skipped
-    logs.say(f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({skipped + 1} in a row)")
+    logs.say(
+        f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({skipped + 1} in a row)"
+    )
     if skipped + 1 >= limit:
         raise RuntimeError(
             f"{limit} steps in a row, to step {step}, had a loss or gradient that is not finite; rank 0's last samples "
-            f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower optimizer.lr, or look at these samples"
+            f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower optimizer.lr, or look at them"
         )
     return skipped + 1
 
@@ -127,14 +129,16 @@ class Previews:
     def __init__(self, config: RunConfig, encode_text: TextEncoder, codec: AudioCodec) -> None:
         self.config, self.codec = config, codec
         prompts = list(config.logging.prompts)
-        self.text, self.length = encode_text([*prompts, *[""] * len(prompts)]) if prompts else (None, None)
+        self.text: Tensor | None = None
+        if prompts:
+            self.text, self.length = encode_text([*prompts, *[""] * len(prompts)])
 
     @torch.no_grad()
     def make(self, model: AudioX, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """waves (B, channels, samples) and latents (B, L, C), the same noise every time."""
         model_config = self.config.model
         codec, video = model_config.codec, model_config.video
-        if self.text is None or self.length is None:
+        if self.text is None:
             return torch.zeros(0, codec.audio_channels, codec.samples), torch.zeros(0, codec.frames, codec.channels)
         n = len(self.text) // 2
         noise = torch.randn(n, codec.frames, codec.channels, generator=torch.Generator().manual_seed(0)).to(device)

@@ -16,8 +16,8 @@ from .config import RunConfig, check_ranks
 from .data.reader import Reader, check_stream
 from .data.tasks import Batch
 from .ema import Ema
-from .flow_matching import flow_matching_loss, interpolate, noise_level
 from .flops import training_flops
+from .flow_matching import flow_matching_loss, interpolate, noise_level
 from .hardware import peak_flops
 from .logs import NoiseBins
 from .loop import Previews, Step, train
@@ -28,7 +28,7 @@ from .schedule import learning_rate
 class Pretraining:
     """The teacher's training step, its state and what is logged of it."""
 
-    shown = ("loss", "lr", "samples_per_s")
+    shown: tuple[str, ...] = ("loss", "lr", "samples_per_s")
 
     def __init__(self, config: RunConfig, world: zero.World) -> None:
         self.config, self.world = config, world

@@ -1,7 +1,7 @@
 """Randomness that belongs to a sample, never to a rank.
 
-Every draw is a function of (seed, step, place in the global batch, purpose), so that a run draws the same numbers for the
-same samples however many ranks share the work, and after any resume.
+Every draw is a function of (seed, step, place in the global batch, purpose), so that a run draws the same numbers for
+the same samples however many ranks share the work, and after any resume.
 """
 
 from enum import IntEnum

@@ -1,6 +1,6 @@
 """A run's folder: refused where it holds another run, resumed where that is asked for.
 
-    RUN/config.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
+RUN/config.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
 """
 
 import json

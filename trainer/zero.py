@@ -1,7 +1,7 @@
 """The one module that knows DeepSpeed: process group, engine, and the fp32 shards that each rank owns.
 
-A `Fragment` is the part of a parameter that lies in this rank's shard. Checkpoints, EMA and export are written in terms of
-fragments, which makes them the same at every ZeRO stage and for every number of ranks.
+A `Fragment` is the part of a parameter that lies in this rank's shard. Checkpoints, EMA and export are written in terms
+of fragments, which makes them the same at every ZeRO stage and for every number of ranks.
 """
 
 import os
@@ -131,11 +131,10 @@ class Engine:
 
     def fragments(self) -> list[Fragment]:
         """Where this rank's parts of the parameters lie in `shards()`."""
-        parameters = [(self.names[id(p)], p) for p in self.module.parameters()]
+        # Any: DeepSpeed hangs its own attributes on the parameters.
+        parameters: list[tuple[str, Any]] = [(self.names[id(p)], p) for p in self.module.parameters()]
         if not self.sharded:
-            return [
-                Fragment(name, tuple(p.shape), 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters)
-            ]
+            return [Fragment(name, tuple(p.shape), 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters)]
         if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):
             return [f for name, p in parameters if (f := self._stage3_fragment(name, p)) is not None]
         fragments = []

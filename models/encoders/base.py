@@ -12,7 +12,7 @@ class AudioCodec(Protocol):
     """Sound to latents and back."""
 
     def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:
-        """wave (B, audio_channels, samples) in [-1, 1] -> mean and standard deviation of the latents, each (B, L, C)."""
+        """wave (B, audio_channels, samples) in [-1, 1] -> the latents' mean and standard deviation, (B, L, C) each."""
         ...
 
     def decode(self, latents: Tensor) -> Tensor:

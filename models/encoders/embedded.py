@@ -18,6 +18,7 @@ from ..config import CodecConfig, TextConfig, VideoConfig
 
 MEL_HOP = 256  # samples between spectrogram frames; a latent frame stacks hop / MEL_HOP of them
 WINDOW = 512
+CHUNK = 4  # clips whose phases are reconstructed together
 FLOOR = 1e-3  # magnitudes below are silence
 LOG_CENTRE, LOG_SPREAD = -3.6, 2.4  # of log-mel magnitudes over the embedded scenes, so that latents are about N(0, 1)
 
@@ -69,8 +70,9 @@ class LogMelCodec:
         mel = torch.exp(log.clamp(max=5.0)).transpose(1, 2)
         mel = torch.where(mel <= 1.5 * FLOOR, torch.zeros_like(mel), mel)
         magnitude = (mel @ self.inverse.T).clamp_min(0)  # (B, frames, bins)
-        wave = _griffin_lim(magnitude, self.window, MEL_HOP // 2, iterations)
-        return wave.clamp(-1, 1).unsqueeze(1)
+        # A few clips at a time: the spectra of more do not fit into a core's cache, and steps would wait for memory.
+        parts = [_griffin_lim(m, self.window, MEL_HOP // 2, iterations) for m in magnitude.split(CHUNK)]
+        return torch.cat(parts).clamp(-1, 1).unsqueeze(1)
 
 
 def _stft(wave: Tensor, window: Tensor, hop: int) -> Tensor:
@@ -80,32 +82,46 @@ def _stft(wave: Tensor, window: Tensor, hop: int) -> Tensor:
     return torch.fft.rfft(frames * window)
 
 
-def _istft(spectrum: Tensor, window: Tensor, hop: int) -> Tensor:
-    """The least-squares inverse of `_stft`: windowed overlap-add over the sum of squared windows."""
+def _istft(spectrum: Tensor, window: Tensor, hop: int, scale: Tensor) -> Tensor:
+    """The least-squares inverse of `_stft`: windowed overlap-add, times the `_overlap_scale`."""
     size, count = window.shape[0], spectrum.shape[1]
-    frames = torch.fft.irfft(spectrum, n=size) * window
-    total = (count - 1) * hop + size
-
-    def overlap_add(x: Tensor) -> Tensor:  # (B, frames, size) -> (B, total)
-        return F.fold(x.transpose(1, 2), (1, total), (1, size), stride=(1, hop))[:, 0, 0]
-
-    weight = overlap_add(window.square().expand(1, count, size))
+    frames = torch.fft.irfft(spectrum, n=size, norm="forward").mul_(window)  # without 1/size, which is in the scale
     pad = (size - hop) // 2
-    return (overlap_add(frames) / weight.clamp_min(1e-3))[:, pad : total - pad]
+    return _overlap_add(frames, hop).mul_(scale)[:, pad : (count - 1) * hop + size - pad]
+
+
+def _overlap_scale(window: Tensor, hop: int, count: int) -> Tensor:
+    """1 over the size and the sum of squared windows of `count` frames: (1, (count - 1)·hop + size)."""
+    weight = _overlap_add(window.square().expand(1, count, -1), hop)
+    return 1 / (window.shape[0] * weight.clamp_min(1e-3))
+
+
+def _overlap_add(frames: Tensor, hop: int) -> Tensor:
+    """frames (B, N, size), size a multiple of the hop -> (B, (N - 1)·hop + size)."""
+    overlap = frames.shape[2] // hop
+    parts = rearrange(frames, "b n (k h) -> k b n h", k=overlap)
+    total = frames.new_zeros(frames.shape[0], frames.shape[1] + overlap - 1, hop)
+    for k, part in enumerate(parts):
+        total[:, k : k + frames.shape[1]] += part
+    return total.flatten(1)
 
 
 def _griffin_lim(magnitude: Tensor, window: Tensor, hop: int, iterations: int) -> Tensor:
     """Fast Griffin-Lim (Perraudin et al., 2013) with momentum 0.99: magnitude (B, frames, bins) -> wave."""
     generator = torch.Generator().manual_seed(0)
     angle = torch.rand(magnitude.shape[1:], generator=generator) * 2 * torch.pi  # the same for every clip of a batch
-    phase = torch.polar(torch.ones_like(angle), angle).expand_as(magnitude)
-    previous = torch.zeros_like(phase)
+    spectrum = magnitude * torch.polar(torch.ones_like(angle), angle)
+    scale = _overlap_scale(window, hop, magnitude.shape[1])
+    previous = torch.zeros(*spectrum.shape, 2)
     for _ in range(iterations):
-        rebuilt = _stft(_istft(magnitude * phase, window, hop), window, hop)
-        accelerated = rebuilt + 0.99 * (rebuilt - previous)
-        phase = accelerated / accelerated.abs().clamp_min(1e-8)
+        # Real pairs: torch's complex abs and division cost more than the transforms.
+        rebuilt = torch.view_as_real(_stft(_istft(spectrum, window, hop, scale), window, hop))
+        accelerated = previous.lerp_(rebuilt, 1.99)  # rebuilt + 0.99·(rebuilt - previous)
+        real, imaginary = accelerated.unbind(-1)
+        power = real.square().addcmul_(imaginary, imaginary)
+        spectrum = torch.view_as_complex(accelerated) * power.clamp_min_(1e-16).rsqrt_().mul_(magnitude)
         previous = rebuilt
-    return _istft(magnitude * phase, window, hop)
+    return _istft(spectrum, window, hop, scale)
 
 
 class WordEncoder:
@@ -175,7 +191,9 @@ class FrameEncoder:
     def __call__(self, images: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, N, 3, size, size) uint8, motion (B, steps, 3, size, size) uint8 -> (B, N, D), (B, steps, D)."""
         if motion.shape[1] != self.config.steps:
-            raise ValueError(f"video: {motion.shape[1]} motion frames, the configuration says {self.config.steps} steps")
+            raise ValueError(
+                f"video: {motion.shape[1]} motion frames, the configuration says {self.config.steps} steps"
+            )
         change = torch.diff(self._pooled(motion), dim=1, prepend=self._pooled(motion[:, :1]))
         change = torch.cat((change.clamp_min(0), change.clamp_max(0)), dim=-1)  # appearing and vanishing
         return self._pooled(images) @ self.image, change @ self.motion

@@ -104,9 +104,7 @@ class Reader:
 
 
 def check_stream(path: str, model: ModelConfig, data: DataConfig, hashes: bool) -> int:
-    """Samples of a stream's folder, after checking that it is complete and was made with the model's encoders.
-
-    """
+    """Samples of a stream's folder, after checking that it is complete and was made with the model's encoders."""
     folder = Path(path)
     check_shards(folder, hashes=data.verify_hashes and hashes)
     features = read_features(folder)

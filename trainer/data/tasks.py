@@ -36,8 +36,12 @@ class Conditions:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Conditions":
         """Features in `dtype`, lengths as they are."""
-        move = [x.to(device=device, dtype=dtype, non_blocking=True) for x in (self.video, self.audio, self.text)]
-        return Conditions(*move, self.text_length.to(device, non_blocking=True))
+
+        def move(x: Tensor) -> Tensor:
+            return x.to(device=device, dtype=dtype, non_blocking=True)
+
+        length = self.text_length.to(device, non_blocking=True)
+        return Conditions(move(self.video), move(self.audio), move(self.text), length)
 
 
 @dataclass(frozen=True)
@@ -96,8 +100,8 @@ class Assembler:
         texts, videos, audios = [], [], []
         for record, task, latent, rng in zip(records, tasks, latents, rngs, strict=True):
             drop_text, drop_video, drop_audio = self._dropout(rng)
-            text = choose_text(record, task, rng)
-            texts.append("" if drop_text else text)
+            caption = choose_text(record, task, rng)
+            texts.append("" if drop_text else caption)
             videos.append(self.video(record if task in USES_VIDEO and not drop_video else None))
             given = self.given(task, rng)
             audios.append(latent * (0.0 if drop_audio else 1.0) * given[:, None])
@@ -117,12 +121,12 @@ class Assembler:
         frames = self.model.codec.frames
         mask = torch.zeros(frames)
         if task == "inpainting":
-            hole = max(1, round(frames * rng.uniform(*self.data.inpaint)))
+            hole = max(1, round(frames * rng.uniform(self.data.inpaint[0], self.data.inpaint[1])))
             start = int(rng.integers(0, frames - hole + 1))
             mask[:] = 1
             mask[start : start + hole] = 0
         elif task == "completion":
-            mask[: max(1, round(frames * rng.uniform(*self.data.prefix)))] = 1
+            mask[: max(1, round(frames * rng.uniform(self.data.prefix[0], self.data.prefix[1])))] = 1
         return mask
 
     def _dropout(self, rng: np.random.Generator) -> tuple[bool, bool, bool]:
@@ -160,6 +164,6 @@ def choose_text(record: Record, task: str, rng: np.random.Generator) -> str:
     """
     pick = int(rng.integers(max(1, len(record.captions))))
     described = bool(rng.random() < 0.5)
-    if task in USES_TEXT or (task not in TASK_TEXT or described) and record.captions and task not in USES_VIDEO:
+    if task in USES_TEXT or ((task not in TASK_TEXT or described) and record.captions and task not in USES_VIDEO):
         return record.captions[pick]
     return TASK_TEXT[task]
