@@ -16,6 +16,6 @@ def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 def gated_residual_layer_norm_modulate(
     x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """x and branch (B, L, W), gate, shift and scale (B, W) in float32 -> new x and its modulated norm, (B, L, W) each."""
+    """x and branch (B, L, W), gate, shift and scale (B, W) in float32 -> new x, its modulated norm, (B, L, W) each."""
     x = gated_residual(x, branch, gate)
     return x, layer_norm_modulate(x, shift, scale)

@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+from audiox_turbo.trainer.demo_report import compose
+
 CALIBRATION = 60  # training steps that tell how many fit into the budget
 
 
@@ -21,7 +23,9 @@ class Demo:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.a = arguments
         self.out: Path = arguments.out
-        self.times: dict[str, float] = {}
+        # Kept beside the results, so that a demo in several goes adds up to the whole.
+        self.clock = self.out / "seconds.json"
+        self.times: dict[str, float] = json.loads(self.clock.read_text()) if self.clock.exists() else {}
 
     def run(self, name: str, done: Path, *command: str) -> None:
         if done.exists():
@@ -35,6 +39,7 @@ class Demo:
         environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
         subprocess.run(command, check=True, env=environment)
         self.times[name] = time.perf_counter() - begin
+        self.clock.write_text(json.dumps(self.times))
         print(f"   {self.times[name]:.0f} s", flush=True)
 
     def training(self, output: Path, steps: int) -> list[str]:
@@ -48,9 +53,11 @@ class Demo:
         """How many steps fit into the budget on this machine, by the speed of a short run."""
         trial = self.out / "calibration"
         self.run("calibrate", trial / "metrics.jsonl", *self.training(trial, self.a.calibration))
-        last = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()][-1]
+        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        late = lines[len(lines) // 2 :]  # the first steps compile
+        speed = len(late) / sum(1 / line["samples_per_s"] for line in late)
         batch = json.loads((trial / "config.json").read_text())["training"]["global_batch"]
-        return max(self.a.calibration, int(60 * self.a.minutes * last["samples_per_s"] / batch))
+        return max(self.a.calibration, int(60 * self.a.minutes * speed / batch))
 
     def go(self) -> None:
         out, python = self.out, sys.executable
@@ -64,25 +71,13 @@ class Demo:
             steps = self.steps() if not (teacher / "config.json").exists() else self._configured(teacher)
             self.run("train", weights, *self.training(teacher, steps), "--resume")
         self.run("export", weights, python, "launch/convert.py", str(teacher), "--out", str(weights))
-        evaluate = [
-            "launch/evaluate.py",
-            "--weights",
-            str(weights),
-            "--judge",
-            str(out / "judge"),
-            "--out",
-            str(report),
-        ]
-        amounts = [
-            "--prompts",
-            str(self.a.prompts),
-            "--tasks",
-            str(self.a.tasks),
-            "--steps",
-            str(self.a.sampling_steps),
-        ]
-        self.run("evaluate", report, python, *evaluate, *amounts)
-        self.report(report, teacher, weights)
+        evaluate = ["launch/evaluate.py", "--weights", str(weights), "--judge", str(out / "judge")]
+        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks)]
+        evaluate += ["--steps", str(self.a.sampling_steps), "--out", str(report)]
+        page = ["--html", str(out / "report.html"), "--run", str(teacher)]
+        self.run("evaluate", report, python, *evaluate, *page)
+        compose(json.loads(report.read_text()), teacher, scenes, self.times, out / "report.json")
+        print(f"-- done in {sum(self.times.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}", flush=True)
 
     def _configured(self, teacher: Path) -> int:
         return int(json.loads((teacher / "config.json").read_text())["training"]["steps"])

@@ -1,9 +1,13 @@
 """AudioX: conditioner, fusion and backbone as one set of weights that loads with `from_pretrained`."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
 
 import torch
-from huggingface_hub import PyTorchModelHubMixin
+from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from . import strict
@@ -13,34 +17,68 @@ from .config import ModelConfig
 from .fusion import Fusion, Gate
 from .mmdit import MMDiT
 
+WEIGHTS = "model.safetensors"
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How a set of weights wants to be sampled."""
 
-    kind: str = "euler"  # "euler": the flow ODE; "renoise": the few-step student's denoise and renoise
+    kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; the few-step student's denoise and renoise
     steps: int = 50
     guidance: float = 3.0  # 1 means none
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} must be at least 1")
 
-class AudioX(
-    nn.Module,
-    PyTorchModelHubMixin,
-    coders={
-        ModelConfig: (strict.to_dict, lambda data: strict.parse(ModelConfig, data, "config")),
-        SamplingConfig: (strict.to_dict, lambda data: strict.parse(SamplingConfig, data, "sampling")),
-    },
-    library_name="audiox-turbo",
-):
-    """The trained part of AudioX-Base and AudioX-Turbo: everything but the frozen encoders and the codec."""
 
-    def __init__(self, config: ModelConfig, sampling: SamplingConfig | None = None) -> None:
+@dataclass(frozen=True)
+class WeightsConfig:
+    """The `config.json` of a weights folder."""
+
+    model: ModelConfig
+    sampling: SamplingConfig | None = None
+
+
+class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-turbo"):
+    """The trained part of AudioX-Base and AudioX-Turbo: everything but the frozen encoders and the codec.
+
+    `from_pretrained` passes the two sections of `config.json` as they were read; they are parsed strictly.
+    """
+
+    def __init__(
+        self, model: ModelConfig | dict[str, Any], sampling: SamplingConfig | dict[str, Any] | None = None
+    ) -> None:
         super().__init__()
-        self.config = config
-        self.sampling = sampling or SamplingConfig()
+        config = strict.parse(ModelConfig, model, "model") if isinstance(model, dict) else model
+        sampling = strict.parse(SamplingConfig, sampling, "sampling") if isinstance(sampling, dict) else sampling
+        self.config: ModelConfig = config
+        self.sampling: SamplingConfig = sampling or SamplingConfig()
         self.conditioner = Conditioner(config)
         self.backbone = MMDiT(config.backbone, config.codec, config.fusion.width, self.conditioner.seconds)
         self.reset_parameters()
+
+    @classmethod
+    def _from_pretrained(
+        cls, *, model_id: str, config: dict[str, Any] | None = None, map_location: str = "cpu", **given: Any
+    ) -> "AudioX":
+        """What `from_pretrained` does with a folder or a name on the hub: nothing may be missing, left over or unknown.
+
+        Raises ValueError that names what does not fit.
+        """
+        strict.parse(WeightsConfig, config or {})
+        sections = {name: given.pop(name) for name in ("model", "sampling") if name in given}
+        given.pop("strict", None)  # it always is: a name that is missing would leave a weight random
+        file = Path(model_id) / WEIGHTS
+        if not Path(model_id).is_dir():
+            file = Path(hf_hub_download(model_id, WEIGHTS, **given))
+        weights = cls(**sections)
+        try:
+            load_strict(weights, load_file(file, device=map_location))
+        except SafetensorError as error:
+            raise ValueError(f"{file} is damaged: {error}") from None
+        return weights
 
     def reset_parameters(self) -> None:
         """Linear weights by Xavier; what feeds a residual or leaves the model starts at zero, so that every block is

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .blocks import TransformerBlock
 from .config import ModelConfig, TransformerConfig
-from .embeddings import RopeTable
+from .embeddings import RopeTable, SecondsEmbedding
 from .fusion import Fusion
 
 
@@ -22,10 +22,11 @@ class TemporalTransformer(nn.Module):
         self.blocks = nn.ModuleList(TransformerBlock(config.width, config.heads) for _ in range(config.depth))
         self.norm = nn.LayerNorm(config.width)
         self.project_out = nn.Linear(config.width, out)
+        self.seconds = SecondsEmbedding(seconds, config.width)
         self.rope = RopeTable(seconds, rate, config.width // config.heads)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.project_in(x)
+        x = self.project_in(x) + self.seconds()
         for block in self.blocks:
             x = block(x, self.rope.on(x.device))
         return self.project_out(self.norm(x))

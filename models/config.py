@@ -4,7 +4,8 @@ The same dataclasses are the `model` section of a run's configuration and the `c
 so that a weights folder says by itself how to turn media into conditions and latents into sound.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class CodecConfig:
     A latent frame stands for `hop` samples; a clip has `frames` of them, that is frames·hop/sample_rate seconds.
     """
 
-    kind: str  # "logmel" or "oobleck"
+    kind: Literal["logmel", "oobleck"]
     sample_rate: int  # Hz
     audio_channels: int
     hop: int  # samples a latent frame
@@ -40,7 +41,7 @@ class CodecConfig:
 class TextConfig:
     """The text encoder. `words` hashes each word's bytes and needs no weights; `t5` is transformers' T5 encoder."""
 
-    kind: str  # "words" or "t5"
+    kind: Literal["words", "t5"]
     dim: int  # width of a text feature
     max_tokens: int
     round_to: int = 32  # a batch is padded to its longest text, rounded up to a multiple of this
@@ -55,7 +56,7 @@ class VideoConfig:
     `pool` neighbours become one condition token.
     """
 
-    kind: str  # "frames" or "clip_sync"
+    kind: Literal["frames", "clip_sync"]
     dim: int  # width of a video feature
     image_rate: float  # images a second (5 in the paper)
     motion_rate: float  # frames a second (25 in the paper)
@@ -115,6 +116,12 @@ class ModelConfig:
     backbone: BackboneConfig
 
     def __post_init__(self) -> None:
+        for part in fields(self):
+            sizes = getattr(self, part.name)
+            for field in fields(sizes):
+                size = getattr(sizes, field.name)
+                if isinstance(size, int | float) and not isinstance(size, bool) and size <= 0:
+                    raise ValueError(f"{part.name}.{field.name}: {size} must be above 0")
         for path, width, heads in (
             ("backbone", self.backbone.width, self.backbone.heads),
             ("fusion", self.fusion.width, self.fusion.heads),
@@ -122,6 +129,6 @@ class ModelConfig:
             ("audio_temporal", self.audio_temporal.width, self.audio_temporal.heads),
         ):
             if width % heads or width // heads % 2:
-                raise ValueError(f"model.{path}: width {width} over {heads} heads must give an even head width")
+                raise ValueError(f"{path}: width {width} over {heads} heads must give an even head width")
         if self.video.steps % self.video.pool:
-            raise ValueError(f"model.video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")
+            raise ValueError(f"video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")

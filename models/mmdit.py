@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.adaln import layer_norm_modulate
 from .blocks import JointBlock
 from .config import BackboneConfig, CodecConfig
-from .embeddings import RopeTable, TimeEmbedding
+from .embeddings import RopeTable, SecondsEmbedding, TimeEmbedding
 
 
 class MMDiT(nn.Module):
@@ -32,6 +32,8 @@ class MMDiT(nn.Module):
         self.latent_out = nn.Linear(width, codec.channels)
         head = width // config.heads
         frames = (torch.arange(codec.frames) + 0.5) / codec.rate
+        self.seconds_latent = SecondsEmbedding(frames, width)
+        self.seconds_condition = SecondsEmbedding(seconds, width)
         self.rope_latent = RopeTable(frames, codec.rate, head)
         self.rope_condition = RopeTable(seconds, codec.rate, head)
 
@@ -44,7 +46,10 @@ class MMDiT(nn.Module):
         of the discriminator (section V-B).
         """
         time = F.silu(self.time(t))
-        x, c = self.latent_in(z), self.condition_in(condition)
+        x = self.latent_in(z) + self.seconds_latent()
+        c = self.condition_in(condition)
+        where = self.seconds_condition()
+        c = c + F.pad(where, (0, 0, 0, c.shape[1] - where.shape[0]))
         rope_x = self.rope_latent.on(x.device)
         rope_c = self._condition_rope(c)
         for block in self.blocks[:n_blocks]:

@@ -1,6 +1,7 @@
 """JSON to frozen dataclasses and back, refusing whatever is unknown, missing or ill-typed."""
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -30,8 +31,8 @@ def parse(cls: type, data: object, path: str = "") -> Any:
             raise ValueError(f"{where}: missing; expected {_describe(hints[name])}")
     try:
         return cls(**values)
-    except ValueError as error:  # a check of the dataclass itself, which knows its own name at most
-        raise ValueError(f"{path}: {error}" if path and not str(error).startswith(path) else str(error)) from None
+    except ValueError as error:  # a check of the dataclass itself: its message begins with the field's name
+        raise ValueError(_join(path, str(error))) from None
 
 
 def to_dict(value: Any) -> Any:
@@ -61,9 +62,8 @@ def _describe(hint: Any) -> str:
         return f"an object of {_describe(args[1])}"
     if dataclasses.is_dataclass(hint):
         return f"an object with keys {', '.join(f.name for f in dataclasses.fields(hint))}"
-    return {bool: "true or false", int: "an integer", float: "a number", str: "a string", type(None): "null"}.get(
-        hint, "any JSON value"
-    )
+    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", type(None): "null"}
+    return names.get(hint, "any JSON value")
 
 
 def _value(hint: Any, value: Any, path: str) -> Any:
@@ -83,7 +83,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return {k: _value(args[1], v, _join(path, k)) for k, v in value.items()}
     if hint is Any:
         return value
-    if hint is float and type(value) in (int, float):
+    if hint is float and type(value) in (int, float) and math.isfinite(value):  # Python's JSON knows NaN and Infinity
         return float(value)
     if hint in (bool, int, str) and type(value) is hint:
         return value

@@ -44,3 +44,22 @@ def _seeds() -> None:
 def root() -> Path:
     """The top folder of the repository."""
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def small():
+    """The small model's run configuration, without data."""
+    from tests.small import small_config
+
+    return small_config()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory) -> Path:
+    """Procedural scenes encoded for the small model: `audio` and `music` in it are two streams. Nobody may change it."""
+    from audiox_turbo.trainer.data.prepare import prepare_scenes
+    from tests.small import CLIPS, small_config
+
+    folder = tmp_path_factory.mktemp("scenes") / "small"
+    prepare_scenes(folder, small_config().model, clips=CLIPS, seed=0, music_share=0.5, workers=1)
+    return folder

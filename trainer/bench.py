@@ -89,7 +89,7 @@ class PlainLoop:
         micro = self.batch.split(self.config.training.micro_batch)
         for part in micro:
             z1, uniform = draw_noise(0, 0, part)
-            t = noise_level(uniform, self.config.training.time).to(self.device)
+            t = noise_level(uniform, self.config.training.time, self.config.training.time_mean).to(self.device)
             z0, z1 = part.latents.to(self.device), z1.to(self.device)
             conditions = part.conditions.to(self.device, torch.float32).tensors()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,7 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .ema import Ema
-from .zero import Engine, Fragment
+from .fragment import Fragment
+
+if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not installed
+    from .zero import Engine
 
 FORMAT = 1
 FOLDER = "checkpoints"
@@ -40,7 +43,7 @@ class CheckpointError(ValueError):
 class Role:
     """A trained model whose state belongs into a checkpoint."""
 
-    engine: Engine
+    engine: "Engine"
     ema: Ema | None
 
     def state(self) -> dict[str, list[Tensor]]:

@@ -59,6 +59,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.streams:
             raise ValueError("streams: empty; give at least one folder of shards")
+        _at_least("workers", self.workers, 0)
+        _at_least("canonical_nodes", self.canonical_nodes, 1)
         for name in ("inpaint", "prefix"):
             shares = getattr(self, name)
             if len(shares) != 2 or not 0 < shares[0] <= shares[1] < 1:
@@ -73,6 +75,7 @@ class TrainingConfig:
     seed: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
+    time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
     compile: bool = False  # torch.compile each transformer block
     checkpointing: bool = False  # recompute each block's activations in the backward pass
     max_skipped: int = 10  # this many non-finite steps in a row stop the run
@@ -81,6 +84,8 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "global_batch", "micro_batch", "max_skipped"):
             _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "threads"):
+            _at_least(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -94,8 +99,10 @@ class OptimizerConfig:
     clip: float = 1.0  # largest gradient norm; 0 does not clip
 
     def __post_init__(self) -> None:
-        if self.lr <= 0:
-            raise ValueError(f"lr: {self.lr} must be above 0")
+        for name in ("lr", "eps"):
+            _above(name, getattr(self, name), 0)
+        for name in ("weight_decay", "clip"):
+            _at_least(name, getattr(self, name), 0)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas: {list(self.betas)} must be two numbers of at least 0 and below 1")
 
@@ -112,7 +119,10 @@ class ScheduleConfig:
     cooldown: float = 0.0
 
     def __post_init__(self) -> None:
-        _between("warmup", self.warmup, 0.0, 1.0)
+        _above("inv_gamma", self.inv_gamma, 0)
+        _at_least("final", self.final, 0)
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: {self.warmup} must be at least 0 and below 1")
         _between("cooldown", self.cooldown, 0.0, 1.0)
 
 
@@ -150,6 +160,7 @@ class LoggingConfig:
 
     def __post_init__(self) -> None:
         _at_least("every", self.every, 1)
+        _at_least("samples_every", self.samples_every, 0)
 
 
 @dataclass(frozen=True)
@@ -186,12 +197,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError with line and column for what is not JSON."""
     try:
-        data = json.loads(Path(path).read_text())
+        data = json.loads(Path(path).read_text(), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    except ValueError as error:  # a key twice, or not UTF-8
+        raise ValueError(f"{path}: {error}") from None
     if not isinstance(data, dict):
         raise ValueError(f"{path}: must be a JSON object, not {type(data).__name__}")
     return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys of a JSON object; of a key that stands there twice JSON would drop one value in silence."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name}: stands there {names.count(name)} times; keep one")
+    return dict(pairs)
 
 
 def apply_override(data: dict[str, Any], override: str) -> None:
@@ -239,6 +261,11 @@ def _between(name: str, value: float, low: float, high: float) -> None:
         raise ValueError(f"{name}: {value} must be between {low} and {high}")
 
 
-def _at_least(name: str, value: int, low: int) -> None:
+def _at_least(name: str, value: float, low: float) -> None:
     if value < low:
         raise ValueError(f"{name}: {value} must be at least {low}")
+
+
+def _above(name: str, value: float, low: float) -> None:
+    if value <= low:
+        raise ValueError(f"{name}: {value} must be above {low}")

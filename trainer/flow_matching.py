@@ -23,8 +23,9 @@ def flow_matching_loss(v: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
     return (v.float() - (z1 - z0).float()).square().flatten(1).mean(1)
 
 
-def noise_level(uniform: Tensor, kind: str) -> Tensor:
-    """Noise levels in (0, 1) from uniform draws of the same shape: as they are, or through a logit-normal law."""
+def noise_level(uniform: Tensor, kind: str, mean: float) -> Tensor:
+    """Noise levels in (0, 1) from uniform draws of the same shape: as they are, or as a logit-normal law with this
+    mean and deviation 1."""
     if kind == "uniform":
         return uniform
-    return torch.sigmoid(torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))).to(uniform.dtype)
+    return torch.sigmoid(mean + torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))).to(uniform.dtype)

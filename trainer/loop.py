@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -64,8 +65,8 @@ def train(
         run.write_config(output, config)
     steps, every = config.training.steps, config.logging.every
     with Logs(output, world.rank == 0, start, steps, output.name) as logs:
-        batches = reader.batches(start)
-        skipped, clock = 0, time.perf_counter()
+        batches = ahead(reader.batches(start))
+        skipped, logged, clock = 0, start, time.perf_counter()
         for step in range(start, steps):
             batch = next(batches)
             result = task.step(step, batch)
@@ -75,17 +76,25 @@ def train(
             if done % every == 0 or done == steps:
                 values = task.metrics() | result.values
                 now = time.perf_counter()
-                since = (done - start - 1) % every + 1 if done == steps else min(every, done - start)
-                speed = since * config.training.global_batch / (now - clock)
+                speed = (done - logged) * config.training.global_batch / (now - clock)
                 values |= {"samples_per_s": speed, "mfu": speed * result.flops_per_sample / peak}
                 logs.metrics(done, values, task.shown)
-                clock = now
+                clock, logged = now, done
             if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
                 waves, latents = task.preview()
                 names = [f"{i} {p}" for i, p in enumerate(config.logging.prompts)]
                 logs.sounds(done, names, waves, latents, config.model.codec.sample_rate)
             if done % config.checkpoint.every == 0 or done == steps:
                 checkpoint.save(output, done, task.roles, config.checkpoint.keep, about)
+
+
+def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches, each assembled in a thread while the one before it is trained on."""
+    with ThreadPoolExecutor(1, "reader") as pool:
+        coming = pool.submit(next, batches, None)
+        while (batch := coming.result()) is not None:
+            coming = pool.submit(next, batches, None)
+            yield batch
 
 
 def restore(task: Task, output: Path, resume: bool, world: World) -> int:

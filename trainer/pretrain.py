@@ -13,7 +13,7 @@ from ..models.encoders.build import build_codec, build_text_encoder
 from . import run, zero
 from .checkpoint import Role
 from .config import RunConfig, check_ranks
-from .data.reader import Reader, check_stream
+from .data.reader import Reader, check_streams
 from .data.tasks import Batch
 from .ema import Ema
 from .flops import training_flops
@@ -70,7 +70,9 @@ class Pretraining:
         z1, uniform = draw_noise(self.config.training.seed, step, batch)
         device, dtype = self.world.device, self.engine.dtype
         z0, z1 = batch.latents.to(device, non_blocking=True), z1.to(device, non_blocking=True)
-        t = noise_level(uniform, self.config.training.time).to(device, non_blocking=True)
+        t = noise_level(uniform, self.config.training.time, self.config.training.time_mean).to(
+            device, non_blocking=True
+        )
         conditions = batch.conditions.to(device, dtype)
         v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
         return flow_matching_loss(v, z0, z1), t
@@ -108,8 +110,7 @@ def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
     run.check_output(output, resume)
     run.check_unchanged(output, config)
-    for stream in config.data.streams:
-        check_stream(stream.path, config.model, config.data, hashes=False)
+    check_streams(config, hashes=False)
     if config.training.threads:
         torch.set_num_threads(config.training.threads)
     world = zero.start()

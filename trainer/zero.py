@@ -1,7 +1,7 @@
 """The one module that knows DeepSpeed: process group, engine, and the fp32 shards that each rank owns.
 
-A `Fragment` is the part of a parameter that lies in this rank's shard. Checkpoints, EMA and export are written in terms
-of fragments, which makes them the same at every ZeRO stage and for every number of ranks.
+Checkpoints, EMA and export are written in terms of fragments of these shards, which makes them the same at every ZeRO
+stage and for every number of ranks.
 """
 
 import os
@@ -17,6 +17,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from .config import OptimizerConfig, ZeroConfig
+from .fragment import Fragment
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -33,7 +34,8 @@ class World:
 
 def start() -> World:
     """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does."""
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    here = os.environ.get("LOCAL_SIZE", "1")  # DeepSpeed's launcher calls LOCAL_WORLD_SIZE that
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1"}
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
@@ -47,21 +49,6 @@ def start() -> World:
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """Elements [start, start + length) of a flattened parameter, at [offset, offset + length) of shard `group`."""
-
-    name: str
-    shape: tuple[int, ...]
-    start: int
-    length: int
-    group: int
-    offset: int
-
-    def view(self, shards: list[Tensor]) -> Tensor:
-        return shards[self.group].view(-1).narrow(0, self.offset, self.length)
 
 
 class Engine:

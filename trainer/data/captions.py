@@ -20,24 +20,25 @@ TASK_TEXT: dict[str, str] = {
 MAX_WORDS = 18
 MAX_WORDS_TIMED = 22
 _NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
-_PHRASINGS_EACH = 2
+# Captions of a kind to store with a clip: what is hardest to learn is said most often.
+_EACH = {"category": 1, "count": 2, "order": 2, "time": 3, "music": 3}
 
 
 def captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """All the captions to store with a clip: the annotation's own first, then up to two of each kind it allows.
+    """All the captions to store with a clip: the annotation's own first, then a few of each kind that it allows.
 
     Fields that are missing or empty, and orders such as "interleave", give no captions of their kind.
     """
-    kinds = (
-        category_captions(annotation, rng),
-        count_captions(annotation, rng),
-        order_captions(annotation, rng),
-        time_captions(annotation),
-        music_captions(annotation),
-    )
+    kinds = {
+        "category": category_captions(annotation, rng),
+        "count": count_captions(annotation, rng),
+        "order": order_captions(annotation, rng),
+        "time": time_captions(annotation),
+        "music": music_captions(annotation),
+    }
     result = [annotation["caption"]] if annotation.get("caption") else []
-    for phrasings in kinds:
-        result += [phrasings[i] for i in rng.permutation(len(phrasings))[:_PHRASINGS_EACH]]
+    for kind, phrasings in kinds.items():
+        result += [phrasings[i] for i in rng.permutation(len(phrasings))[: _EACH[kind]]]
     return list(dict.fromkeys(result))
 
 

@@ -2,15 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
-from ..config import DataConfig, RunConfig
+from ..config import RunConfig
 from .record import Record, from_columns
 from .shards import ShardError, check_shards, read_features
-from .streaming_import import Stream, StreamingDataLoader, StreamingDataset
+from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
 from .tasks import Assembler, Batch
 
 TIMEOUT = 300.0  # seconds without a sample from the loader's processes before it counts as stuck
@@ -37,14 +38,8 @@ class Reader:
         """Raises ShardError or ValueError when the shards are damaged, too few, or made with other encoders."""
         data, batch = config.data, config.training.global_batch
         self.config = config
-        self.rank, self.ranks = rank, ranks
-        total = sum(check_stream(s.path, config.model, data, rank == 0) for s in data.streams)
-        self.steps_per_epoch = total // batch
-        if not self.steps_per_epoch:
-            raise ValueError(
-                f"data.streams: {total} samples are fewer than training.global_batch {batch}; "
-                f"add data or lower the batch"
-            )
+        self.world = World.detect()
+        self.steps_per_epoch = check_streams(config, hashes=data.verify_hashes and rank == 0) // batch
         streams = [Stream(local=s.path, proportion=sum(s.tasks.values())) for s in data.streams]
         self.dataset = _Tagged(
             streams=streams,
@@ -54,6 +49,9 @@ class Reader:
             shuffle_seed=config.training.seed,
             num_canonical_nodes=data.canonical_nodes,
         )
+        # Processes are made anew for every epoch; what they import, for seconds, stays ready where they fork from.
+        processes = get_context("forkserver")
+        processes.set_forkserver_preload([__name__])
         self.assemble = Assembler(config.model, data, encode_text, config.training.seed)
         self.loader = StreamingDataLoader(
             self.dataset,
@@ -62,29 +60,49 @@ class Reader:
             collate_fn=list,
             drop_last=True,
             timeout=TIMEOUT if data.workers else 0,
-            multiprocessing_context="forkserver" if data.workers else None,
+            multiprocessing_context=processes if data.workers else None,
             persistent_workers=False,
         )
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This rank's batches from step `start` on, without end.
 
-        Raises ShardError when an epoch yields fewer batches than it should.
+        Raises ShardError when an epoch yields fewer batches than it should; it names the damaged file.
         """
         step = start
         while True:
             epoch, within = divmod(step, self.steps_per_epoch)
-            self.dataset.load_state_dict(self._position(epoch, within))
+            end = (epoch + 1) * self.steps_per_epoch
+            for samples in self._epoch(epoch, within):
+                if step < end:  # streaming pads canonical nodes to one length, which can make one more batch
+                    yield self._batch(samples, step)
+                    step += 1
+            if step < end:
+                raise ShardError(self._fault(epoch, step, "streaming ended it without a reason"))
+
+    def _epoch(self, epoch: int, within: int) -> Iterator[list[dict[str, Any]]]:
+        """The samples of an epoch from its batch `within` on; exactly one iterator of the loader."""
+        self.dataset.load_state_dict(self._position(epoch, within))
+        seen = within
+        try:
             for samples in self.loader:
-                yield self._batch(samples, step)
-                step += 1
-            if step != (epoch + 1) * self.steps_per_epoch:
-                seen = step - epoch * self.steps_per_epoch
-                raise ShardError(
-                    f"epoch {epoch} ended after {seen} of {self.steps_per_epoch} batches: a shard of "
-                    f"{', '.join(s.path for s in self.config.data.streams)} is missing or damaged; "
-                    f"check the folders with launch/verify.py"
-                )
+                seen += 1
+                yield samples
+        except Exception as error:  # whatever streaming and its decoders run into, or the time-out
+            reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
+            raise ShardError(self._fault(epoch, epoch * self.steps_per_epoch + seen, reason)) from error
+
+    def _fault(self, epoch: int, step: int, reason: str) -> str:
+        """Why an epoch ended before `step`: the file that is damaged now, or what streaming says."""
+        try:
+            check_streams(self.config, hashes=False)
+        except ValueError as error:
+            reason = str(error)
+        within = step - epoch * self.steps_per_epoch
+        return (
+            f"epoch {epoch} ended after {within} of {self.steps_per_epoch} batches: {reason} "
+            f"(data.verify_hashes compares every byte at the start)"
+        )
 
     def _position(self, epoch: int, within: int) -> dict[str, Any]:
         return {
@@ -98,22 +116,34 @@ class Reader:
     def _batch(self, samples: list[dict[str, Any]], step: int) -> Batch:
         streams = self.config.data.streams
         records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
-        # The partitioning of mosaicml-streaming deals samples to ranks in turn.
-        places = [i * self.ranks + self.rank for i in range(len(samples))]
+        # mosaicml-streaming deals samples to nodes in turn, and those of a node to its ranks in turn.
+        here = self.world
+        places = [
+            (i * here.ranks_per_node + here.rank_of_node) * here.num_nodes + here.node for i in range(len(samples))
+        ]
         return self.assemble(records, [streams[s["stream"]].tasks for s in samples], step, places)
 
 
-def check_stream(path: str, model: ModelConfig, data: DataConfig, hashes: bool) -> int:
-    """Samples of a stream's folder, after checking that it is complete and was made with the model's encoders."""
-    folder = Path(path)
-    check_shards(folder, hashes=data.verify_hashes and hashes)
+def check_streams(config: RunConfig, hashes: bool) -> int:
+    """Samples of all streams together, if they are complete, enough, and made with the model's encoders.
+
+    With `hashes` every byte is read. Raises ShardError or ValueError.
+    """
+    total = sum(_check_stream(Path(s.path), config.model, hashes) for s in config.data.streams)
+    if total < config.training.global_batch:
+        raise ValueError(
+            f"data.streams: {total} samples are fewer than training.global_batch {config.training.global_batch}; "
+            f"add data or lower the batch"
+        )
+    return total
+
+
+def _check_stream(folder: Path, model: ModelConfig, hashes: bool) -> int:
+    check_shards(folder, hashes)
     features = read_features(folder)
-    for name in ("codec", "text", "video"):
-        ours, theirs = getattr(model, name), getattr(features, name)
-        if name == "text":
-            continue  # texts are stored as texts
+    for name in ("codec", "video"):  # texts are stored as texts
         # Where the weights lie does not change what they are.
-        ours, theirs = _without_weights(ours), _without_weights(theirs)
+        ours, theirs = _without_weights(getattr(model, name)), _without_weights(getattr(features, name))
         if ours != theirs:
             raise ValueError(
                 f"{folder}: its features were made with {name} {theirs}, the model wants {ours}; prepare the folder "

@@ -17,5 +17,6 @@ except RuntimeError as error:
 
 from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.hashing import get_hash
+from streaming.base.world import World
 
-__all__ = ["MDSWriter", "Stream", "StreamingDataLoader", "StreamingDataset", "get_hash"]
+__all__ = ["MDSWriter", "Stream", "StreamingDataLoader", "StreamingDataset", "World", "get_hash"]

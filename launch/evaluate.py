@@ -1,0 +1,76 @@
+"""Judge weights on unseen scenes: T2A-bench, the eight tasks, latency.
+
+examples:
+  python launch/evaluate.py --weights weights/tiny --out report.json
+  python launch/evaluate.py --weights weights/tiny --steps 25 --prompts 25 --html report.html --run runs/tiny
+  python launch/evaluate.py --weights weights/teacher weights/student --out both.json --html both.html
+
+The judge is a small network that listens; where there is none in --judge it is trained first, once, in a few minutes.
+Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
+"""
+
+import argparse
+import json
+import os
+import sys
+from pathlib import Path
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, nargs="+", type=Path, help="folders made by launch/convert.py")
+    parser.add_argument("--out", required=True, type=Path, help="JSON file of the report")
+    parser.add_argument("--html", type=Path, help="also write a page with tables, sounds and spectrograms")
+    parser.add_argument("--run", nargs="+", default=[], type=Path, help="runs whose loss curves the page shows")
+    parser.add_argument("--prompts", type=int, default=100, help="prompts of each of the four types (default: 100)")
+    parser.add_argument(
+        "--tasks", type=int, default=100, help="clips of each of the eight tasks; 0: none (default: 100)"
+    )
+    parser.add_argument("--steps", type=int, help="sampler steps (default: what the weights say)")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: what the weights say)")
+    parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
+    parser.add_argument("--no-efficiency", action="store_true", help="leave the latencies out")
+    arguments = parser.parse_args()
+    if arguments.prompts < 1 or arguments.tasks < 0 or arguments.seed < 0:
+        parser.error("--prompts must be at least 1, --tasks and --seed at least 0")
+    return arguments
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from audiox_turbo.trainer.evaluate import Candidate, Plan, evaluate
+    from audiox_turbo.trainer.generator import Generator
+    from audiox_turbo.trainer.making import changed
+    from audiox_turbo.trainer.report import write_html
+    from audiox_turbo.trainer.tables import as_text, tables
+
+    candidates = []
+    for folder in arguments.weights:
+        generator = Generator(folder)
+        sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
+        candidates.append(Candidate(folder.resolve().name, generator, sampling))
+    plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, not arguments.no_efficiency)
+    evaluation = evaluate(candidates, arguments.judge, plan)
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = arguments.out.with_name(arguments.out.name + ".tmp")
+    temporary.write_text(json.dumps(evaluation.report, indent=1) + "\n")
+    os.replace(temporary, arguments.out)
+    print("\n\n".join(as_text(table) for table in tables(evaluation.report)))
+    print(f"\n{arguments.out}")
+    if arguments.html:
+        write_html(evaluation.report, arguments.run, evaluation.sounds, arguments.html)
+        print(arguments.html)
+
+
+def main() -> int:
+    arguments = parse()
+    try:
+        run(arguments)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,302 @@
+"""Configurations: what is not allowed is refused with its dotted path, before a process group or a folder is made."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from audiox_turbo.models import strict
+from audiox_turbo.trainer.config import RunConfig, apply_override, check_ranks, load_config
+from audiox_turbo.trainer.run import write_config
+from tests.small import ROOT, small_config, small_json
+
+CONFIGS = sorted(path.stem for path in (ROOT / "configs").glob("*.json") if "distill" not in path.stem)
+
+
+def load(tmp_path, data, *overrides):
+    file = tmp_path / "run.json"
+    file.write_text(data if isinstance(data, str) else json.dumps(data))
+    return load_config(file, overrides)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_configurations_that_come_along_parse(name):
+    config = load_config(ROOT / "configs" / f"{name}.json")
+    assert strict.parse(RunConfig, strict.to_dict(config)) == config
+    check_ranks(config.training, 1)
+
+
+REFUSED = {  # override -> what the message says after the file's name
+    "colour=1": r"colour: unknown key \(value 1\); allowed: model, data, training",
+    "model.backbone.widht=64": r"model\.backbone\.widht: unknown key \(value 64\); allowed: width, depth",
+    "data.streams.0.pth=x": r"data\.streams\[0\]\.pth: unknown key \(value 'x'\); allowed: path, tasks",
+    "data.dropout.txt=0.1": r"data\.dropout\.txt: unknown key",
+    "training.steps=many": r"training\.steps: 'many' is not allowed; expected an integer",
+    "training.steps=1.5": r"training\.steps: 1\.5 is not allowed; expected an integer",
+    "training.steps=true": r"training\.steps: True is not allowed; expected an integer",
+    "training.steps=null": r"training\.steps: None is not allowed; expected an integer",
+    "training.compile=1": r"training\.compile: 1 is not allowed; expected true or false",
+    "training.precision=fp16": r"training\.precision: 'fp16' is not allowed; expected 'fp32' or 'bf16'",
+    "zero.stage=4": r"zero\.stage: 4 is not allowed; expected 0 or 1 or 2 or 3",
+    "zero.stage=true": r"zero\.stage: True is not allowed",
+    "optimizer.lr=fast": r"optimizer\.lr: 'fast' is not allowed; expected a finite number",
+    "optimizer.lr=NaN": r"optimizer\.lr: nan is not allowed; expected a finite number",
+    "optimizer.lr=0": r"optimizer\.lr: 0\.0 must be above 0",
+    "optimizer.betas=0.9": r"optimizer\.betas: 0\.9 is not allowed; expected a list of a finite number",
+    'optimizer.betas=[0.9, "b"]': r"optimizer\.betas\[1\]: 'b' is not allowed",
+    "optimizer.betas=[0.9]": r"optimizer\.betas: \[0\.9\] must be two numbers",
+    "optimizer.betas=[0.9, 1.0]": r"optimizer\.betas: \[0\.9, 1\.0\] must be two numbers of at least 0 and below 1",
+    "optimizer.clip=-1": r"optimizer\.clip: -1\.0 must be at least 0",
+    "schedule.warmup=1": r"schedule\.warmup: 1\.0 must be at least 0 and below 1",
+    "schedule.inv_gamma=0": r"schedule\.inv_gamma: 0\.0 must be above 0",
+    "schedule.cooldown=2": r"schedule\.cooldown: 2\.0 must be between 0\.0 and 1\.0",
+    "ema.decay=1.1": r"ema\.decay: 1\.1 must be between",
+    "training.steps=0": r"training\.steps: 0 must be at least 1",
+    "training.seed=-1": r"training\.seed: -1 must be at least 0",
+    "training.micro_batch=-4": r"training\.micro_batch: -4 must be at least 1",
+    "training.max_skipped=0": r"training\.max_skipped: 0 must be at least 1",
+    "data.workers=-1": r"data\.workers: -1 must be at least 0",
+    "data.canonical_nodes=0": r"data\.canonical_nodes: 0 must be at least 1",
+    "data.dropout.text=1.5": r"data\.dropout\.text: 1\.5 must be between 0\.0 and 1\.0",
+    "data.inpaint=[0.6, 0.2]": r"data\.inpaint: \[0\.6, 0\.2\] must be two shares",
+    "data.streams=[]": r"data\.streams: empty",
+    "data.streams={}": r"data\.streams: \{\} is not allowed; expected a list of an object",
+    "data.streams.1.tasks={}": r"data\.streams\[1\]\.tasks: empty",
+    "data.streams.1.tasks.T2X=1": r"data\.streams\[1\]\.tasks\.T2X: weight 1\.0; allowed: T2A, ",
+    "data.streams.0.tasks.T2A=0": r"data\.streams\[0\]\.tasks\.T2A: weight 0\.0; allowed: .*, each above 0",
+    "checkpoint.every=0": r"checkpoint\.every: 0 must be at least 1",
+    "logging.every=0": r"logging\.every: 0 must be at least 1",
+    "logging.prompts=bell": r"logging\.prompts: 'bell' is not allowed; expected a list of a string",
+    "model.codec.kind=mp3": r"model\.codec\.kind: 'mp3' is not allowed; expected 'logmel' or 'oobleck'",
+    "model.backbone.heads=3": r"model\.backbone: width 32 over 3 heads must give an even head width",
+    "model.backbone.heads=0": r"model\.backbone\.heads: 0 must be above 0",
+    "model.video.pool=3": r"model\.video: 8 steps are not a multiple of pool 3",
+    "model=tiny": r"model: 'tiny' is not an object with keys",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_is_not_allowed_is_named(tmp_path, override):
+    with pytest.raises(ValueError, match=r"run\.json: " + REFUSED[override]):
+        load(tmp_path, small_json(), override)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model", r"model: missing; expected an object with keys codec, text"),
+        ("model.fusion.queries", r"model\.fusion\.queries: missing; expected an integer"),
+        ("training.steps", r"training\.steps: missing; expected an integer"),
+        ("data.streams.1.tasks", r"data\.streams\[1\]\.tasks: missing; expected an object of a finite number"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, path, message):
+    data = node = small_json()
+    *parents, last = path.split(".")
+    for key in parents:
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    del node[last]
+    with pytest.raises(ValueError, match=r"run\.json: " + message):
+        load(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"run\.json:1:2: not JSON"),
+        ('{"model": {},\n "data" 3}', r"run\.json:2:9: not JSON"),
+        ("[]", r"run\.json: must be a JSON object, not list"),
+        ('{"model": {"a": 1, "b": 2, "a": 3}}', r"run\.json: a: stands there 2 times"),
+    ],
+)
+def test_what_is_no_configuration(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, text)
+
+
+def test_no_file_and_no_text(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_config(tmp_path / "nowhere.json")
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"run\.json: .*utf-8"):
+        load_config(tmp_path / "run.json")
+
+
+def test_overrides(tmp_path):
+    config = load(
+        tmp_path,
+        small_json(),
+        "optimizer.lr=2e-4",
+        "data.streams.1.path=a=b",
+        "data.streams.0.tasks.V2A=0.5",
+        "zero.stage=3",
+        "training.precision=bf16",
+        'logging.prompts=["a bell", "2"]',
+        "deepspeed.zero_optimization.reduce_bucket_size=1000",
+        "optimizer.lr=3e-4",
+    )
+    assert config.optimizer.lr == 3e-4  # the last one counts
+    assert config.data.streams[1].path == "a=b"
+    assert config.data.streams[0].tasks["V2A"] == 0.5
+    assert (config.zero.stage, config.training.precision) == (3, "bf16")
+    assert config.logging.prompts == ("a bell", "2")
+    assert config.deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr", r"--set optimizer\.lr: expected key\.path=value"),
+        ("=3", r"--set =3: expected key\.path=value"),
+        ("training.steps.x=1", r"--set training\.steps\.x=1: 'x' leads nowhere in 'training\.steps\.x'"),
+        ("training.steps.x.y=1", r"'x' leads nowhere"),
+        ("data.streams.2.path=x", r"'2' leads nowhere"),
+        ("data.streams.-1.path=x", r"'-1' leads nowhere"),
+        ("data.streams.first.path=x", r"'first' leads nowhere"),
+        ("data.streams.5=x", r"'5' leads nowhere"),
+    ],
+)
+def test_an_override_that_leads_nowhere(override, message):
+    with pytest.raises(ValueError, match=message):
+        apply_override(small_json(), override)
+
+
+@pytest.mark.parametrize(("batch", "micro", "ranks"), [(8, 4, 3), (8, 4, 4), (8, 3, 1), (4, 8, 1)])
+def test_a_batch_that_the_ranks_cannot_share(small, batch, micro, ranks):
+    training = strict.parse(type(small.training), {"steps": 1, "global_batch": batch, "micro_batch": micro})
+    message = rf"global_batch: {batch} is not a multiple of {ranks} ranks x micro_batch {micro} = {ranks * micro}"
+    with pytest.raises(ValueError, match=message):
+        check_ranks(training, ranks)
+    assert check_ranks(small.training, 2) == 1 and check_ranks(small.training, 1) == 2
+
+
+# Every case in one process: a refusal comes before anything that lasts, and imports take seconds.
+RUNNER = """
+import contextlib, io, json, os, runpy, sys
+for case in json.load(sys.stdin):
+    sys.argv = [case["script"], *case["arguments"]]
+    os.environ["WORLD_SIZE"] = case["ranks"]
+    out, error, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
+        try:
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        except SystemExit as left:
+            code = left.code
+        except BaseException as raised:
+            code = repr(raised)
+    print(json.dumps({"code": code, "out": out.getvalue(), "error": error.getvalue()}))
+"""
+
+
+def truncate(folder):
+    os.truncate(folder / "audio" / "shard.00000.mds", 3000)
+
+
+def empty(folder):
+    for file in (folder / "music").iterdir():
+        file.unlink()
+
+
+def lose(folder):
+    (folder / "music" / "shard.00000.mds").unlink()
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """A launch that must end in one line: what is wrong with it, and what the line says."""
+
+    message: str
+    overrides: tuple[str, ...] = ()  # of the configuration
+    resume: bool = False
+    ranks: int = 1
+    damage: Callable[[Path], None] | None = None
+    running: bool = False  # whether the output folder holds a run of the small configuration
+
+
+LAUNCHES = {
+    "unknown key": Refusal(r"run\.json: colour: unknown key", ("colour=1",)),
+    "ill-typed": Refusal(r"run\.json: zero\.stage: 9 is not allowed", ("zero.stage=9",)),
+    "nowhere": Refusal(r"--set training\.steps\.x=1: 'x' leads nowhere", ("training.steps.x=1",)),
+    "three ranks": Refusal(r"8 is not a multiple of 3 ranks x micro_batch 4 = 12", ranks=3),
+    "no shards": Refusal(r"nowhere is not a folder of shards", ("data.streams.0.path=nowhere",)),
+    "empty folder": Refusal(r"music.features\.json is missing: the folder is empty", damage=empty),
+    "truncated shard": Refusal(r"shard\.00000\.mds has 3000 bytes, its index says \d+", damage=truncate),
+    "missing shard": Refusal(r"music.shard\.00000\.mds is missing", damage=lose),
+    "other codec": Refusal(
+        r"made with codec .*sample_rate=8000.*the model wants .*sample_rate=16000", ("model.codec.sample_rate=16000",)
+    ),
+    "too few": Refusal(r"74 samples are fewer than training\.global_batch 80", ("training.global_batch=80",)),
+    "holds a run": Refusal(r"out holds a run already: give --resume to go on with it", running=True),
+    "other model": Refusal(
+        r"model\.backbone\.depth: the run in .*out has 2, this configuration 3",
+        ("model.backbone.depth=3",),
+        resume=True,
+        running=True,
+    ),
+    "other seed": Refusal(
+        r"training\.seed: the run in .*out has 0, this configuration 5", ("training.seed=5",), True, running=True
+    ),
+    "other batch": Refusal(
+        r"training\.global_batch: the run in .*out has 8, this configuration 16",
+        ("training.global_batch=16",),
+        resume=True,
+        running=True,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def launches(scenes, tmp_path_factory):
+    """What each launch printed and left: name -> (its answer, files before, files after)."""
+    cases, folders, before = [], [], []
+    for case in LAUNCHES.values():
+        folder = tmp_path_factory.mktemp("launch")
+        data = scenes
+        if case.damage:
+            data = shutil.copytree(scenes, folder / "data")
+            case.damage(data)
+        (folder / "run.json").write_text(json.dumps(small_json(data)))
+        if case.running:
+            write_config(folder / "out", small_config(data))
+        arguments = ["--config", str(folder / "run.json"), "--output", str(folder / "out")]
+        arguments += [part for override in case.overrides for part in ("--set", override)]
+        arguments += ["--resume"] * case.resume
+        script = str(ROOT / "launch" / "pretrain.py")
+        cases.append({"script": script, "arguments": arguments, "ranks": str(case.ranks)})
+        folders.append(folder)
+        before.append(sorted(folder.rglob("*")))
+    command = [sys.executable, "-c", RUNNER]
+    done = subprocess.run(command, input=json.dumps(cases), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    after = [sorted(folder.rglob("*")) for folder in folders]
+    return dict(zip(LAUNCHES, zip(answers, before, after, strict=True), strict=True))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_a_launch_is_refused_in_one_line(launches, name):
+    answer, before, after = launches[name]
+    lines = [line for line in answer["error"].splitlines() if line.startswith("error: ")]
+    assert (answer["code"], len(lines)) == (1, 1), answer
+    assert re.search(LAUNCHES[name].message, lines[0]), lines[0]
+    assert "Traceback" not in answer["error"] + answer["out"]
+    assert after == before, "nothing may be written"
+
+
+@pytest.mark.slow
+def test_a_launch_as_a_user_does_it(scenes, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(small_json(scenes)))
+    arguments = ["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out"), "--set", "optimizer.lr=0"]
+    command = [sys.executable, "launch/pretrain.py", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"error: {tmp_path}/run.json: optimizer.lr: 0.0 must be above 0\n"
+    assert not (tmp_path / "out").exists()

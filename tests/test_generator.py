@@ -1,0 +1,301 @@
+"""Samplers against velocities whose answer is known, and the generator with random weights."""
+
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import soundfile
+import torch
+from torch import Tensor
+
+from audiox_turbo.models.audiox import AudioX, SamplingConfig
+from audiox_turbo.models.sampler import euler, guided, renoise
+from audiox_turbo.trainer.data.synth import FRAME_RATE, SIZE, render_video
+from audiox_turbo.trainer.generator import Generator, Request
+from audiox_turbo.trainer.given import read_video, sound_to_continue, sound_with_hole
+from audiox_turbo.trainer.unseen import draw_unseen
+
+B, L, C = 3, 8, 16
+
+
+def oracle(data: Tensor):
+    """The velocity of the straight path to `data` (B, L, C): z_t = t·z_1 + (1 - t)·z_0, so v = (z_t - z_0)/t."""
+    return lambda z, t: (z - data) / t[:, None, None]
+
+
+@pytest.mark.parametrize("steps", [1, 4, 7])
+def test_euler_with_an_oracle_returns_the_data(steps):
+    data, noise = torch.randn(2, B, L, C)
+    assert torch.allclose(euler(oracle(data), noise, steps), data, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_renoise_with_an_oracle_returns_the_data(steps):
+    data, noise = torch.randn(2, B, L, C)
+    seen = []
+
+    def velocity(z, t):
+        seen.append((z, float(t[0])))
+        return oracle(data)(z, t)
+
+    fresh = torch.randn(steps, B, L, C)
+    assert torch.allclose(renoise(velocity, noise, steps, lambda k: fresh[k]), data, atol=1e-5)
+    assert [t for _, t in seen] == pytest.approx([1 - k / steps for k in range(steps)])
+    for k, (z, t) in enumerate(seen[1:]):
+        assert torch.allclose(z, t * fresh[k] + (1 - t) * data, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["euler", "renoise"])
+def test_given_latents_are_kept_to_the_bit(kind):
+    noise, known = torch.randn(2, B, L, C)
+    mask = (torch.rand(B, L, 1) < 0.5).float()
+    wrong = lambda z, t: torch.randn_like(z)  # noqa: E731
+    if kind == "euler":
+        z = euler(wrong, noise, 3, known, mask)
+    else:
+        z = renoise(wrong, noise, 3, lambda k: torch.randn(B, L, C), known, mask)
+    assert torch.equal(z[mask.expand_as(z) > 0], known[mask.expand_as(z) > 0])
+    assert not torch.isclose(z, known)[mask.expand_as(z) == 0].all()
+
+
+def test_euler_follows_the_given_path_on_the_way():
+    noise, known = torch.randn(2, B, L, C)
+    seen = []
+
+    def velocity(z, t):
+        seen.append((z, float(t[0])))
+        return torch.zeros_like(z)
+
+    euler(velocity, noise, 4, known, torch.ones(B, L, 1))
+    for z, t in seen:
+        assert torch.allclose(z, t * noise + (1 - t) * known, atol=1e-6)
+
+
+def test_guidance_in_one_batch_equals_two_forwards():
+    table = torch.randn(16, C)
+
+    def backbone(z, t, condition, length):
+        """Depends on everything, and on a condition's tokens only up to its length."""
+        valid = torch.arange(condition.shape[1]) < length[:, None]
+        mean = (condition * valid[..., None]).sum(1) / length[:, None]
+        return z * t[:, None, None] + (mean @ table)[:, None]
+
+    condition = (torch.randn(B, 5, 16), torch.tensor([5, 2, 4]))
+    unconditional = (torch.randn(B, 3, 16), torch.tensor([3, 3, 1]))
+    z, t = torch.randn(B, L, C), torch.rand(B)
+    v, v_uncond = backbone(z, t, *condition), backbone(z, t, *unconditional)
+    for guidance, expected in ((1.0, v), (3.0, v_uncond + 3 * (v - v_uncond)), (0.0, v_uncond)):
+        assert torch.allclose(guided(backbone, condition, unconditional, guidance)(z, t), expected, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """A small model with random weights; those that start at zero would make it deaf."""
+    from tests.small import small_config
+
+    torch.manual_seed(0)
+    model = AudioX(small_config().model, SamplingConfig("euler", 3, 2.0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    folder = tmp_path_factory.mktemp("weights") / "random"
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def generator(weights) -> Generator:
+    return Generator(weights)
+
+
+def full_request(generator: Generator, n: int) -> Request:
+    config = generator.model.config
+    make = torch.Generator().manual_seed(1)
+    given = torch.ones(n, config.codec.frames)
+    for i in range(n):
+        given[i, 2 : 4 + i] = 0
+    return Request(
+        ["a bell", "two kicks, then a siren and three dogs", "a hiss from 0.2 to 1.4 seconds", ""][:n],
+        video=torch.randn(n, config.video.steps, config.video.dim, generator=make),
+        audio=torch.randn(n, config.codec.frames, config.codec.channels, generator=make),
+        given=given,
+    )
+
+
+def test_the_weights_say_how_they_are_sampled(generator):
+    assert generator.sampling == SamplingConfig("euler", 3, 2.0)
+
+
+def test_a_seed_decides(generator):
+    request = Request(["a bell", "a kick"])
+    first = generator.latents(request, 5)
+    assert torch.equal(first, generator.latents(request, 5))
+    assert not torch.allclose(first, generator.latents(request, 6))
+    assert torch.isfinite(first).all()
+
+
+@pytest.mark.parametrize("sampling", [SamplingConfig("euler", 3, 2.0), SamplingConfig("renoise", 2, 1.0)])
+def test_a_sample_does_not_depend_on_its_batch(generator, sampling):
+    request = full_request(generator, 4)
+    together = generator.latents(request, 10, sampling)
+    for i in range(4):
+        cut = slice(i, i + 1)
+        alone = Request(request.texts[cut], request.video[cut], request.audio[cut], request.given[cut])
+        assert torch.allclose(together[cut], generator.latents(alone, 10 + i, sampling), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["euler", "renoise"])
+def test_the_generator_keeps_what_is_given(generator, kind):
+    request = full_request(generator, 4)
+    latents = generator.latents(request, 0, SamplingConfig(kind, 2, 2.0))
+    kept = request.given > 0
+    assert torch.equal(latents[kept], request.audio[kept])
+    assert not torch.isclose(latents[~kept], request.audio[~kept]).all()
+
+
+def test_every_condition_has_a_say(generator):
+    plain = Request(["a bell"])
+    full = full_request(generator, 1)
+    others = (Request(["a kick"]), Request(["a bell"], video=full.video))
+    for other in others:
+        assert not torch.allclose(generator.latents(plain, 0), generator.latents(other, 0), atol=1e-4)
+    # What is given has a say in the hole too, and latents outside `given` have none anywhere.
+    hole = full.given[0] == 0
+    louder = Request(full.texts, full.video, full.audio + 3 * full.given[..., None], full.given)
+    assert not torch.allclose(generator.latents(full, 0)[0, hole], generator.latents(louder, 0)[0, hole], atol=1e-4)
+    hidden = Request(full.texts, full.video, full.audio + 3 * (1 - full.given[..., None]), full.given)
+    assert torch.allclose(generator.latents(full, 0), generator.latents(hidden, 0), atol=1e-6)
+
+
+def test_guidance_is_the_two_branches_combined(generator):
+    """One step from noise is linear in the velocity."""
+    request = full_request(generator, 2)
+    request = Request(request.texts, request.video)
+    nothing = Request(["", ""])
+    one = SamplingConfig("euler", 1, 1.0)
+    conditional, unconditional = (generator.latents(r, 0, one) for r in (request, nothing))
+    guided_ones = generator.latents(request, 0, SamplingConfig("euler", 1, 4.0))
+    assert torch.allclose(guided_ones, unconditional + 4 * (conditional - unconditional), atol=1e-4)
+
+
+def test_a_folder_without_weights_is_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"launch/convert\.py"):
+        Generator(tmp_path)
+
+
+# The command line.
+
+
+def generate(root: Path, *arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(root / "launch" / "generate.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=root)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "nothing to make a sound from"),
+        (["--audio", "a.wav"], "--audio and --mask belong together"),
+        (["--audio", "a.wav", "--mask", "soon"], "is not START-END"),
+        (["--audio", "a.wav", "--mask", "0-1", "--continue-from", "b.wav"], "give one of them"),
+        (["--text", "a bell", "--prefix", "0.5"], "give that file"),
+        (["--text", "a bell", "--count", "0"], "--count 0 must be at least 1"),
+        (["--text", "a bell", "--out", "bell.mp3"], "only .wav"),
+    ],
+)
+def test_generate_refuses_before_it_loads(root, tmp_path, arguments, complaint):
+    out = [] if "--out" in arguments else ["--out", tmp_path / "x.wav"]
+    done = generate(root, "--weights", tmp_path, *out, *arguments)
+    assert done.returncode == 2 and complaint in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_generate_makes_the_same_sound_again(root, weights, tmp_path):
+    common = ("--weights", weights, "--text", "a bell", "--steps", 2)
+    first = generate(root, *common, "--out", tmp_path / "a.wav", "--seed", 4)
+    assert first.returncode == 0, first.stderr
+    assert "a.wav: 2.048 s" in first.stdout and "steps=2" in first.stdout
+    again = generate(root, *common, "--out", tmp_path / "b.wav", "--seed", 3, "--count", 2)
+    assert again.returncode == 0, again.stderr
+    waves = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b-1.wav", "b-2.wav")]
+    assert np.array_equal(waves[0], waves[2]) and not np.array_equal(waves[0], waves[1])
+    assert len(waves[0]) == 16384
+    refused = generate(root, *common, "--out", tmp_path / "a.wav")
+    assert refused.returncode == 2 and "--force" in refused.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b-1.wav", "b-2.wav"]
+
+
+@pytest.mark.slow
+def test_generate_mends_a_hole(root, weights, noises, tmp_path):
+    arguments = ("--weights", weights, "--steps", 1, "--out", tmp_path / "out.wav")
+    done = generate(root, *arguments, "--audio", noises / "in.wav", "--mask", "0.6-1.0")
+    # A latent frame of these weights lasts 0.256 s.
+    assert done.returncode == 0 and "made anew: 0.512 to 1.024 s" in done.stdout, done.stderr
+    done = generate(root, *arguments, "--force", "--audio", noises / "in.wav", "--mask", "1.0-3.0")
+    assert done.returncode == 1 and "2.048" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.fixture(scope="module")
+def noises(tmp_path_factory) -> Path:
+    """Noise of a clip's length, noise of half of it."""
+    folder = tmp_path_factory.mktemp("noises")
+    rng = np.random.default_rng(0)
+    soundfile.write(folder / "in.wav", 0.2 * rng.standard_normal(16384), 8000)
+    soundfile.write(folder / "short.wav", 0.2 * rng.standard_normal(8000), 8000)
+    return folder
+
+
+def test_a_hole_covers_every_latent_frame_that_the_mask_touches(generator, noises):
+    config = generator.model.config
+    given = sound_with_hole(noises / "in.wav", config, 0.6, 1.0)
+    assert given.frames.tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
+    assert given.latents.shape == (config.codec.frames, config.codec.channels)
+    assert sound_with_hole(noises / "in.wav", config, 0.512, 0.768).frames.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
+    for start, end in ((1.0, 3.0), (1.0, 1.0), (-0.1, 1.0)):
+        with pytest.raises(ValueError, match=r"2\.048"):
+            sound_with_hole(noises / "in.wav", config, start, end)
+    with pytest.raises(ValueError, match="leave --audio out"):
+        sound_with_hole(noises / "in.wav", config, 0.0, 2.048)
+    with pytest.raises(ValueError, match="no such file"):
+        sound_with_hole(noises / "none.wav", config, 0.5, 1.0)
+
+
+def test_a_beginning_is_kept_in_whole_latent_frames(generator, noises):
+    config = generator.model.config
+    given = sound_to_continue(noises / "short.wav", config, None)
+    assert given.frames.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+    assert given.made(config.codec) == pytest.approx((0.768, 2.048))
+    assert sound_to_continue(noises / "in.wav", config, 0.512).frames.sum() == 2
+    for name, seconds, complaint in (
+        ("in.wav", None, "--prefix"),
+        ("short.wav", 1.5, "gives 1.000 s"),
+        ("in.wav", 0.1, "shorter than one latent frame"),
+    ):
+        with pytest.raises(ValueError, match=complaint):
+            sound_to_continue(noises / name, config, seconds)
+
+
+def test_a_file_without_pictures_is_no_video(generator, noises):
+    with pytest.raises(ValueError, match="no pictures"):
+        read_video(noises / "in.wav", generator.model.config)
+
+
+def test_a_video_gives_the_features_that_training_had(generator, tmp_path):
+    """Lossless frames at the scenes' own rate, as shards have them from the scene itself."""
+    config = generator.model.config
+    unseen = draw_unseen(config, "audio", 2, seed=0)
+    path = tmp_path / "clip.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=Fraction(FRAME_RATE))
+        stream.width = stream.height = SIZE
+        stream.pix_fmt = "bgr0"
+        for frame in render_video(unseen.scenes[0]):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+    assert torch.allclose(read_video(path, config), unseen.video[0], atol=0.02)
+    assert not torch.allclose(read_video(path, config), unseen.video[1], atol=0.5)

@@ -1,0 +1,140 @@
+"""One report on one or more sets of weights: T2A-bench, the eight tasks, latency."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ..models.audiox import SamplingConfig, count_parameters
+from ..models.judge import Judge
+from .benchmark import TYPES, Prompt, score
+from .data.record import DOMAINS
+from .efficiency import efficiency_row
+from .eval_tasks import Row, clips_needed, task_rows
+from .generator import Generator
+from .hardware import describe
+from .judge import Annotation, annotate
+from .judging import load_or_train_judge
+from .report_media import Column, Sound
+from .t2a_bench import Outcome, T2ABench, differences
+from .unseen import check_embedded, draw_unseen
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured."""
+
+    prompts: int = 100  # of each of the four types of T2A-bench
+    tasks: int = 100  # clips a task; 0 leaves the tasks out
+    seed: int = 0
+    efficiency: bool = True
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """Weights under evaluation, and how they are sampled."""
+
+    name: str
+    generator: Generator
+    sampling: SamplingConfig
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`report` goes into a JSON file, `sounds` go into a page."""
+
+    report: dict[str, Any]
+    sounds: list[Sound]
+
+
+def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan) -> Evaluation:
+    """Judges every candidate on the same prompts and clips; the second and later ones are compared with the first.
+
+    Raises:
+        ValueError: weights make other clips than the embedded scenes or differ in their codec, two candidates share a
+            name, or the plan asks for too few clips.
+    """
+    codec = candidates[0].generator.model.config.codec
+    for candidate in candidates:
+        check_embedded(candidate.generator.model.config, candidate.name)
+        if candidate.generator.model.config.codec != codec:
+            raise ValueError(
+                f"{candidate.name}: its codec differs from that of {candidates[0].name}; evaluate it alone"
+            )
+    names = [candidate.name for candidate in candidates]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"two weights have one name: {', '.join(names)}; rename a folder, so that columns can be told apart"
+        )
+    judge, judge_report = load_or_train_judge(judge_folder, codec)
+    bench = T2ABench(judge, candidates[0].generator.codec, plan.prompts, plan.seed)
+    report: dict[str, Any] = {
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": describe() | {"threads": str(torch.get_num_threads())},
+        "plan": asdict(plan),
+        "judge": {key: value for key, value in judge_report.items() if key != "hears"},
+        "models": [_model(candidate) for candidate in candidates],
+        "references": bench.references(),
+        "tasks": [],
+    }
+    outcomes = []
+    for candidate in candidates:
+        outcome, rows = _judge(candidate, judge, bench, plan)
+        outcomes.append(outcome)
+        report["tasks"] += rows
+    report["results"] = [outcome.row for outcome in outcomes]
+    report["differences"] = [differences(outcomes[0], other, plan.seed) for other in outcomes[1:]]
+    report["efficiency"] = [efficiency_row(c.generator, c.name, c.sampling) for c in candidates if plan.efficiency]
+    return Evaluation(report, examples(bench, outcomes, codec.sample_rate))
+
+
+def _judge(candidate: Candidate, judge: Judge, bench: T2ABench, plan: Plan) -> tuple[Outcome, list[Row]]:
+    config, clips = candidate.generator.model.config, len(bench.prompts)
+    with tqdm(total=clips + clips_needed(plan.tasks), desc=candidate.name, unit=" clips") as bar:
+        outcome = bench.run(candidate.generator, candidate.name, candidate.sampling, bar)
+        if not plan.tasks:
+            return outcome, []
+        audio, music = (draw_unseen(config, domain, plan.tasks, plan.seed) for domain in DOMAINS)
+        hear = partial(annotate, judge)
+        rows = task_rows(candidate.generator, hear, audio, music, candidate.sampling, plan.seed, bar)
+    return outcome, [{"model": candidate.name} | row for row in rows]
+
+
+def examples(bench: T2ABench, outcomes: Sequence[Outcome], sample_rate: int, per_type: int = 2) -> list[Sound]:
+    """The first prompts of every type with what the judge hears in the true scene and in each model's sound."""
+    each = len(bench.prompts) // len(TYPES)
+    chosen = [k * each + i for k in range(len(TYPES)) for i in range(min(per_type, each))]
+    columns = [("true scene", bench.raw), *((str(outcome.row["model"]), outcome.waves) for outcome in outcomes)]
+    heard = [annotate(bench.judge, waves[chosen]) for _, waves in columns]
+    sounds = []
+    for place, index in enumerate(chosen):
+        prompt = bench.prompts[index]
+        parts = [
+            Column(name, waves[index], _says(what[place]), _right(prompt, what[place]))
+            for (name, waves), what in zip(columns, heard, strict=True)
+        ]
+        sounds.append(Sound(prompt.kind, prompt.text, tuple(parts), sample_rate))
+    return sounds
+
+
+def _says(heard: Annotation) -> str:
+    events = [f"{e.category} {e.onset:.1f}–{e.offset:.1f}" for e in heard.events]
+    music = [f"{heard.instrument} at {heard.tempo} bpm"] if heard.instrument else []
+    return ", ".join(events + music) or "nothing"
+
+
+def _right(prompt: Prompt, heard: Annotation) -> bool:
+    """By the metric of the prompt's type."""
+    scores = score([prompt], [heard])
+    metric = {"category": scores.cat, "count": scores.cnt, "order": scores.ord, "timestamp": scores.ts}[prompt.kind]
+    return bool(metric[0])
+
+
+def _model(candidate: Candidate) -> Row:
+    parameters = count_parameters(candidate.generator.model)["total"]
+    return {"model": candidate.name, "parameters": parameters, **asdict(candidate.sampling)}

@@ -1,0 +1,66 @@
+"""Sound for an evaluation: many clips of one request, a batch at a time.
+
+B clips, L latent frames, C latent channels.
+"""
+
+import math
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..models.audiox import SamplingConfig
+from .generator import Request
+
+BATCH = 50
+SEED_STRIDE = 1_000_000  # between the noise seeds of two evaluations: more than the clips of any
+
+
+class Maker(Protocol):
+    """What is evaluated: a `Generator`, or a stand-in whose answers are known."""
+
+    def latents(self, request: Request, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
+        """(B, L, C); sample i of the request draws its noise from seed + i."""
+        ...
+
+    def waves(self, latents: Tensor) -> Tensor:
+        """latents (B, L, C) -> (B, audio_channels, L·hop)."""
+        ...
+
+
+def make(maker: Maker, request: Request, seed: int, sampling: SamplingConfig, bar: tqdm) -> Tensor:
+    """Latents (B, L, C) of a request of any size, the same as in one batch; `bar` advances by B."""
+    parts = []
+    for start in range(0, len(request.texts), BATCH):
+        part = _part(request, slice(start, start + BATCH))
+        parts.append(maker.latents(part, seed + start, sampling))
+        bar.update(len(part.texts))
+    return torch.cat(parts)
+
+
+def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None) -> SamplingConfig:
+    """The weights' own sampling with what a user asks for in its place.
+
+    Raises:
+        ValueError: there is no step, or the guidance is negative or not finite.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: {steps}; a sampler takes at least 1")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, {sampling.guidance:g} the weights' own")
+    return SamplingConfig(
+        sampling.kind,
+        sampling.steps if steps is None else steps,
+        sampling.guidance if guidance is None else guidance,
+    )
+
+
+def nfe(sampling: SamplingConfig) -> int:
+    """Function evaluations a clip (section VI-B): guidance evaluates every step twice."""
+    return sampling.steps * (1 if sampling.guidance == 1 else 2)
+
+
+def _part(request: Request, cut: slice) -> Request:
+    optional = (request.video, request.audio, request.given)
+    return Request(request.texts[cut], *(None if value is None else value[cut] for value in optional))
