@@ -5,7 +5,7 @@ examples:
   python launch/evaluate.py --weights weights/tiny --steps 25 --prompts 25 --html report.html --run runs/tiny
   python launch/evaluate.py --weights weights/teacher weights/student --out both.json --html both.html
 
-The judge is a small network that listens; where there is none in --judge it is trained first, once, in a few minutes.
+The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
 Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
 """
 
@@ -31,10 +31,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
     parser.add_argument("--no-efficiency", action="store_true", help="leave the latencies out")
-    arguments = parser.parse_args()
-    if arguments.prompts < 1 or arguments.tasks < 0 or arguments.seed < 0:
-        parser.error("--prompts must be at least 1, --tasks and --seed at least 0")
-    return arguments
+    return parser.parse_args()
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -44,14 +41,15 @@ def run(arguments: argparse.Namespace) -> None:
     from audiox_turbo.trainer.report import write_html
     from audiox_turbo.trainer.tables import as_text, tables
 
+    plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, not arguments.no_efficiency)
+    for path in (arguments.out, arguments.html or arguments.out):
+        path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     candidates = []
     for folder in arguments.weights:
         generator = Generator(folder)
         sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
         candidates.append(Candidate(folder.resolve().name, generator, sampling))
-    plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, not arguments.no_efficiency)
     evaluation = evaluate(candidates, arguments.judge, plan)
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
     temporary = arguments.out.with_name(arguments.out.name + ".tmp")
     temporary.write_text(json.dumps(evaluation.report, indent=1) + "\n")
     os.replace(temporary, arguments.out)

@@ -91,7 +91,8 @@ def run(a: argparse.Namespace) -> None:
         audio=None if given is None else given.latents[None],
         given=None if given is None else given.frames[None],
     )
-    print(f"{a.weights} on {generator.device.type}, ready in {time.perf_counter() - begin:.1f} s: {sampling}")
+    how = f"{sampling.kind}, {sampling.steps} steps, guidance {sampling.guidance:g}, on {generator.device.type}"
+    print(f"{a.weights}: {how}; ready in {time.perf_counter() - begin:.1f} s")
     if given is not None:
         print("made anew: {:.3f} to {:.3f} s, the rest as given".format(*given.made(config.codec)))
     a.out.parent.mkdir(parents=True, exist_ok=True)

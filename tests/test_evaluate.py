@@ -206,5 +206,5 @@ def test_evaluate_refuses(root, folders, tmp_path):
     done = evaluate(root, *common, "--weights", folders / "other")
     assert done.returncode == 1 and "16384 samples at 8000 Hz" in done.stderr and "Traceback" not in done.stderr
     done = evaluate(root, *common, "--weights", folders / "student", "--prompts", 0)
-    assert done.returncode == 2 and "--prompts must be at least 1" in done.stderr
+    assert done.returncode == 1 and "prompts 0 must be at least 1" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -34,6 +34,13 @@ class Plan:
     seed: int = 0
     efficiency: bool = True
 
+    def __post_init__(self) -> None:
+        if self.prompts < 1 or self.tasks < 0 or self.tasks == 1 or self.seed < 0:
+            raise ValueError(
+                f"prompts {self.prompts} must be at least 1, tasks {self.tasks} 0 or at least 2 (clips exchange their "
+                f"conditions), seed {self.seed} at least 0"
+            )
+
 
 @dataclass(frozen=True)
 class Candidate:

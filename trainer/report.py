@@ -7,7 +7,7 @@ from typing import Any
 
 from .report_charts import interval_bar, line_chart, read_losses
 from .report_media import Column, Sound, spectrogram_uri, wav_uri
-from .tables import ACCURACY, Cell, Report, Table, tables
+from .tables import ACCURACY, Cell, Report, Table, tables, tasks_in_order
 
 KINDS = {
     "category": "What sounds",
@@ -33,7 +33,7 @@ table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-
 th { text-align: right; font-weight: 600; color: var(--soft); border-bottom: 2px solid var(--line);
   padding: .4rem .5rem; white-space: nowrap; }
 td { text-align: right; border-bottom: 1px solid var(--line); padding: .38rem .5rem; vertical-align: top; }
-th:first-child, td:first-child, .words { text-align: left; } td:first-child { font-weight: 500; }
+th:first-child, td:first-child, .words { text-align: left; } td:first-child { font-weight: 500; min-width: 7rem; }
 td small { display: block; color: var(--soft); font-size: .76rem; white-space: nowrap; }
 tr.model td { background: #f3f7fb; } .bar { display: block; }
 .chart svg { width: 100%; height: auto; } .chart text { font-size: 11px; fill: var(--soft); }
@@ -112,7 +112,10 @@ def _section(table: Table, report: Report) -> str:
     headings = list(table.headings)
     if table.title == "Tasks":
         headings.append("")
-        bars = [interval_bar(r["value"], r["low"], r["high"], r["control"], r["ceiling"]) for r in report["tasks"]]
+        bars = [
+            interval_bar(row["value"], row["low"], row["high"], row["control"], row["ceiling"])
+            for row in tasks_in_order(report)
+        ]
     models = {model["model"] for model in report["models"]}
     rows = []
     for k, cells in enumerate(table.rows):

@@ -57,14 +57,14 @@ def differences_table(report: Report) -> Table:
 
 
 def tasks_table(report: Report) -> Table:
-    several = len(report["models"]) > 1
     rows = []
-    for row in report["tasks"]:
-        name = f"{row['task']}, {row['model']}" if several else row["task"]
+    for row in tasks_in_order(report):
         arrow = "↑" if row["better"] == "higher" else "↓"
         value = Cell(_number(row["value"]), _interval(row["low"], row["high"]))
         lead, control, ceiling = Cell(f"{row['lead_low']:+.2f}"), _number(row["control"]), _number(row["ceiling"])
-        rows.append([Cell(name), Cell(f"{row['metric']} {arrow}"), value, Cell(control), lead, Cell(ceiling)])
+        rows.append(
+            [Cell(_task(row, report)), Cell(f"{row['metric']} {arrow}"), value, Cell(control), lead, Cell(ceiling)]
+        )
     clips = report["plan"]["tasks"]
     note = (
         f"{clips} unseen clips a task. Control: the same sounds scored against the conditions of the other clips; for "
@@ -72,6 +72,12 @@ def tasks_table(report: Report) -> Table:
         f"condition is followed. True: the true scenes through the codec.{_onsets_alone(report)}"
     )
     return Table("Tasks", note, ("", "measured", "value", "control", "lead, at least", "true"), rows)
+
+
+def tasks_in_order(report: Report) -> list[Report]:
+    """The rows of a task beside one another, whichever model they are of."""
+    names = list(dict.fromkeys(row["task"] for row in report["tasks"]))
+    return sorted(report["tasks"], key=lambda row: names.index(row["task"]))
 
 
 def efficiency_table(report: Report) -> Table:
@@ -99,14 +105,18 @@ def _values(row: Report, metrics: tuple[tuple[str, str], ...]) -> list[Cell]:
     return [Cell(_number(row[key]), _interval(row[f"{key}_low"], row[f"{key}_high"])) for key, _ in metrics]
 
 
+def _task(row: Report, report: Report) -> str:
+    return f"{row['task']}, {row['model']}" if len(report["models"]) > 1 else str(row["task"])
+
+
 def _onsets_alone(report: Report) -> str:
     """The weaker test beside the F1 of events, as a sentence."""
-    parts = [
-        f"{row['task']} {_number(row['onsets_alone']['value'])} (control {_number(row['onsets_alone']['control'])}, "
-        f"lead at least {row['onsets_alone']['lead_low']:+.2f})"
-        for row in report["tasks"]
-        if "onsets_alone" in row
-    ]
+    parts = []
+    for row in tasks_in_order(report):
+        alone = row.get("onsets_alone")
+        if alone:
+            control = f"control {_number(alone['control'])}, lead at least {alone['lead_low']:+.2f}"
+            parts.append(f"{_task(row, report)} {_number(alone['value'])} ({control})")
     return f" F1 of onsets alone, whatever sounds: {', '.join(parts)}." if parts else ""
 
 

@@ -116,12 +116,14 @@ class Reader:
     def _batch(self, samples: list[dict[str, Any]], step: int) -> Batch:
         streams = self.config.data.streams
         records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
-        # mosaicml-streaming deals samples to nodes in turn, and those of a node to its ranks in turn.
-        here = self.world
-        places = [
-            (i * here.ranks_per_node + here.rank_of_node) * here.num_nodes + here.node for i in range(len(samples))
-        ]
-        return self.assemble(records, [streams[s["stream"]].tasks for s in samples], step, places)
+        tasks = [streams[s["stream"]].tasks for s in samples]
+        return self.assemble(records, tasks, step, places(self.world, len(samples)))
+
+
+def places(world: World, samples: int) -> list[int]:
+    """Where a rank's samples stand in the global batch: mosaicml-streaming deals samples to nodes in turn, and those of
+    a node to its ranks in turn."""
+    return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
 
 
 def check_streams(config: RunConfig, hashes: bool) -> int:

@@ -1,0 +1,63 @@
+"""Real recordings with one category each: hold some out, and judge generated sound by a classifier of the rest.
+
+examples:
+  python launch/classify.py split --manifest drums/manifest.jsonl --out data/drums
+  python launch/prepare.py files --manifest data/drums/train.jsonl --config configs/drums.json --out data/drums/shards
+  deepspeed launch/pretrain.py --config configs/drums.json
+  python launch/convert.py runs/drums --out weights/drums
+  python launch/classify.py judge --recordings data/drums --weights weights/drums --out drums.json
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    split = commands.add_parser("split", help="hold a share of each category out")
+    split.add_argument("--manifest", required=True, type=Path)
+    split.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and held.jsonl")
+    split.add_argument("--least", type=int, default=20, help="recordings that a category must have (default: 20)")
+    split.add_argument("--held", type=float, default=0.2, help="share to hold out (default: 0.2)")
+    split.add_argument("--seed", type=int, default=0)
+    judge = commands.add_parser("judge", help="what a classifier of the recordings calls generated sounds")
+    judge.add_argument("--recordings", required=True, type=Path, help="folder that split wrote")
+    judge.add_argument("--weights", required=True, type=Path)
+    judge.add_argument("--each", type=int, default=40, help="sounds of each category (default: 40)")
+    judge.add_argument("--seed", type=int, default=0)
+    judge.add_argument("--out", required=True, type=Path, help="JSON file of the result")
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
+    from audiox_turbo.trainer import classify
+
+    try:
+        if arguments.command == "split":
+            counts = classify.split(arguments.manifest, arguments.out, arguments.least, arguments.held, arguments.seed)
+            for name, (train, held) in counts.items():
+                print(f"{name:20} {train:4} to train on, {held:3} held out")
+            return 0
+        from audiox_turbo.trainer.generator import Generator
+
+        folder = arguments.recordings
+        generator = Generator(arguments.weights)
+        train, held = folder / "train.jsonl", folder / "held.jsonl"
+        result = classify.judge(generator, train, held, arguments.each, arguments.seed)
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} right")
+    print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} called what was asked for")
+    for name, row in zip(result["names"], result["generated_confusion"], strict=True):
+        print(f"  {name:14}" + "".join(f"{count:5}" for count in row))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
