@@ -27,6 +27,7 @@ class SamplingConfig:
     kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; the few-step student's denoise and renoise
     steps: int = 50
     guidance: float = 3.0  # 1 means none
+    shift: float = 1.0  # above 1 takes more of the Euler steps at high noise, where the structure is decided
 
     def __post_init__(self) -> None:
         if self.steps < 1:

@@ -37,14 +37,20 @@ def guided(
 
 
 def euler(
-    velocity: Velocity, noise: Tensor, steps: int, known: Tensor | None = None, mask: Tensor | None = None
+    velocity: Velocity,
+    noise: Tensor,
+    steps: int,
+    known: Tensor | None = None,
+    mask: Tensor | None = None,
+    shift: float = 1.0,
 ) -> Tensor:
-    """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0 in equal steps.
+    """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0, in equal steps of u, t = shift·u/(1 + (shift-1)·u).
 
     Where `mask` (B, L, 1) is 1 the clean latents `known` (B, L, C) are given: z follows their straight path and ends in
     them exactly.
     """
-    times = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+    u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+    times = (shift * u / (1 + (shift - 1) * u)).tolist()
     z = noise
     for t, t_next in itertools.pairwise(times):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))

@@ -56,7 +56,7 @@ def small():
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory) -> Path:
-    """Procedural scenes encoded for the small model: `audio` and `music` in it are two streams. Nobody may change it."""
+    """Procedural scenes encoded for the small model, in the streams `audio` and `music`. Nobody may change them."""
     from audiox_turbo.trainer.data.prepare import prepare_scenes
     from tests.small import CLIPS, small_config
 

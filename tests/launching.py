@@ -16,7 +16,12 @@ def free_port() -> int:
 
 
 def run_ranks(
-    ranks: int, module: str, *arguments: str, timeout: float = 300, local: int | None = None, allowed: Sequence[int] = (0,)
+    ranks: int,
+    module: str,
+    *arguments: str,
+    timeout: float = 300,
+    local: int | None = None,
+    allowed: Sequence[int] = (0,),
 ) -> list[str]:
     """Start `python -m module` once for each rank and wait for all; returns what each printed.
 

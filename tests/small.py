@@ -1,4 +1,4 @@
-"""configs/tiny.json with smaller numbers: a model that takes milliseconds a step, for tests and the ranks they start."""
+"""configs/tiny.json with smaller numbers: a model that takes milliseconds a step, for tests and what they start."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[1]
 CLIPS = 74
 
 SMALL = (
-    'model.codec={"kind": "logmel", "sample_rate": 8000, "audio_channels": 1, "hop": 2048, "frames": 8, "channels": 16}',
+    'model.codec={"kind": "logmel", "sample_rate": 8000, "audio_channels": 1, "hop": 2048, "frames": 8, '
+    '"channels": 16}',
     'model.text={"kind": "words", "dim": 32, "max_tokens": 24, "round_to": 8}',
     'model.video={"kind": "frames", "dim": 16, "image_rate": 1.953125, "motion_rate": 3.90625, "size": 16, "steps": 8, '
     '"pool": 2}',
@@ -26,6 +27,7 @@ SMALL = (
     "training.global_batch=8",
     "training.micro_batch=4",
     "training.precision=fp32",
+    "training.time=uniform",
     "training.compile=false",
     "training.threads=1",
     "optimizer.lr=1e-3",

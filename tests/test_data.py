@@ -123,7 +123,9 @@ class TestDamage:
             next(batches)
         file = copy / "music" / "shard.00000.mds"
         file.unlink() if damage == "missing" else os.truncate(file, 2000)
-        with pytest.raises(ShardError, match=r"epoch 0 ended after \d of 9 batches: .*music.shard\.00000\.mds (is|has)"):
+        with pytest.raises(
+            ShardError, match=r"epoch 0 ended after \d of 9 batches: .*music.shard\.00000\.mds (is|has)"
+        ):
             for _ in range(9):
                 next(batches)
 

@@ -305,7 +305,9 @@ class TestWeightsFolder:
         stirred(other).save_pretrained(folder.parent / "other")
         (folder.parent / "other" / "model.safetensors").replace(folder / "model.safetensors")
         for load in (load_weights, AudioX.from_pretrained):
-            with pytest.raises(ValueError, match=r"mlp\.\w+\.weight: the weights have \(.*96.*\), the model \(.*64.*\)"):
+            with pytest.raises(
+                ValueError, match=r"mlp\.\w+\.weight: the weights have \(.*96.*\), the model \(.*64.*\)"
+            ):
                 load(folder)
 
     @pytest.mark.parametrize("change", ["missing", "extra"])

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 import xxhash
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -60,25 +60,32 @@ def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[st
     """
     folder = run / FOLDER / f"step_{step:08d}"
     unfinished = folder.with_name(folder.name + ".partial")
-    _everywhere(f"could not save {folder}", lambda: _prepare(unfinished, roles))
-    files = _everywhere(f"could not save {folder}", lambda: _write_rank(unfinished, roles))
-    manifest = about | {
-        "format": FORMAT,
-        "step": step,
-        "ranks": dist.get_world_size(),
-        "files": {name: entry for rank in files for name, entry in rank.items()},
-        "roles": {
-            name: {"updates": role.engine.updates(), "shapes": {k: list(v) for k, v in role.engine.shapes.items()}}
-            for name, role in roles.items()
-        },
-    }
-    _everywhere(f"could not save {folder}", lambda: _publish(unfinished, folder, manifest, keep))
+    failure = f"could not save {folder}"
+    try:
+        _everywhere(failure, partial(_prepare, unfinished, roles))
+        files = _everywhere(failure, partial(_write_rank, unfinished, roles))
+        manifest = about | {
+            "format": FORMAT,
+            "step": step,
+            "ranks": dist.get_world_size(),
+            "files": {name: entry for rank in files for name, entry in rank.items()},
+            "roles": {
+                name: {"updates": role.engine.updates(), "shapes": {k: list(v) for k, v in role.engine.shapes.items()}}
+                for name, role in roles.items()
+            },
+        }
+        _everywhere(failure, partial(_publish, unfinished, folder, manifest, keep))
+    except OSError:
+        if dist.get_rank() == 0:
+            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
+        raise
     return folder
 
 
 def _prepare(unfinished: Path, roles: dict[str, Role]) -> None:
     if dist.get_rank() == 0:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        for left in unfinished.parent.glob("*.partial"):  # by a process that was killed while it saved
+            shutil.rmtree(left)
         for name in roles:
             (unfinished / name).mkdir(parents=True)
 
@@ -102,13 +109,16 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
 def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int) -> None:
     if dist.get_rank() != 0:
         return
-    (unfinished / "manifest.json").write_text(json.dumps(manifest, indent=1))
+    seal = {"xxh3": _seal(manifest)}
+    (unfinished / "manifest.json").write_text(json.dumps(manifest | seal, indent=1))
     _sync(unfinished / "manifest.json")
     if folder.exists():  # the same step of a run that went back to an older checkpoint
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
     _sync(folder.parent)
-    for old in complete(folder.parent.parent)[keep:] if keep else []:
+    # Damaged ones that were passed over may have a later step; they do not count.
+    before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]
+    for old in before[keep:] if keep else []:
         shutil.rmtree(old)
 
 
@@ -119,11 +129,13 @@ def complete(run: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError when it is missing, not JSON, or of another format."""
+    """Raises CheckpointError when it is missing, damaged, or of another format."""
     try:
-        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
+        if manifest.pop("xxh3") != _seal(manifest):
+            raise CheckpointError(f"{folder / 'manifest.json'} has changed: its hash is not the one in it")
         return manifest
     except FileNotFoundError:
         raise CheckpointError(f"{folder / 'manifest.json'} is missing") from None
@@ -252,7 +264,7 @@ def _everywhere(failure: str, act: Callable[[], T]) -> list[T]:
     error = ""
     try:
         result = act()
-    except (OSError, RuntimeError) as caught:  # safetensors reports a full disk as its own error
+    except (OSError, RuntimeError, SafetensorError) as caught:  # the last is how safetensors reports a full disk
         error = f"rank {dist.get_rank()}: {caught}"
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (result, error))
@@ -267,6 +279,10 @@ def _from_first(act: Callable[[], T]) -> T:
     box: list[Any] = [act() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def _seal(manifest: dict[str, Any]) -> str:
+    return str(xxhash.xxh3_128(json.dumps(manifest)).hexdigest())
 
 
 def _hash(file: Path) -> str:

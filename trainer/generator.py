@@ -69,7 +69,7 @@ class Generator:
             known, mask = request.audio.to(self.device), request.given.unsqueeze(-1).to(self.device)
         if sampling.kind == "renoise":
             return renoise(velocity, draw(), sampling.steps, draw, known, mask).cpu()
-        return euler(velocity, draw(), sampling.steps, known, mask).cpu()
+        return euler(velocity, draw(), sampling.steps, known, mask, sampling.shift).cpu()
 
     def waves(self, latents: Tensor) -> Tensor:
         """latents (B, L, C) -> (B, audio_channels, samples) in [-1, 1]."""

@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a progress bar, TensorBoard, metrics.jsonl. On rank 0 only."""
 
 import json
+import math
 import time
 from pathlib import Path
 from types import TracebackType
@@ -51,9 +52,9 @@ class Logs:
         """One line of metrics.jsonl and one point of every curve; `shown` ones stand in the bar."""
         if not self.active:
             return
-        self.file.write(
-            json.dumps({"step": step, "seconds": round(time.perf_counter() - self.begun, 3), **values}) + "\n"
-        )
+        line: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.begun, 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)

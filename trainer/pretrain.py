@@ -63,7 +63,8 @@ class Pretraining:
             applied = self.engine.backward(losses.mean(), rate)
         if applied:
             self.ema.update(self.engine.shards(), self.engine.updates())
-        return Step(applied, {"lr": rate}, training_flops(self.config.model, batch.conditions.text.shape[1]))
+        values = {"lr": rate, "skipped": float(step + 1 - self.engine.updates())}  # skipped since the run began
+        return Step(applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
 
     def losses(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""

@@ -4,6 +4,7 @@ Checkpoints, EMA and export are written in terms of fragments of these shards, w
 stage and for every number of ranks.
 """
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -74,12 +75,15 @@ class Engine:
             weight_decay=optimizer.weight_decay,
             fused=not zero.offload,
         )
-        config = deepspeed_config(zero, optimizer.clip, precision, micro_batch, accumulation) | overrides
+        config = merged(deepspeed_config(zero, optimizer.clip, precision, micro_batch, accumulation), overrides)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
         self.module: nn.Module = self.engine.module
-        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
         self.sharded = hasattr(self.optimizer, "optimizer")  # else plain AdamW on replicated fp32 parameters
+        self.clip = optimizer.clip
+        self.norm = float("nan")  # of the last gradient, where nothing is sharded
+        self._updates = 0
         if hasattr(self.optimizer, "check_grad_overflow"):
             self.optimizer.check_grad_overflow = True  # DeepSpeed looks for non-finite gradients in low precision only
 
@@ -94,19 +98,29 @@ class Engine:
             group["lr"] = rate
         finite = True
         if boundary and not self.sharded:
-            # Gradients are averaged over the ranks by now, so every rank sees the same. AdamW passes over parameters
-            # without a gradient, which leaves its moments alone too.
-            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
-            finite = bool(torch.nn.utils.get_total_norm(grads).isfinite())
-            if not finite:
-                for parameter in self.module.parameters():
-                    parameter.grad = None
+            finite = self._clip_or_drop()
         self.engine.step()
-        return boundary and finite and self.engine.was_step_applied()
+        applied = boundary and finite and bool(self.engine.was_step_applied())
+        self._updates += applied
+        return applied
+
+    def _clip_or_drop(self) -> bool:
+        """Where nothing is sharded: clip the gradients, or drop them where they are not finite, and say whether they
+        were. They are averaged over the ranks by now, so every rank sees the same."""
+        parameters = list(self.module.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.norm = float(norm)
+        if not math.isfinite(self.norm):
+            for parameter in parameters:
+                parameter.grad = None  # AdamW passes over it, and over its moments too
+            return False
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        return True
 
     def gradient_norm(self) -> float:
         """Norm over all parameters and ranks of the last step's gradient, before clipping."""
-        norm = self.engine.get_global_grad_norm()
+        norm = self.engine.get_global_grad_norm() if self.sharded else self.norm
         return float(norm) if norm is not None else float("nan")
 
     def shards(self) -> list[Tensor]:
@@ -143,15 +157,17 @@ class Engine:
         shards = self._optimizer_keys()
         for shard in shards:
             state = self.adamw.state[shard]
+            state.setdefault("step", torch.zeros((), device=shard.device))  # AdamW takes a state as it is, or as empty
             for name in MOMENTS:
                 state.setdefault(name, torch.zeros_like(shard.data))
         return {name: [self.adamw.state[s][name] for s in shards] for name in MOMENTS}
 
     def updates(self) -> int:
-        """Optimizer updates so far, as AdamW's bias correction counts them."""
-        return max((int(s["step"]) for s in self.adamw.state.values() if "step" in s), default=0)
+        """Optimizer updates so far, as AdamW's bias correction counts them on the device."""
+        return self._updates
 
     def set_updates(self, count: int) -> None:
+        self._updates = count
         self.moments()
         for shard in self._optimizer_keys():
             self.adamw.state[shard]["step"] = torch.tensor(float(count), device=shard.device)
@@ -191,6 +207,15 @@ class Engine:
         self.engine.destroy()
 
 
+def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`base` with values replaced key by key, also inside its sections."""
+    result = dict(base)
+    for key, value in overrides.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
 def deepspeed_config(
     zero: ZeroConfig, clip: float, precision: str, micro_batch: int, accumulation: int
 ) -> dict[str, Any]:
@@ -207,13 +232,16 @@ def deepspeed_config(
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip,
+        "gradient_clipping": clip if zero.stage > 0 else 0.0,  # without ZeRO the engine clips by itself
         "zero_optimization": stage,
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
         "wall_clock_breakdown": False,
     }
-    if precision == "bf16":
+    if precision == "bf16" and zero.stage == 0:
+        # Without ZeRO, DeepSpeed keeps fp32 weights and gradients only under autocast.
+        config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    elif precision == "bf16":
         config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
     return config

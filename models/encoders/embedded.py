@@ -125,15 +125,17 @@ def _griffin_lim(magnitude: Tensor, window: Tensor, hop: int, iterations: int) -
 
 
 class WordEncoder:
-    """One token a word: a hash of the word's bytes and of its beginning, its value if it is a number, and its place.
+    """One token a word: a hash of its bytes, its value if it is a number, the word before it, and its place.
 
-    Any word has a feature, no vocabulary is kept, and related words ("bell", "bells") are near each other.
+    Any word has a feature, no vocabulary is kept, and related words ("bell", "bells") are near each other. The word
+    before gives a token the context that the real encoder's features have: two of "two kicks", from of "from 0.4".
     """
 
     def __init__(self, config: TextConfig) -> None:
         if config.dim < 32 or config.dim % 4:
             raise ValueError(f"text words: dim {config.dim} must be a multiple of 4 and at least 32")
         self.config = config
+        self.own, self.before = config.dim // 2, config.dim // 4
         self.places = _sinusoids(torch.arange(config.max_tokens).float(), config.dim // 4, 100.0)
 
     def __call__(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -145,8 +147,9 @@ class WordEncoder:
         rounded = -(-int(lengths.max()) // self.config.round_to) * self.config.round_to
         features = torch.zeros(len(texts), min(rounded, limit), self.config.dim)
         for row, text in zip(features, words, strict=True):
-            places = self.places[: len(text)]
-            row[: len(text)] = torch.cat((torch.stack([_word(w, self.config.dim * 3 // 4) for w in text]), places), 1)
+            own = torch.stack([_word(w, self.own) for w in text])
+            before = torch.stack([_word(w, self.before) for w in ["", *text[:-1]]])
+            row[: len(text)] = torch.cat((own, before, self.places[: len(text)]), dim=1)
         return features, lengths
 
 

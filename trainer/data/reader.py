@@ -17,8 +17,17 @@ from .tasks import Assembler, Batch
 TIMEOUT = 300.0  # seconds without a sample from the loader's processes before it counts as stuck
 
 
-class _Tagged(StreamingDataset):
-    """Adds the number of the stream that a sample came from."""
+class _LocalDataset(StreamingDataset):
+    """Adds the number of the stream that a sample came from; takes shards as they lie on the disk."""
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Raises ShardError for a shard that is gone: streaming would want to download it, and can wait for that for
+        ever."""
+        raw, _ = self.shards[shard_id].file_pairs[0]
+        stream = self.streams[self.stream_per_shard[shard_id]]
+        file = Path(stream.local, stream.split, raw.basename)
+        if not file.is_file():
+            raise ShardError(f"{file} is missing; copy the folder again or prepare it again")
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
         sample = super().get_item(sample_id, retry)
@@ -41,7 +50,7 @@ class Reader:
         self.world = World.detect()
         self.steps_per_epoch = check_streams(config, hashes=data.verify_hashes and rank == 0) // batch
         streams = [Stream(local=s.path, proportion=sum(s.tasks.values())) for s in data.streams]
-        self.dataset = _Tagged(
+        self.dataset = _LocalDataset(
             streams=streams,
             epoch_size=self.steps_per_epoch * batch,
             batch_size=batch // ranks,

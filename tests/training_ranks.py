@@ -1,0 +1,268 @@
+"""One rank of a launch of test_training.py: runs scenarios one after the other and leaves checkpoints and numbers.
+
+A scenario is a function of a folder and keyword arguments; all ranks run it. What it returns on each rank is written to
+`FOLDER/rank_N.json`.
+"""
+
+import json
+import os
+import resource
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from audiox_turbo.models import strict
+from audiox_turbo.models.encoders.build import build_text_encoder
+from audiox_turbo.trainer import checkpoint, zero
+from audiox_turbo.trainer.config import RunConfig
+from audiox_turbo.trainer.data.reader import Reader
+from audiox_turbo.trainer.data.tasks import Batch, Conditions
+from audiox_turbo.trainer.loop import Batches, restore, train
+from audiox_turbo.trainer.pretrain import Pretraining
+from tests.small import small_config
+
+WORLD: zero.World
+
+
+class Stopped(Exception):
+    """A process that ends in the middle of a run."""
+
+
+def sample(config: RunConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
+    """Latents, video, audio, text and its length, made up from the step and the place alone."""
+    model = config.model
+    rng = np.random.default_rng([step, place])
+    length = int(rng.integers(1, 9))
+    text = np.zeros((8, model.text.dim), np.float32)
+    text[:length] = rng.standard_normal((length, model.text.dim))
+    pattern = np.sin(np.arange(model.codec.frames * model.codec.channels)).reshape(model.codec.frames, -1)
+    latents = 2 * pattern + 0.3 * rng.standard_normal(pattern.shape)
+    video = rng.standard_normal((model.video.steps, model.video.dim)) * rng.integers(2)
+    return latents, video, latents * rng.integers(2), text, np.array(length)
+
+
+def made_up(config: RunConfig, step: int, places: list[int]) -> Batch:
+    """A batch that needs no shards."""
+    rows = zip(*(sample(config, step, place) for place in places), strict=True)
+    latents, video, audio, text, length = (torch.from_numpy(np.stack(row)) for row in rows)
+    conditions = Conditions(video.float(), audio.float(), text.float(), length)
+    ids = tuple(f"sample-{step}-{place}" for place in places)
+    return Batch(latents.float(), conditions, torch.tensor(places), ("T2A",) * len(places), ids)
+
+
+class MadeUp:
+    """Batches of made-up samples; `poison` gives steps at which one place of the global batch is not finite."""
+
+    def __init__(self, config: RunConfig, poison: dict[int, int] | None = None) -> None:
+        self.config, self.poison = config, poison or {}
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            share = self.config.training.global_batch // WORLD.ranks
+            places = [i * WORLD.ranks + WORLD.rank for i in range(share)]
+            batch = made_up(self.config, step, places)
+            if self.poison.get(step) in places:
+                batch.latents[places.index(self.poison[step])] = torch.nan
+            yield batch
+            step += 1
+
+
+class StoppedAt:
+    """The batches of another reader up to a step."""
+
+    def __init__(self, reader: Batches, step: int) -> None:
+        self.reader, self.step = reader, step
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        for step, batch in enumerate(self.reader.batches(start), start=start):
+            if step == self.step:
+                raise Stopped
+            yield batch
+
+
+def digest(shards: list[torch.Tensor]) -> str:
+    state = xxhash.xxh3_128()
+    for shard in shards:
+        state.update(shard.detach().contiguous().view(-1).numpy().tobytes())
+    return str(state.hexdigest())
+
+
+def digests(task: Pretraining) -> dict[str, str]:
+    """Weights, moments and moving average that this rank owns, and what the model computes with."""
+    found = {kind: digest(shards) for kind, shards in task.roles["model"].state().items()}
+    return found | {"updates": str(task.engine.updates())}
+
+
+def about(config: RunConfig) -> dict[str, Any]:
+    return {"config": strict.to_dict(config)}
+
+
+def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Train on made-up samples; the mean loss of all ranks and the gradient's norm at every step."""
+    task, curve = Pretraining(config, WORLD), []
+    batches = MadeUp(config).batches(0)
+    for step in range(config.training.steps):
+        task.step(step, next(batches))
+        values = task.metrics()
+        curve.append([values["loss"], values["grad_norm"]])
+    checkpoint.save(folder, config.training.steps, task.roles, 0, about(config))
+    task.engine.destroy()
+    return {"curve": curve}
+
+
+def whole(folder: Path, config: RunConfig, stop: int = 0, resume: bool = False, poison: bool = False) -> dict[str, Any]:
+    """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step."""
+    task = Pretraining(config, WORLD)
+    reader: Batches = Reader(config, build_text_encoder(config.model.text), WORLD.rank, WORLD.ranks)
+    if poison:
+        reader = MadeUp(config, {step: 1 for step in range(3, 99)})
+    if stop:
+        reader = StoppedAt(reader, stop)
+    try:
+        train(task, reader, config, WORLD, folder, resume, 1e12, about(config))
+    except Stopped:
+        return {"stopped": stop}
+    except RuntimeError as error:
+        return {"error": str(error)}
+    finally:
+        task.engine.destroy()
+    return {}
+
+
+def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict[str, Any]:
+    """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
+    task = Pretraining(config, WORLD)
+    origin = folder.parent / source
+    start = restore(task, origin, True, WORLD)
+    batches, curve = MadeUp(config).batches(start), []
+    for step in range(start, start + steps):
+        task.step(step, next(batches))
+        curve.append(task.metrics()["loss"])
+    checkpoint.save(folder, start + steps, task.roles, 0, about(config))
+    task.engine.destroy()
+    return {"start": start, "curve": curve}
+
+
+def poisoned(folder: Path, config: RunConfig, at: int, place: int) -> dict[str, Any]:
+    """Six steps, in one of which one sample is NaN: digests after every step, and whether it was applied."""
+    task, rows = Pretraining(config, WORLD), []
+    batches = MadeUp(config, {at: place}).batches(0)
+    rows.append([None, digests(task)])
+    for step in range(6):
+        result = task.step(step, next(batches))
+        rows.append([result.applied, digests(task) | {"skipped": str(result.values["skipped"])}])
+    metrics = task.metrics()
+    task.engine.destroy()
+    return {"rows": rows, "grad_norm": metrics["grad_norm"]}
+
+
+def save_three_times(
+    folder: Path, config: RunConfig, before: Callable[[], None], after: Callable[[], None]
+) -> list[Any]:
+    """Save after each of three steps; before the second one something happens, after it something else."""
+    task = Pretraining(config, WORLD)
+    batches, found = MadeUp(config).batches(0), []
+    for step in range(3):
+        task.step(step, next(batches))
+        if step == 1:
+            before()
+        torch.distributed.barrier()
+        try:
+            checkpoint.save(folder, step + 1, task.roles, 0, about(config))
+            outcome = "saved"
+        except OSError as error:
+            outcome = str(error)
+        torch.distributed.barrier()
+        if step == 1:
+            after()
+        found.append([outcome, sorted(p.name for p in (folder / checkpoint.FOLDER).iterdir())])
+        torch.distributed.barrier()
+    task.engine.destroy()
+    return found
+
+
+def file_too_large(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Rank 1 may not write what it has to, once."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = (20_000 if WORLD.rank == 1 else limits[0], limits[1])
+
+    def limit(to: tuple[int, int]) -> Callable[[], None]:
+        return partial(resource.setrlimit, resource.RLIMIT_FSIZE, to)
+
+    return {"found": save_three_times(folder, config, limit(small), limit(limits))}
+
+
+def full_disk(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """A small file system of its own that is full, once."""
+    disk = folder / checkpoint.FOLDER
+    disk.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    mounted = [WORLD.rank == 0 and subprocess.run(mount, capture_output=True).returncode == 0]
+    torch.distributed.broadcast_object_list(mounted, src=0)
+    if not mounted[0]:
+        return {"found": None}
+    filler = disk / "filler"
+
+    def fill() -> None:
+        if WORLD.rank == 0:
+            free = os.statvfs(disk)
+            filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 100_000))
+
+    def free() -> None:
+        if WORLD.rank == 0:
+            filler.unlink()
+        torch.distributed.barrier()
+
+    try:
+        return {"found": save_three_times(folder, config, fill, free)}
+    finally:
+        if WORLD.rank == 0:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Sound of the EMA weights in the middle of training changes no weight."""
+    task = Pretraining(replace(config, logging=replace(config.logging, prompts=("a bell rings", "a dog barks"))), WORLD)
+    batches = MadeUp(config).batches(0)
+    for step in range(3):
+        task.step(step, next(batches))
+    before = digests(task)
+    waves, latents = task.preview()
+    return {"same": digests(task) == before, "latents": latents.flatten().tolist(), "shape": list(waves.shape)}
+
+
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    f.__name__: f for f in (losses, whole, reload, poisoned, file_too_large, full_disk, preview)
+}
+
+
+def main() -> None:
+    """Argument: a JSON file with a list of {scenario, folder, scenes, overrides, arguments}."""
+    global WORLD
+    WORLD = zero.start()
+    torch.set_num_threads(1)
+    for item in json.loads(Path(sys.argv[1]).read_text()):
+        folder = Path(item["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        config = small_config(Path(item["scenes"]), *item["overrides"])
+        try:
+            result = SCENARIOS[item["scenario"]](folder, config, **item["arguments"])
+        except Exception:
+            (folder / f"rank_{WORLD.rank}.json").write_text(json.dumps({"failed": traceback.format_exc()}))
+            raise  # the ranks may be out of step now
+        (folder / f"rank_{WORLD.rank}.json").write_text(json.dumps(result))
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main()
