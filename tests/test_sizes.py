@@ -80,24 +80,32 @@ FUSIONS = {
 @pytest.mark.parametrize("tokens", [8, 24])
 def test_operations_are_counted_exactly(small, fusion, tokens):
     config = replace(small.model, fusion=replace(small.model.fusion, **FUSIONS[fusion]))
-    model, inputs = AudioX(config), arguments(config, tokens)
-    with FlopCounterMode(display=False) as counter:
-        model(*inputs)
-    assert forward_flops(config, tokens)["total"] == counter.get_total_flops()
+    model, found = AudioX(config), forward_flops(config, tokens)
+    assert found["total"] == of_one_sample(lambda *inputs: model(*inputs), config, tokens)
+    assert sum(v for k, v in found.items() if k != "total") == found["total"]
 
 
 def test_backward_is_twice_forward(small):
     """All but what would lead into the features, which have no gradient."""
     config = small.model
-    model, inputs = AudioX(config), arguments(config, 24)
-    with FlopCounterMode(display=False) as counter:
-        model(*inputs).sum().backward()
-    f = config.fusion.width
-    into_features = 2 * config.codec.frames * config.codec.channels * config.backbone.width  # latent_in
-    into_features += 2 * config.video.steps * config.video.dim * config.video_temporal.width
-    into_features += 2 * config.codec.frames * config.codec.channels * config.audio_temporal.width
-    into_features += 2 * 24 * config.text.dim * f + 2 * 256 * config.backbone.width  # time embedding
-    assert training_flops(config, 24) - into_features == counter.get_total_flops()
+    model = AudioX(config)
+    codec, video = config.codec, config.video
+    into_features = 2 * codec.frames * codec.channels * config.backbone.width  # latent_in
+    into_features += 2 * video.steps * video.dim * config.video_temporal.width
+    into_features += 2 * codec.frames * codec.channels * config.audio_temporal.width
+    into_features += 2 * 24 * config.text.dim * config.fusion.width + 2 * 256 * config.backbone.width  # time embedding
+    counted = of_one_sample(lambda *inputs: model(*inputs).sum().backward(), config, 24)
+    assert training_flops(config, 24) - into_features == counted
+
+
+def of_one_sample(run, config, tokens):
+    """How many operations more two samples take than one: so much does a sample."""
+    counts = []
+    for batch in (1, 2):
+        with FlopCounterMode(display=False) as counter:
+            run(*arguments(config, tokens, batch))
+        counts.append(counter.get_total_flops())
+    return counts[1] - counts[0]
 
 
 def test_operations_of_2p7b(root):
@@ -110,8 +118,9 @@ def test_operations_of_2p7b(root):
     assert sum(v for k, v in parts.items() if k != "total") == parts["total"]
 
 
-def arguments(config, tokens):
+def arguments(config, tokens, batch):
     codec, video = config.codec, config.video
-    z = torch.randn(1, codec.frames, codec.channels)
-    features = torch.randn(1, video.steps, video.dim), torch.randn(1, codec.frames, codec.channels)
-    return z, torch.rand(1), *features, torch.randn(1, tokens, config.text.dim), torch.tensor([tokens - 3])
+    z, audio = torch.randn(2, batch, codec.frames, codec.channels)
+    text = torch.randn(batch, tokens, config.text.dim)
+    length = torch.full((batch,), tokens - 3)
+    return z, torch.rand(batch), torch.randn(batch, video.steps, video.dim), audio, text, length

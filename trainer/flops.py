@@ -8,7 +8,10 @@ from ..models.config import ModelConfig, TransformerConfig
 
 
 def forward_flops(model: ModelConfig, text_tokens: int) -> dict[str, int]:
-    """Operations of one sample's forward pass, per part and in total, with `text_tokens` of (padded) text."""
+    """Operations of one sample's forward pass, per part and in total, with `text_tokens` of (padded) text.
+
+    What a batch computes once, whatever its size (the embeddings of fixed times), is not a sample's.
+    """
     backbone, fusion, codec = model.backbone, model.fusion, model.codec
     latent, video, audio = codec.frames, model.video.tokens, codec.frames
     condition = video + audio + text_tokens

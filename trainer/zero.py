@@ -47,6 +47,8 @@ def start() -> World:
     local = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
+    # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
