@@ -191,7 +191,8 @@ for case in json.load(sys.stdin):
             code = left.code
         except BaseException as raised:
             code = repr(raised)
-    print(json.dumps({"code": code, "out": out.getvalue(), "error": error.getvalue()}))
+    group = "torch" in sys.modules and sys.modules["torch"].distributed.is_initialized()
+    print(json.dumps({"code": code, "out": out.getvalue(), "error": error.getvalue(), "group": group}))
 """
 
 
@@ -288,6 +289,7 @@ def test_a_launch_is_refused_in_one_line(launches, name):
     assert (answer["code"], len(lines)) == (1, 1), answer
     assert re.search(LAUNCHES[name].message, lines[0]), lines[0]
     assert "Traceback" not in answer["error"] + answer["out"]
+    assert not answer["group"], "no process group is made"
     assert after == before, "nothing may be written"
 
 

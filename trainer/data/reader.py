@@ -6,6 +6,8 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..config import RunConfig
@@ -50,6 +52,10 @@ class Reader:
         self.world = World.detect()
         self.steps_per_epoch = check_streams(config, hashes=data.verify_hashes and rank == 0) // batch
         streams = [Stream(local=s.path, proportion=sum(s.tasks.values())) for s in data.streams]
+        if torch.distributed.is_initialized():
+            # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once, or
+            # another job that starts or ends meanwhile parts them.
+            torch.distributed.barrier()
         self.dataset = _LocalDataset(
             streams=streams,
             epoch_size=self.steps_per_epoch * batch,
