@@ -10,8 +10,6 @@ Several weights are judged on the same prompts, each sampled as its own configur
 """
 
 import argparse
-import json
-import os
 import sys
 from pathlib import Path
 
@@ -36,6 +34,7 @@ def parse() -> argparse.Namespace:
 
 def run(arguments: argparse.Namespace) -> None:
     from audiox_turbo.trainer.evaluate import Candidate, Plan, evaluate
+    from audiox_turbo.trainer.files import write_json
     from audiox_turbo.trainer.generator import Generator
     from audiox_turbo.trainer.making import changed
     from audiox_turbo.trainer.report import write_html
@@ -50,9 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
         candidates.append(Candidate(folder.resolve().name, generator, sampling))
     evaluation = evaluate(candidates, arguments.judge, plan)
-    temporary = arguments.out.with_name(arguments.out.name + ".tmp")
-    temporary.write_text(json.dumps(evaluation.report, indent=1) + "\n")
-    os.replace(temporary, arguments.out)
+    write_json(arguments.out, evaluation.report)
     print("\n\n".join(as_text(table) for table in tables(evaluation.report)))
     print(f"\n{arguments.out}")
     if arguments.html:

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .ema import Ema
+from .files import sync, write_json
 from .fragment import Fragment
 
 if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not installed
@@ -101,7 +102,7 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
             tensors["random/cuda"] = torch.cuda.get_rng_state()
         file = unfinished / name / f"rank_{rank:05d}.safetensors"
         save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
-        _sync(file)
+        sync(file)
         files[f"{name}/{file.name}"] = {"bytes": file.stat().st_size, "xxh3": _hash(file)}
     return files
 
@@ -110,12 +111,11 @@ def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int
     if dist.get_rank() != 0:
         return
     seal = {"xxh3": _seal(manifest)}
-    (unfinished / "manifest.json").write_text(json.dumps(manifest | seal, indent=1))
-    _sync(unfinished / "manifest.json")
+    write_json(unfinished / "manifest.json", manifest | seal)
     if folder.exists():  # the same step of a run that went back to an older checkpoint
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
-    _sync(folder.parent)
+    sync(folder.parent)
     # Damaged ones that were passed over may have a later step; they do not count.
     before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]
     for old in before[keep:] if keep else []:
@@ -291,11 +291,3 @@ def _hash(file: Path) -> str:
         while block := handle.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import read_json
+from .files import write_json
 
 METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc")
 
@@ -35,9 +36,7 @@ def compose(
         "efficiency": evaluation["efficiency"],
         "seconds": seconds,
     }
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(json.dumps(report, indent=1) + "\n")
-    temporary.replace(out)
+    write_json(out, report)
     return report
 
 

@@ -19,6 +19,7 @@ from ..models.judge import Judge
 from .benchmark import draw_prompts, score
 from .data.scenes import draw_scene
 from .eval_tasks import same_music
+from .files import write_json
 from .judge import annotate, load_judge, render, save_judge, through, train_judge
 from .unseen import SEED
 
@@ -47,7 +48,7 @@ def load_or_train_judge(
                 )
             return judge, scores
         scores = _examine(judge, codec)
-        _write_scores(folder, scores)
+        write_json(folder / "scores.json", scores)
         return judge, scores
     coding = build_codec(codec)
     judge = train_judge(seed, lambda waves: coding.decode(coding.encode(waves)[0]), steps=steps)
@@ -55,7 +56,7 @@ def load_or_train_judge(
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     save_judge(judge, partial)
-    _write_scores(partial, scores)
+    write_json(partial / "scores.json", scores)
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial.rename(folder)
     return judge, scores
@@ -80,9 +81,3 @@ def judge_scores(judge: Judge, codec: AudioCodec) -> dict[str, dict[str, float]]
 
 def _examine(judge: Judge, codec: CodecConfig) -> dict[str, Any]:
     return {"hears": asdict(codec), **judge_scores(judge, build_codec(codec))}
-
-
-def _write_scores(folder: Path, scores: dict[str, Any]) -> None:
-    temporary = folder / "scores.json.tmp"
-    temporary.write_text(json.dumps(scores, indent=2) + "\n")
-    temporary.replace(folder / "scores.json")

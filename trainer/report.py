@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .files import write_text
 from .report_charts import interval_bar, line_chart, read_losses
 from .report_media import Column, Sound, spectrogram_uri, wav_uri
 from .tables import ACCURACY, Cell, Report, Table, tables, tasks_in_order
@@ -67,10 +68,7 @@ def write_html(report: Report, runs: Sequence[Path], sounds: Sequence[Sound], ou
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(page)
-    temporary.replace(out)
+    write_text(out, page)
 
 
 def _facts(report: Report) -> str:

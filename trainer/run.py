@@ -3,13 +3,13 @@
 RUN/config.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..models import strict
 from . import checkpoint
 from .config import RunConfig, read_json
+from .files import write_json
 
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
 # step takes.
@@ -40,10 +40,7 @@ def check_unchanged(folder: Path, config: RunConfig) -> None:
 
 
 def write_config(folder: Path, config: RunConfig) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / "config.json.tmp"
-    temporary.write_text(json.dumps(strict.to_dict(config), indent=1) + "\n")
-    temporary.replace(folder / "config.json")
+    write_json(folder / "config.json", strict.to_dict(config))
 
 
 def _at(data: Any, path: str) -> Any:

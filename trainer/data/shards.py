@@ -5,7 +5,6 @@ as the last file, reads everything back, and renames. `record.py` has the schema
 """
 
 import json
-import os
 import shutil
 import uuid
 from collections import Counter
@@ -18,6 +17,7 @@ import numpy as np
 
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
+from ..files import sync, write_json
 from .record import COLUMNS, Record, to_columns, validate
 from .streaming_import import MDSWriter, get_hash
 
@@ -108,10 +108,10 @@ class ShardWriter:
         write_json(self._partial / "features.json", strict.to_dict(features))
         check_shards(self._partial, hashes=True)
         for file in self._partial.iterdir():
-            _sync(file)
+            sync(file)
         refuse_existing(self._folder)
         self._partial.rename(self._folder)
-        _sync(self._folder.parent)
+        sync(self._folder.parent)
 
     def _disk_error(self, error: OSError) -> OSError:
         return OSError(
@@ -130,23 +130,6 @@ def refuse_existing(folder: Path) -> None:
     """Raises ValueError when there is something under the name of an output folder."""
     if folder.exists() or folder.is_symlink():
         raise ValueError(f"{folder} exists already and is left as it is; remove it or choose another --out")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` at once: a reader sees the old file or the new one, never half of it."""
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n")
-    _sync(beside)
-    os.replace(beside, path)
-
-
-def _sync(path: Path) -> None:
-    """Waits until a file or folder has reached the disk, so that a power cut cannot empty what was published."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def read_features(path: Path) -> Features:
