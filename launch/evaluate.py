@@ -26,6 +26,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="sampler steps (default: what the weights say)")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: what the weights say)")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the transformer (default: fp32)")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
     parser.add_argument("--no-efficiency", action="store_true", help="leave the latencies out")
@@ -33,6 +34,8 @@ def parse() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    import torch
+
     from audiox_turbo.trainer.evaluate import Candidate, Plan, evaluate
     from audiox_turbo.trainer.files import write_json
     from audiox_turbo.trainer.generator import Generator
@@ -43,9 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
     plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, not arguments.no_efficiency)
     for path in (arguments.out, arguments.html or arguments.out):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     candidates = []
     for folder in arguments.weights:
-        generator = Generator(folder)
+        generator = Generator(folder, dtype=dtypes[arguments.dtype])
         sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
         candidates.append(Candidate(folder.resolve().name, generator, sampling))
     evaluation = evaluate(candidates, arguments.judge, plan)

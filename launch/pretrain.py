@@ -30,7 +30,7 @@ def main() -> int:
         from audiox_turbo.trainer.pretrain import pretrain  # imports DeepSpeed, seconds that a typo need not cost
 
         pretrain(config, output, arguments.resume)
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -15,7 +15,7 @@ from .blocks import Stream
 from .conditioner import Conditioner
 from .config import ModelConfig
 from .fusion import Fusion, Gate
-from .mmdit import MMDiT
+from .mmdit import LinearPath, MMDiT
 
 WEIGHTS = "model.safetensors"
 
@@ -24,14 +24,16 @@ WEIGHTS = "model.safetensors"
 class SamplingConfig:
     """How a set of weights wants to be sampled."""
 
-    kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; the few-step student's denoise and renoise
+    kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; denoise and renoise, which a student needs
     steps: int = 50
     guidance: float = 3.0  # 1 means none
-    shift: float = 1.0  # above 1 takes more of the Euler steps at high noise, where the structure is decided
+    shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} must be at least 1")
+        if self.shift <= 0:
+            raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-turbo"):
         for module in self.modules():
             if isinstance(module, Stream):
                 nn.init.zeros_(module.modulation.weight)
+            elif isinstance(module, LinearPath):
+                module.reset_parameters()
             elif isinstance(module, Gate):
                 nn.init.zeros_(module.linear.weight)
             elif isinstance(module, Fusion) and module.config.enabled and module.config.attend:

@@ -101,6 +101,7 @@ class BackboneConfig:
     depth: int
     heads: int
     mlp_hidden: int
+    linear_path: bool = False  # wanted where the width is not well above the latent channels, see `LinearPath`
 
 
 @dataclass(frozen=True)

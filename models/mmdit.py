@@ -14,6 +14,34 @@ from .config import BackboneConfig, CodecConfig
 from .embeddings import RopeTable, SecondsEmbedding, TimeEmbedding
 
 
+class LinearPath(nn.Module):
+    """The linear part of a velocity, past the transformer: v += B·(g(t) ⊙ A·z).
+
+    A velocity holds all of the noise in z, and where the width is not well above the latent channels that noise fills
+    the residual stream. Here it passes beside it, so that the transformer works on structure alone. At the start the
+    path is the best linear estimate for unit-variance data, (2t - 1)/(t² + (1 - t)²)·z (the skip of Karras et al.,
+    2022, in terms of the flow).
+    """
+
+    def __init__(self, channels: int, width: int) -> None:
+        super().__init__()
+        self.into = nn.Linear(channels, channels, bias=False)
+        self.gate = nn.Linear(width, channels)
+        self.out = nn.Linear(channels, channels, bias=False)
+
+    def reset_parameters(self) -> None:
+        nn.init.eye_(self.into.weight)
+        nn.init.eye_(self.out.weight)
+        nn.init.zeros_(self.gate.weight)
+        nn.init.zeros_(self.gate.bias)
+
+    def forward(self, z: Tensor, t: Tensor, time: Tensor) -> Tensor:
+        """z (B, L, C), t (B,), time (B, W) already through SiLU -> (B, L, C)."""
+        t = t.float()
+        gate = self.gate(time).float() + ((2 * t - 1) / (t.square() + (1 - t).square())).unsqueeze(1)
+        return self.out((gate.unsqueeze(1) * self.into(z)).to(z.dtype))
+
+
 class MMDiT(nn.Module):
     """Dual-stream transformer over latent and condition tokens."""
 
@@ -30,6 +58,7 @@ class MMDiT(nn.Module):
         )
         self.modulation_out = nn.Linear(width, 2 * width)
         self.latent_out = nn.Linear(width, codec.channels)
+        self.linear_path = LinearPath(codec.channels, width) if config.linear_path else None
         head = width // config.heads
         frames = (torch.arange(codec.frames) + 0.5) / codec.rate
         self.seconds_latent = SecondsEmbedding(frames, width)
@@ -60,7 +89,8 @@ class MMDiT(nn.Module):
         if n_blocks is not None:
             return x
         shift, scale = self.modulation_out(time).float().chunk(2, dim=-1)
-        return self.latent_out(layer_norm_modulate(x, shift, scale))
+        v = self.latent_out(layer_norm_modulate(x, shift, scale))
+        return v if self.linear_path is None else v + self.linear_path(z, t, time)
 
     def _condition_rope(self, c: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.rope_condition.on(c.device)

@@ -36,6 +36,12 @@ def guided(
     return velocity
 
 
+def levels(steps: int, shift: float) -> list[float]:
+    """Noise levels from 1 to 0, `steps` + 1 of them: equal steps of u, t = shift·u/(1 + (shift - 1)·u)."""
+    u = [1 - k / steps for k in range(steps + 1)]
+    return [shift * x / (1 + (shift - 1) * x) for x in u]
+
+
 def euler(
     velocity: Velocity,
     noise: Tensor,
@@ -44,15 +50,13 @@ def euler(
     mask: Tensor | None = None,
     shift: float = 1.0,
 ) -> Tensor:
-    """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0, in equal steps of u, t = shift·u/(1 + (shift-1)·u).
+    """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0 over `levels`.
 
     Where `mask` (B, L, 1) is 1 the clean latents `known` (B, L, C) are given: z follows their straight path and ends in
     them exactly.
     """
-    u = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
-    times = (shift * u / (1 + (shift - 1) * u)).tolist()
     z = noise
-    for t, t_next in itertools.pairwise(times):
+    for t, t_next in itertools.pairwise(levels(steps, shift)):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
         z = z + (t_next - t) * v.float()
         if known is not None and mask is not None:
@@ -67,17 +71,20 @@ def renoise(
     draw: Draw,
     known: Tensor | None = None,
     mask: Tensor | None = None,
+    shift: float = 1.0,
 ) -> Tensor:
-    """Denoise to a clean estimate and noise it to the next level, over t = 1, 1 - 1/steps, … (section V)."""
+    """Denoise to a clean estimate and noise it afresh to the next level of `levels` (section V).
+
+    What an earlier step got wrong is noised away, so that with many steps a teacher that has seen little follows its
+    text better than by `euler`.
+    """
     z, clean = noise, noise
-    for k in range(steps):
-        t = 1 - k / steps
+    for k, (t, t_next) in enumerate(itertools.pairwise(levels(steps, shift))):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
         clean = z - t * v.float()
         if known is not None and mask is not None:
             clean = torch.where(mask > 0, known, clean)
-        if k + 1 < steps:
-            t_next = 1 - (k + 1) / steps
+        if t_next > 0:
             z = t_next * draw(k) + (1 - t_next) * clean
     return clean
 

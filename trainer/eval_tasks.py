@@ -23,7 +23,7 @@ from .data.scenes import Event, Scene
 from .data.tasks import USES_TEXT, USES_VIDEO
 from .generator import Request
 from .judge import Annotation
-from .making import SEED_STRIDE, Maker, make
+from .making import SEED_STRIDE, Maker, make, sound
 from .unseen import Unseen
 
 Hear = Callable[[Tensor], list[Annotation]]  # waves (B, 1, samples) -> what is heard in each
@@ -143,7 +143,7 @@ def _heard(task: str, hear: Hear, maker: Maker, latents: Tensor, unseen: Unseen)
     if task == "completion":
         # Only what follows the prefix is decoded and heard: a model that ignores it must not be helped by it.
         latents = latents[:, int(unseen.prefix[0].sum()) :]
-    return hear(maker.waves(latents))
+    return hear(sound(maker, latents))
 
 
 def _onsets(events: Sequence[Event], categories: Set[str] | None = None) -> list[float]:

@@ -39,6 +39,8 @@ def forward_flops(model: ModelConfig, text_tokens: int) -> dict[str, int]:
         + linear(1, 256 + w, w),
         "fusion": 0,
     }
+    if backbone.linear_path:
+        parts["projections"] += linear(latent, codec.channels, 2 * codec.channels) + linear(1, w, codec.channels)
     if fusion.enabled and fusion.gates:
         parts["fusion"] += linear(condition, fusion.width, fusion.width)
     if fusion.enabled and fusion.attend:

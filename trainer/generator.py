@@ -68,7 +68,7 @@ class Generator:
         if request.audio is not None and request.given is not None:
             known, mask = request.audio.to(self.device), request.given.unsqueeze(-1).to(self.device)
         if sampling.kind == "renoise":
-            return renoise(velocity, draw(), sampling.steps, draw, known, mask).cpu()
+            return renoise(velocity, draw(), sampling.steps, draw, known, mask, sampling.shift).cpu()
         return euler(velocity, draw(), sampling.steps, known, mask, sampling.shift).cpu()
 
     def waves(self, latents: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+import socket
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +19,13 @@ PEAKS = {
     "RTX 4090": 165e12,
 }
 PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "numpy")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def describe() -> dict[str, str]:

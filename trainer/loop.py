@@ -115,7 +115,7 @@ def restore(task: Task, output: Path, resume: bool, world: World) -> int:
 
 
 def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: RunConfig, logs: Logs) -> int:
-    """Non-finite steps in a row. Raises RuntimeError when there are as many as `training.max_skipped`."""
+    """Non-finite steps in a row. Raises FloatingPointError when there are as many as `training.max_skipped`."""
     if result.applied:
         return 0
     limit = config.training.max_skipped
@@ -123,7 +123,7 @@ def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: 
         f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({skipped + 1} in a row)"
     )
     if skipped + 1 >= limit:
-        raise RuntimeError(
+        raise FloatingPointError(
             f"{limit} steps in a row, to step {step}, had a loss or gradient that is not finite; rank 0's last samples "
             f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower optimizer.lr, or look at them"
         )

@@ -4,7 +4,10 @@ B clips, L latent frames, C latent channels.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from tqdm import tqdm
 from ..models.audiox import SamplingConfig
 from .generator import Request
 
+A = TypeVar("A")
 BATCH = 50
 SEED_STRIDE = 1_000_000  # between the noise seeds of two evaluations: more than the clips of any
 
@@ -31,12 +35,34 @@ class Maker(Protocol):
 
 def make(maker: Maker, request: Request, seed: int, sampling: SamplingConfig, bar: tqdm) -> Tensor:
     """Latents (B, L, C) of a request of any size, the same as in one batch; `bar` advances by B."""
+    starts = range(0, len(request.texts), BATCH)
+
+    def latents(start: int) -> Tensor:
+        return maker.latents(_part(request, slice(start, start + BATCH)), seed + start, sampling)
+
     parts = []
-    for start in range(0, len(request.texts), BATCH):
-        part = _part(request, slice(start, start + BATCH))
-        parts.append(maker.latents(part, seed + start, sampling))
-        bar.update(len(part.texts))
+    for part in side_by_side(latents, starts, workers=1 if torch.cuda.is_available() else None):
+        parts.append(part)
+        bar.update(len(part))
     return torch.cat(parts)
+
+
+def sound(maker: Maker, latents: Tensor) -> Tensor:
+    """latents (B, L, C) of any number of clips -> waves (B, audio_channels, L·hop)."""
+    return torch.cat(list(side_by_side(maker.waves, latents.split(BATCH))))
+
+
+def side_by_side(function: Callable[[A], Tensor], parts: Sequence[A], workers: int | None = None) -> Iterator[Tensor]:
+    """function(part) of each part, in order. On a CPU every core works on a part of its own: on small tensors two
+    cores on one part wait for each other more than they work."""
+    threads = torch.get_num_threads()
+    workers = min(threads if workers is None else workers, len(parts))
+    if workers < 2:
+        yield from map(function, parts)
+        return
+    # torch counts the threads of an operation per calling thread.
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)) as pool:
+        yield from pool.map(function, parts)
 
 
 def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None) -> SamplingConfig:
@@ -49,10 +75,10 @@ def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None)
         raise ValueError(f"steps: {steps}; a sampler takes at least 1")
     if guidance is not None and not 0 <= guidance < math.inf:
         raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, {sampling.guidance:g} the weights' own")
-    return SamplingConfig(
-        sampling.kind,
-        sampling.steps if steps is None else steps,
-        sampling.guidance if guidance is None else guidance,
+    return replace(
+        sampling,
+        steps=sampling.steps if steps is None else steps,
+        guidance=sampling.guidance if guidance is None else guidance,
     )
 
 

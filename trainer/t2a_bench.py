@@ -30,7 +30,7 @@ from .benchmark import (
 from .data.scenes import Scene, audio_scene
 from .generator import Request
 from .judge import decode, listen, render, through
-from .making import SEED_STRIDE, Maker, make, nfe
+from .making import SEED_STRIDE, Maker, make, nfe, side_by_side, sound
 
 ACCURACIES = {"cat_acc": "cat", "cnt_acc": "cnt", "ord_acc": "ord", "ts_acc": "ts"}
 RESAMPLES = 200  # of the metrics that are no means: each takes a decomposition
@@ -64,7 +64,7 @@ class T2ABench:
         bar.set_postfix_str("T2A-bench")
         request = Request([prompt.text for prompt in self.prompts])
         latents = make(maker, request, self.seed * SEED_STRIDE, sampling, bar)
-        waves = maker.waves(latents)
+        waves = sound(maker, latents)
         output = listen(self.judge, waves)
         scores = score(self.prompts, decode(output, self.judge.config))
         row = {"model": model, "steps": sampling.steps, "nfe": nfe(sampling), "guidance": sampling.guidance}
@@ -93,8 +93,12 @@ class T2ABench:
         return rows
 
     def _coded(self, waves: Tensor, title: str) -> Tensor:
-        chunks = tqdm(waves.split(50), desc=title)
-        return torch.cat([through(lambda w: self.codec.decode(self.codec.encode(w)[0]), chunk) for chunk in chunks])
+        chunks = waves.split(50)
+
+        def coded(chunk: Tensor) -> Tensor:
+            return through(lambda w: self.codec.decode(self.codec.encode(w)[0]), chunk)
+
+        return torch.cat(list(tqdm(side_by_side(coded, chunks), total=len(chunks), desc=title)))
 
     def _accuracies(self, scores: Scores) -> Row:
         row: Row = scores.rates()

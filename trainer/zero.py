@@ -6,7 +6,6 @@ stage and for every number of ranks.
 
 import math
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from .config import OptimizerConfig, ZeroConfig
 from .fragment import Fragment
+from .hardware import free_port
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -40,13 +40,13 @@ def start() -> World:
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ["MASTER_PORT"] = str(free_port())
     accelerator = get_accelerator()
     local = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
+    elif "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
+        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)

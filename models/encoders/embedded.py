@@ -19,8 +19,8 @@ from ..config import CodecConfig, TextConfig, VideoConfig
 MEL_HOP = 256  # samples between spectrogram frames; a latent frame stacks hop / MEL_HOP of them
 WINDOW = 512
 CHUNK = 4  # clips whose phases are reconstructed together
-FLOOR = 1e-3  # magnitudes below are silence
-LOG_CENTRE, LOG_SPREAD = -3.6, 2.4  # of log-mel magnitudes over the embedded scenes, so that latents are about N(0, 1)
+FLOOR = 0.03  # magnitudes below are silence: their texture would be most of what a latent holds
+LOG_CENTRE, LOG_SPREAD = -2.6, 1.65  # of log-mel magnitudes over the embedded scenes, so that latents are about N(0, 1)
 
 
 def mel_filters(sample_rate: int, mels: int, window: int = WINDOW) -> Tensor:
@@ -179,7 +179,8 @@ def _sinusoids(values: Tensor, dim: int, longest: float) -> Tensor:
 class FrameEncoder:
     """Frames pooled to a coarse grid for the images, differences between neighbours for the motion.
 
-    A feature is a fixed random projection of (grid × grid × 3) values to D.
+    A feature is a fixed random projection of (grid × grid × 3) values to D, scaled so that features of the embedded
+    scenes vary by about 1, as those of text and sound do: small ones are learnt late.
     """
 
     GRID = 4
@@ -188,8 +189,8 @@ class FrameEncoder:
         self.config = config
         values = self.GRID * self.GRID * 3
         generator = torch.Generator().manual_seed(0)
-        self.image = torch.randn(values, config.dim, generator=generator) * 2 / values**0.5
-        self.motion = torch.randn(2 * values, config.dim, generator=generator) * 4 / values**0.5
+        self.image = torch.randn(values, config.dim, generator=generator) * 12 / values**0.5
+        self.motion = torch.randn(2 * values, config.dim, generator=generator) * 24 / values**0.5
 
     def __call__(self, images: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, N, 3, size, size) uint8, motion (B, steps, 3, size, size) uint8 -> (B, N, D), (B, steps, D)."""

@@ -163,7 +163,7 @@ def _in_order(function: Callable[[Task], Outcome], tasks: Iterable[Task], worker
                 pending.popleft()
         except BrokenProcessPool as error:
             suspects = "; ".join(str(task) for task, _ in list(pending)[: workers + 1])
-            raise RuntimeError(
+            raise ChildProcessError(
                 f"a worker process was killed, most often for want of memory: take fewer than {workers} workers, or "
                 f"leave out what kills it; one of {suspects}"
             ) from error

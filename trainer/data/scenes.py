@@ -17,16 +17,16 @@ SECONDS = SAMPLES / SAMPLE_RATE
 
 # Shortest and longest natural duration in seconds. Five of the longest-winded (sirens) must still fit into a clip.
 DURATIONS: dict[str, tuple[float, float]] = {
-    "bell": (0.22, 0.90),
+    "bell": (0.20, 0.60),
     "kick": (0.14, 0.24),
     "snare": (0.14, 0.26),
-    "whistle": (0.20, 1.30),
-    "siren": (0.28, 1.40),
-    "buzzer": (0.20, 1.30),
-    "horn": (0.20, 1.30),
-    "bird": (0.22, 1.00),
+    "whistle": (0.20, 0.70),
+    "siren": (0.24, 0.80),
+    "buzzer": (0.20, 0.70),
+    "horn": (0.20, 0.70),
+    "bird": (0.20, 0.70),
     "dog": (0.16, 0.30),
-    "hiss": (0.20, 1.30),
+    "hiss": (0.20, 0.70),
 }
 AUDIO_CATEGORIES: tuple[str, ...] = tuple(DURATIONS)
 INSTRUMENTS: tuple[str, ...] = ("piano", "flute", "organ", "guitar")
@@ -34,7 +34,7 @@ TEMPI: tuple[int, ...] = (100, 160, 250)  # beats a minute; no two stand in a ra
 GENRES: tuple[str, ...] = ("march", "waltz", "jazz")
 MOODS: dict[str, tuple[int, int, int]] = {"happy": (0, 4, 7), "sad": (0, 3, 7)}  # semitones of the triad
 
-MIN_GAP = 0.1  # seconds of silence between events: three latent frames, so that repeated sounds can be counted
+MIN_GAP = 0.16  # seconds of silence between events: two whole latent frames, so that repeated sounds can be counted
 HEAD, TAIL = 0.03, 0.05  # seconds kept free at the ends of a clip
 MAX_EVENTS = 5
 
@@ -137,7 +137,7 @@ def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
     room = SECONDS - HEAD - TAIL - (count - 1) * MIN_GAP
     if count > 1:
         # Durations shrink towards the shortest ones until a drawn share of the room stays silent.
-        limit = max(float(shortest.sum()), room * rng.uniform(0.55, 0.95))
+        limit = max(float(shortest.sum()), room * rng.uniform(0.5, 0.9))
         excess = float(durations.sum()) - limit
         if excess > 0:
             durations -= (durations - shortest) * excess / float((durations - shortest).sum())
