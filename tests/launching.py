@@ -1,20 +1,14 @@
 """Several ranks of a script on this machine, as torchrun starts them, without torchrun's own seconds."""
 
 import os
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from contextlib import ExitStack
 
+from audiox_turbo.trainer.hardware import free_port
 from tests.small import ROOT
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> None:

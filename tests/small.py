@@ -36,6 +36,8 @@ SMALL = (
     "ema.decay=0.9",
     "checkpoint.every=4",
     "logging.every=1",
+    "logging.samples_every=0",
+    'sampling={"steps": 50}',
     "data.canonical_nodes=8",
 )
 

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +120,8 @@ def test_making_in_batches_changes_nothing():
 
 def test_sampling_is_changed_or_refused():
     assert changed(SAMPLING, None, None) == SAMPLING
-    assert changed(SAMPLING, 4, 1.0) == SamplingConfig("euler", 4, 1.0)
+    shifted = replace(SAMPLING, shift=4.0)
+    assert changed(shifted, 4, 1.0) == SamplingConfig("euler", 4, 1.0, 4.0)
     assert nfe(SAMPLING) == 50 and nfe(changed(SAMPLING, 4, 1.0)) == 4
     for steps, guidance in ((0, None), (None, -1.0), (None, float("nan"))):
         with pytest.raises(ValueError, match=r"at least 1|0 or more"):

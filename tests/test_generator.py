@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from audiox_turbo.models.audiox import AudioX, SamplingConfig
-from audiox_turbo.models.sampler import euler, guided, renoise
+from audiox_turbo.models.sampler import euler, guided, levels, renoise
 from audiox_turbo.trainer.data.synth import FRAME_RATE, SIZE, render_video
 from audiox_turbo.trainer.generator import Generator, Request
 from audiox_turbo.trainer.given import read_video, sound_to_continue, sound_with_hole
@@ -25,6 +25,11 @@ B, L, C = 3, 8, 16
 def oracle(data: Tensor):
     """The velocity of the straight path to `data` (B, L, C): z_t = t·z_1 + (1 - t)·z_0, so v = (z_t - z_0)/t."""
     return lambda z, t: (z - data) / t[:, None, None]
+
+
+def test_levels_shift_towards_noise():
+    assert levels(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert levels(2, 4.0) == pytest.approx([1.0, 0.8, 0.0])
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])

@@ -188,7 +188,8 @@ def test_nothing_kept(tmp_path):
 
 
 def test_a_worker_that_dies_is_reported():
-    with pytest.raises(RuntimeError, match=r"a worker process was killed, most often for want of memory.*; one of 9"):
+    reason = r"a worker process was killed, most often for want of memory.*; one of 9"
+    with pytest.raises(ChildProcessError, match=reason):
         list(prepare._in_order(os._exit, [9, 9], workers=1))
 
 

@@ -77,9 +77,11 @@ FUSIONS = {
 
 
 @pytest.mark.parametrize("fusion", FUSIONS)
+@pytest.mark.parametrize("linear_path", [False, True])
 @pytest.mark.parametrize("tokens", [8, 24])
-def test_operations_are_counted_exactly(small, fusion, tokens):
-    config = replace(small.model, fusion=replace(small.model.fusion, **FUSIONS[fusion]))
+def test_operations_are_counted_exactly(small, fusion, linear_path, tokens):
+    fused = replace(small.model, fusion=replace(small.model.fusion, **FUSIONS[fusion]))
+    config = replace(fused, backbone=replace(fused.backbone, linear_path=linear_path))
     model, found = AudioX(config), forward_flops(config, tokens)
     assert found["total"] == of_one_sample(lambda *inputs: model(*inputs), config, tokens)
     assert sum(v for k, v in found.items() if k != "total") == found["total"]

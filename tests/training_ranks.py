@@ -1,4 +1,4 @@
-"""One rank of a launch of test_training.py: runs scenarios one after the other and leaves checkpoints and numbers.
+"""One rank of a launch of tests/training: runs scenarios one after the other and leaves checkpoints and numbers.
 
 A scenario is a function of a folder and keyword arguments; all ranks run it. What it returns on each rank is written to
 `FOLDER/rank_N.json`.
@@ -132,7 +132,7 @@ def whole(folder: Path, config: RunConfig, stop: int = 0, resume: bool = False, 
         train(task, reader, config, WORLD, folder, resume, 1e12, about(config))
     except Stopped:
         return {"stopped": stop}
-    except RuntimeError as error:
+    except FloatingPointError as error:
         return {"error": str(error)}
     finally:
         task.engine.destroy()

@@ -1,0 +1,30 @@
+"""A small model as after some training, and inputs for it."""
+
+import torch
+
+from audiox_turbo.models.audiox import AudioX
+
+BATCH, TOKENS = 3, 16
+
+
+def stirred(config, **arguments):
+    """A model in which nothing is zero any more, as after some training."""
+    model = AudioX(config, **arguments)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def inputs(config, tokens=TOKENS, batch=BATCH):
+    """z, t, video, audio, text, text_length; texts of different lengths, zero past their ends."""
+    codec, video = config.codec, config.video
+    length = torch.arange(batch) * 5 % tokens + 1
+    text = torch.randn(batch, tokens, config.text.dim) * (torch.arange(tokens) < length[:, None])[..., None]
+    return [
+        torch.randn(batch, codec.frames, codec.channels),
+        torch.rand(batch),
+        torch.randn(batch, video.steps, video.dim),
+        torch.randn(batch, codec.frames, codec.channels),
+        text,
+        length,
+    ]
