@@ -96,7 +96,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything (default: runs/demo)")
     parser.add_argument("--config", type=Path, default=Path("configs/tiny.json"))
-    parser.add_argument("--minutes", type=float, default=6.9, help="for the teacher's training (default: 6.9)")
+    parser.add_argument("--minutes", type=float, default=6.5, help="for the teacher's training (default: 6.5)")
     parser.add_argument("--clips", type=int, default=16000, help="procedural clips to train on (default: 16000)")
     parser.add_argument("--prompts", type=int, default=100, help="unseen prompts of each type (default: 100)")
     parser.add_argument("--tasks", type=int, default=100, help="clips a task is judged on (default: 100)")

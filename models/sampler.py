@@ -9,8 +9,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from .audiox import SamplingConfig
+
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (B, L, C), t (B,)) -> v (B, L, C)
-Draw = Callable[[int], Tensor]  # number of a step -> fresh noise (B, L, C)
+Draw = Callable[[], Tensor]  # fresh noise (B, L, C) at every call
 
 
 def guided(
@@ -34,6 +36,15 @@ def guided(
         return v_uncond + guidance * (v - v_uncond)
 
     return velocity
+
+
+def sample(
+    velocity: Velocity, draw: Draw, sampling: SamplingConfig, known: Tensor | None = None, mask: Tensor | None = None
+) -> Tensor:
+    """Latents (B, L, C) by the sampler, steps and shift of `sampling`; its guidance is in `velocity` already."""
+    if sampling.kind == "renoise":
+        return renoise(velocity, draw(), sampling.steps, draw, known, mask, sampling.shift)
+    return euler(velocity, draw(), sampling.steps, known, mask, sampling.shift)
 
 
 def levels(steps: int, shift: float) -> list[float]:
@@ -79,13 +90,13 @@ def renoise(
     text better than by `euler`.
     """
     z, clean = noise, noise
-    for k, (t, t_next) in enumerate(itertools.pairwise(levels(steps, shift))):
+    for t, t_next in itertools.pairwise(levels(steps, shift)):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
         clean = z - t * v.float()
         if known is not None and mask is not None:
             clean = torch.where(mask > 0, known, clean)
         if t_next > 0:
-            z = t_next * draw(k) + (1 - t_next) * clean
+            z = t_next * draw() + (1 - t_next) * clean
     return clean
 
 

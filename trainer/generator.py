@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.audiox import AudioX, SamplingConfig
 from ..models.encoders.build import build_codec, build_text_encoder
-from ..models.sampler import Velocity, euler, guided, renoise
+from ..models.sampler import Velocity, guided, sample
 from .data.tasks import Conditions
 
 
@@ -59,7 +59,7 @@ class Generator:
         codec, n = self.model.config.codec, len(request.texts)
         generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
 
-        def draw(_: int = 0) -> Tensor:
+        def draw() -> Tensor:
             noise = [torch.randn(codec.frames, codec.channels, generator=g) for g in generators]
             return torch.stack(noise).to(self.device)
 
@@ -67,9 +67,7 @@ class Generator:
         known = mask = None
         if request.audio is not None and request.given is not None:
             known, mask = request.audio.to(self.device), request.given.unsqueeze(-1).to(self.device)
-        if sampling.kind == "renoise":
-            return renoise(velocity, draw(), sampling.steps, draw, known, mask, sampling.shift).cpu()
-        return euler(velocity, draw(), sampling.steps, known, mask, sampling.shift).cpu()
+        return sample(velocity, draw, sampling, known, mask).cpu()
 
     def waves(self, latents: Tensor) -> Tensor:
         """latents (B, L, C) -> (B, audio_channels, samples) in [-1, 1]."""

@@ -146,7 +146,7 @@ def train_judge(
     round_trip: Callable[[Tensor], Tensor],
     steps: int = 200,
     batch: int = 64,
-    pool: int = 192,
+    pool: int = 1024,
     learning_rate: float = 3e-3,
 ) -> Judge:
     """A judge trained on `steps` batches; `round_trip` takes waves (B, 1, samples) through the codec and back.

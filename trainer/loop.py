@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..models.audiox import AudioX
 from ..models.encoders.base import AudioCodec, TextEncoder
-from ..models.sampler import euler
+from ..models.sampler import sample
 from . import checkpoint, run
 from .checkpoint import Role
 from .config import RunConfig
@@ -133,8 +133,6 @@ def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: 
 class Previews:
     """Sound for fixed prompts from weights in training, for TensorBoard."""
 
-    STEPS = 25
-
     def __init__(self, config: RunConfig, encode_text: TextEncoder, codec: AudioCodec) -> None:
         self.config, self.codec = config, codec
         prompts = list(config.logging.prompts)
@@ -150,10 +148,13 @@ class Previews:
         if self.text is None:
             return torch.zeros(0, codec.audio_channels, codec.samples), torch.zeros(0, codec.frames, codec.channels)
         n = len(self.text) // 2
-        noise = torch.randn(n, codec.frames, codec.channels, generator=torch.Generator().manual_seed(0)).to(device)
+        generator = torch.Generator().manual_seed(0)
         shapes = ((2 * n, video.steps, video.dim), (2 * n, codec.frames, codec.channels))
         features = [torch.zeros(s, device=device, dtype=dtype) for s in shapes]
         text, length = self.text.to(device, dtype), self.length.to(device)
+
+        def draw() -> Tensor:
+            return torch.randn(n, codec.frames, codec.channels, generator=generator).to(device)
 
         def velocity(z: Tensor, t: Tensor) -> Tensor:  # through forward, which ZeRO-3 needs to gather weights
             both = model(z.repeat(2, 1, 1).to(dtype), t.repeat(2), *features, text, length).float()
@@ -161,5 +162,5 @@ class Previews:
             return v_uncond + self.config.sampling.guidance * (v - v_uncond)
 
         with torch.compiler.set_stance("force_eager"):
-            latents = euler(velocity, noise, self.STEPS).cpu()
+            latents = sample(velocity, draw, self.config.sampling).cpu()
         return self.codec.decode(latents), latents

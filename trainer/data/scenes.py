@@ -35,11 +35,13 @@ GENRES: tuple[str, ...] = ("march", "waltz", "jazz")
 MOODS: dict[str, tuple[int, int, int]] = {"happy": (0, 4, 7), "sad": (0, 3, 7)}  # semitones of the triad
 
 MIN_GAP = 0.16  # seconds of silence between events: two whole latent frames, so that repeated sounds can be counted
+EVENNESS = 4.0  # of the pauses between events, a Dirichlet law's concentration; 1 would be no order at all
 HEAD, TAIL = 0.03, 0.05  # seconds kept free at the ends of a clip
 MAX_EVENTS = 5
 
 # Scene kinds: one for each prompt type of T2A-bench (appendix A-C), and free mixtures such as "a bell, then two kicks".
 KINDS: tuple[str, ...] = ("categories", "count", "order", "single", "mixture")
+SHARES: tuple[float, ...] = (0.25, 0.35, 0.2, 0.1, 0.1)  # of the kinds: counting is hardest to learn
 _DOMAINS = {"audio": 0, "music": 1}
 
 
@@ -89,7 +91,7 @@ def draw_scene(seed: int, index: int, domain: str) -> Scene:
         raise ValueError(f"domain is {domain!r}, must be 'audio' or 'music'")
     rng = np.random.default_rng([seed, index, _DOMAINS[domain]])
     if domain == "audio":
-        return audio_scene(draw_categories(KINDS[rng.integers(len(KINDS))], rng), rng)
+        return audio_scene(draw_categories(str(rng.choice(KINDS, p=SHARES)), rng), rng)
     return Scene(
         domain="music",
         events=(),
@@ -133,7 +135,9 @@ def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
         raise ValueError(f"{count} events asked for, a scene holds 1 to {MAX_EVENTS}")
     shortest = np.array([DURATIONS[name][0] for name in categories])
     longest = np.array([DURATIONS[name][1] for name in categories])
-    durations = shortest + rng.random(count) * (longest - shortest)
+    # What sounds again is the same thing: its events are equally long.
+    lengths = {name: rng.random() for name in dict.fromkeys(categories)}
+    durations = shortest + np.array([lengths[name] for name in categories]) * (longest - shortest)
     room = SECONDS - HEAD - TAIL - (count - 1) * MIN_GAP
     if count > 1:
         # Durations shrink towards the shortest ones until a drawn share of the room stays silent.
@@ -141,9 +145,9 @@ def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
         excess = float(durations.sum()) - limit
         if excess > 0:
             durations -= (durations - shortest) * excess / float((durations - shortest).sum())
-    # The slack is cut at random points into the pauses before, between and after the events.
-    cuts = np.sort(rng.random(count)) * (room - durations.sum())
-    onsets = HEAD + cuts + np.concatenate(([0.0], np.cumsum(durations[:-1] + MIN_GAP)))
+    # The slack is shared out to the pauses before, between and after the events, those between being more alike.
+    pauses = rng.dirichlet([1.0, *[EVENNESS] * (count - 1), 1.0])[:count] * (room - durations.sum())
+    onsets = HEAD + np.cumsum(pauses) + np.concatenate(([0.0], np.cumsum(durations[:-1] + MIN_GAP)))
     events = tuple(
         Event(name, round(float(start), 3), round(float(start + length), 3))
         for name, start, length in zip(categories, onsets, durations, strict=True)

@@ -141,14 +141,14 @@ _RISE = np.linspace(0, 1, 24, dtype=np.float32)  # 3 ms, against clicks
 _FALL = np.linspace(1, 0, 64, dtype=np.float32)  # 8 ms
 
 
-def _event_wave(event: Event, n: int, rng: np.random.Generator) -> Wave:
+def _event_wave(event: Event, n: int, pitch: float, level: float, rng: np.random.Generator) -> Wave:
     t, seconds = _TIME[:n], n / SAMPLE_RATE
-    wave = _VOICES[event.category](t, seconds, float(rng.uniform(0.95, 1.05)), rng)
+    wave = _VOICES[event.category](t, seconds, pitch, rng)
     # A little louder at the start: the onset of a steady sound shows in a spectrogram too.
     wave = wave * (np.float32(0.7) + np.float32(0.3) * np.exp(t * np.float32(-12.0)))
     wave[: _RISE.size] *= _RISE
     wave[-_FALL.size :] *= _FALL
-    wave *= np.float32(rng.uniform(0.7, 1.0))
+    wave *= np.float32(level)
     return wave
 
 
@@ -176,9 +176,11 @@ def render_audio(scene: Scene) -> Wave:
     rng = np.random.default_rng([scene.seed, 0])
     sound = np.zeros(SAMPLES, dtype=np.float32)
     if scene.domain == "audio":
+        # What sounds again is the same thing, at the same pitch and level.
+        things = {e.category: (rng.uniform(0.95, 1.05), rng.uniform(0.7, 1.0)) for e in scene.events}
         for event in scene.events:
             start, stop = (round(event.onset * SAMPLE_RATE), round(event.offset * SAMPLE_RATE))
-            sound[start:stop] += _event_wave(event, stop - start, rng)
+            sound[start:stop] += _event_wave(event, stop - start, *things[event.category], rng)
     else:
         for note in notes(scene):
             start, stop = (round(note.onset * SAMPLE_RATE), round(note.offset * SAMPLE_RATE))
