@@ -12,9 +12,9 @@ from . import zero
 from .config import RunConfig
 from .data.tasks import Batch, Conditions
 from .flops import forward_flops, training_flops
-from .flow_matching import flow_matching_loss, interpolate, noise_level
+from .flow_matching import flow_matching_loss, interpolate
 from .hardware import describe, peak_flops
-from .pretrain import Pretraining, compile_blocks, draw_noise
+from .pretrain import Pretraining, compile_blocks, draw_noise, noise_levels
 
 
 def interleaved(
@@ -89,7 +89,7 @@ class PlainLoop:
         micro = self.batch.split(self.config.training.micro_batch)
         for part in micro:
             z1, uniform = draw_noise(0, 0, part)
-            t = noise_level(uniform, self.config.training.time, self.config.training.time_mean).to(self.device)
+            t = noise_levels(uniform, self.config.training).to(self.device)
             z0, z1 = part.latents.to(self.device), z1.to(self.device)
             conditions = part.conditions.to(self.device, torch.float32).tensors()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):

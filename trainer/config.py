@@ -76,6 +76,7 @@ class TrainingConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
     time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
     time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
+    time_even: float = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
     compile: bool = False  # torch.compile each transformer block
     checkpointing: bool = False  # recompute each block's activations in the backward pass
     max_skipped: int = 10  # this many non-finite steps in a row stop the run
@@ -86,6 +87,7 @@ class TrainingConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "threads"):
             _at_least(name, getattr(self, name), 0)
+        _between("time_even", self.time_even, 0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,12 @@ def flow_matching_loss(v: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
     return (v.float() - (z1 - z0).float()).square().flatten(1).mean(1)
 
 
-def noise_level(uniform: Tensor, kind: str, mean: float) -> Tensor:
+def noise_level(uniform: Tensor, kind: str, mean: float, even: float) -> Tensor:
     """Noise levels in (0, 1) from uniform draws of the same shape: as they are, or as a logit-normal law with this
-    mean and deviation 1."""
+    mean and deviation 1, of which a share `even` stays uniform."""
     if kind == "uniform":
         return uniform
-    return torch.sigmoid(mean + torch.special.ndtri(uniform.double().clamp(1e-7, 1 - 1e-7))).to(uniform.dtype)
+    draws = uniform.double()
+    rest = ((draws - even) / (1 - even)).clamp(1e-7, 1 - 1e-7)
+    logit_normal = torch.sigmoid(mean + torch.special.ndtri(rest))
+    return torch.where(draws < even, draws / max(even, 1e-7), logit_normal).to(uniform.dtype)

@@ -12,7 +12,7 @@ from ..models.audiox import AudioX
 from ..models.encoders.build import build_codec, build_text_encoder
 from . import run, zero
 from .checkpoint import Role
-from .config import RunConfig, check_ranks
+from .config import RunConfig, TrainingConfig, check_ranks
 from .data.reader import Reader, check_streams
 from .data.tasks import Batch
 from .ema import Ema
@@ -71,9 +71,7 @@ class Pretraining:
         z1, uniform = draw_noise(self.config.training.seed, step, batch)
         device, dtype = self.world.device, self.engine.dtype
         z0, z1 = batch.latents.to(device, non_blocking=True), z1.to(device, non_blocking=True)
-        t = noise_level(uniform, self.config.training.time, self.config.training.time_mean).to(
-            device, non_blocking=True
-        )
+        t = noise_levels(uniform, self.config.training).to(device, non_blocking=True)
         conditions = batch.conditions.to(device, dtype)
         v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
         return flow_matching_loss(v, z0, z1), t
@@ -94,6 +92,11 @@ def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
     shape = tuple(batch.latents.shape[1:])
     noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
     return torch.from_numpy(noise), torch.tensor([rng.random() for rng in rngs])
+
+
+def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
+    """Each sample's noise level (B,) from its uniform draw."""
+    return noise_level(uniform, training.time, training.time_mean, training.time_even)
 
 
 def compile_blocks(model: AudioX) -> None:

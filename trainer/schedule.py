@@ -1,4 +1,7 @@
-"""Learning rates."""
+"""Whose turn it is, and learning rates."""
+
+from dataclasses import dataclass
+from enum import Enum
 
 from .config import ScheduleConfig
 
@@ -9,3 +12,52 @@ def learning_rate(config: ScheduleConfig, base: float, step: int, steps: int) ->
     rate = ramp * max(config.final, base * (1 + step / config.inv_gamma) ** -config.power)
     start = steps * (1 - config.cooldown)
     return rate * (steps - step) / (steps - start) if step > start else rate
+
+
+class Phase(Enum):
+    """What an update of distillation trains, and how."""
+
+    WARM_START = "warm_start"  # the student, on the teacher's ODE endpoints
+    FAKE_WARM_UP = "fake_warm_up"  # the fake model alone, until it has caught up with the student
+    STUDENT = "student"
+    FAKE = "fake"
+    DISCRIMINATOR = "discriminator"
+
+
+@dataclass(frozen=True)
+class Cycle:
+    """The order of a distillation's updates: warm start, the fake model's warm-up, then rounds of `student` updates of
+    the student, `fake` of the fake model and `discriminator` of the discriminator, in this order (section VI-A)."""
+
+    student: int
+    fake: int
+    discriminator: int
+    warm_start: int = 0
+    fake_warm_up: int = 0
+
+    @property
+    def round(self) -> int:
+        return self.student + self.fake + self.discriminator
+
+    @property
+    def before(self) -> int:
+        """Updates before the first round."""
+        return self.warm_start + self.fake_warm_up
+
+    def phase(self, update: int) -> Phase:
+        """What update number `update` (from 0) does."""
+        if update < self.before:
+            return Phase.WARM_START if update < self.warm_start else Phase.FAKE_WARM_UP
+        place = (update - self.before) % self.round
+        if place < self.student:
+            return Phase.STUDENT
+        return Phase.FAKE if place < self.student + self.fake else Phase.DISCRIMINATOR
+
+    def ends_round(self, update: int) -> bool:
+        """Whether a round, or what comes before the first, is complete after update `update`."""
+        done = update + 1 - self.before
+        return done == 0 or done > 0 and done % self.round == 0
+
+    def total(self, steps: int) -> int:
+        """Updates of all roles until the student has had `steps` in rounds, the last of which is whole."""
+        return self.before + -(-steps // self.student) * self.round

@@ -1,0 +1,46 @@
+"""Distribution matching under flow matching (section V-A): what moves the student towards the teacher's distribution.
+
+z_τ = τ·z_1 + (1 - τ)·ẑ_0 perturbs the student's estimate ẑ_0 (Eq. 6); teacher and fake model answer with velocities
+there, of which x_0 = z_τ - τ·v are clean estimates. B batch, L latent frames, C latent channels; every loss is (B,) in
+float32, a mean over L and C.
+"""
+
+import torch
+from torch import Tensor
+
+from .flow_matching import clean_estimate
+
+SMALLEST = 1e-4  # of DMD's normaliser: a sample that the teacher reproduces exactly must not divide by zero
+
+
+def dmd_loss(z0: Tensor, z_tau: Tensor, tau: Tensor, v_teacher: Tensor, v_fake: Tensor) -> Tensor:
+    """The gradient of the KL divergence (Eq. 7 before it is squared; Yin et al., 2024) as a loss: ½·(ẑ_0 - sg(ẑ_0 - g))²
+    with g = (x_0,fake - x_0,teacher) / mean|ẑ_0 - x_0,teacher|, so that dL/dẑ_0 = g/(L·C).
+
+    z0 is ẑ_0 with its gradient; no gradient passes through z_tau, the velocities or the normaliser.
+    """
+    with torch.no_grad():
+        real = clean_estimate(z_tau.float(), v_teacher.float(), tau)
+        fake = clean_estimate(z_tau.float(), v_fake.float(), tau)
+        scale = (z0.float() - real).abs().flatten(1).mean(1).clamp_min(SMALLEST)
+        target = z0.float() - (fake - real) / scale[:, None, None]
+    return 0.5 * (z0.float() - target).square().flatten(1).mean(1)
+
+
+def eq10_loss(v_teacher: Tensor, v_fake: Tensor) -> Tensor:
+    """Eq. 10 as it is printed: the squared difference of the velocities, differentiated through both networks.
+
+    A student whose distribution is the teacher's shifted as a whole gets no gradient from it.
+    """
+    return (v_teacher.float() - v_fake.float()).square().flatten(1).mean(1)
+
+
+def eq10_sg_teacher_loss(v_teacher: Tensor, v_fake: Tensor) -> Tensor:
+    """Eq. 10 with the teacher's branch stopped, as Fig. 5 draws it. At high noise it pushes samples away from the
+    teacher's."""
+    return eq10_loss(v_teacher.detach(), v_fake)
+
+
+def weight(tau: Tensor, kind: str) -> Tensor:
+    """ω_τ (B,): 1, or the exact KL divergence's (1 - τ)²/τ."""
+    return torch.ones_like(tau) if kind == "one" else (1 - tau).square() / tau

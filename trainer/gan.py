@@ -1,0 +1,14 @@
+"""The adversarial losses of section V-B on scores D of noised latents, tokenwise or whole: (B, ...) -> (B,)."""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Hinge loss of the discriminator on scores of data and of the student's samples (Eq. 13)."""
+    return (F.relu(1 - real.float()) + F.relu(1 + fake.float())).flatten(1).mean(1)
+
+
+def adversarial_loss(fake: Tensor) -> Tensor:
+    """What the student minimises: its samples' score, negated (Eq. 14)."""
+    return -fake.float().flatten(1).mean(1)
