@@ -14,8 +14,8 @@ SMALLEST = 1e-4  # of DMD's normaliser: a sample that the teacher reproduces exa
 
 
 def dmd_loss(z0: Tensor, z_tau: Tensor, tau: Tensor, v_teacher: Tensor, v_fake: Tensor) -> Tensor:
-    """The gradient of the KL divergence (Eq. 7 before it is squared; Yin et al., 2024) as a loss: ½·(ẑ_0 - sg(ẑ_0 - g))²
-    with g = (x_0,fake - x_0,teacher) / mean|ẑ_0 - x_0,teacher|, so that dL/dẑ_0 = g/(L·C).
+    """Gradient of the KL divergence (Eq. 7 before it is squared; Yin et al., 2024) as a loss, ½·(ẑ_0 - sg(ẑ_0 - g))²
+    with g = (x_0,fake - x_0,teacher) / mean|ẑ_0 - x_0,teacher|: dL/dẑ_0 is g/(L·C).
 
     z0 is ẑ_0 with its gradient; no gradient passes through z_tau, the velocities or the normaliser.
     """

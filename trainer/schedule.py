@@ -56,7 +56,7 @@ class Cycle:
     def ends_round(self, update: int) -> bool:
         """Whether a round, or what comes before the first, is complete after update `update`."""
         done = update + 1 - self.before
-        return done == 0 or done > 0 and done % self.round == 0
+        return done >= 0 and done % self.round == 0
 
     def total(self, steps: int) -> int:
         """Updates of all roles until the student has had `steps` in rounds, the last of which is whole."""
