@@ -28,10 +28,17 @@ class SamplingConfig:
     steps: int = 50
     guidance: float = 3.0  # 1 means none
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided
+    times: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` says nothing
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} must be at least 1")
+        if self.times and (
+            self.times[0] != 1 or list(self.times) != sorted(set(self.times), reverse=True) or self.times[-1] <= 0
+        ):
+            raise ValueError(f"times: {list(self.times)} must fall from 1 and stay above 0, as 1, 0.75, 0.5, 0.25 do")
+        if self.times and len(self.times) != self.steps:
+            raise ValueError(f"times: {len(self.times)} levels for {self.steps} steps; make the two numbers equal")
         if self.shift <= 0:
             raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
 

@@ -4,7 +4,7 @@ B batch, L latent frames, C latent channels, W width.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -41,13 +41,19 @@ def guided(
 def sample(
     velocity: Velocity, draw: Draw, sampling: SamplingConfig, known: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
-    """Latents (B, L, C) by the sampler, steps and shift of `sampling`; its guidance is in `velocity` already."""
+    """Latents (B, L, C) by the sampler and noise levels of `sampling`; its guidance is in `velocity` already."""
+    times = noise_levels(sampling)
     if sampling.kind == "renoise":
-        return renoise(velocity, draw(), sampling.steps, draw, known, mask, sampling.shift)
-    return euler(velocity, draw(), sampling.steps, known, mask, sampling.shift)
+        return renoise(velocity, draw(), times, draw, known, mask)
+    return euler(velocity, draw(), times, known, mask)
 
 
-def levels(steps: int, shift: float) -> list[float]:
+def noise_levels(sampling: SamplingConfig) -> list[float]:
+    """From 1 to 0, one more than there are steps."""
+    return [*sampling.times, 0.0] if sampling.times else levels(sampling.steps, sampling.shift)
+
+
+def levels(steps: int, shift: float = 1.0) -> list[float]:
     """Noise levels from 1 to 0, `steps` + 1 of them: equal steps of u, t = shift·u/(1 + (shift - 1)·u)."""
     u = [1 - k / steps for k in range(steps + 1)]
     return [shift * x / (1 + (shift - 1) * x) for x in u]
@@ -56,18 +62,17 @@ def levels(steps: int, shift: float) -> list[float]:
 def euler(
     velocity: Velocity,
     noise: Tensor,
-    steps: int,
+    times: Sequence[float],
     known: Tensor | None = None,
     mask: Tensor | None = None,
-    shift: float = 1.0,
 ) -> Tensor:
-    """Integrate dz/dt = v from noise (B, L, C) at t = 1 to t = 0 over `levels`.
+    """Integrate dz/dt = v from noise (B, L, C) over noise levels that fall from 1 to 0.
 
     Where `mask` (B, L, 1) is 1 the clean latents `known` (B, L, C) are given: z follows their straight path and ends in
     them exactly.
     """
     z = noise
-    for t, t_next in itertools.pairwise(levels(steps, shift)):
+    for t, t_next in itertools.pairwise(times):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
         z = z + (t_next - t) * v.float()
         if known is not None and mask is not None:
@@ -78,19 +83,18 @@ def euler(
 def renoise(
     velocity: Velocity,
     noise: Tensor,
-    steps: int,
+    times: Sequence[float],
     draw: Draw,
     known: Tensor | None = None,
     mask: Tensor | None = None,
-    shift: float = 1.0,
 ) -> Tensor:
-    """Denoise to a clean estimate and noise it afresh to the next level of `levels` (section V).
+    """Denoise to a clean estimate and noise it afresh to the next of the levels, which fall from 1 to 0 (section V).
 
     What an earlier step got wrong is noised away, so that with many steps a teacher that has seen little follows its
     text better than by `euler`.
     """
     z, clean = noise, noise
-    for t, t_next in itertools.pairwise(levels(steps, shift)):
+    for t, t_next in itertools.pairwise(times):
         v = velocity(z, torch.full((z.shape[0],), t, device=z.device))
         clean = z - t * v.float()
         if known is not None and mask is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from audiox_turbo.models import strict
 from audiox_turbo.trainer.config import RunConfig, apply_override
+from audiox_turbo.trainer.distill_config import DistillConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,4 +54,27 @@ def small_json(scenes: Path | None = None, *overrides: str) -> dict[str, Any]:
 
 def small_config(scenes: Path | None = None, *overrides: str) -> RunConfig:
     config: RunConfig = strict.parse(RunConfig, small_json(scenes, *overrides))
+    return config
+
+
+def small_distill_config(scenes: Path | None = None, *overrides: str) -> DistillConfig:
+    """A distillation of `small_config`'s model that covers both warm-ups and two rounds of 5:1:1 in 17 updates."""
+    base, role = small_json(scenes), {"precision": "fp32", "optimizer": {"lr": 1e-3}, "schedule": {"warmup": 0.5}}
+    data = {
+        "model": base["model"],
+        "data": base["data"],
+        "training": {"steps": 10, "global_batch": 8, "micro_batch": 4, "threads": 1},
+        "sampling": {"kind": "renoise", "steps": 4, "guidance": 1.0},
+        **{name: role for name in ("student", "fake", "discriminator")},
+        "teacher": {"precision": "fp32"},
+        "updates": {"student": 5, "fake": 1, "discriminator": 1, "fake_warm_up": 2},
+        "warm_start": {"updates": 1, "steps": 3},
+        "distillation": {"guidance": 3.0, "blocks": 1, "adversarial": 0.5},
+        "ema": {"decay": 0.9},
+        "logging": {"every": 1},
+    }
+    data = json.loads(json.dumps(data))  # roles of their own, for overrides
+    for override in overrides:
+        apply_override(data, override)
+    config: DistillConfig = strict.parse(DistillConfig, data)
     return config

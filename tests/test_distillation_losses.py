@@ -114,3 +114,9 @@ class TestCycle:
         turns = [cycle.phase(i) for i in range(cycle.total(steps))]
         assert turns.count(Phase.STUDENT) == 5 * rounds >= steps
         assert math.isclose(turns.count(Phase.FAKE) * 5, turns.count(Phase.STUDENT))
+
+    @pytest.mark.parametrize("phases", [(p,) for p in Phase] + [(Phase.FAKE_WARM_UP, Phase.FAKE)])
+    def test_turns_are_counted(self, phases):
+        cycle = Cycle(3, 2, 1, warm_start=4, fake_warm_up=5)
+        for update in range(30):
+            assert cycle.turns(phases, update) == sum(cycle.phase(i) in phases for i in range(update))

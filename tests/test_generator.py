@@ -35,7 +35,7 @@ def test_levels_shift_towards_noise():
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_euler_with_an_oracle_returns_the_data(steps):
     data, noise = torch.randn(2, B, L, C)
-    assert torch.allclose(euler(oracle(data), noise, steps), data, atol=1e-5)
+    assert torch.allclose(euler(oracle(data), noise, levels(steps)), data, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -48,7 +48,7 @@ def test_renoise_with_an_oracle_returns_the_data(steps):
         return oracle(data)(z, t)
 
     fresh = torch.randn(steps, B, L, C)
-    assert torch.allclose(renoise(velocity, noise, steps, iter(fresh).__next__), data, atol=1e-5)
+    assert torch.allclose(renoise(velocity, noise, levels(steps), iter(fresh).__next__), data, atol=1e-5)
     assert [t for _, t in seen] == pytest.approx([1 - k / steps for k in range(steps)])
     for k, (z, t) in enumerate(seen[1:]):
         assert torch.allclose(z, t * fresh[k] + (1 - t) * data, atol=1e-5)
@@ -60,9 +60,9 @@ def test_given_latents_are_kept_to_the_bit(kind):
     mask = (torch.rand(B, L, 1) < 0.5).float()
     wrong = lambda z, t: torch.randn_like(z)  # noqa: E731
     if kind == "euler":
-        z = euler(wrong, noise, 3, known, mask)
+        z = euler(wrong, noise, levels(3), known, mask)
     else:
-        z = renoise(wrong, noise, 3, lambda: torch.randn(B, L, C), known, mask)
+        z = renoise(wrong, noise, levels(3), lambda: torch.randn(B, L, C), known, mask)
     assert torch.equal(z[mask.expand_as(z) > 0], known[mask.expand_as(z) > 0])
     assert not torch.isclose(z, known)[mask.expand_as(z) == 0].all()
 
@@ -75,7 +75,7 @@ def test_euler_follows_the_given_path_on_the_way():
         seen.append((z, float(t[0])))
         return torch.zeros_like(z)
 
-    euler(velocity, noise, 4, known, torch.ones(B, L, 1))
+    euler(velocity, noise, levels(4), known, torch.ones(B, L, 1))
     for z, t in seen:
         assert torch.allclose(z, t * noise + (1 - t) * known, atol=1e-6)
 

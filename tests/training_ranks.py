@@ -55,8 +55,9 @@ def made_up(config: RunConfig, step: int, places: list[int]) -> Batch:
     rows = zip(*(sample(config, step, place) for place in places), strict=True)
     latents, video, audio, text, length = (torch.from_numpy(np.stack(row)) for row in rows)
     conditions = Conditions(video.float(), audio.float(), text.float(), length)
+    given = (audio != 0).any(2).float()
     ids = tuple(f"sample-{step}-{place}" for place in places)
-    return Batch(latents.float(), conditions, torch.tensor(places), ("T2A",) * len(places), ids)
+    return Batch(latents.float(), conditions, given, torch.tensor(places), ("T2A",) * len(places), ids)
 
 
 class MadeUp:
@@ -237,7 +238,7 @@ def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
     for step in range(3):
         task.step(step, next(batches))
     before = digests(task)
-    waves, latents = task.preview()
+    _, waves, latents = task.preview()
     return {"same": digests(task) == before, "latents": latents.flatten().tolist(), "shape": list(waves.shape)}
 
 
@@ -246,7 +247,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main(scenarios: dict[str, Callable[..., dict[str, Any]]], configure: Callable[..., Any]) -> None:
     """Argument: a JSON file with a list of {scenario, folder, scenes, overrides, arguments}."""
     global WORLD
     WORLD = zero.start()
@@ -254,9 +255,9 @@ def main() -> None:
     for item in json.loads(Path(sys.argv[1]).read_text()):
         folder = Path(item["folder"])
         folder.mkdir(parents=True, exist_ok=True)
-        config = small_config(Path(item["scenes"]), *item["overrides"])
+        config = configure(Path(item["scenes"]), *item["overrides"])
         try:
-            result = SCENARIOS[item["scenario"]](folder, config, **item["arguments"])
+            result = scenarios[item["scenario"]](folder, config, **item["arguments"])
         except Exception:
             (folder / f"rank_{WORLD.rank}.json").write_text(json.dumps({"failed": traceback.format_exc()}))
             raise  # the ranks may be out of step now
@@ -265,4 +266,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(SCENARIOS, small_config)

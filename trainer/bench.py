@@ -116,7 +116,8 @@ def random_batch(config: RunConfig) -> Batch:
     latents, video, audio, words = (torch.randn(s, generator=generator) for s in shapes)
     length = torch.randint(1, text.max_tokens + 1, (n,), generator=generator)
     names = tuple(str(i) for i in range(n))
-    return Batch(latents, Conditions(video, audio, words, length), torch.arange(n), ("T2A",) * n, names)
+    nothing = torch.zeros(n, model.codec.frames)
+    return Batch(latents, Conditions(video, audio, words, length), nothing, torch.arange(n), ("T2A",) * n, names)
 
 
 def _discard(_: object) -> None:

@@ -103,7 +103,7 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
         file = unfinished / name / f"rank_{rank:05d}.safetensors"
         save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
         sync(file)
-        files[f"{name}/{file.name}"] = {"bytes": file.stat().st_size, "xxh3": _hash(file)}
+        files[f"{name}/{file.name}"] = {"bytes": file.stat().st_size, "xxh3": hash_file(file)}
     return files
 
 
@@ -155,7 +155,7 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
             return f"{file} is missing"
         if file.stat().st_size != entry["bytes"]:
             return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-        if _hash(file) != entry["xxh3"]:
+        if hash_file(file) != entry["xxh3"]:
             return f"{file} has changed: its hash is not the manifest's"
     return ""
 
@@ -285,7 +285,8 @@ def _seal(manifest: dict[str, Any]) -> str:
     return str(xxhash.xxh3_128(json.dumps(manifest)).hexdigest())
 
 
-def _hash(file: Path) -> str:
+def hash_file(file: Path) -> str:
+    """Of its bytes."""
     digest = xxhash.xxh3_128()
     with file.open("rb") as handle:
         while block := handle.read(1 << 22):

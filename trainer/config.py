@@ -8,12 +8,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from ..models import strict
 from ..models.audiox import SamplingConfig
 from ..models.config import ModelConfig
 
+T = TypeVar("T")
 TASKS = ("T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion")
 
 
@@ -68,15 +69,13 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class LoopConfig:
+    """What pretraining and distillation loop over."""
+
     steps: int
     global_batch: int
     micro_batch: int  # samples a rank takes through the model at once
     seed: int = 0
-    precision: Literal["fp32", "bf16"] = "bf16"
-    time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
-    time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
-    time_even: float = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
     compile: bool = False  # torch.compile each transformer block
     checkpointing: bool = False  # recompute each block's activations in the backward pass
     max_skipped: int = 10  # this many non-finite steps in a row stop the run
@@ -87,6 +86,17 @@ class TrainingConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "threads"):
             _at_least(name, getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    precision: Literal["fp32", "bf16"] = "bf16"
+    time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
+    time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
+    time_even: float = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         _between("time_even", self.time_even, 0.0, 1.0)
 
 
@@ -183,7 +193,12 @@ class RunConfig:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Parse a run's JSON file with `key.path=value` overrides applied.
+    """A pretraining's configuration, as `parse_file` reads it."""
+    return parse_file(RunConfig, path, overrides)
+
+
+def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
+    """Parse a run's JSON file with `key.path=value` overrides applied into a dataclass.
 
     Raises ValueError for anything that is not allowed, FileNotFoundError for a missing file.
     """
@@ -191,9 +206,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         apply_override(data, override)
     try:
-        return strict.parse(RunConfig, data)
+        parsed: T = strict.parse(kind, data)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    return parsed
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -247,7 +263,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
         raise ValueError(f"--set {override}: {last!r} leads nowhere in {path!r}")
 
 
-def check_ranks(training: TrainingConfig, ranks: int) -> int:
+def check_ranks(training: LoopConfig, ranks: int) -> int:
     """Micro-batches a rank and step. Raises ValueError when ranks and micro-batch do not divide the global batch."""
     share = ranks * training.micro_batch
     if training.global_batch % share:

@@ -41,6 +41,13 @@ def eq10_sg_teacher_loss(v_teacher: Tensor, v_fake: Tensor) -> Tensor:
     return eq10_loss(v_teacher.detach(), v_fake)
 
 
+def matching_loss(kind: str, z0: Tensor, z_tau: Tensor, tau: Tensor, v_teacher: Tensor, v_fake: Tensor) -> Tensor:
+    """One of the three by name: "dmd", "eq10" or "eq10_sg_teacher"."""
+    if kind == "dmd":
+        return dmd_loss(z0, z_tau, tau, v_teacher, v_fake)
+    return eq10_loss(v_teacher, v_fake) if kind == "eq10" else eq10_sg_teacher_loss(v_teacher, v_fake)
+
+
 def weight(tau: Tensor, kind: str) -> Tensor:
     """ω_τ (B,): 1, or the exact KL divergence's (1 - τ)²/τ."""
     return torch.ones_like(tau) if kind == "one" else (1 - tau).square() / tau

@@ -7,8 +7,9 @@ overstate this model's work. Counted are all matrix products; norms, activations
 from ..models.config import ModelConfig, TransformerConfig
 
 
-def forward_flops(model: ModelConfig, text_tokens: int) -> dict[str, int]:
-    """Operations of one sample's forward pass, per part and in total, with `text_tokens` of (padded) text.
+def forward_flops(model: ModelConfig, text_tokens: int, n_blocks: int | None = None) -> dict[str, int]:
+    """Operations of one sample's forward pass, per part and in total, with `text_tokens` of (padded) text; with
+    `n_blocks` of a pass that ends after that many blocks.
 
     What a batch computes once, whatever its size (the embeddings of fixed times), is not a sample's.
     """
@@ -23,15 +24,16 @@ def forward_flops(model: ModelConfig, text_tokens: int) -> dict[str, int]:
     def stream(tokens: int, blocks: int) -> int:  # QKV, output projection, gated MLP
         return blocks * (linear(tokens, w, 4 * w) + linear(tokens, w, 3 * backbone.mlp_hidden))
 
-    depth = backbone.depth
+    depth = backbone.depth if n_blocks is None else n_blocks
+    ends = depth == backbone.depth  # with the last block, whose condition stream stops at its keys and values
     everything = latent + condition
     parts = {
         "latent stream": stream(latent, depth),
-        "condition stream": stream(condition, depth - 1) + linear(condition, w, 3 * w),
-        "attention": (depth - 1) * 4 * everything**2 * w + 4 * everything**2 * w,
-        "modulation": linear(1, w, w) * (12 * depth - 4 + 2),
+        "condition stream": stream(condition, depth - ends) + ends * linear(condition, w, 3 * w),
+        "attention": depth * 4 * everything**2 * w,
+        "modulation": linear(1, w, w) * (12 * depth - 4 * ends + 2 * (n_blocks is None)),
         "temporal": _transformer(model.video_temporal, model.video.steps) + _transformer(model.audio_temporal, audio),
-        "projections": linear(latent, codec.channels, 2 * w)
+        "projections": linear(latent, codec.channels, w * (1 if n_blocks else 2))
         + linear(condition, fusion.width, w)
         + linear(model.video.steps, model.video.dim + fusion.width, model.video_temporal.width)
         + linear(audio, codec.channels + fusion.width, model.audio_temporal.width)
@@ -39,7 +41,7 @@ def forward_flops(model: ModelConfig, text_tokens: int) -> dict[str, int]:
         + linear(1, 256 + w, w),
         "fusion": 0,
     }
-    if backbone.linear_path:
+    if backbone.linear_path and n_blocks is None:
         parts["projections"] += linear(latent, codec.channels, 2 * codec.channels) + linear(1, w, codec.channels)
     if fusion.enabled and fusion.gates:
         parts["fusion"] += linear(condition, fusion.width, fusion.width)

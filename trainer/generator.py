@@ -4,7 +4,7 @@ B batch, L latent frames, C latent channels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -37,10 +37,6 @@ class Generator:
         self.sampling = self.model.sampling
         self.encode_text = build_text_encoder(self.model.config.text)
         self.codec = build_codec(self.model.config.codec)
-
-    def with_sampling(self, **changes: int | float | str) -> SamplingConfig:
-        """The weights' own way of sampling with some values changed."""
-        return replace(self.sampling, **changes)  # type: ignore[arg-type]
 
     def conditions(self, request: Request) -> Conditions:
         """Features of a request, zeros for what is absent (section IV-B)."""

@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..models.audiox import AudioX
-from ..models.encoders.base import AudioCodec, TextEncoder
+from ..models.audiox import SamplingConfig
+from ..models.encoders.base import AudioCodec
+from ..models.encoders.build import build_codec, build_text_encoder
 from ..models.sampler import sample
 from . import checkpoint, run
 from .checkpoint import Role
 from .config import RunConfig
 from .data.tasks import Batch
+from .distill_config import DistillConfig
 from .logs import Logs
 from .zero import World
 
@@ -33,14 +35,25 @@ class Step:
 class Task(Protocol):
     """What is trained."""
 
-    shown: tuple[str, ...]
+    shown: tuple[str, ...]  # values that stand in the progress bar
     roles: dict[str, Role]
+    total: int  # steps of the whole run
 
     def step(self, step: int, batch: Batch) -> Step: ...
 
+    def rests(self, step: int) -> bool:
+        """Whether a checkpoint may follow this step."""
+        ...
+
     def metrics(self) -> dict[str, float]: ...
 
-    def preview(self) -> tuple[Tensor, Tensor]: ...
+    def warnings(self, values: dict[str, float]) -> list[str]:
+        """What a person should know of these values, in plain words."""
+        ...
+
+    def preview(self) -> tuple[list[str], Tensor, Tensor]:
+        """Names, waves (B, channels, samples) and latents (B, L, C) of what the EMA weights make now."""
+        ...
 
 
 class Batches(Protocol):
@@ -52,40 +65,43 @@ class Batches(Protocol):
 def train(
     task: Task,
     reader: Batches,
-    config: RunConfig,
+    config: RunConfig | DistillConfig,
     world: World,
     output: Path,
     resume: bool,
     peak: float,
     about: dict[str, Any],
 ) -> None:
-    """Run `task` from where its folder stands to `training.steps`; `peak` is all ranks' FLOP/s, for MFU."""
+    """Run `task` from where its folder stands to its end; `peak` is all ranks' FLOP/s, for MFU."""
     start = restore(task, output, resume, world)
     if world.rank == 0:
         run.write_config(output, config)
-    steps, every = config.training.steps, config.logging.every
+    steps, every = task.total, config.logging.every
     with Logs(output, world.rank == 0, start, steps, output.name) as logs:
         batches = ahead(reader.batches(start))
-        skipped, logged, clock = 0, start, time.perf_counter()
+        skipped, logged, clock, flops, due = 0, start, time.perf_counter(), 0, False
         for step in range(start, steps):
             batch = next(batches)
             result = task.step(step, batch)
             done = step + 1
-            skipped = _count_skipped(skipped, result, step, batch, config, logs)
+            skipped = _count_skipped(skipped, result, step, batch, config.training.max_skipped, logs)
             logs.advance()
+            flops += result.flops_per_sample * config.training.global_batch
             if done % every == 0 or done == steps:
                 values = task.metrics() | result.values
                 now = time.perf_counter()
                 speed = (done - logged) * config.training.global_batch / (now - clock)
-                values |= {"samples_per_s": speed, "mfu": speed * result.flops_per_sample / peak}
+                values |= {"samples_per_s": speed, "mfu": flops / (now - clock) / peak}
                 logs.metrics(done, values, task.shown)
-                clock, logged = now, done
+                for warning in task.warnings(values):
+                    logs.say(f"step {done}: {warning}")
+                clock, logged, flops = now, done, 0
             if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
-                waves, latents = task.preview()
-                names = [f"{i} {p}" for i, p in enumerate(config.logging.prompts)]
-                logs.sounds(done, names, waves, latents, config.model.codec.sample_rate)
-            if done % config.checkpoint.every == 0 or done == steps:
+                logs.sounds(done, *task.preview(), config.model.codec.sample_rate)
+            due = due or done % config.checkpoint.every == 0 or done == steps
+            if due and task.rests(step):
                 checkpoint.save(output, done, task.roles, config.checkpoint.keep, about)
+                due = False
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
@@ -114,11 +130,10 @@ def restore(task: Task, output: Path, resume: bool, world: World) -> int:
     return step
 
 
-def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: RunConfig, logs: Logs) -> int:
-    """Non-finite steps in a row. Raises FloatingPointError when there are as many as `training.max_skipped`."""
+def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, limit: int, logs: Logs) -> int:
+    """Non-finite steps in a row. Raises FloatingPointError when there are `limit` of them (`training.max_skipped`)."""
     if result.applied:
         return 0
-    limit = config.training.max_skipped
     logs.say(
         f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({skipped + 1} in a row)"
     )
@@ -133,20 +148,21 @@ def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, config: 
 class Previews:
     """Sound for fixed prompts from weights in training, for TensorBoard."""
 
-    def __init__(self, config: RunConfig, encode_text: TextEncoder, codec: AudioCodec) -> None:
-        self.config, self.codec = config, codec
+    def __init__(self, config: RunConfig | DistillConfig) -> None:
+        self.config = config
+        self.codec: AudioCodec = build_codec(config.model.codec)
         prompts = list(config.logging.prompts)
+        self.names = [f"{i} {prompt}" for i, prompt in enumerate(prompts)]
         self.text: Tensor | None = None
         if prompts:
-            self.text, self.length = encode_text([*prompts, *[""] * len(prompts)])
+            self.text, self.length = build_text_encoder(config.model.text)([*prompts, *[""] * len(prompts)])
 
     @torch.no_grad()
-    def make(self, model: AudioX, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """waves (B, channels, samples) and latents (B, L, C), the same noise every time."""
-        model_config = self.config.model
-        codec, video = model_config.codec, model_config.video
+    def make(self, model: nn.Module, sampling: SamplingConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """Latents (B, L, C) of the prompts, from the same noise every time."""
+        codec, video = self.config.model.codec, self.config.model.video
         if self.text is None:
-            return torch.zeros(0, codec.audio_channels, codec.samples), torch.zeros(0, codec.frames, codec.channels)
+            return torch.zeros(0, codec.frames, codec.channels)
         n = len(self.text) // 2
         generator = torch.Generator().manual_seed(0)
         shapes = ((2 * n, video.steps, video.dim), (2 * n, codec.frames, codec.channels))
@@ -159,8 +175,7 @@ class Previews:
         def velocity(z: Tensor, t: Tensor) -> Tensor:  # through forward, which ZeRO-3 needs to gather weights
             both = model(z.repeat(2, 1, 1).to(dtype), t.repeat(2), *features, text, length).float()
             v, v_uncond = both.chunk(2)
-            return v_uncond + self.config.sampling.guidance * (v - v_uncond)
+            return v_uncond + sampling.guidance * (v - v_uncond)
 
         with torch.compiler.set_stance("force_eager"):
-            latents = sample(velocity, draw, self.config.sampling).cpu()
-        return self.codec.decode(latents), latents
+            return sample(velocity, draw, sampling).cpu()

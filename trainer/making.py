@@ -78,6 +78,7 @@ def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None)
     return replace(
         sampling,
         steps=sampling.steps if steps is None else steps,
+        times=sampling.times if steps in (None, sampling.steps) else (),
         guidance=sampling.guidance if guidance is None else guidance,
     )
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..models import strict
 from ..models.audiox import AudioX
-from ..models.encoders.build import build_codec, build_text_encoder
+from ..models.encoders.build import build_text_encoder
 from . import run, zero
 from .checkpoint import Role
 from .config import RunConfig, TrainingConfig, check_ranks
@@ -51,7 +51,8 @@ class Pretraining:
         self.ema = Ema(config.ema, self.engine.shards())
         self.roles = {"model": Role(self.engine, self.ema)}
         self.bins = NoiseBins(world.device)
-        self.previews = Previews(config, build_text_encoder(config.model.text), build_codec(config.model.codec))
+        self.total = training.steps
+        self.previews = Previews(config)
 
     def step(self, step: int, batch: Batch) -> Step:
         """One optimizer step on this rank's share of the global batch."""
@@ -80,10 +81,17 @@ class Pretraining:
         """All ranks call this."""
         return self.bins.read() | {"grad_norm": self.engine.gradient_norm()}
 
-    def preview(self) -> tuple[Tensor, Tensor]:
-        """Sound and latents that the EMA weights make for the configured prompts. All ranks call this."""
-        with self.engine.computing_with(self.ema.values):
-            return self.previews.make(self.model, self.world.device, self.engine.dtype)
+    def rests(self, step: int) -> bool:
+        return True
+
+    def warnings(self, values: dict[str, float]) -> list[str]:
+        return []
+
+    def preview(self) -> tuple[list[str], Tensor, Tensor]:
+        """All ranks call this."""
+        with self.engine.computing_with(self.ema.values) as model:
+            latents = self.previews.make(model, self.config.sampling, self.world.device, self.engine.dtype)
+        return self.previews.names, self.previews.codec.decode(latents), latents
 
 
 def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,10 @@ class Purpose(IntEnum):
     CONDITIONS = 0  # task, caption, masks, dropout
     NOISE = 1  # noise and noise levels of flow matching
     LATENT = 2  # the draw from a latent's mean and deviation
+    ROLLOUT = 3  # a student's noise, step by step
+    PERTURBATION = 4  # noise and noise levels at which teacher and fake model are asked
+    CRITIC = 5  # the same for the discriminator
+    INTERVAL = 6  # which of a student's steps an update trains; of place 0 for all samples
 
 
 def sample_rng(seed: int, step: int, place: int, purpose: Purpose) -> np.random.Generator:

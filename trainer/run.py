@@ -9,11 +9,20 @@ from typing import Any
 from ..models import strict
 from . import checkpoint
 from .config import RunConfig, read_json
+from .distill_config import DistillConfig
 from .files import write_json
 
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
 # step takes.
-FIXED = ("model", "data.streams", "data.canonical_nodes", "training.seed", "training.global_batch")
+FIXED = (
+    "model",
+    "data.streams",
+    "data.canonical_nodes",
+    "training.seed",
+    "training.global_batch",
+    "updates",  # of a distillation
+    "warm_start.updates",
+)
 
 
 def check_output(folder: Path, resume: bool) -> None:
@@ -24,7 +33,7 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} is a file; give another --output")
 
 
-def check_unchanged(folder: Path, config: RunConfig) -> None:
+def check_unchanged(folder: Path, config: RunConfig | DistillConfig) -> None:
     """Raises ValueError when something of `FIXED` differs from the run in the folder; names it with both values."""
     if not (folder / "config.json").exists():
         return
@@ -32,14 +41,14 @@ def check_unchanged(folder: Path, config: RunConfig) -> None:
     for path in FIXED:
         old, new = _at(before, path), _at(now, path)
         if old != new:
-            where, a, b = _difference(path, old, new)
+            where, a, b = difference(path, old, new)
             raise ValueError(
                 f"{where}: the run in {folder} has {a!r}, this configuration {b!r}; go on with the former, or start a "
                 f"new run in another --output"
             )
 
 
-def write_config(folder: Path, config: RunConfig) -> None:
+def write_config(folder: Path, config: RunConfig | DistillConfig) -> None:
     write_json(folder / "config.json", strict.to_dict(config))
 
 
@@ -49,9 +58,10 @@ def _at(data: Any, path: str) -> Any:
     return data
 
 
-def _difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The first place under `path` where two JSON values differ, and what stands there."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
-                return _difference(f"{path}.{key}", old.get(key), new.get(key))
+                return difference(f"{path}.{key}", old.get(key), new.get(key))
     return path, old, new

@@ -53,6 +53,21 @@ class Cycle:
             return Phase.STUDENT
         return Phase.FAKE if place < self.student + self.fake else Phase.DISCRIMINATOR
 
+    def turns(self, phases: tuple[Phase, ...], update: int) -> int:
+        """How many updates before number `update` were of these phases: the place in a role's own schedule."""
+        done = {Phase.WARM_START: min(update, self.warm_start)}
+        done[Phase.FAKE_WARM_UP] = min(update, self.before) - done[Phase.WARM_START]
+        rounds, place = divmod(max(0, update - self.before), self.round)
+        first = 0
+        for phase, each in (
+            (Phase.STUDENT, self.student),
+            (Phase.FAKE, self.fake),
+            (Phase.DISCRIMINATOR, self.discriminator),
+        ):
+            done[phase] = rounds * each + min(max(0, place - first), each)
+            first += each
+        return sum(done[phase] for phase in phases)
+
     def ends_round(self, update: int) -> bool:
         """Whether a round, or what comes before the first, is complete after update `update`."""
         done = update + 1 - self.before

@@ -120,6 +120,19 @@ class Engine:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         return True
 
+    @contextmanager
+    def frozen(self) -> Iterator[nn.Module]:
+        """The module for forwards whose gradient must not reach its own weights, nor DeepSpeed's count of them: no
+        other role's loss may disturb this one. The backward belongs inside."""
+        parameters = [p for p in self.module.parameters() if p.requires_grad]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield self.module
+        finally:
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
     def gradient_norm(self) -> float:
         """Norm over all parameters and ranks of the last step's gradient, before clipping."""
         norm = self.engine.get_global_grad_norm() if self.sharded else self.norm
@@ -207,6 +220,26 @@ class Engine:
 
     def destroy(self) -> None:
         self.engine.destroy()
+
+
+class Frozen:
+    """A model that nobody trains: a copy on every rank, or its weights sharded over them by ZeRO-3.
+
+    Gradients pass through it to its inputs. Every rank calls it equally often.
+    """
+
+    def __init__(self, model: nn.Module, precision: str, sharded: bool, device: torch.device) -> None:
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model = model.requires_grad_(False).eval().to(device)
+        if not sharded:
+            self.module: nn.Module = model.to(self.dtype)
+            return
+        config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+        config["steps_per_print"] = 10**9
+        if precision == "bf16":
+            config["bf16"] = {"enabled": True}
+        self.engine, *_ = deepspeed.initialize(model=model, config=config)
+        self.module = self.engine.module
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -38,7 +38,9 @@ class Item:
 class Launch:
     """What a launch left: results of the ranks and folders, by the items' names."""
 
-    def __init__(self, ranks: int, scenes: Path, base: Path, items: Sequence[Item]) -> None:
+    def __init__(
+        self, ranks: int, scenes: Path, base: Path, items: Sequence[Item], module: str = "tests.training_ranks"
+    ) -> None:
         self.base, self.ranks = base, ranks
         self.folders = {item.name: base / (item.folder or item.name) for item in items}
         plan = [
@@ -52,7 +54,7 @@ class Launch:
             for item in items
         ]
         (base / f"plan_{ranks}.json").write_text(json.dumps(plan))
-        run_ranks(ranks, "tests.training_ranks", str(base / f"plan_{ranks}.json"), timeout=1500)
+        run_ranks(ranks, module, str(base / f"plan_{ranks}.json"), timeout=1500)
 
     def results(self, name: str) -> list[dict[str, Any]]:
         return [json.loads((self.folders[name] / f"rank_{rank}.json").read_text()) for rank in range(self.ranks)]
@@ -125,15 +127,15 @@ ONE_RANK = [
 ]
 
 
-def state(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint that is trained, whole."""
-    parts = {kind: checkpoint.full_tensors(folder, "model", kind) for kind in KINDS}
+def state(folder: Path, role: str = "model", kinds: Sequence[str] = KINDS) -> dict[str, torch.Tensor]:
+    """Everything in a checkpoint that is trained of a role, whole."""
+    parts = {kind: checkpoint.full_tensors(folder, role, kind) for kind in kinds}
     return {f"{kind}/{name}": tensor for kind, tensors in parts.items() for name, tensor in tensors.items()}
 
 
-def differing(first: Path, second: Path) -> list[str]:
-    """What is not bitwise the same in two checkpoints, or not counted alike."""
-    a, b = state(first), state(second)
+def differing(first: Path, second: Path, role: str = "model", kinds: Sequence[str] = KINDS) -> list[str]:
+    """What is not bitwise the same of a role in two checkpoints, or not counted alike."""
+    a, b = state(first, role, kinds), state(second, role, kinds)
     names = [name for name in a if not torch.equal(a[name], b[name])]
-    updates = [checkpoint.read_manifest(f)["roles"]["model"]["updates"] for f in (first, second)]
+    updates = [checkpoint.read_manifest(f)["roles"][role]["updates"] for f in (first, second)]
     return names if updates[0] == updates[1] else [*names, f"updates: {updates}"]

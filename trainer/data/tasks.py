@@ -50,6 +50,7 @@ class Batch:
 
     latents: Tensor  # (B, L, C) float32, drawn from mean and deviation
     conditions: Conditions
+    given: Tensor  # (B, L), 1 where the latents are a condition, which a sampler keeps
     places: Tensor  # (B,) int64, each sample's place in the global batch
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
@@ -63,7 +64,8 @@ class Batch:
         for i in range(0, len(self), size):
             cut = slice(i, i + size)
             conditions = Conditions(*(x[cut] for x in self.conditions.tensors()))
-            parts.append(Batch(self.latents[cut], conditions, self.places[cut], self.tasks[cut], self.ids[cut]))
+            tensors = self.latents[cut], conditions, self.given[cut], self.places[cut]
+            parts.append(Batch(*tensors, self.tasks[cut], self.ids[cut]))
         return parts
 
 
@@ -90,23 +92,23 @@ class Assembler:
         rngs = [sample_rng(self.seed, step, place, Purpose.CONDITIONS) for place in places]
         chosen = tuple(choose_task(r, w, rng) for r, w, rng in zip(records, tasks, rngs, strict=True))
         latents = torch.stack([self._latent(r, step, p) for r, p in zip(records, places, strict=True)])
-        conditions = self.conditions(records, chosen, latents, rngs)
-        return Batch(latents, conditions, torch.tensor(places), chosen, tuple(r.id for r in records))
+        conditions, given = self.conditions(records, chosen, latents, rngs)
+        return Batch(latents, conditions, given, torch.tensor(places), chosen, tuple(r.id for r in records))
 
     def conditions(
         self, records: Sequence[Record], tasks: Sequence[str], latents: Tensor, rngs: Sequence[np.random.Generator]
-    ) -> Conditions:
-        """The conditions of samples whose tasks are settled."""
-        texts, videos, audios = [], [], []
-        for record, task, latent, rng in zip(records, tasks, latents, rngs, strict=True):
+    ) -> tuple[Conditions, Tensor]:
+        """The conditions of samples whose tasks are settled, and where their latents are among these: (B, L)."""
+        texts, videos, masks = [], [], []
+        for record, task, rng in zip(records, tasks, rngs, strict=True):
             drop_text, drop_video, drop_audio = self._dropout(rng)
             caption = choose_text(record, task, rng)
             texts.append("" if drop_text else caption)
             videos.append(self.video(record if task in USES_VIDEO and not drop_video else None))
-            given = self.given(task, rng)
-            audios.append(latent * (0.0 if drop_audio else 1.0) * given[:, None])
+            masks.append(self.given(task, rng) * (0.0 if drop_audio else 1.0))
         text, length = self.encode_text(texts)
-        return Conditions(torch.stack(videos), torch.stack(audios), text, length)
+        given = torch.stack(masks)
+        return Conditions(torch.stack(videos), latents * given[:, :, None], text, length), given
 
     def video(self, record: Record | None) -> Tensor:
         """Image and motion features on one time grid, added (section IV-A): (S, D); zeros without a video."""

@@ -1,0 +1,181 @@
+"""That a distillation is right: the roles do not disturb one another, the numbers are those of plain PyTorch at every
+ZeRO stage, and an interruption changes nothing."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from audiox_turbo.models.discriminator import DiscriminatorHead
+from audiox_turbo.models.encoders.build import build_text_encoder
+from audiox_turbo.trainer.rng import Purpose, sample_rng
+from tests.distillation.conftest import ENDS, ROLES
+from tests.distillation_ranks import teacher
+from tests.small import small_distill_config
+from tests.training.launches import KINDS, differing
+from tests.training_ranks import made_up
+
+pytestmark = pytest.mark.slow
+
+TRAINED = {
+    "warm_start": "student",
+    "student": "student",
+    "fake_warm_up": "fake",
+    "fake": "fake",
+    "discriminator": "discriminator",
+}
+ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded", "rounds eq10"]
+
+
+class Plain:
+    """The distillation of `small_distill_config` in one process, written down from section V: no engine, no rank, no
+    surrogate for the student's gradient."""
+
+    TIMES = (1.0, 0.75, 0.5, 0.25)
+
+    def __init__(self) -> None:
+        self.config = small_distill_config()
+        self.teacher = teacher(self.config).requires_grad_(False)
+        self.student, self.fake = (copy.deepcopy(self.teacher).requires_grad_(True) for _ in range(2))
+        torch.manual_seed(self.config.training.seed)
+        self.head = DiscriminatorHead(self.config.model.backbone.width)
+        models = {"student": self.student, "fake": self.fake, "discriminator": self.head}
+        self.optimizers = {n: torch.optim.AdamW(m.parameters(), weight_decay=1e-3) for n, m in models.items()}
+        self.models, self.turns = models, dict.fromkeys(models, 0)
+        self.nothing = build_text_encoder(self.config.model.text)([""])
+
+    def run(self) -> list[dict[str, float]]:
+        phases = ["warm_start"] + 2 * ["fake_warm_up"] + 2 * (5 * ["student"] + ["fake", "discriminator"])
+        return [self.update(u, phase) for u, phase in enumerate(phases)]
+
+    def update(self, u: int, phase: str) -> dict[str, float]:
+        batch, name = made_up(self.config, u, list(range(8))), TRAINED[phase]
+        k = int(sample_rng(0, u, 0, Purpose.INTERVAL).choice(4, p=[0.25] * 4))
+        losses = {"warm_start": self.regression, "student": self.matching, "discriminator": self.hinge}
+        objective, values = losses.get(phase, self.samples)(u, batch, k)
+        optimizer = self.optimizers[name]
+        optimizer.zero_grad()
+        parameters = list(self.models[name].parameters())
+        for p, g in zip(parameters, torch.autograd.grad(objective, parameters, allow_unused=True), strict=True):
+            p.grad = torch.zeros_like(p) if g is None else g
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = (1 - 0.5 ** (self.turns[name] + 1)) * 1e-3 * (1 + self.turns[name] / 1e6) ** -0.5
+        optimizer.step()
+        self.turns[name] += 1
+        return values
+
+    def draws(self, u, batch, purpose, count, low=0.0, high=1.0):
+        rngs = [sample_rng(0, u, place, purpose) for place in range(8)]
+        level = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float32)
+        noise = [rng.standard_normal((count, *batch.latents.shape[1:]), dtype=np.float32) for rng in rngs]
+        return torch.from_numpy(np.stack(noise, 1)), level[:, None, None]
+
+    def velocity(self, model, z, t, batch, **options):
+        return model(z, torch.as_tensor(t).flatten().expand(8), *batch.conditions.tensors(), **options)
+
+    def guided(self, z, t, batch):
+        conditions = batch.conditions
+        text = torch.zeros_like(conditions.text)
+        text[:, :1] = self.nothing[0][:, :1]
+        nothing = torch.zeros_like(conditions.video), torch.zeros_like(conditions.audio), text, torch.ones(8).long()
+        without = self.teacher(z, torch.as_tensor(t).flatten().expand(8), *nothing)
+        return without + 3.0 * (self.velocity(self.teacher, z, t, batch) - without)
+
+    def estimate(self, z, t, batch):
+        clean = z - t * self.velocity(self.student, z, t, batch)
+        return torch.where(batch.given[:, :, None] > 0, batch.latents, clean)
+
+    def sample(self, u, batch, k):
+        """ẑ_0 at step k; only the last step keeps its gradient."""
+        noise, _ = self.draws(u, batch, Purpose.ROLLOUT, k + 1)
+        z = noise[0]
+        with torch.no_grad():
+            for i in range(k):
+                clean = self.estimate(z, self.TIMES[i], batch)
+                z = self.TIMES[i + 1] * noise[i + 1] + (1 - self.TIMES[i + 1]) * clean
+        return self.estimate(z, self.TIMES[k], batch)
+
+    def score(self, z, t, batch):
+        return self.head(self.velocity(self.teacher, z, t, batch, n_blocks=1))
+
+    def regression(self, u, batch, k):
+        noise, _ = self.draws(u, batch, Purpose.ROLLOUT, k + 1)
+        z, given = noise[0], batch.given[:, :, None] > 0
+        with torch.no_grad():
+            for t, to in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
+                z = z + (to - t) * self.guided(z, t, batch)
+                z = torch.where(given, to * noise[0] + (1 - to) * batch.latents, z)
+        t = self.TIMES[k]
+        v = self.velocity(self.student, t * noise[k] + (1 - t) * z, t, batch)
+        loss = (v - (noise[k] - z)).square().mean()
+        return loss, {"warm_start": loss.item()}
+
+    def matching(self, u, batch, k):
+        z0 = self.sample(u, batch, k)
+        noise, tau = self.draws(u, batch, Purpose.PERTURBATION, 1, 0.02, 0.98)
+        z_tau = tau * noise[0] + (1 - tau) * z0
+        with torch.no_grad():
+            real = z_tau - tau * self.guided(z_tau, tau, batch)
+            fake = z_tau - tau * self.velocity(self.fake, z_tau, tau, batch)
+            g = (fake - real) / (z0 - real).abs().mean((1, 2), keepdim=True)
+        matching = 0.5 * (z0 - (z0 - g).detach()).square().mean()
+        noise, t = self.draws(u, batch, Purpose.CRITIC, 2, 0.0, 0.2)
+        adversarial = -self.score(t * noise[0] + (1 - t) * z0, t, batch).mean()
+        return matching + 0.5 * adversarial, {"dm": matching.item(), "adversarial": adversarial.item()}
+
+    def samples(self, u, batch, k):
+        z0 = self.sample(u, batch, k).detach()
+        noise, tau = self.draws(u, batch, Purpose.PERTURBATION, 1, 0.02, 0.98)
+        v = self.velocity(self.fake, tau * noise[0] + (1 - tau) * z0, tau, batch)
+        loss = (v - (noise[0] - z0)).square().mean()
+        return loss, {"fake": loss.item()}
+
+    def hinge(self, u, batch, k):
+        z0 = self.sample(u, batch, k).detach()
+        noise, t = self.draws(u, batch, Purpose.CRITIC, 2, 0.0, 0.2)
+        real = self.score(t * noise[0] + (1 - t) * batch.latents, t, batch)
+        fake = self.score(t * noise[1] + (1 - t) * z0, t, batch)
+        loss = (torch.relu(1 - real) + torch.relu(1 + fake)).mean()
+        return loss, {"discriminator": loss.item()}
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return Plain().run()
+
+
+class TestRounds:
+    @pytest.mark.parametrize("name", ROUNDS)
+    def test_no_role_disturbs_another(self, two, name):
+        for result in two.results(name):
+            for row in result["rows"]:
+                role = TRAINED[row["phase"]]
+                moments = {"weights", "exp_avg", "exp_avg_sq", "updates"} | ({"ema"} if role == "student" else set())
+                assert set(row["changed"]) - {f"{role}/gradients"} == {f"{role}/{kind}" for kind in moments}
+
+    @pytest.mark.parametrize("name", [name for name in ROUNDS if "eq10" not in name])
+    def test_the_losses_are_those_of_plain_torch(self, two, plain, name):
+        for result in two.results(name):
+            for row, expected in zip(result["rows"], plain, strict=True):
+                values = {key: row["values"][key] for key in expected}
+                assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+    def test_the_printed_equation_gives_another_student(self, two):
+        other, usual = (two.results(name)[0]["rows"] for name in ("rounds eq10", "rounds 2"))
+        assert other[3]["values"]["adversarial"] == usual[3]["values"]["adversarial"]  # before it has learnt
+        assert other[4]["values"]["adversarial"] != usual[4]["values"]["adversarial"]
+
+
+class TestResume:
+    @pytest.mark.parametrize("end", ENDS)
+    @pytest.mark.parametrize("role", ROLES)
+    def test_a_broken_run_ends_as_if_it_had_not(self, two, end, role):
+        kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+        folders = [two.checkpoint(name, 10) for name in ("through", f"resumed {end}")]
+        assert differing(*folders, role, kinds) == []
+
+    def test_checkpoints_stand_at_the_ends_of_rounds(self, two):
+        names = sorted(path.name for path in (two.folders["through"] / "checkpoints").iterdir())
+        assert names == [f"step_{update:08d}" for update in (2, 6, 10)]

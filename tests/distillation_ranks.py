@@ -1,0 +1,76 @@
+"""One rank of a launch of tests/distillation: as training_ranks.py, for distillation."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from audiox_turbo.models import strict
+from audiox_turbo.models.audiox import AudioX
+from audiox_turbo.trainer import checkpoint
+from audiox_turbo.trainer.distill import Distillation
+from audiox_turbo.trainer.distill_config import DistillConfig
+from audiox_turbo.trainer.loop import Batches, train
+from tests import training_ranks
+from tests.models import stirred
+from tests.small import small_distill_config
+from tests.training_ranks import MadeUp, Stopped, StoppedAt, digest
+
+
+def teacher(config: DistillConfig) -> AudioX:
+    """Weights that answer, which fresh ones do not: their last projection is zero."""
+    torch.manual_seed(11)
+    return stirred(config.model)
+
+
+def begun(config: DistillConfig) -> Distillation:
+    return Distillation(config, teacher(config), training_ranks.WORLD)
+
+
+def digests(task: Distillation) -> dict[str, str]:
+    """All that each role owns on this rank, and its gradients; and the teacher's weights."""
+    found = {}
+    for name, role in task.roles.items():
+        for kind, shards in role.state().items():
+            found[f"{name}/{kind}"] = digest(shards)
+        found[f"{name}/updates"] = str(role.engine.updates())
+        gradients = [p.grad for p in role.engine.module.parameters() if p.grad is not None]
+        found[f"{name}/gradients"] = digest(gradients)
+    # Where ZeRO-3 shards it, what this rank holds of a parameter is its `ds_tensor`.
+    held = [getattr(p, "ds_tensor", p) for p in task.teacher.frozen.module.parameters()]
+    return found | {"teacher/weights": digest(held)}
+
+
+def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
+    """The whole distillation on made-up samples: what each update did, and what it changed."""
+    task, rows = begun(config), []
+    batches = MadeUp(config).batches(0)
+    before = digests(task)
+    for update in range(task.total):
+        task.step(update, next(batches))
+        after = digests(task)
+        changed = sorted(name for name in after if after[name] != before[name])
+        rows.append({"phase": task.cycle.phase(update).value, "changed": changed, "values": task.metrics()})
+        before = after
+    checkpoint.save(folder, task.total, task.roles, 0, {"config": strict.to_dict(config)})
+    task.destroy()
+    return {"rows": rows}
+
+
+def whole(folder: Path, config: DistillConfig, stop: int = 0, resume: bool = False) -> dict[str, Any]:
+    """A run, as launch/distill.py does it, on made-up samples; with `stop` it breaks off before that update."""
+    task = begun(config)
+    reader: Batches = MadeUp(config)
+    if stop:
+        reader = StoppedAt(reader, stop)
+    try:
+        train(task, reader, config, training_ranks.WORLD, folder, resume, 1e12, {"config": strict.to_dict(config)})
+    except Stopped:
+        return {"stopped": stop}
+    finally:
+        task.destroy()
+    return {}
+
+
+if __name__ == "__main__":
+    training_ranks.main({f.__name__: f for f in (rounds, whole)}, small_distill_config)

@@ -1,0 +1,346 @@
+"""Distillation of AudioX-Base into AudioX-Turbo (section V): student, fake model and discriminator head are trained
+around a frozen teacher, one role an update; all of them are on every rank.
+
+B batch, L latent frames, C latent channels.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ..models import strict
+from ..models.audiox import WEIGHTS, AudioX, SamplingConfig
+from ..models.discriminator import DiscriminatorHead
+from ..models.encoders.build import build_text_encoder
+from ..models.sampler import levels, noise_levels
+from . import checkpoint, run, zero
+from .checkpoint import Role
+from .config import check_ranks
+from .data.reader import Reader, check_streams
+from .data.tasks import Batch
+from .distill_config import DistillConfig, RoleConfig
+from .dmd import matching_loss, weight
+from .draws import Draws
+from .ema import Ema
+from .flops import forward_flops
+from .flow_matching import clean_estimate, flow_matching_loss, interpolate
+from .gan import adversarial_loss, discriminator_loss
+from .generator import load_weights
+from .hardware import peak_flops
+from .loop import Previews, Step, train
+from .meter import Meter
+from .pretrain import compile_blocks
+from .schedule import Phase, learning_rate
+from .teacher import Teacher, through
+
+COLLAPSED = 0.3  # of the data's spread
+WON = 0.05  # hinge loss, which is 2 where nothing is told apart
+TURNS: dict[str, tuple[Phase, ...]] = {
+    "student": (Phase.WARM_START, Phase.STUDENT),
+    "fake": (Phase.FAKE_WARM_UP, Phase.FAKE),
+    "discriminator": (Phase.DISCRIMINATOR,),
+}
+
+
+class Distillation:
+    """The roles, and what an update does with them."""
+
+    shown: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
+
+    def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World) -> None:
+        """`teacher` holds the weights that student and fake model begin with."""
+        self.config, self.world, self.cycle = config, world, config.cycle
+        self.total = self.cycle.total(config.training.steps)
+        self.times = noise_levels(config.sampling)[:-1]
+        self.accumulation = check_ranks(config.training, world.ranks)
+        torch.manual_seed(config.training.seed)
+        state = teacher.state_dict()
+        models: dict[str, nn.Module] = {"discriminator": DiscriminatorHead(config.model.backbone.width)}
+        for name in ("student", "fake"):
+            model = AudioX(config.model, config.sampling)
+            model.load_state_dict(state)
+            model.backbone.checkpointing = config.training.checkpointing
+            if config.training.compile:
+                compile_blocks(model)
+            models[name] = model
+        if config.training.compile:
+            compile_blocks(teacher)
+        frozen = zero.Frozen(teacher, config.teacher.precision, config.teacher.sharded, world.device)
+        roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
+        self.engines = {name: self._engine(models[name], role) for name, role in roles.items()}
+        self.ema = Ema(config.ema, self.engines["student"].shards())
+        self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}
+        d = config.distillation
+        self.teacher = Teacher(frozen, config.model, d.guidance, d.blocks)
+        self.draws = Draws(config.training.seed, world.device)
+        self.meter = Meter(world.device)
+        self.previews = Previews(config)
+        self.heard: dict[str, Tensor] = {}  # of the teacher, which stays as it is
+
+    def _engine(self, model: nn.Module, role: RoleConfig) -> zero.Engine:
+        training = self.config.training
+        return zero.Engine(
+            model.to(self.world.device),
+            role.optimizer,
+            role.zero,
+            role.precision,
+            training.micro_batch,
+            self.accumulation,
+            self.config.deepspeed,
+        )
+
+    def step(self, update: int, batch: Batch) -> Step:
+        """Update number `update` of all roles' together, on this rank's share of its own fresh batch."""
+        phase = self.cycle.phase(update)
+        name = next(name for name, phases in TURNS.items() if phase in phases)
+        engine, rate = self.engines[name], self._rate(name, update)
+        loss = {
+            Phase.WARM_START: self._warm_start,
+            Phase.FAKE_WARM_UP: self._fake,
+            Phase.STUDENT: self._student,
+            Phase.FAKE: self._fake,
+            Phase.DISCRIMINATOR: self._discriminator,
+        }[phase]
+        applied = False
+        for micro in batch.split(self.config.training.micro_batch):
+            applied = engine.backward(loss(update, micro), rate)
+        if applied and name == "student":
+            self.ema.update(engine.shards(), engine.updates())
+        return Step(applied, {f"{name}_lr": rate}, self._flops(phase, update, batch.conditions.text.shape[1]))
+
+    def destroy(self) -> None:
+        for engine in self.engines.values():
+            engine.destroy()
+
+    def rests(self, update: int) -> bool:
+        """Whether a round is complete after this update, so that a checkpoint may follow."""
+        return self.cycle.ends_round(update)
+
+    def metrics(self) -> dict[str, float]:
+        """Means since the last call. All ranks call this."""
+        return self.meter.read()
+
+    def warnings(self, values: dict[str, float]) -> list[str]:
+        """Collapse, and a discriminator that has nothing left to teach."""
+        found = []
+        for what, words in (("distance", "like one another"), ("deviation", "silent or flat")):
+            share = values.get(f"{what}_samples", 1.0) / max(values.get(f"{what}_data", 1.0), 1e-9)
+            if share < COLLAPSED:
+                found.append(
+                    f"the student's samples become {words}: their {what} is {share:.2f} of the data's; lower "
+                    f"student.optimizer.lr, raise fake.optimizer.lr or lower distillation.adversarial"
+                )
+        if values.get("discriminator", 2.0) < WON:
+            found.append(
+                f"the discriminator tells every sample from data (hinge loss {values['discriminator']:.3f}): lower "
+                f"discriminator.optimizer.lr or distillation.adversarial"
+            )
+        return found
+
+    def preview(self) -> tuple[list[str], Tensor, Tensor]:
+        """The teacher at 50 steps and at the student's number, and the student. All ranks call this."""
+        device, own = self.world.device, self.config.sampling
+        if not self.heard:
+            frozen = self.teacher.frozen
+            for steps in (50, own.steps):
+                sampling = SamplingConfig("euler", steps, self.config.distillation.guidance)
+                self.heard[f"teacher {steps}"] = self.previews.make(frozen.module, sampling, device, frozen.dtype)
+        engine = self.engines["student"]
+        with engine.computing_with(self.ema.values) as model:
+            student = self.previews.make(model, own, device, engine.dtype)
+        kinds = self.heard | {f"student {own.steps}": student}
+        latents = torch.cat(list(kinds.values()))
+        names = [f"{name}/{kind}" for kind in kinds for name in self.previews.names]
+        return names, self.previews.codec.decode(latents), latents
+
+    def _flops(self, phase: Phase, update: int, text_tokens: int) -> int:
+        """Operations a sample: a backward counts two forwards, or one where only z gets a gradient."""
+        settings = self.config.distillation
+        whole = forward_flops(self.config.model, text_tokens)["total"]
+        trunk = forward_flops(self.config.model, text_tokens, settings.blocks)["total"]
+        guided = whole * (1 if settings.guidance == 1 else 2)
+        rollout = whole * self._interval(update)
+        if phase is Phase.WARM_START:
+            return 3 * whole + guided * self.config.warm_start.steps
+        if phase is Phase.STUDENT:
+            matching = {"dmd": guided + whole, "eq10": 2 * (guided + whole), "eq10_sg_teacher": guided + 2 * whole}
+            return rollout + 3 * whole + matching[settings.loss] + (2 * trunk if settings.adversarial else 0)
+        return rollout + whole + (2 * trunk if phase is Phase.DISCRIMINATOR else 3 * whole)
+
+    def _rate(self, name: str, update: int) -> float:
+        role: RoleConfig = getattr(self.config, name)
+        turn = self.cycle.turns(TURNS[name], update)
+        return learning_rate(role.schedule, role.optimizer.lr, turn, self.cycle.turns(TURNS[name], self.total))
+
+    # The losses of one micro-batch: each is a scalar whose gradient reaches one role.
+
+    def _warm_start(self, update: int, batch: Batch) -> Tensor:
+        """Regression on the endpoint of the teacher's guided ODE: from the endpoint's own noise at the first step, from
+        fresh noise at the others."""
+        warm, k = self.config.warm_start, self._interval(update)
+        noise = self.draws.rollout(update, batch, k)
+        endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
+        t = self._level(k, batch)
+        v = self._trained("student", interpolate(endpoint, noise[k], t), t, batch)
+        losses = flow_matching_loss(v, endpoint, noise[k])
+        self.meter.add("warm_start", losses)
+        return losses.mean()
+
+    def _student(self, update: int, batch: Batch) -> Tensor:
+        """Eq. 15, as a product whose gradient at ẑ_0 is the objective's: the student's graph and those of teacher, fake
+        model and discriminator never meet."""
+        k = self._interval(update)
+        with torch.no_grad():
+            z = self._rollout(update, batch, k)
+        t = self._level(k, batch)
+        estimate = kept(clean_estimate(z, self._trained("student", z, t, batch).float(), t), batch)
+        leaf = estimate.detach().requires_grad_()
+        direction = self._matching(update, batch, leaf)
+        if self.config.distillation.adversarial:
+            direction = direction + self.config.distillation.adversarial * self._adversarial(update, batch, leaf)
+        self._watch(estimate.detach(), batch)
+        return (estimate * direction).sum()
+
+    def _matching(self, update: int, batch: Batch, leaf: Tensor) -> Tensor:
+        """Gradient at ẑ_0 of the mean distribution-matching loss: (B, L, C)."""
+        settings = self.config.distillation
+        noise, tau = self.draws.perturbation(update, batch, settings.tau)
+        z_tau = interpolate(leaf, noise, tau)
+        with self.engines["fake"].frozen() as fake:
+            with torch.set_grad_enabled(settings.loss == "eq10"):
+                v_teacher = self.teacher.guided(z_tau, tau, batch)
+            with torch.set_grad_enabled(settings.loss != "dmd"):
+                v_fake = through(fake, self.engines["fake"].dtype, z_tau, tau, batch.conditions)
+            losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.weight)
+            (direction,) = torch.autograd.grad(losses.mean(), leaf)
+        self.meter.add("dm", losses)
+        self.meter.add("dm_gradient", lengths(direction))
+        return direction
+
+    def _adversarial(self, update: int, batch: Batch, leaf: Tensor) -> Tensor:
+        """Gradient at ẑ_0 of the mean adversarial loss: (B, L, C)."""
+        noise, t = self.draws.critic(update, batch, self.config.distillation.critic_noise)
+        engine = self.engines["discriminator"]
+        with engine.frozen() as head:
+            features = self.teacher.features(interpolate(leaf, noise[0], t), t, batch)
+            losses = adversarial_loss(head(features.to(engine.dtype)))
+            (direction,) = torch.autograd.grad(losses.mean(), leaf)
+        self.meter.add("adversarial", losses)
+        self.meter.add("adversarial_gradient", lengths(direction))
+        return direction
+
+    def _fake(self, update: int, batch: Batch) -> Tensor:
+        """Eq. 12 on the student's samples."""
+        z0 = self._sample(update, batch)
+        z1, tau = self.draws.perturbation(update, batch, self.config.distillation.tau)
+        losses = flow_matching_loss(self._trained("fake", interpolate(z0, z1, tau), tau, batch), z0, z1)
+        self.meter.add("fake", losses)
+        return losses.mean()
+
+    def _discriminator(self, update: int, batch: Batch) -> Tensor:
+        """Eq. 13: real latents against the student's samples, each pair under one condition and one noise level."""
+        pair = batch.latents.to(self.world.device), self._sample(update, batch)
+        noise, t = self.draws.critic(update, batch, self.config.distillation.critic_noise)
+        engine = self.engines["discriminator"]
+        with torch.no_grad():
+            features = [self.teacher.features(interpolate(z, n, t), t, batch) for z, n in zip(pair, noise, strict=True)]
+        real, sampled = engine.engine(torch.cat(features).to(engine.dtype)).float().chunk(2)
+        losses = discriminator_loss(real, sampled)
+        self.meter.add("discriminator", losses)
+        self.meter.add("score_real", real.mean(1))
+        self.meter.add("score_sample", sampled.mean(1))
+        return losses.mean()
+
+    # The student's samples.
+
+    def _interval(self, update: int) -> int:
+        return self.draws.interval(update, self.config.distillation.probabilities)
+
+    def _level(self, k: int, batch: Batch) -> Tensor:
+        return torch.full((len(batch),), self.times[k], device=self.world.device)
+
+    def _rollout(self, update: int, batch: Batch, k: int) -> Tensor:
+        """z at the student's step `k`, by denoising and renoising through those before it."""
+        noise = self.draws.rollout(update, batch, k)
+        z = noise[0]
+        for i in range(k):
+            clean = self._denoised(z, self._level(i, batch), batch)
+            z = interpolate(clean, noise[i + 1], self._level(i + 1, batch))
+        return z
+
+    @torch.no_grad()
+    def _sample(self, update: int, batch: Batch) -> Tensor:
+        """ẑ_0 without a gradient."""
+        k = self._interval(update)
+        return self._denoised(self._rollout(update, batch, k), self._level(k, batch), batch)
+
+    def _denoised(self, z: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        engine = self.engines["student"]
+        return kept(clean_estimate(z, through(engine.module, engine.dtype, z, t, batch.conditions).float(), t), batch)
+
+    def _trained(self, name: str, z: Tensor, t: Tensor, batch: Batch) -> Tensor:
+        """Velocity of a role whose update this is."""
+        engine = self.engines[name]
+        return through(engine.engine, engine.dtype, z, t, batch.conditions)
+
+    def _watch(self, estimate: Tensor, batch: Batch) -> None:
+        """Spread within samples and between neighbours, beside the data's."""
+        for name, z in (("samples", estimate), ("data", batch.latents.to(estimate.device))):
+            self.meter.add(f"deviation_{name}", z.flatten(1).std(1))
+            self.meter.add(f"distance_{name}", (z - z.roll(1, 0)).flatten(1).square().mean(1).sqrt())
+
+
+def kept(clean: Tensor, batch: Batch) -> Tensor:
+    """A clean estimate (B, L, C) with the latents that are given put back, as a sampler does."""
+    return torch.where(batch.given.unsqueeze(-1).to(clean.device) > 0, batch.latents.to(clean.device), clean)
+
+
+def lengths(gradient: Tensor) -> Tensor:
+    """Each sample's gradient norm (B,) from the gradient (B, L, C) of a mean over the samples."""
+    return gradient.flatten(1).norm(dim=1) * len(gradient)
+
+
+def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
+    """Train to `training.steps` of the student in rounds, writing into `output`.
+
+    Everything that can be wrong with the configuration, the teacher, the shards or the folder is refused before a
+    process group is made. Raises ValueError or OSError.
+    """
+    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    run.check_output(output, resume)
+    run.check_unchanged(output, config)
+    check_streams(config, hashes=False)
+    weights = load_teacher(config, teacher)
+    about = {"config": strict.to_dict(config), "teacher": checkpoint.hash_file(teacher / WEIGHTS)}
+    _check_teacher(output, teacher, about["teacher"])
+    if config.training.threads:
+        torch.set_num_threads(config.training.threads)
+    world = zero.start()
+    task = Distillation(config, weights, world)
+    reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
+    peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
+    train(task, reader, config, world, output, resume, peak, about)
+
+
+def load_teacher(config: DistillConfig, folder: Path) -> AudioX:
+    """The weights that a distillation starts from.
+
+    Raises ValueError where their architecture is not the configuration's, naming the first difference.
+    """
+    teacher = load_weights(folder)
+    theirs, ours = strict.to_dict(teacher.config), strict.to_dict(config.model)
+    if theirs != ours:
+        where, a, b = run.difference("model", theirs, ours)
+        raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
+    return teacher.float()
+
+
+def _check_teacher(output: Path, folder: Path, teacher: str) -> None:
+    """Raises ValueError when the run went on so far with another teacher."""
+    for before in checkpoint.complete(output)[:1]:
+        if checkpoint.read_manifest(before)["teacher"] != teacher:
+            raise ValueError(
+                f"{output} was begun with another teacher than {folder}: give --teacher that one, or another --output"
+            )

@@ -1,0 +1,150 @@
+"""A distillation's configuration: one JSON file, parsed as strictly as a pretraining's (`config.py`)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..models.audiox import SamplingConfig
+from ..models.config import ModelConfig
+from .config import (
+    CheckpointConfig,
+    DataConfig,
+    EmaConfig,
+    LoggingConfig,
+    LoopConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    ZeroConfig,
+    parse_file,
+)
+from .schedule import Cycle
+
+
+@dataclass(frozen=True)
+class RoleConfig:
+    """How one of student, fake model and discriminator is trained. Its schedule counts its own updates."""
+
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True)
+class TeacherConfig:
+    """The frozen teacher, whose first blocks are the discriminator's trunk."""
+
+    sharded: bool = False  # by ZeRO-3 over the ranks, rather than a copy on each
+    precision: Literal["fp32", "bf16"] = "bf16"
+
+
+@dataclass(frozen=True)
+class UpdatesConfig:
+    """Updates of each role in a round (section VI-A), and of the fake model alone before the first."""
+
+    student: int = 5
+    fake: int = 1
+    discriminator: int = 1
+    fake_warm_up: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("student", "fake", "discriminator"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: {getattr(self, name)} updates a round; give at least 1")
+        if self.fake_warm_up < 0:
+            raise ValueError(f"fake_warm_up: {self.fake_warm_up} updates; give 0 or more")
+
+
+@dataclass(frozen=True)
+class WarmStartConfig:
+    """Regression of the student on the teacher's guided ODE endpoints, before anything else."""
+
+    updates: int = 0
+    pairs: str = ""  # folder of launch/pairs.py; without one every update makes its own
+    steps: int = 50  # of the ODE, where an update makes its own
+    shift: float = 1.0  # of these steps, as in `sampling`
+
+    def __post_init__(self) -> None:
+        if self.updates < 0:
+            raise ValueError(f"updates: {self.updates}; give 0 or more")
+        if self.steps < 1:
+            raise ValueError(f"steps: {self.steps} must be at least 1")
+        if self.shift <= 0:
+            raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """The student's objective (section V). Its noise levels are those of `sampling`."""
+
+    probabilities: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # of the student's steps, the noisiest first
+    guidance: float = 6.0  # of the teacher, so that the student needs none
+    loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
+    weight: Literal["one", "kl"] = "one"  # ω_τ
+    tau: tuple[float, ...] = (0.02, 0.98)  # lowest and highest level at which teacher and fake model are asked
+    adversarial: float = 1.0  # λ_adv
+    critic_noise: tuple[float, ...] = (0.0, 0.2)  # lowest and highest t_d
+    blocks: int = 6  # of the teacher, which the discriminator stands on
+
+    def __post_init__(self) -> None:
+        if min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
+            raise ValueError(f"probabilities: {list(self.probabilities)} must be 0 or more and add up to 1")
+        if self.adversarial < 0:
+            raise ValueError(f"adversarial: {self.adversarial} must be 0 or more")
+        if self.blocks < 1:
+            raise ValueError(f"blocks: {self.blocks} must be at least 1")
+        for name in ("tau", "critic_noise"):
+            levels = getattr(self, name)
+            if len(levels) != 2 or not 0 <= levels[0] < levels[1] <= 1:
+                raise ValueError(f"{name}: {list(levels)} must be two levels, 0 <= lowest < highest <= 1")
+        if self.weight == "kl" and self.tau[0] == 0:
+            raise ValueError("tau: the weight kl is infinite at 0; begin above 0")
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Everything a distillation does. `training.steps` counts the student's updates in rounds."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: LoopConfig
+    sampling: SamplingConfig  # of the student
+    student: RoleConfig = field(default_factory=RoleConfig)
+    fake: RoleConfig = field(default_factory=RoleConfig)
+    discriminator: RoleConfig = field(default_factory=RoleConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    updates: UpdatesConfig = field(default_factory=UpdatesConfig)
+    warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        steps, given = self.sampling.steps, len(self.distillation.probabilities)
+        if self.sampling.kind != "renoise" or self.sampling.guidance != 1:
+            raise ValueError(
+                f"sampling: kind {self.sampling.kind!r} with guidance {self.sampling.guidance:g}; a student denoises "
+                f"and renoises without guidance: kind 'renoise', guidance 1"
+            )
+        if given != steps:
+            raise ValueError(
+                f"distillation.probabilities: {given} values for the {steps} steps of sampling.steps; give one for each"
+            )
+        if self.distillation.blocks > self.model.backbone.depth:
+            raise ValueError(
+                f"distillation.blocks: {self.distillation.blocks} of a teacher with model.backbone.depth "
+                f"{self.model.backbone.depth}; take at most that many"
+            )
+
+    @property
+    def cycle(self) -> Cycle:
+        u = self.updates
+        return Cycle(u.student, u.fake, u.discriminator, self.warm_start.updates, u.fake_warm_up)
+
+
+def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
+    """A distillation's configuration, as `config.parse_file` reads it."""
+    return parse_file(DistillConfig, path, overrides)
