@@ -5,17 +5,14 @@ from pathlib import Path
 
 import torch
 
-from ..models import strict
-from ..models.audiox import AudioX, SamplingConfig, load_strict
+from ..models.audiox import AudioX, load_strict
 from . import checkpoint
 from .checkpoint import CheckpointError
-from .config import RunConfig
 
 
-def export(
-    run: Path, out: Path, role: str = "model", kind: str = "ema", dtype: str = "fp32", step: int | None = None
-) -> Path:
-    """Gather a role's weights from the newest undamaged checkpoint (or that of `step`) into the folder `out`.
+def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
+    """Gather a pretraining's weights, or those of a distillation's student, from the newest undamaged checkpoint (or
+    that of `step`) into the folder `out`.
 
     Returns the checkpoint's folder. The folder appears only when it is complete. Raises ValueError when there is no
     checkpoint, it is damaged, or `out` exists.
@@ -24,8 +21,9 @@ def export(
         raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
     folder = choose(run, step)
     manifest = checkpoint.read_manifest(folder)
-    config: RunConfig = strict.parse(RunConfig, manifest["config"])
-    model = AudioX(config.model, SamplingConfig(**manifest.get("sampling", strict.to_dict(config.sampling))))
+    config = manifest["config"]
+    model = AudioX(config["model"], config["sampling"])
+    role = "student" if "student" in manifest["roles"] else "model"
     load_strict(model, checkpoint.full_tensors(folder, role, kind))
     if dtype == "bf16":
         model = model.to(torch.bfloat16)
