@@ -28,7 +28,7 @@ def main() -> int:
         output = arguments.output or Path("runs") / arguments.config.stem
         # A process killed while compiling leaves an empty library behind that would break other runs.
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(output.absolute() / "compiled"))
-        from audiox_turbo.trainer.distill import distill  # imports DeepSpeed, seconds that a typo need not cost
+        from audiox_turbo.trainer.distill_run import distill  # imports DeepSpeed, seconds that a typo need not cost
 
         distill(config, arguments.teacher, output, arguments.resume)
     except (ValueError, OSError, FloatingPointError) as error:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer.distill import load_teacher
 from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.distill_run import load_teacher
 from tests.small import ROOT, small_distill_config
 
 CONFIGS = sorted((ROOT / "configs").glob("distill_*.json"))

@@ -4,21 +4,15 @@ around a frozen teacher, one role an update; all of them are on every rank.
 B batch, L latent frames, C latent channels.
 """
 
-import os
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
 
-from ..models import strict
-from ..models.audiox import WEIGHTS, AudioX, SamplingConfig
+from ..models.audiox import AudioX, SamplingConfig
 from ..models.discriminator import DiscriminatorHead
-from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels, noise_levels
-from . import checkpoint, run, zero
+from . import zero
 from .checkpoint import Role
 from .config import check_ranks
-from .data.reader import Reader, check_streams
 from .data.tasks import Batch
 from .distill_config import DistillConfig, RoleConfig
 from .dmd import matching_loss, weight
@@ -27,9 +21,7 @@ from .ema import Ema
 from .flops import forward_flops
 from .flow_matching import clean_estimate, flow_matching_loss, interpolate
 from .gan import adversarial_loss, discriminator_loss
-from .generator import load_weights
-from .hardware import peak_flops
-from .loop import Previews, Step, train
+from .loop import Previews, Step
 from .meter import Meter
 from .pretrain import compile_blocks
 from .schedule import Phase, learning_rate
@@ -163,7 +155,8 @@ class Distillation:
         guided = whole * (1 if settings.guidance == 1 else 2)
         rollout = whole * self._interval(update)
         if phase is Phase.WARM_START:
-            return 3 * whole + guided * self.config.warm_start.steps
+            warm = self.config.warm_start
+            return 3 * whole + (0 if warm.pairs else guided * warm.steps)
         if phase is Phase.STUDENT:
             matching = {"dmd": guided + whole, "eq10": 2 * (guided + whole), "eq10_sg_teacher": guided + 2 * whole}
             return rollout + 3 * whole + matching[settings.loss] + (2 * trunk if settings.adversarial else 0)
@@ -181,7 +174,10 @@ class Distillation:
         fresh noise at the others."""
         warm, k = self.config.warm_start, self._interval(update)
         noise = self.draws.rollout(update, batch, k)
-        endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
+        if batch.noise is None:
+            endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
+        else:
+            endpoint, noise[0] = batch.latents.to(noise.device), batch.noise.to(noise.device)
         t = self._level(k, batch)
         v = self._trained("student", interpolate(endpoint, noise[k], t), t, batch)
         losses = flow_matching_loss(v, endpoint, noise[k])
@@ -300,47 +296,3 @@ def kept(clean: Tensor, batch: Batch) -> Tensor:
 def lengths(gradient: Tensor) -> Tensor:
     """Each sample's gradient norm (B,) from the gradient (B, L, C) of a mean over the samples."""
     return gradient.flatten(1).norm(dim=1) * len(gradient)
-
-
-def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
-    """Train to `training.steps` of the student in rounds, writing into `output`.
-
-    Everything that can be wrong with the configuration, the teacher, the shards or the folder is refused before a
-    process group is made. Raises ValueError or OSError.
-    """
-    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
-    run.check_output(output, resume)
-    run.check_unchanged(output, config)
-    check_streams(config, hashes=False)
-    weights = load_teacher(config, teacher)
-    about = {"config": strict.to_dict(config), "teacher": checkpoint.hash_file(teacher / WEIGHTS)}
-    _check_teacher(output, teacher, about["teacher"])
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    world = zero.start()
-    task = Distillation(config, weights, world)
-    reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
-    peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
-    train(task, reader, config, world, output, resume, peak, about)
-
-
-def load_teacher(config: DistillConfig, folder: Path) -> AudioX:
-    """The weights that a distillation starts from.
-
-    Raises ValueError where their architecture is not the configuration's, naming the first difference.
-    """
-    teacher = load_weights(folder)
-    theirs, ours = strict.to_dict(teacher.config), strict.to_dict(config.model)
-    if theirs != ours:
-        where, a, b = run.difference("model", theirs, ours)
-        raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
-    return teacher.float()
-
-
-def _check_teacher(output: Path, folder: Path, teacher: str) -> None:
-    """Raises ValueError when the run went on so far with another teacher."""
-    for before in checkpoint.complete(output)[:1]:
-        if checkpoint.read_manifest(before)["teacher"] != teacher:
-            raise ValueError(
-                f"{output} was begun with another teacher than {folder}: give --teacher that one, or another --output"
-            )

@@ -24,6 +24,13 @@ class Draws:
         rng = sample_rng(self.seed, update, 0, Purpose.INTERVAL)
         return int(rng.choice(len(probabilities), p=np.array(probabilities) / sum(probabilities)))
 
+    @staticmethod
+    def first(seed: int, update: int, place: int, shape: tuple[int, ...]) -> Tensor:
+        """A sample's first noise (L, C), which is `rollout`'s whatever `k` is."""
+        rng = sample_rng(seed, update, place, Purpose.ROLLOUT)
+        rng.uniform()  # the level that `_draw` takes
+        return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
+
     def rollout(self, update: int, batch: Batch, k: int) -> Tensor:
         """The student's first noise and what its `k` renoisings take: (k + 1, B, L, C)."""
         noise, _ = self._draw(update, batch, Purpose.ROLLOUT, k + 1, (0.0, 1.0))

@@ -1,7 +1,7 @@
 """Shards to batches: weighted streams, one order of samples for every number of ranks, exact resume."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,16 @@ class _LocalDataset(StreamingDataset):
         shard, _ = self.spanner[sample_id]
         sample["stream"] = int(self.stream_per_shard[shard])
         return sample
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The records of a step's batch, the weights of their streams' tasks, their places in the global batch."""
+
+    step: int
+    records: list[Record]
+    tasks: list[dict[str, float]]
+    places: list[int]
 
 
 class Reader:
@@ -81,7 +91,12 @@ class Reader:
         )
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This rank's batches from step `start` on, without end.
+        """This rank's batches from step `start` on, without end. Raises what `samples` does."""
+        for s in self.samples(start):
+            yield self.assemble(s.records, s.tasks, s.step, s.places)
+
+    def samples(self, start: int) -> Iterator[Samples]:
+        """What this rank's batches from step `start` on are made of, without end.
 
         Raises ShardError when an epoch yields fewer batches than it should; it names the damaged file.
         """
@@ -91,7 +106,7 @@ class Reader:
             end = (epoch + 1) * self.steps_per_epoch
             for samples in self._epoch(epoch, within):
                 if step < end:  # streaming pads canonical nodes to one length, which can make one more batch
-                    yield self._batch(samples, step)
+                    yield self._samples(samples, step)
                     step += 1
             if step < end:
                 raise ShardError(self._fault(epoch, step, "streaming ended it without a reason"))
@@ -129,11 +144,11 @@ class Reader:
             "initial_physical_nodes": None,
         }
 
-    def _batch(self, samples: list[dict[str, Any]], step: int) -> Batch:
+    def _samples(self, samples: list[dict[str, Any]], step: int) -> Samples:
         streams = self.config.data.streams
         records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
         tasks = [streams[s["stream"]].tasks for s in samples]
-        return self.assemble(records, tasks, step, places(self.world, len(samples)))
+        return Samples(step, records, tasks, places(self.world, len(samples)))
 
 
 def places(world: World, samples: int) -> list[int]:

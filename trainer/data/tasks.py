@@ -54,6 +54,7 @@ class Batch:
     places: Tensor  # (B,) int64, each sample's place in the global batch
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
+    noise: Tensor | None = None  # (B, L, C), where the latents are the endpoints of a teacher's ODE from it
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -65,8 +66,19 @@ class Batch:
             cut = slice(i, i + size)
             conditions = Conditions(*(x[cut] for x in self.conditions.tensors()))
             tensors = self.latents[cut], conditions, self.given[cut], self.places[cut]
-            parts.append(Batch(*tensors, self.tasks[cut], self.ids[cut]))
+            noise = None if self.noise is None else self.noise[cut]
+            parts.append(Batch(*tensors, self.tasks[cut], self.ids[cut], noise))
         return parts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a record a sample is conditioned on."""
+
+    task: str
+    text: str
+    video: bool
+    given: Tensor  # (L,), 1 where the latents are
 
 
 class Assembler:
@@ -89,26 +101,34 @@ class Assembler:
 
         Raises ValueError when a record lacks what all its possible tasks need.
         """
-        rngs = [sample_rng(self.seed, step, place, Purpose.CONDITIONS) for place in places]
-        chosen = tuple(choose_task(r, w, rng) for r, w, rng in zip(records, tasks, rngs, strict=True))
-        latents = torch.stack([self._latent(r, step, p) for r, p in zip(records, places, strict=True)])
-        conditions, given = self.conditions(records, chosen, latents, rngs)
-        return Batch(latents, conditions, given, torch.tensor(places), chosen, tuple(r.id for r in records))
+        choices = [self.choose(r, w, step, p) for r, w, p in zip(records, tasks, places, strict=True)]
+        latents = [self.latent(r, step, p) for r, p in zip(records, places, strict=True)]
+        return self.batch(records, choices, latents, places)
 
-    def conditions(
-        self, records: Sequence[Record], tasks: Sequence[str], latents: Tensor, rngs: Sequence[np.random.Generator]
-    ) -> tuple[Conditions, Tensor]:
-        """The conditions of samples whose tasks are settled, and where their latents are among these: (B, L)."""
-        texts, videos, masks = [], [], []
-        for record, task, rng in zip(records, tasks, rngs, strict=True):
-            drop_text, drop_video, drop_audio = self._dropout(rng)
-            caption = choose_text(record, task, rng)
-            texts.append("" if drop_text else caption)
-            videos.append(self.video(record if task in USES_VIDEO and not drop_video else None))
-            masks.append(self.given(task, rng) * (0.0 if drop_audio else 1.0))
-        text, length = self.encode_text(texts)
-        given = torch.stack(masks)
-        return Conditions(torch.stack(videos), latents * given[:, :, None], text, length), given
+    def choose(self, record: Record, tasks: dict[str, float], step: int, place: int) -> Choice:
+        """What a sample is conditioned on, dropout included."""
+        rng = sample_rng(self.seed, step, place, Purpose.CONDITIONS)
+        task = choose_task(record, tasks, rng)
+        drop_text, drop_video, drop_audio = self._dropout(rng)
+        text = choose_text(record, task, rng)
+        given = self.given(task, rng)
+        return Choice(
+            task,
+            "" if drop_text else text,
+            task in USES_VIDEO and not drop_video,
+            torch.zeros_like(given) if drop_audio else given,
+        )
+
+    def batch(
+        self, records: Sequence[Record], choices: Sequence[Choice], latents: Sequence[Tensor], places: Sequence[int]
+    ) -> Batch:
+        """The choices carried out."""
+        videos = [self.video(r if c.video else None) for r, c in zip(records, choices, strict=True)]
+        text, length = self.encode_text([c.text for c in choices])
+        given, stacked = torch.stack([c.given for c in choices]), torch.stack(list(latents))
+        conditions = Conditions(torch.stack(videos), stacked * given[:, :, None], text, length)
+        tasks, ids = tuple(c.task for c in choices), tuple(r.id for r in records)
+        return Batch(stacked, conditions, given, torch.tensor(places), tasks, ids)
 
     def video(self, record: Record | None) -> Tensor:
         """Image and motion features on one time grid, added (section IV-A): (S, D); zeros without a video."""
@@ -137,7 +157,8 @@ class Assembler:
         everything = u[3] < p.all
         return bool(u[0] < p.text or everything), bool(u[1] < p.video or everything), bool(u[2] < p.audio or everything)
 
-    def _latent(self, record: Record, step: int, place: int) -> Tensor:
+    def latent(self, record: Record, step: int, place: int) -> Tensor:
+        """(L, C) float32, drawn from the record's mean and deviation."""
         mean, std = record.latent_mean.astype(np.float32), record.latent_std.astype(np.float32)
         if std.any():
             mean += std * sample_rng(self.seed, step, place, Purpose.LATENT).standard_normal(std.shape, np.float32)

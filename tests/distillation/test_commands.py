@@ -1,0 +1,121 @@
+"""Pairs, distillation, export and sound as a user types them, on random weights."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+
+from audiox_turbo.models import strict
+from audiox_turbo.models.encoders.build import build_text_encoder
+from audiox_turbo.models.sampler import euler, levels
+from audiox_turbo.trainer.data.pairs import PairReader
+from audiox_turbo.trainer.draws import Draws
+from audiox_turbo.trainer.generator import load_weights
+from audiox_turbo.trainer.teacher import Teacher
+from tests.distillation_ranks import teacher
+from tests.small import ROOT, small_distill_config
+
+pytestmark = pytest.mark.slow
+
+
+class Commands:
+    """One folder with a configuration and a teacher, and what is run in it."""
+
+    def __init__(self, folder, scenes):
+        self.folder = folder
+        self.config = small_distill_config(
+            scenes, "training.steps=2", "updates.student=2", f"warm_start.pairs={folder}/pairs", "warm_start.updates=3"
+        )
+        (folder / "config.json").write_text(json.dumps(strict.to_dict(self.config)))
+        teacher(self.config).save_pretrained(folder / "teacher")
+
+    def run(self, script, *arguments):
+        command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+    def with_teacher(self, script, *arguments):
+        common = ("--config", self.folder / "config.json", "--teacher", self.folder / "teacher")
+        return self.run(script, *common, *arguments)
+
+
+@pytest.fixture(scope="module")
+def commands(scenes, tmp_path_factory):
+    made = Commands(tmp_path_factory.mktemp("commands"), scenes)
+    early = made.with_teacher("distill", "--output", made.folder / "early")
+    done = made.with_teacher("pairs", "--out", made.folder / "pairs", "--count", 16)
+    assert done.returncode == 0, done.stderr
+    assert early.returncode == 1 and "pairs.json is missing: no folder of launch/pairs.py" in early.stderr
+    return made
+
+
+def test_pairs_are_noise_and_its_endpoint(commands):
+    """Solved again, the teacher's ODE leads from each pair's noise to its latents."""
+    config = commands.config
+    reader = PairReader(config, build_text_encoder(config.model.text), 0, 1)
+
+    class Whole:
+        module, dtype = load_weights(commands.folder / "teacher"), torch.float32
+
+    asked = Teacher(Whole, config.model, config.distillation.guidance, 1)
+    for _, batch in zip(range(2), reader.batches(0), strict=False):
+        mask = batch.given.unsqueeze(-1)
+        with torch.no_grad():
+            ends = euler(lambda z, t, b=batch: asked.guided(z, t, b), batch.noise, levels(3), batch.latents, mask)
+        torch.testing.assert_close(ends, batch.latents, rtol=2e-3, atol=2e-2)  # float16 in the shards
+        assert not torch.allclose(batch.noise, batch.latents, atol=0.5)
+
+
+def test_a_part_that_is_lost_is_refused_and_made_again(commands):
+    (part,) = commands.folder.glob("pairs/part_*")
+    before = {file.name: file.read_bytes() for file in part.iterdir()}
+    shutil.rmtree(part)
+    done = commands.with_teacher("distill", "--output", commands.folder / "lost")
+    assert done.returncode == 1 and f"1 of 1 parts are missing, the first is {part.name}" in done.stderr
+    assert commands.with_teacher("pairs", "--out", commands.folder / "pairs", "--count", 16).returncode == 0
+    assert {file.name: file.read_bytes() for file in part.iterdir()} == before
+
+
+def test_pairs_of_another_kind_are_not_mixed(commands):
+    arguments = ("--out", commands.folder / "pairs", "--count", 16, "--set", "distillation.guidance=5")
+    done = commands.with_teacher("pairs", *arguments)
+    assert done.returncode == 1
+    assert "was begun with guidance 3.0, now it is 5.0" in done.stderr
+
+
+def test_from_pairs_to_sound(commands):
+    out, weights = commands.folder / "turbo", commands.folder / "weights"
+    done = commands.with_teacher("distill", "--output", out)
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [("warm_start" in line, "dm" in line) for line in lines[:6]] == 3 * [(True, False)] + 2 * [
+        (False, False)
+    ] + [(False, True)]
+    assert commands.run("convert", out, "--out", weights).returncode == 0
+    assert load_weights(weights).sampling == commands.config.sampling
+    made = commands.run("generate", "--weights", weights, "--text", "three bells", "--out", out / "bells.wav")
+    assert made.returncode == 0, made.stderr
+    sound, _ = soundfile.read(out / "bells.wav")
+    assert len(sound) == 16384 and np.isfinite(sound).all()
+
+    other = commands.folder / "other"
+    stirred = teacher(commands.config)
+    with torch.no_grad():
+        stirred.backbone.latent_out.bias.add_(1)
+    stirred.save_pretrained(other)
+    resumed = commands.run(
+        "distill", "--config", commands.folder / "config.json", "--teacher", other, "--output", out, "--resume"
+    )
+    assert resumed.returncode == 1 and "was begun with another teacher" in resumed.stderr
+
+
+def test_the_first_noise_is_the_rollouts(commands):
+    reader = PairReader(commands.config, build_text_encoder(commands.config.model.text), 0, 1)
+    batch = next(reader.batches(0))
+    noise = Draws(3, torch.device("cpu")).rollout(5, batch, 2)
+    for i, place in enumerate(batch.places.tolist()):
+        assert torch.equal(noise[0, i], Draws.first(3, 5, place, tuple(batch.latents.shape[1:])))

@@ -1,0 +1,133 @@
+"""Pairs of noise and the endpoint that a teacher's ODE leads to from it, in shards, for the warm start of a student.
+
+    PAIRS/pairs.json                              what was made, and how
+          part_00000_of_00008_rank_00003/         a folder of shards: one rank's share of some batches
+
+A pair is an ordinary record whose latents are the endpoint; its annotation holds what it was conditioned on, and the
+numbers that the noise was drawn from. B batch, L latent frames, C latent channels.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...models import strict
+from ...models.encoders.base import TextEncoder
+from ..config import StreamConfig, read_json
+from ..distill_config import DistillConfig
+from ..draws import Draws
+from .reader import Reader, Samples
+from .record import Record
+from .shards import ShardError
+from .tasks import Batch, Choice
+
+FACTS = "pairs.json"
+
+
+@dataclass(frozen=True)
+class PairFacts:
+    """`pairs.json`: what has to be the same for a folder to be gone on with, and how many parts make it whole."""
+
+    teacher: str  # hash of the weights
+    guidance: float
+    steps: int
+    shift: float
+    seed: int
+    global_batch: int
+    ranks: int
+    parts: int
+    batches: int  # global batches a part
+
+    def folder(self, base: Path, part: int, rank: int) -> Path:
+        return base / f"part_{part:05d}_of_{self.parts:05d}_rank_{rank:05d}"
+
+    def folders(self, base: Path) -> list[Path]:
+        return [self.folder(base, part, rank) for part in range(self.parts) for rank in range(self.ranks)]
+
+
+def read_facts(base: Path) -> PairFacts:
+    """Raises ShardError where the folder holds no pairs, or is not whole."""
+    if not (base / FACTS).is_file():
+        raise ShardError(f"{base / FACTS} is missing: no folder of launch/pairs.py")
+    facts: PairFacts = strict.parse(PairFacts, read_json(base / FACTS))
+    missing = [folder.name for folder in facts.folders(base) if not folder.is_dir()]
+    if missing:
+        raise ShardError(
+            f"{base}: {len(missing)} of {facts.parts * facts.ranks} parts are missing, the first is {missing[0]}; run "
+            f"launch/pairs.py again, it goes on where it stopped"
+        )
+    return facts
+
+
+def to_pair(record: Record, choice: Choice, endpoint: Tensor, origin: tuple[int, int, int]) -> Record:
+    """The record of a pair; `endpoint` (L, C), `origin` are seed, step and place of the noise (`Draws.rollout`)."""
+    condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": choice.given.int().tolist()}
+    latents = endpoint.numpy().astype(np.float32)
+    return replace(
+        record,
+        id="-".join(map(str, origin)),
+        latent_mean=latents,
+        latent_std=np.zeros_like(latents),
+        captions=[],
+        annotation={"condition": condition, "noise": origin},
+    )
+
+
+class PairAssembler(Protocol):
+    """What `Assembler` does with settled choices."""
+
+    def batch(
+        self, records: Sequence[Record], choices: Sequence[Choice], latents: Sequence[Tensor], places: Sequence[int]
+    ) -> Batch: ...
+
+
+class PairReader:
+    """Batches of pairs, in an order and with resuming as `Reader` has them."""
+
+    def __init__(self, config: DistillConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
+        """Raises ShardError or ValueError where the folder is damaged, not whole, or made with other encoders."""
+        base = Path(config.warm_start.pairs)
+        streams = tuple(StreamConfig(str(f), {"T2A": 1.0}) for f in read_facts(base).folders(base))
+        data = replace(config.data, streams=streams)
+        self.reader = Reader(replace(config, data=data), encode_text, rank, ranks)
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This rank's batches from update `start` on, without end."""
+        for samples in self.reader.samples(start):
+            yield paired(self.reader.assemble, samples)
+
+
+def paired(assembler: PairAssembler, samples: Samples) -> Batch:
+    """Endpoints as latents, with the conditions and the noise that they were made from."""
+    choices, latents, noises = [], [], []
+    for record in samples.records:
+        condition: dict[str, Any] = record.annotation["condition"]
+        given = torch.tensor(condition["given"], dtype=torch.float32)
+        choices.append(Choice(condition["task"], condition["text"], condition["video"], given))
+        latents.append(torch.from_numpy(record.latent_mean.astype(np.float32)))
+        seed, step, place = record.annotation["noise"]
+        noises.append(Draws.first(seed, step, place, tuple(latents[-1].shape)))
+    batch = assembler.batch(samples.records, choices, latents, samples.places)
+    return replace(batch, noise=torch.stack(noises))
+
+
+def write_facts(base: Path, facts: PairFacts) -> None:
+    """Begin a folder of pairs, or find that it was begun alike. Raises ValueError naming what differs."""
+    base.mkdir(parents=True, exist_ok=True)
+    file = base / FACTS
+    if not file.exists():
+        file.write_text(json.dumps(strict.to_dict(facts), indent=1) + "\n")
+        return
+    before, now = read_json(file), strict.to_dict(facts)
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"{base} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; go on with the "
+                f"former, or give another --out"
+            )
