@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from audiox_turbo.models.audiox import AudioX
+from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.distill_config import load_distill_config
 from audiox_turbo.trainer.distill_run import load_teacher
 from tests.small import ROOT, small_distill_config
@@ -23,6 +24,22 @@ def test_there_are_configurations():
 def test_what_ships_is_allowed(path):
     config = load_distill_config(path)
     assert config.sampling.steps == 4 and config.sampling.guidance == 1
+
+
+@pytest.mark.parametrize(("preset", "counts"), [("paper", (5, 1, 1)), ("dmd2", (1, 5, 1)), ("even", (1, 1, 1))])
+def test_presets(preset, counts):
+    plain = ("updates.student=null", "updates.fake=null", "updates.discriminator=null", f"updates.preset={preset}")
+    config = small_distill_config(None, *plain)
+    assert config.updates.counts == counts and config.cycle.round == sum(counts)
+    assert small_distill_config(None, *plain, "updates.fake=3").updates.counts == (counts[0], 3, counts[2])
+
+
+def test_the_paper_and_what_keeps_up_with_it():
+    paper, shipped = (load_distill_config(ROOT / f"configs/distill_2p7b{name}.json") for name in ("_paper", ""))
+    assert {paper.student.optimizer.lr, paper.fake.optimizer.lr, paper.discriminator.optimizer.lr} == {1e-5}
+    assert shipped.fake.optimizer.lr == 10 * shipped.student.optimizer.lr and shipped.updates.fake_warm_up == 500
+    assert paper.updates.counts == shipped.updates.counts == (5, 1, 1)
+    assert paper.model == shipped.model == load_config(ROOT / "configs/2p7b.json").model
 
 
 @pytest.mark.parametrize(

@@ -39,21 +39,32 @@ class TeacherConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
+PRESETS: dict[str, tuple[int, int, int]] = {"paper": (5, 1, 1), "dmd2": (1, 5, 1), "even": (1, 1, 1)}
+
+
 @dataclass(frozen=True)
 class UpdatesConfig:
     """Updates of each role in a round (section VI-A), and of the fake model alone before the first."""
 
-    student: int = 5
-    fake: int = 1
-    discriminator: int = 1
+    preset: Literal["paper", "dmd2", "even"] = "paper"  # 5:1:1, 1:5:1, 1:1:1
+    student: int | None = None  # instead of the preset's
+    fake: int | None = None
+    discriminator: int | None = None
     fake_warm_up: int = 0
 
     def __post_init__(self) -> None:
         for name in ("student", "fake", "discriminator"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: {getattr(self, name)} updates a round; give at least 1")
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise ValueError(f"{name}: {count} updates a round; give at least 1")
         if self.fake_warm_up < 0:
             raise ValueError(f"fake_warm_up: {self.fake_warm_up} updates; give 0 or more")
+
+    @property
+    def counts(self) -> tuple[int, int, int]:
+        """Of student, fake model and discriminator in a round."""
+        student, fake, discriminator = PRESETS[self.preset]
+        return self.student or student, self.fake or fake, self.discriminator or discriminator
 
 
 @dataclass(frozen=True)
@@ -141,8 +152,7 @@ class DistillConfig:
 
     @property
     def cycle(self) -> Cycle:
-        u = self.updates
-        return Cycle(u.student, u.fake, u.discriminator, self.warm_start.updates, u.fake_warm_up)
+        return Cycle(*self.updates.counts, self.warm_start.updates, self.updates.fake_warm_up)
 
 
 def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
