@@ -290,7 +290,7 @@ class TestRandomness:
             for place in (0, 1, 239)
             for purpose in Purpose
         }
-        assert len(set(draws.values())) == len(draws) == 54
+        assert len(set(draws.values())) == len(draws) == 18 * len(Purpose)
         assert draws[1, 70_000, 239, Purpose.NOISE] == tuple(sample_rng(1, 70_000, 239, Purpose.NOISE).random(4))
 
     def test_neighbours_are_independent(self):
