@@ -13,9 +13,11 @@ import json
 import sys
 from pathlib import Path
 
+from audiox_turbo.trainer import command
+
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     split = commands.add_parser("split", help="hold a share of each category out")
     split.add_argument("--manifest", required=True, type=Path)
@@ -32,31 +34,28 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> int:
-    arguments = parse()
+def run(arguments: argparse.Namespace) -> None:
     from audiox_turbo.trainer import classify
+    from audiox_turbo.trainer.generator import Generator
 
-    try:
-        if arguments.command == "split":
-            counts = classify.split(arguments.manifest, arguments.out, arguments.least, arguments.held, arguments.seed)
-            for name, (train, held) in counts.items():
-                print(f"{name:20} {train:4} to train on, {held:3} held out")
-            return 0
-        from audiox_turbo.trainer.generator import Generator
-
-        folder = arguments.recordings
-        generator = Generator(arguments.weights)
-        train, held = folder / "train.jsonl", folder / "held.jsonl"
-        result = classify.judge(generator, train, held, arguments.each, arguments.seed)
-        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    if arguments.command == "split":
+        counts = classify.split(arguments.manifest, arguments.out, arguments.least, arguments.held, arguments.seed)
+        for name, (train, held) in counts.items():
+            print(f"{name:20} {train:4} to train on, {held:3} held out")
+        return
+    folder = arguments.recordings
+    sets = folder / "train.jsonl", folder / "held.jsonl"
+    result = classify.judge(Generator(arguments.weights), *sets, arguments.each, arguments.seed)
+    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} right")
     print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} called what was asked for")
     for name, row in zip(result["names"], result["generated_confusion"], strict=True):
         print(f"  {name:14}" + "".join(f"{count:5}" for count in row))
-    return 0
+
+
+def main() -> int:
+    arguments = parse()
+    return command.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -8,15 +8,15 @@ examples:
 They load without DeepSpeed: AudioX.from_pretrained("weights/tiny").
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from audiox_turbo.trainer import command
 from audiox_turbo.trainer.export import export
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run")
     parser.add_argument("--out", required=True, type=Path, help="folder of the weights; must not exist")
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of their moving average")
@@ -25,14 +25,13 @@ def main() -> int:
     )
     parser.add_argument("--step", type=int, help="of this step's checkpoint (default: the newest)")
     arguments = parser.parse_args()
-    kind = "weights" if arguments.raw else "ema"
-    try:
+
+    def run() -> None:
+        kind = "weights" if arguments.raw else "ema"
         source = export(arguments.run, arguments.out, kind=kind, dtype=arguments.dtype, step=arguments.step)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{arguments.out}: {'raw' if arguments.raw else 'EMA'} weights of {source}, {arguments.dtype}")
-    return 0
+        print(f"{arguments.out}: {'raw' if arguments.raw else 'EMA'} weights of {source}, {arguments.dtype}")
+
+    return command.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from audiox_turbo.trainer import command
 from audiox_turbo.trainer.demo_report import compose
 from audiox_turbo.trainer.hardware import free_port
 
@@ -93,7 +94,7 @@ class Demo:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything (default: runs/demo)")
     parser.add_argument("--config", type=Path, default=Path("configs/tiny.json"))
     parser.add_argument("--minutes", type=float, default=6.5, help="for the teacher's training (default: 6.5)")

@@ -13,9 +13,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from audiox_turbo.trainer import command
+
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--weights", required=True, nargs="+", type=Path, help="folders made by launch/convert.py")
     parser.add_argument("--out", required=True, type=Path, help="JSON file of the report")
     parser.add_argument("--html", type=Path, help="also write a page with tables, sounds and spectrograms")
@@ -63,12 +65,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,11 @@ import sys
 import time
 from pathlib import Path
 
+from audiox_turbo.trainer import command
+
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command.parser(__doc__)
     parser.add_argument("--weights", required=True, type=Path, help="folder made by launch/convert.py")
     parser.add_argument("--text", help="what to hear")
     parser.add_argument("--video", type=Path, help="a video that the sound shall fit")
@@ -110,12 +112,7 @@ def run(a: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse()
-    try:
-        run(arguments)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return command.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -8,36 +8,33 @@ The configuration says which data, which guidance (`distillation.guidance`) and 
 again after a stop: it goes on. Then distil with --set warm_start.pairs=data/pairs --set warm_start.updates=400
 """
 
-import argparse
 import sys
 from pathlib import Path
 
+from audiox_turbo.trainer import command
 from audiox_turbo.trainer.distill_config import load_distill_config
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, type=Path, help="the distillation's JSON file")
+    parser = command.parser(__doc__)
+    command.add_config(parser, "the distillation's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
-    parser.add_argument(
-        "--out", required=True, type=Path, help="folder of the pairs; one that was begun is gone on with"
-    )
-    parser.add_argument("--count", type=int, default=10000, help="pairs, rounded up to whole parts (default: 10000)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
+    parser.add_argument("--out", required=True, type=Path, help="folder of the pairs; one begun alike is gone on with")
+    parser.add_argument("--count", type=int, default=10000, help="pairs, up to a whole batch more (default: 10000)")
+    command.add_launched(parser)
     arguments = parser.parse_args()
     if arguments.count < 1:
         parser.error(f"--count {arguments.count} must be at least 1")
-    try:
+
+    def run() -> None:
         config = load_distill_config(arguments.config, arguments.set)
+        command.cache_compiled(arguments.out)
         from audiox_turbo.trainer.pairs import make_pairs  # imports DeepSpeed, seconds that a typo need not cost
 
         count = make_pairs(config, arguments.teacher, arguments.out, arguments.count)
-    except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(f"{arguments.out}: {count} pairs")
-    return 0
+        print(f"{arguments.out}: {count} pairs")
+
+    return command.exit_code(run)
 
 
 if __name__ == "__main__":

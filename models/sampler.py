@@ -32,10 +32,15 @@ def guided(
     lengths = torch.cat((condition[1], unconditional[1]))
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
-        v, v_uncond = backbone(z.repeat(2, 1, 1), t.repeat(2), both, lengths).chunk(2)
-        return v_uncond + guidance * (v - v_uncond)
+        return combined(backbone(z.repeat(2, 1, 1), t.repeat(2), both, lengths), guidance)
 
     return velocity
+
+
+def combined(both: Tensor, guidance: float) -> Tensor:
+    """The guided velocity (B, L, C) from those of the conditional and the unconditional branch (2·B, L, C)."""
+    v, v_uncond = both.float().chunk(2)
+    return v_uncond + guidance * (v - v_uncond)
 
 
 def sample(

@@ -28,29 +28,40 @@ def begun(config: DistillConfig) -> Distillation:
 
 
 def digests(task: Distillation) -> dict[str, str]:
-    """All that each role owns on this rank, and its gradients; and the teacher's weights."""
+    """All that each role owns on this rank, and the teacher's weights."""
     found = {}
     for name, role in task.roles.items():
         for kind, shards in role.state().items():
             found[f"{name}/{kind}"] = digest(shards)
         found[f"{name}/updates"] = str(role.engine.updates())
-        gradients = [p.grad for p in role.engine.module.parameters() if p.grad is not None]
-        found[f"{name}/gradients"] = digest(gradients)
     # Where ZeRO-3 shards it, what this rank holds of a parameter is its `ds_tensor`.
     held = [getattr(p, "ds_tensor", p) for p in task.teacher.frozen.module.parameters()]
     return found | {"teacher/weights": digest(held)}
+
+
+def watched(task: Distillation) -> set[str]:
+    """A set that fills with the roles whose weights a gradient arrives at."""
+    reached: set[str] = set()
+    models = {name: role.engine.module for name, role in task.roles.items()}
+    for name, model in (models | {"teacher": task.teacher.frozen.module}).items():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda gradient, name=name: reached.add(name))
+    return reached
 
 
 def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
     """The whole distillation on made-up samples: what each update did, and what it changed."""
     task, rows = begun(config), []
     batches = MadeUp(config).batches(0)
-    before = digests(task)
+    before, reached = digests(task), watched(task)
     for update in range(task.total):
+        reached.clear()
         task.step(update, next(batches))
         after = digests(task)
         changed = sorted(name for name in after if after[name] != before[name])
-        rows.append({"phase": task.cycle.phase(update).value, "changed": changed, "values": task.metrics()})
+        row = {"phase": task.cycle.phase(update).value, "changed": changed, "reached": sorted(reached)}
+        rows.append(row | {"values": task.metrics()})
         before = after
     checkpoint.save(folder, task.total, task.roles, 0, {"config": strict.to_dict(config)})
     task.destroy()

@@ -64,6 +64,7 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("distillation.loss=kl", "distillation.loss: 'kl' is not allowed; expected 'dmd' or 'eq10'"),
         ("distillation.lamda=1", "distillation.lamda: unknown key"),
         ("student.zero.stage=4", "student.zero.stage: 4 is not allowed"),
+        ("training.steps=11", "training.steps: 11 is not a multiple of the student's 5 updates a round"),
         ("warm_start.steps=0", "warm_start.steps: 0 must be at least 1"),
     ],
 )

@@ -94,7 +94,7 @@ class StoppedAt:
 def digest(shards: list[torch.Tensor]) -> str:
     state = xxhash.xxh3_128()
     for shard in shards:
-        state.update(shard.detach().contiguous().view(-1).numpy().tobytes())
+        state.update(shard.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return str(state.hexdigest())
 
 

@@ -143,6 +143,16 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {error!r}") from None
 
 
+def newest_manifest(run: Path) -> dict[str, Any] | None:
+    """Of the newest checkpoint whose manifest can be read."""
+    for folder in complete(run):
+        try:
+            return read_manifest(folder)
+        except CheckpointError:
+            continue  # `newest` passes it over too, and says so
+    return None
+
+
 def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
     """What is wrong with every `parts`-th file of a checkpoint, or "" if nothing is."""
     try:

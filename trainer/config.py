@@ -175,21 +175,28 @@ class LoggingConfig:
         _at_least("samples_every", self.samples_every, 0)
 
 
-@dataclass(frozen=True)
-class RunConfig:
-    """Everything a pretraining run does."""
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """What pretraining and distillation have in common."""
 
     model: ModelConfig
     data: DataConfig
-    training: TrainingConfig
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    training: LoopConfig
     ema: EmaConfig = field(default_factory=EmaConfig)
-    zero: ZeroConfig = field(default_factory=ZeroConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseConfig):
+    """Everything a pretraining run does."""
+
+    training: TrainingConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -4,11 +4,14 @@ around a frozen teacher, one role an update; all of them are on every rank.
 B batch, L latent frames, C latent channels.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from ..models.audiox import AudioX, SamplingConfig
 from ..models.discriminator import DiscriminatorHead
+from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels, noise_levels
 from . import zero
 from .checkpoint import Role
@@ -23,9 +26,10 @@ from .flow_matching import clean_estimate, flow_matching_loss, interpolate
 from .gan import adversarial_loss, discriminator_loss
 from .loop import Previews, Step
 from .meter import Meter
-from .pretrain import compile_blocks
+from .pretrain import prepared
 from .schedule import Phase, learning_rate
-from .teacher import Teacher, through
+from .teacher import Teacher
+from .velocity import through
 
 COLLAPSED = 0.3  # of the data's spread
 WON = 0.05  # hinge loss, which is 2 where nothing is told apart
@@ -42,37 +46,29 @@ class Distillation:
     shown: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
 
     def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World) -> None:
-        """`teacher` holds the weights that student and fake model begin with."""
+        """`teacher` holds the weights that student and fake model begin with, and is frozen itself."""
         self.config, self.world, self.cycle = config, world, config.cycle
         self.total = self.cycle.total(config.training.steps)
         self.times = noise_levels(config.sampling)[:-1]
         self.accumulation = check_ranks(config.training, world.ranks)
         torch.manual_seed(config.training.seed)
-        state = teacher.state_dict()
-        models: dict[str, nn.Module] = {"discriminator": DiscriminatorHead(config.model.backbone.width)}
+        self.engines = {"discriminator": self._engine("discriminator", DiscriminatorHead(config.model.backbone.width))}
         for name in ("student", "fake"):
-            model = AudioX(config.model, config.sampling)
-            model.load_state_dict(state)
-            model.backbone.checkpointing = config.training.checkpointing
-            if config.training.compile:
-                compile_blocks(model)
-            models[name] = model
-        if config.training.compile:
-            compile_blocks(teacher)
-        frozen = zero.Frozen(teacher, config.teacher.precision, config.teacher.sharded, world.device)
-        roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
-        self.engines = {name: self._engine(models[name], role) for name, role in roles.items()}
+            self.engines[name] = self._engine(name, prepared(copy.deepcopy(teacher), config.training))
+        frozen = zero.Frozen(
+            prepared(teacher, config.training), config.teacher.precision, config.teacher.sharded, world.device
+        )
         self.ema = Ema(config.ema, self.engines["student"].shards())
         self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}
         d = config.distillation
-        self.teacher = Teacher(frozen, config.model, d.guidance, d.blocks)
+        self.teacher = Teacher(frozen, build_text_encoder(config.model.text), d.guidance, d.blocks)
         self.draws = Draws(config.training.seed, world.device)
-        self.meter = Meter(world.device)
+        self.meter = Meter()
         self.previews = Previews(config)
         self.heard: dict[str, Tensor] = {}  # of the teacher, which stays as it is
 
-    def _engine(self, model: nn.Module, role: RoleConfig) -> zero.Engine:
-        training = self.config.training
+    def _engine(self, name: str, model: nn.Module) -> zero.Engine:
+        training, role = self.config.training, self._role(name)
         return zero.Engine(
             model.to(self.world.device),
             role.optimizer,
@@ -97,10 +93,10 @@ class Distillation:
         }[phase]
         applied = False
         for micro in batch.split(self.config.training.micro_batch):
-            applied = engine.backward(loss(update, micro), rate)
+            applied = engine.backward(loss(update, micro.to(self.world.device)), rate)
         if applied and name == "student":
             self.ema.update(engine.shards(), engine.updates())
-        return Step(applied, {f"{name}_lr": rate}, self._flops(phase, update, batch.conditions.text.shape[1]))
+        return Step(name, applied, {f"{name}_lr": rate}, self._flops(phase, update, batch.conditions.text.shape[1]))
 
     def destroy(self) -> None:
         for engine in self.engines.values():
@@ -148,22 +144,29 @@ class Distillation:
         return names, self.previews.codec.decode(latents), latents
 
     def _flops(self, phase: Phase, update: int, text_tokens: int) -> int:
-        """Operations a sample: a backward counts two forwards, or one where only z gets a gradient."""
-        settings = self.config.distillation
-        whole = forward_flops(self.config.model, text_tokens)["total"]
+        """Operations a sample. A backward counts two forwards; where only z gets a gradient it counts one, without the
+        conditioner."""
+        settings, warm = self.config.distillation, self.config.warm_start
+        parts = forward_flops(self.config.model, text_tokens)
+        whole, conditioner = parts["total"], parts["temporal"] + parts["fusion"]
         trunk = forward_flops(self.config.model, text_tokens, settings.blocks)["total"]
-        guided = whole * (1 if settings.guidance == 1 else 2)
-        rollout = whole * self._interval(update)
+        guided = 1 if settings.guidance == 1 else 2
+        sampling = whole * self._interval(update)  # up to z at the step that the update is about
         if phase is Phase.WARM_START:
-            warm = self.config.warm_start
-            return 3 * whole + (0 if warm.pairs else guided * warm.steps)
+            return 3 * whole + (0 if warm.pairs else guided * whole * warm.steps)
         if phase is Phase.STUDENT:
-            matching = {"dmd": guided + whole, "eq10": 2 * (guided + whole), "eq10_sg_teacher": guided + 2 * whole}
-            return rollout + 3 * whole + matching[settings.loss] + (2 * trunk if settings.adversarial else 0)
-        return rollout + whole + (2 * trunk if phase is Phase.DISCRIMINATOR else 3 * whole)
+            through_z = {"dmd": 0, "eq10": guided + 1, "eq10_sg_teacher": 1}[settings.loss]
+            matching = (guided + 1) * whole + through_z * (whole - conditioner)
+            adversarial = 2 * trunk - conditioner if settings.adversarial else 0
+            return sampling + 3 * whole + matching + adversarial
+        return sampling + whole + (2 * trunk if phase is Phase.DISCRIMINATOR else 3 * whole)
+
+    def _role(self, name: str) -> RoleConfig:
+        role: RoleConfig = getattr(self.config, name)
+        return role
 
     def _rate(self, name: str, update: int) -> float:
-        role: RoleConfig = getattr(self.config, name)
+        role = self._role(name)
         turn = self.cycle.turns(TURNS[name], update)
         return learning_rate(role.schedule, role.optimizer.lr, turn, self.cycle.turns(TURNS[name], self.total))
 
@@ -177,7 +180,7 @@ class Distillation:
         if batch.noise is None:
             endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
         else:
-            endpoint, noise[0] = batch.latents.to(noise.device), batch.noise.to(noise.device)
+            endpoint, noise[0] = batch.latents, batch.noise
         t = self._level(k, batch)
         v = self._trained("student", interpolate(endpoint, noise[k], t), t, batch)
         losses = flow_matching_loss(v, endpoint, noise[k])
@@ -186,7 +189,7 @@ class Distillation:
 
     def _student(self, update: int, batch: Batch) -> Tensor:
         """Eq. 15, as a product whose gradient at ẑ_0 is the objective's: the student's graph and those of teacher, fake
-        model and discriminator never meet."""
+        model and discriminator never meet, and nothing is accumulated at their weights."""
         k = self._interval(update)
         with torch.no_grad():
             z = self._rollout(update, batch, k)
@@ -204,13 +207,13 @@ class Distillation:
         settings = self.config.distillation
         noise, tau = self.draws.perturbation(update, batch, settings.tau)
         z_tau = interpolate(leaf, noise, tau)
-        with self.engines["fake"].frozen() as fake:
-            with torch.set_grad_enabled(settings.loss == "eq10"):
-                v_teacher = self.teacher.guided(z_tau, tau, batch)
-            with torch.set_grad_enabled(settings.loss != "dmd"):
-                v_fake = through(fake, self.engines["fake"].dtype, z_tau, tau, batch.conditions)
-            losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.weight)
-            (direction,) = torch.autograd.grad(losses.mean(), leaf)
+        fake = self.engines["fake"]
+        with torch.set_grad_enabled(settings.loss == "eq10"):
+            v_teacher = self.teacher.velocity(batch.conditions)(z_tau, tau)
+        with torch.set_grad_enabled(settings.loss != "dmd"):
+            v_fake = through(fake.module, fake.dtype, z_tau, tau, batch.conditions)
+        losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.weight)
+        (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("dm", losses)
         self.meter.add("dm_gradient", lengths(direction))
         return direction
@@ -219,10 +222,9 @@ class Distillation:
         """Gradient at ẑ_0 of the mean adversarial loss: (B, L, C)."""
         noise, t = self.draws.critic(update, batch, self.config.distillation.critic_noise)
         engine = self.engines["discriminator"]
-        with engine.frozen() as head:
-            features = self.teacher.features(interpolate(leaf, noise[0], t), t, batch)
-            losses = adversarial_loss(head(features.to(engine.dtype)))
-            (direction,) = torch.autograd.grad(losses.mean(), leaf)
+        features = self.teacher.features(interpolate(leaf, noise[0], t), t, batch.conditions)
+        losses = adversarial_loss(engine.module(features.to(engine.dtype)))
+        (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("adversarial", losses)
         self.meter.add("adversarial_gradient", lengths(direction))
         return direction
@@ -237,11 +239,12 @@ class Distillation:
 
     def _discriminator(self, update: int, batch: Batch) -> Tensor:
         """Eq. 13: real latents against the student's samples, each pair under one condition and one noise level."""
-        pair = batch.latents.to(self.world.device), self._sample(update, batch)
+        pair = batch.latents, self._sample(update, batch)
         noise, t = self.draws.critic(update, batch, self.config.distillation.critic_noise)
         engine = self.engines["discriminator"]
         with torch.no_grad():
-            features = [self.teacher.features(interpolate(z, n, t), t, batch) for z, n in zip(pair, noise, strict=True)]
+            noised = [interpolate(z, n, t) for z, n in zip(pair, noise, strict=True)]
+            features = [self.teacher.features(z, t, batch.conditions) for z in noised]
         real, sampled = engine.engine(torch.cat(features).to(engine.dtype)).float().chunk(2)
         losses = discriminator_loss(real, sampled)
         self.meter.add("discriminator", losses)
@@ -283,14 +286,15 @@ class Distillation:
 
     def _watch(self, estimate: Tensor, batch: Batch) -> None:
         """Spread within samples and between neighbours, beside the data's."""
-        for name, z in (("samples", estimate), ("data", batch.latents.to(estimate.device))):
+        for name, z in (("samples", estimate), ("data", batch.latents)):
             self.meter.add(f"deviation_{name}", z.flatten(1).std(1))
-            self.meter.add(f"distance_{name}", (z - z.roll(1, 0)).flatten(1).square().mean(1).sqrt())
+            if len(z) > 1:
+                self.meter.add(f"distance_{name}", (z - z.roll(1, 0)).flatten(1).square().mean(1).sqrt())
 
 
 def kept(clean: Tensor, batch: Batch) -> Tensor:
     """A clean estimate (B, L, C) with the latents that are given put back, as a sampler does."""
-    return torch.where(batch.given.unsqueeze(-1).to(clean.device) > 0, batch.latents.to(clean.device), clean)
+    return torch.where(batch.given.unsqueeze(-1) > 0, batch.latents, clean)
 
 
 def lengths(gradient: Tensor) -> Tensor:

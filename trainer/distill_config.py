@@ -3,21 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from ..models.audiox import SamplingConfig
-from ..models.config import ModelConfig
-from .config import (
-    CheckpointConfig,
-    DataConfig,
-    EmaConfig,
-    LoggingConfig,
-    LoopConfig,
-    OptimizerConfig,
-    ScheduleConfig,
-    ZeroConfig,
-    parse_file,
-)
+from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, parse_file
 from .schedule import Cycle
 
 
@@ -73,7 +62,7 @@ class WarmStartConfig:
 
     updates: int = 0
     pairs: str = ""  # folder of launch/pairs.py; without one every update makes its own
-    steps: int = 50  # of the ODE, where an update makes its own
+    steps: int = 50  # of the ODE
     shift: float = 1.0  # of these steps, as in `sampling`
 
     def __post_init__(self) -> None:
@@ -113,13 +102,11 @@ class DistillationConfig:
             raise ValueError("tau: the weight kl is infinite at 0; begin above 0")
 
 
-@dataclass(frozen=True)
-class DistillConfig:
-    """Everything a distillation does. `training.steps` counts the student's updates in rounds."""
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(BaseConfig):
+    """Everything a distillation does. `training.steps` counts the student's updates in rounds; what comes every so many
+    steps (checkpoints, lines of the log, sounds) counts updates of all roles."""
 
-    model: ModelConfig
-    data: DataConfig
-    training: LoopConfig
     sampling: SamplingConfig  # of the student
     student: RoleConfig = field(default_factory=RoleConfig)
     fake: RoleConfig = field(default_factory=RoleConfig)
@@ -128,10 +115,6 @@ class DistillConfig:
     updates: UpdatesConfig = field(default_factory=UpdatesConfig)
     warm_start: WarmStartConfig = field(default_factory=WarmStartConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
-    ema: EmaConfig = field(default_factory=EmaConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)
-    deepspeed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         steps, given = self.sampling.steps, len(self.distillation.probabilities)
@@ -149,6 +132,18 @@ class DistillConfig:
                 f"distillation.blocks: {self.distillation.blocks} of a teacher with model.backbone.depth "
                 f"{self.model.backbone.depth}; take at most that many"
             )
+
+        each = self.updates.counts[0]
+        if self.training.steps % each:
+            raise ValueError(
+                f"training.steps: {self.training.steps} is not a multiple of the student's {each} updates a round; "
+                f"change one of them"
+            )
+
+    @property
+    def paired_updates(self) -> int:
+        """Updates of the warm start that take their batches from pairs."""
+        return self.warm_start.updates if self.warm_start.pairs else 0
 
     @property
     def cycle(self) -> Cycle:

@@ -1,19 +1,15 @@
 """A distillation from its configuration to its end."""
 
 import itertools
-import os
 from collections.abc import Iterator
 from pathlib import Path
-
-import torch
 
 from ..models import strict
 from ..models.audiox import WEIGHTS, AudioX
 from ..models.encoders.build import build_text_encoder
 from . import checkpoint, run, zero
-from .config import check_ranks
-from .data.pairs import PairReader, read_facts
-from .data.reader import Reader, check_streams
+from .data.pairs import PairReader, check_pairs
+from .data.reader import Reader
 from .data.tasks import Batch
 from .distill import Distillation
 from .distill_config import DistillConfig
@@ -28,18 +24,17 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     Everything that can be wrong with the configuration, the teacher, the shards or the folder is refused before a
     process group is made. Raises ValueError or OSError.
     """
-    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
-    run.check_output(output, resume)
-    run.check_unchanged(output, config)
-    check_streams(config, hashes=False)
-    if config.warm_start.updates and config.warm_start.pairs:
-        read_facts(Path(config.warm_start.pairs))
-    weights = load_teacher(config, teacher)
-    about = {"config": strict.to_dict(config), "teacher": checkpoint.hash_file(teacher / WEIGHTS)}
-    _check_teacher(output, teacher, about["teacher"])
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    world = zero.start()
+    run.check(config, output, resume)
+    weights, digest = load_teacher(config, teacher), checkpoint.hash_file(teacher / WEIGHTS)
+    before = checkpoint.newest_manifest(output)
+    if before and before["teacher"] != digest:
+        raise ValueError(
+            f"{output} was begun with another teacher than {teacher}: give --teacher that one, or another --output"
+        )
+    if config.paired_updates and (before is None or before["step"] < config.paired_updates):
+        check_pairs(config, digest)
+    world = zero.start(config.training.threads)
+    about = {"config": strict.to_dict(config), "teacher": digest}
     task = Distillation(config, weights, world)
     reader = Source(config, world)
     peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
@@ -50,16 +45,17 @@ class Source:
     """Where an update's batch comes from: pairs in the warm start, if there are any, and the data."""
 
     def __init__(self, config: DistillConfig, world: zero.World) -> None:
-        arguments = config, build_text_encoder(config.model.text), world.rank, world.ranks
-        self.data = Reader(*arguments)
-        self.paired = config.warm_start.updates if config.warm_start.pairs else 0
-        self.pairs = PairReader(*arguments) if self.paired else None
+        self.config = config
+        self.arguments = build_text_encoder(config.model.text), world.rank, world.ranks
+        self.data = Reader(config, *self.arguments)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This rank's batches from update `start` on, without end."""
-        if self.pairs is not None and start < self.paired:
-            yield from itertools.islice(self.pairs.batches(start), self.paired - start)
-        yield from self.data.batches(max(start, self.paired))
+        paired = self.config.paired_updates
+        if start < paired:
+            pairs = PairReader(self.config, *self.arguments)
+            yield from itertools.islice(pairs.batches(start), paired - start)
+        yield from self.data.batches(max(start, paired))
 
 
 def load_teacher(config: DistillConfig, folder: Path) -> AudioX:
@@ -73,12 +69,3 @@ def load_teacher(config: DistillConfig, folder: Path) -> AudioX:
         where, a, b = run.difference("model", theirs, ours)
         raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
     return teacher.float()
-
-
-def _check_teacher(output: Path, folder: Path, teacher: str) -> None:
-    """Raises ValueError when the run went on so far with another teacher."""
-    for before in checkpoint.complete(output)[:1]:
-        if checkpoint.read_manifest(before)["teacher"] != teacher:
-            raise ValueError(
-                f"{output} was begun with another teacher than {folder}: give --teacher that one, or another --output"
-            )

@@ -16,10 +16,10 @@ from ..models.encoders.build import build_codec, build_text_encoder
 from ..models.sampler import sample
 from . import checkpoint, run
 from .checkpoint import Role
-from .config import RunConfig
-from .data.tasks import Batch
-from .distill_config import DistillConfig
+from .config import BaseConfig
+from .data.tasks import Batch, Conditions
 from .logs import Logs
+from .velocity import Nothing, guided_velocity
 from .zero import World
 
 
@@ -27,6 +27,7 @@ from .zero import World
 class Step:
     """What a training step tells the loop."""
 
+    role: str  # which was trained
     applied: bool  # false where a gradient was not finite and the weights stayed
     values: dict[str, float]
     flops_per_sample: int
@@ -65,7 +66,7 @@ class Batches(Protocol):
 def train(
     task: Task,
     reader: Batches,
-    config: RunConfig | DistillConfig,
+    config: BaseConfig,
     world: World,
     output: Path,
     resume: bool,
@@ -79,12 +80,12 @@ def train(
     steps, every = task.total, config.logging.every
     with Logs(output, world.rank == 0, start, steps, output.name) as logs:
         batches = ahead(reader.batches(start))
-        skipped, logged, clock, flops, due = 0, start, time.perf_counter(), 0, False
+        skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
         for step in range(start, steps):
             batch = next(batches)
             result = task.step(step, batch)
             done = step + 1
-            skipped = _count_skipped(skipped, result, step, batch, config.training.max_skipped, logs)
+            _count_skipped(skipped, result, step, batch, config.training.max_skipped, logs)
             logs.advance()
             flops += result.flops_per_sample * config.training.global_batch
             if done % every == 0 or done == steps:
@@ -130,52 +131,44 @@ def restore(task: Task, output: Path, resume: bool, world: World) -> int:
     return step
 
 
-def _count_skipped(skipped: int, result: Step, step: int, batch: Batch, limit: int, logs: Logs) -> int:
-    """Non-finite steps in a row. Raises FloatingPointError when there are `limit` of them (`training.max_skipped`)."""
+def _count_skipped(skipped: dict[str, int], result: Step, step: int, batch: Batch, limit: int, logs: Logs) -> None:
+    """Counts each role's non-finite steps in a row. Raises FloatingPointError when one has had `limit` of them
+    (`training.max_skipped`)."""
     if result.applied:
-        return 0
-    logs.say(
-        f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({skipped + 1} in a row)"
-    )
-    if skipped + 1 >= limit:
+        skipped[result.role] = 0
+        return
+    skipped[result.role] += 1
+    count, role = skipped[result.role], "" if result.role == "model" else f"{result.role}."
+    logs.say(f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({count} in a row)")
+    if count >= limit:
         raise FloatingPointError(
             f"{limit} steps in a row, to step {step}, had a loss or gradient that is not finite; rank 0's last samples "
-            f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower optimizer.lr, or look at them"
+            f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower {role}optimizer.lr, or look at them"
         )
-    return skipped + 1
 
 
 class Previews:
     """Sound for fixed prompts from weights in training, for TensorBoard."""
 
-    def __init__(self, config: RunConfig | DistillConfig) -> None:
+    def __init__(self, config: BaseConfig) -> None:
         self.config = config
         self.codec: AudioCodec = build_codec(config.model.codec)
-        prompts = list(config.logging.prompts)
+        prompts, model = config.logging.prompts, config.model
         self.names = [f"{i} {prompt}" for i, prompt in enumerate(prompts)]
-        self.text: Tensor | None = None
         if prompts:
-            self.text, self.length = build_text_encoder(config.model.text)([*prompts, *[""] * len(prompts)])
+            encode_text = build_text_encoder(model.text)
+            video = torch.zeros(len(prompts), model.video.steps, model.video.dim)
+            audio = torch.zeros(len(prompts), model.codec.frames, model.codec.channels)
+            self.conditions = Conditions(video, audio, *encode_text(list(prompts)))
+            self.nothing = Nothing(encode_text)
 
     @torch.no_grad()
     def make(self, model: nn.Module, sampling: SamplingConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Latents (B, L, C) of the prompts, from the same noise every time."""
-        codec, video = self.config.model.codec, self.config.model.video
-        if self.text is None:
-            return torch.zeros(0, codec.frames, codec.channels)
-        n = len(self.text) // 2
+        shape = len(self.names), self.config.model.codec.frames, self.config.model.codec.channels
+        if not self.names:
+            return torch.zeros(shape)
         generator = torch.Generator().manual_seed(0)
-        shapes = ((2 * n, video.steps, video.dim), (2 * n, codec.frames, codec.channels))
-        features = [torch.zeros(s, device=device, dtype=dtype) for s in shapes]
-        text, length = self.text.to(device, dtype), self.length.to(device)
-
-        def draw() -> Tensor:
-            return torch.randn(n, codec.frames, codec.channels, generator=generator).to(device)
-
-        def velocity(z: Tensor, t: Tensor) -> Tensor:  # through forward, which ZeRO-3 needs to gather weights
-            both = model(z.repeat(2, 1, 1).to(dtype), t.repeat(2), *features, text, length).float()
-            v, v_uncond = both.chunk(2)
-            return v_uncond + sampling.guidance * (v - v_uncond)
-
+        velocity = guided_velocity(model, dtype, self.conditions.to(device, dtype), self.nothing, sampling.guidance)
         with torch.compiler.set_stance("force_eager"):
-            return sample(velocity, draw, sampling).cpu()
+            return sample(velocity, lambda: torch.randn(shape, generator=generator).to(device), sampling).cpu()

@@ -7,8 +7,7 @@ from torch import Tensor
 class Meter:
     """Sums stay on the device; all ranks add the same names in the same order."""
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> None:

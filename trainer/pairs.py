@@ -1,6 +1,5 @@
 """Makes the pairs of `data/pairs.py`: every rank solves the teacher's ODE for its share of every batch."""
 
-import collections
 import itertools
 import os
 from collections.abc import Iterator
@@ -10,12 +9,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..models import strict
 from ..models.audiox import WEIGHTS
 from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels
 from . import checkpoint, zero
 from .config import check_ranks
-from .data.pairs import PairFacts, to_pair, write_facts
+from .data.pairs import FACTS, PairFacts, check_begun, solved_as, to_pair
 from .data.reader import Reader, Samples, check_streams
 from .data.record import Record
 from .data.shards import ShardWriter
@@ -23,56 +23,59 @@ from .data.tasks import Assembler
 from .distill_config import DistillConfig
 from .distill_run import load_teacher
 from .draws import Draws
+from .files import write_json
+from .pretrain import prepared
 from .teacher import Teacher
 
 PART = 32  # global batches a folder: what an interruption costs at most
 
 
 def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> int:
-    """At least `count` pairs in `out`; parts that are there already are kept. Returns how many there are.
+    """At least `count` pairs in `out`; what is there already is kept. Returns how many there are.
 
     Raises ValueError or OSError where something is wrong with the configuration, the teacher or the shards, or where
     `out` was begun otherwise.
     """
-    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    ranks, batch = int(os.environ.get("WORLD_SIZE", "1")), config.training.global_batch
+    check_ranks(config.training, ranks)
     check_streams(config, hashes=False)
     weights = load_teacher(config, folder)
-    world = zero.start()
-    batch, warm = config.training.global_batch, config.warm_start
-    needed = -(-count // batch)
-    each = min(PART, needed)
+    batches = -(-count // batch)
     facts = PairFacts(
-        teacher=checkpoint.hash_file(folder / WEIGHTS),
-        guidance=config.distillation.guidance,
-        steps=warm.steps,
-        shift=warm.shift,
+        **solved_as(config, checkpoint.hash_file(folder / WEIGHTS)),
+        data=config.data,
         seed=config.training.seed,
         global_batch=batch,
-        ranks=world.ranks,
-        parts=-(-needed // each),
-        batches=each,
+        ranks=ranks,
+        batches=batches,
+        each=min(PART, batches),
     )
+    check_begun(out, facts)
+    world = zero.start(config.training.threads)
     if world.rank == 0:
-        write_facts(out, facts)
-    torch.distributed.barrier()
-    frozen = zero.Frozen(weights, config.teacher.precision, config.teacher.sharded, world.device)
-    teacher = Teacher(frozen, config.model, config.distillation.guidance, config.distillation.blocks)
-    reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
-    held = [[facts.folder(out, part, rank).is_dir() for rank in range(world.ranks)] for part in range(facts.parts)]
+        write_json(out / FACTS, strict.to_dict(facts))
+    frozen = zero.Frozen(
+        prepared(weights, config.training), config.teacher.precision, config.teacher.sharded, world.device
+    )
+    encode_text = build_text_encoder(config.model.text)
+    teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
+    reader = Reader(config, encode_text, world.rank, ranks)
+    held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
     torch.distributed.barrier()  # every rank has looked before any writes
     missing = [part for part, shares in enumerate(held) if not all(shares)]
     if missing:
         making = _Making(config, facts, teacher, world, out)
-        samples = reader.samples(missing[0] * each)
-        with tqdm(total=len(missing) * each * batch, unit=" pairs", desc=out.name, disable=world.rank != 0) as bar:
+        samples = reader.samples(missing[0] * facts.each)
+        left = batches - missing[0] * facts.each
+        with tqdm(total=left * batch, unit=" pairs", desc=out.name, disable=world.rank != 0) as bar:
             for part in range(missing[0], facts.parts):
-                taken = itertools.islice(samples, each)
+                taken = itertools.islice(samples, min(facts.each, batches - part * facts.each))
                 if part in missing:
                     making.part(part, taken, reader.assemble, bar)
                 else:
-                    collections.deque(taken, maxlen=0)
+                    bar.update(batch * sum(1 for _ in taken))
     torch.distributed.barrier()
-    return facts.parts * each * batch
+    return batches * batch
 
 
 class _Making:
@@ -100,7 +103,7 @@ class _Making:
         whole = assembler.batch(s.records, choices, latents, s.places)
         ends = [
             self.teacher.endpoint(micro, self.draws.rollout(s.step, micro, 0)[0], self.times).cpu()
-            for micro in whole.split(self.config.training.micro_batch)
+            for micro in whole.to(self.world.device).split(self.config.training.micro_batch)
         ]
         for record, choice, endpoint, place in zip(s.records, choices, torch.cat(ends), s.places, strict=True):
             yield to_pair(record, choice, endpoint, (self.facts.seed, s.step, place))

@@ -1,6 +1,5 @@
 """Pretraining of AudioX-Base: flow matching on latents under multimodal conditions (section IV)."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +11,8 @@ from ..models.audiox import AudioX
 from ..models.encoders.build import build_text_encoder
 from . import run, zero
 from .checkpoint import Role
-from .config import RunConfig, TrainingConfig, check_ranks
-from .data.reader import Reader, check_streams
+from .config import LoopConfig, RunConfig, TrainingConfig, check_ranks
+from .data.reader import Reader
 from .data.tasks import Batch
 from .ema import Ema
 from .flops import training_flops
@@ -34,10 +33,7 @@ class Pretraining:
         self.config, self.world = config, world
         training = config.training
         torch.manual_seed(training.seed)
-        self.model = AudioX(config.model, config.sampling)
-        self.model.backbone.checkpointing = training.checkpointing
-        if training.compile:
-            compile_blocks(self.model)
+        self.model = prepared(AudioX(config.model, config.sampling), training)
         accumulation = check_ranks(training, world.ranks)
         self.engine = zero.Engine(
             self.model.to(world.device),
@@ -65,7 +61,7 @@ class Pretraining:
         if applied:
             self.ema.update(self.engine.shards(), self.engine.updates())
         values = {"lr": rate, "skipped": float(step + 1 - self.engine.updates())}  # skipped since the run began
-        return Step(applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
+        return Step("model", applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
 
     def losses(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
@@ -107,6 +103,14 @@ def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
     return noise_level(uniform, training.time, training.time_mean, training.time_even)
 
 
+def prepared(model: AudioX, training: LoopConfig) -> AudioX:
+    """A model that recomputes and compiles its blocks as the configuration says."""
+    model.backbone.checkpointing = training.checkpointing
+    if training.compile:
+        compile_blocks(model)
+    return model
+
+
 def compile_blocks(model: AudioX) -> None:
     """torch.compile for each transformer block: blocks of one shape share their code, so it is compiled once."""
     for block in model.backbone.blocks:
@@ -119,13 +123,8 @@ def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
     Everything that can be wrong with the configuration, the shards or the folder is refused before a process group is
     made. Raises ValueError or OSError.
     """
-    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
-    run.check_output(output, resume)
-    run.check_unchanged(output, config)
-    check_streams(config, hashes=False)
-    if config.training.threads:
-        torch.set_num_threads(config.training.threads)
-    world = zero.start()
+    run.check(config, output, resume)
+    world = zero.start(config.training.threads)
     task = Pretraining(config, world)
     reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
     peak = peak_flops(world.device, task.engine.dtype) * world.ranks

@@ -3,13 +3,14 @@
 RUN/config.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
 """
 
+import os
 from pathlib import Path
 from typing import Any
 
 from ..models import strict
 from . import checkpoint
-from .config import RunConfig, read_json
-from .distill_config import DistillConfig
+from .config import BaseConfig, check_ranks, read_json
+from .data.reader import check_streams
 from .files import write_json
 
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
@@ -22,7 +23,16 @@ FIXED = (
     "training.global_batch",
     "updates",  # of a distillation
     "warm_start.updates",
+    "warm_start.pairs",
 )
+
+
+def check(config: BaseConfig, output: Path, resume: bool) -> None:
+    """All that can be wrong with ranks, folder and shards, before a process group is made. Raises ValueError."""
+    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    check_output(output, resume)
+    check_unchanged(output, config)
+    check_streams(config, hashes=False)
 
 
 def check_output(folder: Path, resume: bool) -> None:
@@ -33,7 +43,7 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} is a file; give another --output")
 
 
-def check_unchanged(folder: Path, config: RunConfig | DistillConfig) -> None:
+def check_unchanged(folder: Path, config: BaseConfig) -> None:
     """Raises ValueError when something of `FIXED` differs from the run in the folder; names it with both values."""
     if not (folder / "config.json").exists():
         return
@@ -48,7 +58,7 @@ def check_unchanged(folder: Path, config: RunConfig | DistillConfig) -> None:
             )
 
 
-def write_config(folder: Path, config: RunConfig | DistillConfig) -> None:
+def write_config(folder: Path, config: BaseConfig) -> None:
     write_json(folder / "config.json", strict.to_dict(config))
 
 

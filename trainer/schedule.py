@@ -69,9 +69,9 @@ class Cycle:
         return sum(done[phase] for phase in phases)
 
     def ends_round(self, update: int) -> bool:
-        """Whether a round, or what comes before the first, is complete after update `update`."""
+        """Whether update `update` completes a round, or comes before the first."""
         done = update + 1 - self.before
-        return done >= 0 and done % self.round == 0
+        return done <= 0 or done % self.round == 0
 
     def total(self, steps: int) -> int:
         """Updates of all roles until the student has had `steps` in rounds, the last of which is whole."""

@@ -33,8 +33,13 @@ class World:
     device: torch.device
 
 
-def start() -> World:
-    """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does."""
+def start(threads: int = 0) -> World:
+    """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does.
+
+    `threads` of a rank on a CPU; with 0 the ranks share those that torch would use.
+    """
+    if threads:
+        torch.set_num_threads(threads)
     here = os.environ.get("LOCAL_SIZE", "1")  # DeepSpeed's launcher calls LOCAL_WORLD_SIZE that
     defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1"}
     for name, value in defaults.items():
@@ -45,7 +50,7 @@ def start() -> World:
     local = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
-    elif "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
+    elif not threads and "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -119,19 +124,6 @@ class Engine:
         if self.clip:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
         return True
-
-    @contextmanager
-    def frozen(self) -> Iterator[nn.Module]:
-        """The module for forwards whose gradient must not reach its own weights, nor DeepSpeed's count of them: no
-        other role's loss may disturb this one. The backward belongs inside."""
-        parameters = [p for p in self.module.parameters() if p.requires_grad]
-        for parameter in parameters:
-            parameter.requires_grad_(False)
-        try:
-            yield self.module
-        finally:
-            for parameter in parameters:
-                parameter.requires_grad_(True)
 
     def gradient_norm(self) -> float:
         """Norm over all parameters and ranks of the last step's gradient, before clipping."""

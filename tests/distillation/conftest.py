@@ -12,21 +12,32 @@ def stage(number: int, *more: str) -> tuple[str, ...]:
 
 
 ENDS = (1, 4, 6, 9)  # updates before which a run breaks off: in the warm-ups, and at several places of a round
-RESUMED = stage(2, "training.steps=4", "updates.student=2", "updates.fake_warm_up=1", "checkpoint.every=1")
+BF16 = 7  # and one more, in bfloat16
+RESUMED = stage(
+    2, "training.steps=4", "updates.student=2", "updates.fake_warm_up=1", "checkpoint.every=1", "checkpoint.keep=0"
+)
+LOW = tuple(f"{role}.precision=bf16" for role in (*ROLES, "teacher"))
+
+
+def interrupted(end: int, name: str, overrides: tuple[str, ...]) -> list[Item]:
+    """A run that breaks off before an update, and goes on."""
+    return [
+        Item(f"broken {name}", "whole", overrides, arguments={"stop": end}),
+        Item(f"resumed {name}", "whole", overrides, folder=f"broken {name}", arguments={"resume": True}),
+    ]
+
+
 TWO_RANKS = [
     *[Item(f"rounds {n}", "rounds", stage(n)) for n in (1, 2, 3)],
     Item("rounds accumulated", "rounds", stage(2, "training.micro_batch=2")),
     Item("rounds sharded", "rounds", stage(2, "teacher.sharded=true")),
-    Item("rounds eq10", "rounds", stage(2, "distillation.loss=eq10")),
+    Item("rounds eq10", "rounds", stage(3, "distillation.loss=eq10", "teacher.sharded=true")),
+    Item("rounds stopped", "rounds", stage(2, "distillation.loss=eq10_sg_teacher", "distillation.weight=kl")),
+    Item("rounds bf16", "rounds", stage(2, *LOW)),
     Item("through", "whole", RESUMED),
-    *[
-        item
-        for end in ENDS
-        for item in (
-            Item(f"broken {end}", "whole", RESUMED, arguments={"stop": end}),
-            Item(f"resumed {end}", "whole", RESUMED, folder=f"broken {end}", arguments={"resume": True}),
-        )
-    ],
+    *[item for end in ENDS for item in interrupted(end, f"{end}", RESUMED)],
+    Item("through bf16", "whole", (*RESUMED, *LOW)),
+    *interrupted(BF16, f"{BF16} bf16", (*RESUMED, *LOW)),
 ]
 
 

@@ -61,11 +61,11 @@ def test_pairs_are_noise_and_its_endpoint(commands):
     class Whole:
         module, dtype = load_weights(commands.folder / "teacher"), torch.float32
 
-    asked = Teacher(Whole, config.model, config.distillation.guidance, 1)
+    asked = Teacher(Whole, build_text_encoder(config.model.text), config.distillation.guidance, 1)
     for _, batch in zip(range(2), reader.batches(0), strict=False):
         mask = batch.given.unsqueeze(-1)
         with torch.no_grad():
-            ends = euler(lambda z, t, b=batch: asked.guided(z, t, b), batch.noise, levels(3), batch.latents, mask)
+            ends = euler(asked.velocity(batch.conditions), batch.noise, levels(3), batch.latents, mask)
         torch.testing.assert_close(ends, batch.latents, rtol=2e-3, atol=2e-2)  # float16 in the shards
         assert not torch.allclose(batch.noise, batch.latents, atol=0.5)
 
@@ -85,6 +85,12 @@ def test_pairs_of_another_kind_are_not_mixed(commands):
     done = commands.with_teacher("pairs", *arguments)
     assert done.returncode == 1
     assert "was begun with guidance 3.0, now it is 5.0" in done.stderr
+
+
+def test_pairs_of_another_guidance_start_no_student(commands):
+    done = commands.with_teacher("distill", "--output", commands.folder / "other", "--set", "distillation.guidance=5")
+    assert done.returncode == 1
+    assert "was made with guidance 3.0, now it is 5.0" in done.stderr and not (commands.folder / "other").exists()
 
 
 def test_from_pairs_to_sound(commands):

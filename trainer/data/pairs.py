@@ -7,11 +7,10 @@ A pair is an ordinary record whose latents are the endpoint; its annotation hold
 numbers that the noise was drawn from. B batch, L latent frames, C latent channels.
 """
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +18,13 @@ from torch import Tensor
 
 from ...models import strict
 from ...models.encoders.base import TextEncoder
-from ..config import StreamConfig, read_json
+from ..config import DataConfig, StreamConfig, read_json
 from ..distill_config import DistillConfig
 from ..draws import Draws
 from .reader import Reader, Samples
 from .record import Record
 from .shards import ShardError
-from .tasks import Batch, Choice
+from .tasks import Assembler, Batch, Choice
 
 FACTS = "pairs.json"
 
@@ -35,20 +34,38 @@ class PairFacts:
     """`pairs.json`: what has to be the same for a folder to be gone on with, and how many parts make it whole."""
 
     teacher: str  # hash of the weights
+    precision: str
     guidance: float
     steps: int
     shift: float
+    data: DataConfig  # which samples, and how they are conditioned
     seed: int
     global_batch: int
     ranks: int
-    parts: int
-    batches: int  # global batches a part
+    batches: int  # global batches in all
+    each: int  # and in a part; the last may have fewer
+
+    @property
+    def parts(self) -> int:
+        return -(-self.batches // self.each)
 
     def folder(self, base: Path, part: int, rank: int) -> Path:
         return base / f"part_{part:05d}_of_{self.parts:05d}_rank_{rank:05d}"
 
     def folders(self, base: Path) -> list[Path]:
         return [self.folder(base, part, rank) for part in range(self.parts) for rank in range(self.ranks)]
+
+
+def solved_as(config: DistillConfig, teacher: str) -> dict[str, Any]:
+    """The facts that a configuration and the hash of a teacher's weights settle of how pairs are solved."""
+    warm = config.warm_start
+    return {
+        "teacher": teacher,
+        "precision": config.teacher.precision,
+        "guidance": config.distillation.guidance,
+        "steps": warm.steps,
+        "shift": warm.shift,
+    }
 
 
 def read_facts(base: Path) -> PairFacts:
@@ -65,6 +82,31 @@ def read_facts(base: Path) -> PairFacts:
     return facts
 
 
+def check_pairs(config: DistillConfig, teacher: str) -> None:
+    """Raises ValueError where the pairs were solved with another teacher or otherwise than the configuration says."""
+    base = Path(config.warm_start.pairs)
+    facts = read_facts(base)
+    for name, value in solved_as(config, teacher).items():
+        if getattr(facts, name) != value:
+            raise ValueError(
+                f"{base} was made with {name} {getattr(facts, name)!r}, now it is {value!r}; make pairs of this "
+                f"teacher and configuration with launch/pairs.py"
+            )
+
+
+def check_begun(base: Path, facts: PairFacts) -> None:
+    """Raises ValueError where a folder of pairs was begun otherwise, naming what differs."""
+    if not (base / FACTS).exists():
+        return
+    before, now = read_json(base / FACTS), strict.to_dict(facts)
+    for name in now:
+        if before.get(name) != now[name]:
+            raise ValueError(
+                f"{base} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; go on with the "
+                f"former, or give another --out"
+            )
+
+
 def to_pair(record: Record, choice: Choice, endpoint: Tensor, origin: tuple[int, int, int]) -> Record:
     """The record of a pair; `endpoint` (L, C), `origin` are seed, step and place of the noise (`Draws.rollout`)."""
     condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": choice.given.int().tolist()}
@@ -77,14 +119,6 @@ def to_pair(record: Record, choice: Choice, endpoint: Tensor, origin: tuple[int,
         captions=[],
         annotation={"condition": condition, "noise": origin},
     )
-
-
-class PairAssembler(Protocol):
-    """What `Assembler` does with settled choices."""
-
-    def batch(
-        self, records: Sequence[Record], choices: Sequence[Choice], latents: Sequence[Tensor], places: Sequence[int]
-    ) -> Batch: ...
 
 
 class PairReader:
@@ -103,7 +137,7 @@ class PairReader:
             yield paired(self.reader.assemble, samples)
 
 
-def paired(assembler: PairAssembler, samples: Samples) -> Batch:
+def paired(assembler: Assembler, samples: Samples) -> Batch:
     """Endpoints as latents, with the conditions and the noise that they were made from."""
     choices, latents, noises = [], [], []
     for record in samples.records:
@@ -115,19 +149,3 @@ def paired(assembler: PairAssembler, samples: Samples) -> Batch:
         noises.append(Draws.first(seed, step, place, tuple(latents[-1].shape)))
     batch = assembler.batch(samples.records, choices, latents, samples.places)
     return replace(batch, noise=torch.stack(noises))
-
-
-def write_facts(base: Path, facts: PairFacts) -> None:
-    """Begin a folder of pairs, or find that it was begun alike. Raises ValueError naming what differs."""
-    base.mkdir(parents=True, exist_ok=True)
-    file = base / FACTS
-    if not file.exists():
-        file.write_text(json.dumps(strict.to_dict(facts), indent=1) + "\n")
-        return
-    before, now = read_json(file), strict.to_dict(facts)
-    for name in now:
-        if before.get(name) != now[name]:
-            raise ValueError(
-                f"{base} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; go on with the "
-                f"former, or give another --out"
-            )

@@ -10,8 +10,7 @@ import torch
 
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
-from ..config import RunConfig
-from ..distill_config import DistillConfig
+from ..config import BaseConfig
 from .record import Record, from_columns
 from .shards import ShardError, check_shards, read_features
 from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
@@ -56,7 +55,7 @@ class Reader:
     whatever the number of ranks and loader processes, and wherever the run was resumed.
     """
 
-    def __init__(self, config: RunConfig | DistillConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
+    def __init__(self, config: BaseConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
         """Raises ShardError or ValueError when the shards are damaged, too few, or made with other encoders."""
         data, batch = config.data, config.training.global_batch
         self.config = config
@@ -157,7 +156,7 @@ def places(world: World, samples: int) -> list[int]:
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
 
 
-def check_streams(config: RunConfig | DistillConfig, hashes: bool) -> int:
+def check_streams(config: BaseConfig, hashes: bool) -> int:
     """Samples of all streams together, if they are complete, enough, and made with the model's encoders.
 
     With `hashes` every byte is read. Raises ShardError or ValueError.

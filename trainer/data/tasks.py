@@ -4,7 +4,7 @@ B batch, L latent frames, C latent channels, S motion steps, D feature width, T 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,6 +58,16 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def to(self, device: torch.device) -> "Batch":
+        """The same samples there; their places stay."""
+        return replace(
+            self,
+            latents=self.latents.to(device, non_blocking=True),
+            conditions=self.conditions.to(device, self.latents.dtype),
+            given=self.given.to(device, non_blocking=True),
+            noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
+        )
 
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of `size` samples."""

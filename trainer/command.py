@@ -1,0 +1,51 @@
+"""What the command lines in launch/ share; imports nothing that takes time."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+def parser(doc: str | None) -> argparse.ArgumentParser:
+    """One whose help is a script's docstring as it stands."""
+    return argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def add_config(to: argparse.ArgumentParser, what: str = "the run's JSON file, see configs/") -> None:
+    """--config and --set."""
+    to.add_argument("--config", required=True, type=Path, help=what)
+    to.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+
+
+def add_launched(to: argparse.ArgumentParser) -> None:
+    """What DeepSpeed's launcher passes to every rank."""
+    to.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_output(to: argparse.ArgumentParser) -> None:
+    """--output and --resume of a run."""
+    to.add_argument("--output", type=Path, help="folder of the run (default: runs/<name of the config>)")
+    to.add_argument("--resume", action="store_true", help="go on with the run in that folder, or start it")
+
+
+def output(arguments: argparse.Namespace) -> Path:
+    """The folder of a run, in which compiled code goes too."""
+    folder: Path = arguments.output or Path("runs") / arguments.config.stem
+    cache_compiled(folder)
+    return folder
+
+
+def cache_compiled(folder: Path) -> None:
+    """A process killed while compiling leaves an empty library behind that would break other runs: each has its own."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute() / "compiled"))
+
+
+def exit_code(act: Callable[[], None]) -> int:
+    """Carry a command out: 0, or 1 after a sentence for what a user can mend."""
+    try:
+        act()
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
