@@ -3,7 +3,7 @@
 examples:
   python launch/evaluate.py --weights weights/tiny --out report.json
   python launch/evaluate.py --weights weights/tiny --steps 25 --prompts 25 --html report.html --run runs/tiny
-  python launch/evaluate.py --weights weights/teacher weights/student --out both.json --html both.html
+  python launch/evaluate.py --weights weights/teacher weights/student --also-steps 4 --out both.json --html both.html
 
 The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
 Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
@@ -31,7 +31,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the transformer (default: fp32)")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
-    parser.add_argument("--no-efficiency", action="store_true", help="leave the latencies out")
+    parser.add_argument(
+        "--also-steps", nargs="+", type=int, default=[], metavar="N", help="judge the first weights at N steps too"
+    )
+    parser.add_argument(
+        "--latency-steps", nargs="+", type=int, default=[], metavar="N", help="time the first weights at N steps too"
+    )
+    parser.add_argument("--no-latency", action="store_true", help="leave the latencies out")
     return parser.parse_args()
 
 
@@ -45,7 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
     from audiox_turbo.trainer.report import write_html
     from audiox_turbo.trainer.tables import as_text, tables
 
-    plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, not arguments.no_efficiency)
+    latency = None if arguments.no_latency else tuple(arguments.latency_steps)
+    plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, latency)
     for path in (arguments.out, arguments.html or arguments.out):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -54,6 +61,10 @@ def run(arguments: argparse.Namespace) -> None:
         generator = Generator(folder, dtype=dtypes[arguments.dtype])
         sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
         candidates.append(Candidate(folder.resolve().name, generator, sampling))
+    first = candidates[0]
+    for steps in arguments.also_steps:
+        less = changed(first.sampling, steps, None)
+        candidates.append(Candidate(f"{first.name} at {steps} steps", first.generator, less, tasks=False))
     evaluation = evaluate(candidates, arguments.judge, plan)
     write_json(arguments.out, evaluation.report)
     print("\n\n".join(as_text(table) for table in tables(evaluation.report)))

@@ -74,6 +74,7 @@ def test_the_truth_scores_as_its_reference(bench):
     assert outcome.waves.shape == (12, 1, 16384)
     same = differences(outcome, outcome, seed=0)
     assert same["cat_acc"] == same["cat_acc_low"] == same["cat_acc_high"] == 0
+    assert same["cat_acc_ratio"] == same["cat_acc_ratio_low"] == same["cat_acc_ratio_high"] == 1
     json.dumps(outcome.row, allow_nan=False)
 
 
@@ -187,17 +188,20 @@ def evaluate(root: Path, *arguments: object) -> subprocess.CompletedProcess:
 def test_evaluate_writes_report_and_page(root, folders, tmp_path):
     out, page = tmp_path / "report.json", tmp_path / "report.html"
     where = ("--weights", folders / "student", "--judge", folders / "judge", "--out", out, "--html", page)
-    done = evaluate(root, *where, "--prompts", 1, "--tasks", 2, "--guidance", 2)
+    more = ("--also-steps", 1, "--latency-steps", 1, 3)
+    done = evaluate(root, *where, "--prompts", 1, "--tasks", 2, "--guidance", 2, *more)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert [row["task"] for row in report["tasks"]] == list(TASKS)
-    (result,) = report["results"]
-    assert (result["model"], result["steps"], result["nfe"], result["prompts"]) == ("student", 2, 4, 4)
-    (latency,) = report["efficiency"]
-    assert 0 < latency["transformer_s_mean"] < latency["latency_s_mean"]
-    assert latency["rtf"] == pytest.approx(latency["latency_s_mean"] / 2.048)
+    made = [(row["model"], row["steps"], row["nfe"], row["prompts"]) for row in report["results"]]
+    assert made == [("student", 2, 4, 4), ("student at 1 steps", 1, 2, 4)]
+    assert [row["against"] for row in report["differences"]] == ["student"]
+    assert [(row["model"], row["steps"]) for row in report["efficiency"]] == [("student", n) for n in (1, 2, 3)]
+    for latency in report["efficiency"]:
+        assert 0 < latency["transformer_s_mean"] < latency["latency_s_mean"]
+        assert latency["rtf"] == pytest.approx(latency["latency_s_mean"] / 2.048)
     assert "Cat-acc" in done.stdout and "inpainting" in done.stdout and "RTF" in done.stdout
-    assert page.read_text().count("<audio") == 8  # one prompt a type, the true scene and the model's
+    assert page.read_text().count("<audio") == 12  # one prompt a type: the true scene and the model's at 2 and 1 steps
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 

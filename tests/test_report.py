@@ -19,6 +19,7 @@ from audiox_turbo.trainer.report_media import BANDS, HOP, Column, Sound, spectro
 from audiox_turbo.trainer.tables import as_text, results_table, tables
 
 METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "fd", "kl", "is")
+RATIOS = {f"{name}_ratio{side}": 1.0 for name in METRICS[:4] for side in ("", "_low", "_high")}
 VOID = {"meta", "img", "br", "line", "circle", "polyline"}
 
 
@@ -39,14 +40,14 @@ def report() -> dict:
     return {
         "made": "2025-01-01T00:00:00+00:00",
         "host": {"cpu": "a processor", "python": "3.11", "torch": "2.11", "threads": "1"},
-        "plan": {"prompts": 2, "tasks": 10, "seed": 0, "efficiency": True},
+        "plan": {"prompts": 2, "tasks": 10, "seed": 0, "latency_steps": []},
         "judge": {"raw": exam, "codec": exam},
         "models": [
             {"model": m, "parameters": 3_000_000, "kind": "euler", "steps": 25, "guidance": 3.0} for m in models
         ],
         "references": [row("true scenes"), row("true scenes through the codec")],
         "results": [row(model, **sampled) for model in models],
-        "differences": [row(models[1], against=models[0])],
+        "differences": [row(models[1], against=models[0]) | RATIOS],
         "tasks": [{"model": model, "task": name} | task for model in models for name in TASKS],
         "efficiency": [{"model": model} | latency for model in models],
     }
@@ -111,7 +112,7 @@ def page(run) -> Page:
 def test_the_page_holds_all_tables_and_players(page):
     text = " ".join(page.words)
     assert page.count("table") == len(tables(report())) == 4
-    assert page.count("tr") == 4 + (2 + 4) + 1 + 16 + 2
+    assert page.count("tr") == 4 + (2 + 4) + 2 + 16 + 2
     assert page.count("audio") == page.count("img") == 6
     for heading in ("T2A-bench", "Differences", "Tasks", "Latency", "Training: teacher", "Sounds", "The judge"):
         assert heading in text

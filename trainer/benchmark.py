@@ -146,6 +146,18 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def paired_ratio(
+    below: NDArray[np.float64], above: NDArray[np.float64], seed: int, level: float = 0.95, resamples: int = 2000
+) -> tuple[float, float, float]:
+    """mean(above) / mean(below) of values (N,) that belong together, and its percentile interval: every resample takes
+    the same places of both."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.integers(below.size, size=(resamples, below.size))
+    ratios = above[drawn].mean(axis=1) / np.maximum(below[drawn].mean(axis=1), 1e-9)
+    low, high = np.quantile(ratios, [(1 - level) / 2, (1 + level) / 2])
+    return float(above.mean() / max(below.mean(), 1e-9)), float(low), float(high)
+
+
 def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Distance of the Gaussians fitted to two sets of embeddings (N, E) and (M, E) (Heusel et al., 2017):
     |mean difference|^2 + tr(A + B - 2 (A B)^(1/2)) with the covariances A and B.

@@ -8,6 +8,7 @@ the condition is followed), and the score of the true scenes through the codec (
 """
 
 from collections.abc import Callable, Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -156,7 +157,9 @@ def _f1(matches: int, both: int) -> float:
 
 
 def _inpainting(maker: Maker, audio: Unseen, sampling: SamplingConfig, noise: int, bar: tqdm) -> Row:
-    """Error of the fill against that of a fill from the same noise without any condition."""
+    """Error of the fill against that of a fill from the same noise without any condition; both without guidance, which
+    an unconditional fill cannot have, and which moves a fill away from the one that the rest of the clip suggests."""
+    sampling = replace(sampling, guidance=1.0)
     request = request_of("inpainting", audio)
     fill = make(maker, request, noise, sampling, bar)
     blind = make(maker, Request([""] * len(audio.scenes)), noise, sampling, bar)

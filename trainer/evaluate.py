@@ -1,7 +1,7 @@
 """One report on one or more sets of weights: T2A-bench, the eight tasks, latency."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,13 @@ from ..models.audiox import SamplingConfig, count_parameters
 from ..models.judge import Judge
 from .benchmark import TYPES, Prompt, score
 from .data.record import DOMAINS
-from .efficiency import efficiency_row
+from .efficiency import Way, efficiency_rows
 from .eval_tasks import Row, clips_needed, task_rows
 from .generator import Generator
 from .hardware import describe
 from .judge import Annotation, annotate
 from .judging import load_or_train_judge
+from .making import changed
 from .report_media import Column, Sound
 from .t2a_bench import Outcome, T2ABench, differences
 from .unseen import check_embedded, draw_unseen
@@ -32,7 +33,7 @@ class Plan:
     prompts: int = 100  # of each of the four types of T2A-bench
     tasks: int = 100  # clips a task; 0 leaves the tasks out
     seed: int = 0
-    efficiency: bool = True
+    latency_steps: tuple[int, ...] | None = ()  # at which the first weights are timed too; None: no latencies at all
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.tasks < 0 or self.tasks == 1 or self.seed < 0:
@@ -49,6 +50,7 @@ class Candidate:
     name: str
     generator: Generator
     sampling: SamplingConfig
+    tasks: bool = True  # besides T2A-bench
 
 
 @dataclass(frozen=True)
@@ -96,17 +98,18 @@ def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan) ->
         report["tasks"] += rows
     report["results"] = [outcome.row for outcome in outcomes]
     report["differences"] = [differences(outcomes[0], other, plan.seed) for other in outcomes[1:]]
-    report["efficiency"] = [efficiency_row(c.generator, c.name, c.sampling) for c in candidates if plan.efficiency]
+    report["efficiency"] = efficiency_rows(_timed(candidates, plan))
     return Evaluation(report, examples(bench, outcomes, codec.sample_rate))
 
 
 def _judge(candidate: Candidate, judge: Judge, bench: T2ABench, plan: Plan) -> tuple[Outcome, list[Row]]:
     config, clips = candidate.generator.model.config, len(bench.prompts)
-    with tqdm(total=clips + clips_needed(plan.tasks), desc=candidate.name, unit=" clips") as bar:
+    each = plan.tasks if candidate.tasks else 0
+    with tqdm(total=clips + clips_needed(each), desc=candidate.name, unit=" clips") as bar:
         outcome = bench.run(candidate.generator, candidate.name, candidate.sampling, bar)
-        if not plan.tasks:
+        if not each:
             return outcome, []
-        audio, music = (draw_unseen(config, domain, plan.tasks, plan.seed) for domain in DOMAINS)
+        audio, music = (draw_unseen(config, domain, each, plan.seed) for domain in DOMAINS)
         hear = partial(annotate, judge)
         rows = task_rows(candidate.generator, hear, audio, music, candidate.sampling, plan.seed, bar)
     return outcome, [{"model": candidate.name} | row for row in rows]
@@ -140,6 +143,18 @@ def _right(prompt: Prompt, heard: Annotation) -> bool:
     scores = score([prompt], [heard])
     metric = {"category": scores.cat, "count": scores.cnt, "order": scores.ord, "timestamp": scores.ts}[prompt.kind]
     return bool(metric[0])
+
+
+def _timed(candidates: Sequence[Candidate], plan: Plan) -> list[Way]:
+    """Every model once as it is sampled, and the first at the plan's other numbers of steps, fewest first."""
+    if plan.latency_steps is None:
+        return []
+    ways = {(c.generator, c.sampling.steps): c for c in candidates}
+    first = candidates[0]
+    for steps in plan.latency_steps:
+        ways.setdefault((first.generator, steps), replace(first, sampling=changed(first.sampling, steps, None)))
+    ordered = sorted(ways.values(), key=lambda c: (c.generator is not first.generator, c.sampling.steps))
+    return [(c.name if c.generator is not first.generator else first.name, c.generator, c.sampling) for c in ordered]
 
 
 def _model(candidate: Candidate) -> Row:

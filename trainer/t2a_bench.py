@@ -25,6 +25,7 @@ from .benchmark import (
     frechet_distance,
     inception_score,
     kl_divergence,
+    paired_ratio,
     score,
 )
 from .data.scenes import Scene, audio_scene
@@ -128,14 +129,16 @@ def drawn_again(prompt: Prompt, rng: np.random.Generator) -> Scene:
 
 
 def differences(first: Outcome, second: Outcome, seed: int) -> Row:
-    """Accuracies of the second model minus the first's on the same prompts, with 95 % intervals of the differences."""
+    """Accuracies of the second model minus the first's on the same prompts, and over the first's, with 95 % intervals
+    that resample the prompts."""
     row: Row = {"model": second.row["model"], "against": first.row["model"]}
     for field in fields(Scores):
-        a, b = getattr(first.scores, field.name), getattr(second.scores, field.name)
-        gain = b.astype(np.float64) - a.astype(np.float64)
+        a, b = (getattr(x.scores, field.name).astype(np.float64) for x in (first, second))
         name = f"{field.name}_acc"
-        row[name] = float(gain.mean())
-        row[f"{name}_low"], row[f"{name}_high"] = bootstrap_interval(gain, seed)
+        row[name] = float((b - a).mean())
+        row[f"{name}_low"], row[f"{name}_high"] = bootstrap_interval(b - a, seed)
+        ratio = f"{name}_ratio"
+        row[ratio], row[f"{ratio}_low"], row[f"{ratio}_high"] = paired_ratio(a, b, seed)
     return row
 
 

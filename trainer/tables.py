@@ -49,10 +49,12 @@ def results_table(report: Report) -> Table:
 
 
 def differences_table(report: Report) -> Table:
-    rows = [
-        [Cell(f"{row['model']} − {row['against']}"), *_values(row, ACCURACY)] for row in report.get("differences", [])
-    ]
-    note = "On the same prompts and from the same noise; an interval that holds 0 tells the two not apart."
+    rows = []
+    for row in report.get("differences", []):
+        ratios = tuple((f"{key}_ratio", name) for key, name in ACCURACY)
+        rows.append([Cell(f"{row['model']} − {row['against']}"), *_values(row, ACCURACY)])
+        rows.append([Cell(f"{row['model']} / {row['against']}"), *_values(row, ratios)])
+    note = "On the same prompts and from the same noise; a difference whose interval holds 0 tells the two not apart."
     return Table("Differences", note, ("", *(name for _, name in ACCURACY)), rows)
 
 
@@ -68,8 +70,8 @@ def tasks_table(report: Report) -> Table:
     clips = report["plan"]["tasks"]
     note = (
         f"{clips} unseen clips a task. Control: the same sounds scored against the conditions of the other clips; for "
-        f"inpainting, a fill from the same noise without any condition. The lead's lower bound is above 0 where the "
-        f"condition is followed. True: the true scenes through the codec.{_onsets_alone(report)}"
+        f"inpainting, a fill from the same noise without any condition, both without guidance. The lead's lower bound "
+        f"is above 0 where the condition is followed. True: the true scenes through the codec.{_onsets_alone(report)}"
     )
     return Table("Tasks", note, ("", "measured", "value", "control", "lead, at least", "true"), rows)
 

@@ -42,6 +42,7 @@ MAX_EVENTS = 5
 # Scene kinds: one for each prompt type of T2A-bench (appendix A-C), and free mixtures such as "a bell, then two kicks".
 KINDS: tuple[str, ...] = ("categories", "count", "order", "single", "mixture")
 SHARES: tuple[float, ...] = (0.25, 0.35, 0.2, 0.1, 0.1)  # of the kinds: counting is hardest to learn
+CROWDS: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3)  # of "categories" with one to five: many are hard to gather
 _DOMAINS = {"audio": 0, "music": 1}
 
 
@@ -108,7 +109,7 @@ def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
     if kind == "single":
         return _distinct(1, rng)
     if kind == "categories":
-        return _distinct(int(rng.integers(1, MAX_EVENTS + 1)), rng)
+        return _distinct(1 + int(rng.choice(MAX_EVENTS, p=CROWDS)), rng)
     if kind == "order":
         return _distinct(int(rng.integers(2, 4)), rng)
     if kind == "count":
