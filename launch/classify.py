@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> None:
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} right")
     print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} called what was asked for")
+    near = f"generated {result['generated_nearest']:.2f}, held-out recordings {result['held_out_nearest']:.2f}"
+    print(f"median distance to the nearest recording trained on: {near}")
     for name, row in zip(result["names"], result["generated_confusion"], strict=True):
         print(f"  {name:14}" + "".join(f"{count:5}" for count in row))
 

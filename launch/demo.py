@@ -1,4 +1,5 @@
-"""The whole way on procedural scenes: shards, a small teacher under DeepSpeed, inference weights, sound, a report.
+"""The whole way on procedural scenes: shards, a small teacher under DeepSpeed, its four-step student, inference
+weights, sound, a report.
 
 Each step is one of the commands that a user would type, and is printed. A step whose result exists is not done again;
 remove runs/demo to begin anew.
@@ -15,10 +16,20 @@ from pathlib import Path
 import torch
 
 from audiox_turbo.trainer import command
-from audiox_turbo.trainer.demo_report import compose
+from audiox_turbo.trainer.demo_report import compose, training_facts
 from audiox_turbo.trainer.hardware import free_port
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
+FEW, MANY = 4, (50, 100, 200)  # steps of Table II
+
+# What distillation takes, in the time of so many training samples of the teacher. The student's minutes go into pairs,
+# into the regression on them, which passes over every pair PASSES times, and into rounds.
+PAIR_STEP, WARM_UPDATE, ROUND = (
+    0.8,
+    1.1,
+    7.0,
+)  # a guided step; a sample of an update; a sample of each update in a round
+PAIRS, PASSES = 0.3, 8
 
 
 class Demo:
@@ -50,8 +61,8 @@ class Demo:
         scenes = self.out / "scenes"
         overrides = [f"data.streams.0.path={scenes}/audio", f"data.streams.1.path={scenes}/music"]
         overrides += [f"training.steps={steps}", f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
-        sets = [word for override in overrides for word in ("--set", override)]
-        return [*self.launcher(), "launch/pretrain.py", "--config", str(self.a.config), "--output", str(output), *sets]
+        settled = ["--config", str(self.a.config), "--output", str(output), *_sets(overrides)]
+        return [*self.launcher(), "launch/pretrain.py", *settled]
 
     def launcher(self) -> list[str]:
         """On a CPU two ranks: on tensors this small two cores do more apart, and meet once a step."""
@@ -69,11 +80,31 @@ class Demo:
         batch = json.loads((trial / "config.json").read_text())["training"]["global_batch"]
         return max(self.a.calibration, int(60 * self.a.minutes * speed / batch))
 
+    def distillation(self, teacher: Path, weights: Path) -> tuple[list[str], list[str]]:
+        """The commands that make the pairs and the student, as long as the student's minutes allow on this machine."""
+        run, pairs = json.loads((teacher / "config.json").read_text()), self.out / "pairs"
+        config = json.loads(self.a.student.read_text())
+        batch, guided_steps = config["training"]["global_batch"], config["warm_start"]["steps"]
+        budget = 60 * self.a.student_minutes * training_facts(teacher)["samples_per_s"]  # in training samples
+        count = max(batch, int(PAIRS * budget / (guided_steps * PAIR_STEP + PASSES * WARM_UPDATE)))
+        updates = PASSES * count // batch
+        left = budget - count * (guided_steps * PAIR_STEP + PASSES * WARM_UPDATE)
+        steps = max(1, int(left / (batch * ROUND)))
+        streams = zip(config["data"]["streams"], run["data"]["streams"], strict=True)
+        overrides = [f"data.streams.{i}.path={theirs['path']}" for i, (_, theirs) in enumerate(streams)]
+        overrides += [f"model={json.dumps(run['model'])}"] if run["model"] != config["model"] else []
+        overrides += self.a.set_student
+        common = ["--config", str(self.a.student), "--teacher", str(weights)]
+        settled = [f"warm_start.updates={updates}", f"training.steps={steps}", f"warm_start.pairs={pairs}"]
+        made = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
+        distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(self.out / "student"), "--resume"]
+        return made + _sets(overrides), distilled + _sets([*settled, *overrides])
+
     def go(self) -> None:
         out, python = self.out, sys.executable
         out.mkdir(parents=True, exist_ok=True)
-        scenes, teacher, weights = out / "scenes", out / "teacher", out / "weights" / "teacher"
-        report = out / "evaluation.json"
+        scenes, teacher, student = out / "scenes", out / "teacher", out / "student"
+        weights, fast, report = out / "weights" / "teacher", out / "weights" / "student", out / "evaluation.json"
         prepare = ["launch/prepare.py", "scenes", "--config", str(self.a.config), "--out", str(scenes)]
         workers = ["--workers", str(os.cpu_count() or 1)]
         self.run("shards", scenes, python, *prepare, "--clips", str(self.a.clips), "--seed", "0", *workers)
@@ -81,16 +112,30 @@ class Demo:
             steps = self.steps() if not (teacher / "config.json").exists() else self._configured(teacher)
             self.run("train", weights, *self.training(teacher, steps), "--resume")
         self.run("export", weights, python, "launch/convert.py", str(teacher), "--out", str(weights))
-        evaluate = ["launch/evaluate.py", "--weights", str(weights), "--judge", str(out / "judge")]
-        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks)]
-        evaluate += ["--steps", str(self.a.sampling_steps), "--dtype", "bf16", "--out", str(report)]
-        page = ["--html", str(out / "report.html"), "--run", str(teacher)]
+        models, runs = [weights], [teacher]
+        if self.a.student_minutes:
+            if not fast.exists():
+                pairs, distill = self.distillation(teacher, weights)
+                self.run("pairs", fast, *pairs)
+                self.run("distill", fast, *distill)
+            self.run("export student", fast, python, "launch/convert.py", str(student), "--out", str(fast))
+            models, runs = [weights, fast], [teacher, student]
+        evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
+        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", "bf16"]
+        evaluate += ["--also-steps", str(FEW), "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
+        page = ["--html", str(out / "report.html"), "--run", *map(str, runs)]
         self.run("evaluate", report, python, *evaluate, *page)
-        compose(json.loads(report.read_text()), teacher, scenes, self.times, out / "report.json")
+        compose(
+            json.loads(report.read_text()), {run.name: run for run in runs}, scenes, self.times, out / "report.json"
+        )
         print(f"-- done in {sum(self.times.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}", flush=True)
 
     def _configured(self, teacher: Path) -> int:
         return int(json.loads((teacher / "config.json").read_text())["training"]["steps"])
+
+
+def _sets(overrides: list[str]) -> list[str]:
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def main() -> int:
@@ -101,9 +146,15 @@ def main() -> int:
     parser.add_argument("--clips", type=int, default=16000, help="procedural clips to train on (default: 16000)")
     parser.add_argument("--prompts", type=int, default=100, help="unseen prompts of each type (default: 100)")
     parser.add_argument("--tasks", type=int, default=100, help="clips a task is judged on (default: 100)")
-    parser.add_argument("--sampling-steps", type=int, default=25, help="steps of the teacher's sampler (default: 25)")
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help=argparse.SUPPRESS)
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a training value")
+    parser.add_argument("--student", type=Path, default=Path("configs/distill_tiny.json"), help="its configuration")
+    parser.add_argument("--student-minutes", type=float, default=7, help="to distil it; 0 makes none (default: 7)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override the teacher's training"
+    )
+    parser.add_argument(
+        "--set-student", action="append", default=[], metavar="KEY=VALUE", help="override the student's"
+    )
     demo = Demo(parser.parse_args())
     try:
         demo.go()

@@ -60,11 +60,12 @@ def run(arguments: argparse.Namespace) -> None:
     for folder in arguments.weights:
         generator = Generator(folder, dtype=dtypes[arguments.dtype])
         sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
-        candidates.append(Candidate(folder.resolve().name, generator, sampling))
+        candidates.append(Candidate(folder.resolve().name, folder.resolve().name, generator, sampling))
     first = candidates[0]
     for steps in arguments.also_steps:
         less = changed(first.sampling, steps, None)
-        candidates.append(Candidate(f"{first.name} at {steps} steps", first.generator, less, tasks=False))
+        name = f"{first.name} at {steps} steps"
+        candidates.append(Candidate(name, first.weights, first.generator, less, tasks=False))
     evaluation = evaluate(candidates, arguments.judge, plan)
     write_json(arguments.out, evaluation.report)
     print("\n\n".join(as_text(table) for table in tables(evaluation.report)))

@@ -1,5 +1,6 @@
 """One rank of a launch of tests/distillation: as training_ranks.py, for distillation."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,9 @@ def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
         rows.append(row | {"values": task.metrics()})
         before = after
     checkpoint.save(folder, task.total, task.roles, 0, {"config": strict.to_dict(config)})
+    counted, planned = ({n: asdict(b) for n, b in found.items()} for found in (task.bytes(), task.planned_bytes()))
     task.destroy()
-    return {"rows": rows}
+    return {"rows": rows, "bytes": counted, "planned": planned}
 
 
 def whole(folder: Path, config: DistillConfig, stop: int = 0, resume: bool = False) -> dict[str, Any]:

@@ -10,9 +10,10 @@ import pytest
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.judging import load_or_train_judge
 
-SMALL = (
-    "training.compile=false",
-    "training.threads=1",
+SMALL = ("training.compile=false", "training.threads=1")
+STUDENT = (*SMALL, "warm_start.steps=2")
+TEACHER = (
+    "sampling.steps=2",
     "model.backbone.width=64",
     "model.backbone.heads=1",
     "model.backbone.depth=2",
@@ -26,21 +27,23 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path) -> None:
     # A judge that has hardly learnt: what it says is not the point here.
     load_or_train_judge(out / "judge", load_config(root / "configs/tiny.json").model.codec, steps=2)
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
-    command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--sampling-steps", "2"]
-    command += [word for setting in SMALL for word in ("--set", setting)]
+    command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
+    command += [word for setting in (*SMALL, *TEACHER) for word in ("--set", setting)]
+    command += [word for setting in STUDENT for word in ("--set-student", setting)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
     report = json.loads((out / "report.json").read_text())
-    assert {"host", "data", "judge", "chance", "teacher", "efficiency"} <= report.keys()
+    assert {"host", "data", "judge", "chance", "teacher", "student", "efficiency"} <= report.keys()
     assert report["chance"].keys() >= {"cat_acc", "cnt_acc", "ord_acc", "ts_acc"}
-    teacher = report["teacher"]
-    assert teacher["steps"] >= 4 and teacher["minutes"] > 0 and teacher["samples_per_s"] > 0
-    result = teacher["results"][0]
-    assert result["prompts"] == 4 and result["steps"] == 2 and result["nfe"] == 4
-    assert {row["task"] for row in teacher["tasks"]} == {
-        "T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion",
-    }  # fmt: skip
+    tasks = {"T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion"}
+    for name, ways in {"teacher": [(2, 4), (4, 8)], "student": [(4, 4)]}.items():
+        model = report[name]
+        assert model["steps"] >= 4 and model["minutes"] > 0 and model["samples_per_s"] > 0
+        assert [(row["steps"], row["nfe"]) for row in model["results"]] == ways
+        assert {row["task"] for row in model["tasks"]} == tasks and model["results"][0]["prompts"] == 4
+    timed = [(row["model"], row["steps"]) for row in report["efficiency"]]
+    assert timed == [*(("teacher", n) for n in (2, 4, 50, 100, 200)), ("student", 4)]
     assert report["efficiency"][0]["rtf"] > 0
     page = (out / "report.html").read_text()
     assert page.count("<audio") >= 8 and "http" not in page.split("</style>")[1].split("</body>")[0]

@@ -9,7 +9,7 @@ import torch
 
 from ..models.audiox import AudioX
 from . import zero
-from .config import RunConfig
+from .config import BaseConfig, RunConfig
 from .data.tasks import Batch, Conditions
 from .flops import forward_flops, training_flops
 from .flow_matching import flow_matching_loss, interpolate
@@ -102,7 +102,7 @@ class PlainLoop:
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1e-3)
 
 
-def random_batch(config: RunConfig) -> Batch:
+def random_batch(config: BaseConfig) -> Batch:
     """A rank's batch of the configured shapes, full texts, numbers from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     model, n = config.model, config.training.global_batch

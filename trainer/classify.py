@@ -123,9 +123,16 @@ def accuracy(table: list[list[int]]) -> float:
     return sum(row[i] for i, row in enumerate(table)) / sum(map(sum, table))
 
 
+def nearest(latents: Tensor, known: Tensor) -> float:
+    """Median over latents (N, L, C) of the root mean squared difference from the nearest of `known` (M, L, C): far
+    below that of held-out recordings where a model has learnt its recordings by heart."""
+    distances = torch.cdist(latents.flatten(1), known.flatten(1)) / latents[0].numel() ** 0.5
+    return float(distances.amin(1).median())
+
+
 def judge(generator: Generator, train: Path, held: Path, each: int, seed: int) -> dict[str, Any]:
     """Classifier on the training recordings, its accuracy on those held out, and what it calls `each` sounds that the
-    weights make from every category's name."""
+    weights make from every category's name; and how near both come to what was trained on."""
     config = generator.model.config
     known = load_recordings(train, config)
     unseen = load_recordings(held, config, known.names)
@@ -138,7 +145,8 @@ def judge(generator: Generator, train: Path, held: Path, each: int, seed: int) -
         texts = [known.names[label] for label in labels[i : i + 32].tolist()]
         waves = generator.waves(generator.latents(Request(texts), seed + i))
         coded.append(codec.encode(waves)[0])  # judged as sound, not as the latents they were
-    made_table = confusion(model, torch.cat(coded), labels, count)
+    made = torch.cat(coded)
+    made_table = confusion(model, made, labels, count)
     return {
         "names": list(known.names),
         "trained_on": len(known.labels),
@@ -148,5 +156,7 @@ def judge(generator: Generator, train: Path, held: Path, each: int, seed: int) -
         "generated": len(labels),
         "generated_accuracy": accuracy(made_table),
         "generated_confusion": made_table,
+        "held_out_nearest": nearest(unseen.latents, known.latents),
+        "generated_nearest": nearest(made, known.latents),
         "sampling": vars(generator.sampling),
     }

@@ -6,18 +6,19 @@ from typing import Any
 
 from .config import read_json
 from .files import write_json
+from .report_charts import LOSSES
 
 METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc")
 
 
 def compose(
-    evaluation: dict[str, Any], teacher: Path, scenes: Path, seconds: dict[str, float], out: Path
+    evaluation: dict[str, Any], runs: dict[str, Path], scenes: Path, seconds: dict[str, float], out: Path
 ) -> dict[str, Any]:
-    """Write `out` from an evaluation of the teacher's weights, the run's folder and the shards; returns what it wrote.
+    """Write `out` from an evaluation of weights named "teacher" and perhaps "student", the folders of their runs by
+    these names, and the shards; returns what it wrote.
 
     `seconds` are the durations of the demo's steps by name.
     """
-    model, result = evaluation["models"][0], evaluation["results"][0]
     report = {
         "made": evaluation["made"],
         "host": evaluation["host"],
@@ -26,13 +27,9 @@ def compose(
         },
         "judge": {name: evaluation["references"][0][name] for name in METRICS},
         "judge_through_codec": {name: evaluation["references"][1][name] for name in METRICS},
-        "chance": result["chance"],
-        "teacher": {
-            "parameters": model["parameters"],
-            **training_facts(teacher),
-            "results": evaluation["results"],
-            "tasks": evaluation["tasks"],
-        },
+        "chance": evaluation["results"][0]["chance"],
+        **{name: _model(evaluation, name, run) for name, run in runs.items()},
+        "differences": evaluation["differences"],
         "efficiency": evaluation["efficiency"],
         "seconds": seconds,
     }
@@ -40,14 +37,25 @@ def compose(
     return report
 
 
+def _model(evaluation: dict[str, Any], name: str, run: Path) -> dict[str, Any]:
+    """What was trained, how, and how it fared at each number of steps."""
+    models = {model["model"]: model for model in evaluation["models"]}
+    return {
+        "parameters": models[name]["parameters"],
+        **training_facts(run),
+        "results": [row for row in evaluation["results"] if models[row["model"]]["weights"] == name],
+        "tasks": [row for row in evaluation["tasks"] if row["model"] == name],
+    }
+
+
 def training_facts(run: Path) -> dict[str, float]:
-    """Steps, minutes and throughput of a run, from its metrics.jsonl: the minutes include compilation, the throughput
-    is the median over the logged intervals."""
+    """Steps (updates of all roles), minutes, throughput and last losses of a run, from its metrics.jsonl: the minutes
+    include compilation, the throughput is the median over the logged intervals."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(line["samples_per_s"] for line in lines)
     return {
         "steps": lines[-1]["step"],
         "minutes": round(lines[-1]["seconds"] / 60, 3),
         "samples_per_s": speeds[len(speeds) // 2],
-        "loss": lines[-1]["loss"],
+        **{name: lines[-1][name] for name in LOSSES if name in lines[-1]},
     }

@@ -5,6 +5,8 @@ B batch, L latent frames, C latent channels.
 """
 
 import copy
+import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ from .flops import forward_flops
 from .flow_matching import clean_estimate, flow_matching_loss, interpolate
 from .gan import adversarial_loss, discriminator_loss
 from .loop import Previews, Step
+from .memory import RoleBytes, frozen_bytes, role_bytes
 from .meter import Meter
 from .pretrain import prepared
 from .schedule import Phase, learning_rate
@@ -106,9 +109,29 @@ class Distillation:
         """Whether a round is complete after this update, so that a checkpoint may follow."""
         return self.cycle.ends_round(update)
 
+    def planned_bytes(self) -> dict[str, RoleBytes]:
+        """What each role's tensors will take on this rank, by arithmetic."""
+        rank, ranks, planned = self.world.rank, self.world.ranks, {}
+        for name, engine in self.engines.items():
+            role, sizes = self._role(name), [math.prod(shape) for shape in engine.shapes.values()]
+            whole = role_bytes(sizes, role.zero, role.precision, rank, ranks)
+            planned[name] = whole if name == "student" else replace(whole, ema=0)
+        sizes = [math.prod(shape) for shape in self.engines["student"].shapes.values()]
+        teacher = self.config.teacher
+        return planned | {"teacher": frozen_bytes(sizes, teacher.precision, teacher.sharded, ranks)}
+
+    def bytes(self) -> dict[str, RoleBytes]:
+        """What each role's tensors take on this rank, counted."""
+        roles = {name: role.engine.bytes(role.ema.values if role.ema else ()) for name, role in self.roles.items()}
+        return roles | {"teacher": self.teacher.frozen.bytes()}
+
     def metrics(self) -> dict[str, float]:
-        """Means since the last call. All ranks call this."""
-        return self.meter.read()
+        """Means since the last call, and what each role holds on this rank now. All ranks call this."""
+        values = self.meter.read()
+        if values.get("adversarial_gradient"):
+            share = self.config.distillation.adversarial * values["adversarial_gradient"]
+            values["gradient_ratio"] = share / max(values["dm_gradient"], 1e-12)
+        return values | {f"bytes/{name}": float(held.total) for name, held in self.bytes().items()}
 
     def warnings(self, values: dict[str, float]) -> list[str]:
         """Collapse, and a discriminator that has nothing left to teach."""

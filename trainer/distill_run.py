@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 from ..models import strict
@@ -16,6 +17,7 @@ from .distill_config import DistillConfig
 from .generator import load_weights
 from .hardware import peak_flops
 from .loop import train
+from .memory import readable
 
 
 def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
@@ -36,6 +38,10 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     world = zero.start(config.training.threads)
     about = {"config": strict.to_dict(config), "teacher": digest}
     task = Distillation(config, weights, world)
+    if world.rank == 0:
+        for name, planned in task.planned_bytes().items():
+            parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
+            print(f"{name}: {readable(planned.total)} a rank ({parts})", flush=True)
     reader = Source(config, world)
     peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
     train(task, reader, config, world, output, resume, peak, about)

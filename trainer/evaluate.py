@@ -47,7 +47,8 @@ class Plan:
 class Candidate:
     """Weights under evaluation, and how they are sampled."""
 
-    name: str
+    name: str  # of the row
+    weights: str
     generator: Generator
     sampling: SamplingConfig
     tasks: bool = True  # besides T2A-bench
@@ -154,9 +155,10 @@ def _timed(candidates: Sequence[Candidate], plan: Plan) -> list[Way]:
     for steps in plan.latency_steps:
         ways.setdefault((first.generator, steps), replace(first, sampling=changed(first.sampling, steps, None)))
     ordered = sorted(ways.values(), key=lambda c: (c.generator is not first.generator, c.sampling.steps))
-    return [(c.name if c.generator is not first.generator else first.name, c.generator, c.sampling) for c in ordered]
+    return [(c.weights, c.generator, c.sampling) for c in ordered]
 
 
 def _model(candidate: Candidate) -> Row:
     parameters = count_parameters(candidate.generator.model)["total"]
-    return {"model": candidate.name, "parameters": parameters, **asdict(candidate.sampling)}
+    about = {"model": candidate.name, "weights": candidate.weights, "parameters": parameters}
+    return about | asdict(candidate.sampling)

@@ -9,6 +9,7 @@ from typing import Any
 
 Points = list[tuple[float, float]]
 
+LOSSES = ("loss", "warm_start", "dm", "adversarial", "fake", "discriminator")  # of pretraining, and of distillation
 COLOURS = ("#2563a8", "#c2571a", "#3d8a4f", "#8a4fa3", "#a33d5e", "#5b6b7a")
 WIDTH, HEIGHT = 760, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 12, 34
@@ -25,7 +26,7 @@ def read_losses(run: Path) -> dict[str, Points]:
             continue  # a run that is still writing
         values: dict[str, Any] = json.loads(line)
         for name, value in values.items():
-            if "loss" in name and not name.startswith("loss_by_noise") and math.isfinite(value):
+            if name in LOSSES and math.isfinite(value):
                 curves.setdefault(name, []).append((float(values["step"]), float(value)))
     return curves
 

@@ -6,7 +6,7 @@ stage and for every number of ranks.
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
+from . import memory
 from .config import OptimizerConfig, ZeroConfig
 from .fragment import Fragment
 from .hardware import free_port
@@ -91,6 +92,7 @@ class Engine:
         self.clip = optimizer.clip
         self.norm = float("nan")  # of the last gradient, where nothing is sharded
         self._updates = 0
+        self._gradient_bytes = 0
         if hasattr(self.optimizer, "check_grad_overflow"):
             self.optimizer.check_grad_overflow = True  # DeepSpeed looks for non-finite gradients in low precision only
 
@@ -101,6 +103,8 @@ class Engine:
         """
         self.engine.backward(loss)
         boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary and not self._gradient_bytes:
+            self._gradient_bytes = memory.held(self._gradients())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         finite = True
@@ -110,6 +114,22 @@ class Engine:
         applied = boundary and finite and bool(self.engine.was_step_applied())
         self._updates += applied
         return applied
+
+    def bytes(self, ema: Sequence[Tensor] = ()) -> memory.RoleBytes:
+        """What the role's tensors take on this rank, counted; gradients as they were in the first update."""
+        optimizer = [t for state in self.adamw.state.values() for t in state.values() if isinstance(t, Tensor)]
+        weights = memory.held([*_weights(self.module), *self.shards()])
+        return memory.RoleBytes(weights, self._gradient_bytes, memory.held(optimizer), memory.held(ema))
+
+    def _gradients(self) -> Iterator[Tensor | None]:
+        """Every tensor that holds a gradient between backward and step, at whichever stage."""
+        for parameter in self.module.parameters():
+            yield parameter.grad
+            yield getattr(parameter, "grad_accum", None)
+        yield getattr(self.optimizer, "grad_partitions_flat_buffer", None)
+        yield from getattr(self.optimizer, "fp32_groups_gradients_flat", ())
+        for group in getattr(self.optimizer, "averaged_gradients", {}).values():
+            yield from group or ()
 
     def _clip_or_drop(self) -> bool:
         """Where nothing is sharded: clip the gradients, or drop them where they are not finite, and say whether they
@@ -232,6 +252,17 @@ class Frozen:
             config["bf16"] = {"enabled": True}
         self.engine, *_ = deepspeed.initialize(model=model, config=config)
         self.module = self.engine.module
+
+    def bytes(self) -> memory.RoleBytes:
+        """What its weights take on this rank, counted."""
+        return memory.RoleBytes(memory.held(_weights(self.module)), 0, 0, 0)
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor | None]:
+    """What a model computes with: its parameters, and at stage 3 this rank's part of each."""
+    for parameter in model.parameters():
+        yield parameter.data
+        yield getattr(parameter, "ds_tensor", None)
 
 
 def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -26,6 +26,7 @@ TRAINED = {
     "discriminator": "discriminator",
 }
 READINGS = {"rounds eq10": ("eq10", "one"), "rounds stopped": ("eq10_sg_teacher", "kl")}
+LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 3"]
 ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded"]
 
 
@@ -152,7 +153,7 @@ def plain():
 
 
 class TestRounds:
-    @pytest.mark.parametrize("name", [*ROUNDS, *READINGS, "rounds bf16"])
+    @pytest.mark.parametrize("name", [*ROUNDS, *READINGS, *LOW])
     def test_no_role_disturbs_another(self, two, name):
         for result in two.results(name):
             for row in result["rows"]:
@@ -167,6 +168,12 @@ class TestRounds:
             for row, expected in zip(result["rows"], plain[READINGS.get(name, ("dmd", "one"))], strict=True):
                 values = {key: row["values"][key] for key in expected}
                 assert values == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+    @pytest.mark.parametrize("name", [*ROUNDS, *READINGS, *LOW])
+    def test_bytes_are_those_of_the_arithmetic(self, two, name):
+        for result in two.results(name):
+            assert result["bytes"] == result["planned"]
+            assert all(held["weights"] for held in result["bytes"].values())
 
     def test_the_printed_equation_gives_another_student(self, two):
         other, usual = (two.results(name)[0]["rows"] for name in ("rounds eq10", "rounds 2"))

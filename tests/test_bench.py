@@ -1,0 +1,52 @@
+"""The benchmarks run, and count what they say they count. What they measure here means nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from audiox_turbo.models import strict
+from audiox_turbo.trainer import bench_distill
+from audiox_turbo.trainer.schedule import Phase
+from tests.small import ROOT, small_config, small_distill_config
+
+pytestmark = pytest.mark.slow
+
+
+def bench(folder: Path, kind: str, config: object, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
+    command = [sys.executable, "launch/bench.py", kind, "--config", str(folder / "config.json"), *arguments]
+    return subprocess.run(
+        [*command, "--out", str(folder / "out.json")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_training_steps_are_compared_with_a_plain_loop(tmp_path, scenes):
+    done = bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1")
+    assert done.returncode == 0, done.stderr
+    rows = {row["variant"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    assert rows["plain"]["ratio_to_plain"] == 1 and rows["deepspeed"]["samples_per_s"] > 0
+
+
+def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
+    config = small_distill_config(scenes, "updates.student=2")
+    done = bench(tmp_path, "distill", config, "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    called = {row["part"]: row["calls"] for row in result["rows"]}
+    # Two micro-batches an update: two updates of the student, one of the fake model, one of the discriminator.
+    assert called[bench_distill.TRAINED] == called[bench_distill.GUIDED] == called[bench_distill.CRITIC] == 4
+    assert called[bench_distill.FAKE_TRAINED] == called[bench_distill.HEAD] == 2 and called[bench_distill.TRUNK] == 4
+    assert [called[f"{name} optimizer"] for name in ("student", "fake", "discriminator")] == [2, 1, 1]
+    assert result["ratio"] == pytest.approx(result["round_s"] / result["parts_s"])
+    refused = bench(tmp_path, "distill", small_distill_config(scenes, "distillation.loss=eq10"))
+    assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
+
+
+def test_a_late_step_costs_the_rollout_before_it():
+    for k in range(4):
+        assert bench_distill.calls(Phase.STUDENT, k, True)[bench_distill.FORWARD] == k
+        assert bench_distill.calls(Phase.FAKE, k, True)[bench_distill.FORWARD] == k + 1
+    assert bench_distill.calls(Phase.STUDENT, 0, False)[bench_distill.CRITIC] == 0

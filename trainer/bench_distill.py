@@ -1,0 +1,195 @@
+"""What a round of distillation costs beyond its forwards, backwards and optimizer steps."""
+
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..models.audiox import AudioX
+from ..models.discriminator import DiscriminatorHead
+from . import zero
+from .bench import random_batch
+from .config import OptimizerConfig
+from .data.tasks import Batch
+from .distill import Distillation
+from .distill_config import DistillConfig, RoleConfig
+from .flow_matching import flow_matching_loss
+from .hardware import describe
+from .pretrain import prepared
+from .schedule import Phase
+from .velocity import through
+
+WARM_UPS = 2  # rounds, which compile
+
+# The parts of a round, by name: how often each phase calls them for a micro-batch, k being its step of the student.
+FORWARD, TRAINED, GUIDED, FAKE = "student forward", "student forward, backward", "teacher guided", "fake forward"
+FAKE_TRAINED, TRUNK, CRITIC = "fake forward, backward", "trunk forward", "trunk and head forward, backward to z"
+HEAD = "head forward, backward"
+
+
+def calls(phase: Phase, k: int, adversarial: bool) -> Counter[str]:
+    """What an update needs of each part, a micro-batch."""
+    if phase is Phase.STUDENT:
+        return Counter({FORWARD: k, TRAINED: 1, GUIDED: 1, FAKE: 1, CRITIC: int(adversarial)})
+    if phase is Phase.FAKE:
+        return Counter({FORWARD: k + 1, FAKE_TRAINED: 1})
+    return Counter({FORWARD: k + 1, TRUNK: 2, HEAD: 1})
+
+
+def distill(config: DistillConfig, rounds: int) -> dict[str, Any]:
+    """Rounds through the trainer, each beside its parts timed alone on plain PyTorch modules of the same precision and
+    compilation. One rank.
+
+    Raises ValueError for another reading of Eq. 10 than the default, whose parts differ.
+    """
+    if config.distillation.loss != "dmd":
+        raise ValueError(f"distillation.loss: {config.distillation.loss!r}; the parts counted here are those of 'dmd'")
+    world, batch = zero.start(config.training.threads), random_batch(config)
+    teacher = AudioX(config.model)
+    parts = Parts(config, world.device, batch.split(config.training.micro_batch)[0].to(world.device))
+    task = Distillation(config, teacher, world)
+    micro = len(batch) // config.training.micro_batch
+    turns = []
+    for turn in range(WARM_UPS + rounds):
+        first = task.cycle.before + turn * task.cycle.round
+        updates = range(first, first + task.cycle.round)
+        begin = time.perf_counter()
+        for update in updates:
+            task.step(update, batch)
+        _finish()
+        whole = time.perf_counter() - begin
+        needed: Counter[str] = Counter()
+        for update in updates:
+            phase, k = task.cycle.phase(update), task.draws.interval(update, config.distillation.probabilities)
+            each = calls(phase, k, config.distillation.adversarial > 0)
+            needed += Counter({name: micro * count for name, count in each.items()})
+            needed[f"{phase.value} optimizer"] += 1
+        seconds = parts.seconds()
+        total = sum(count * seconds[name] for name, count in needed.items())
+        turns.append({"round": whole, "parts": total, "seconds": seconds, "calls": dict(needed)})
+    task.destroy()
+    return summary(turns[WARM_UPS:]) | {"host": describe()}
+
+
+def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the turns; `ratio` is that of neighbours."""
+    ratios = sorted(turn["round"] / turn["parts"] for turn in turns)
+    rows = [
+        {
+            "part": name,
+            "calls": statistics.mean(turn["calls"].get(name, 0) for turn in turns),
+            "seconds": statistics.median(turn["seconds"][name] for turn in turns),
+        }
+        for name in turns[0]["seconds"]
+    ]
+    return {
+        "rows": rows,
+        "rounds": len(turns),
+        "round_s": statistics.median(turn["round"] for turn in turns),
+        "parts_s": statistics.median(turn["parts"] for turn in turns),
+        "ratio": statistics.median(ratios),
+        "ratio_low": ratios[0],
+        "ratio_high": ratios[-1],
+    }
+
+
+class Parts:
+    """The parts of a round on modules of their own, one micro-batch at a time."""
+
+    def __init__(self, config: DistillConfig, device: torch.device, batch: Batch) -> None:
+        self.config, self.batch, n = config, batch, len(batch)
+        self.z, self.t = torch.randn_like(batch.latents), torch.full((n,), 0.5, device=device)
+        self.both = batch.conditions.__class__(*(torch.cat((x, x)) for x in batch.conditions.tensors()))
+        models: dict[str, nn.Module] = {
+            "student": prepared(AudioX(config.model), config.training),
+            "fake": prepared(AudioX(config.model), config.training),
+            "discriminator": DiscriminatorHead(config.model.backbone.width),
+        }
+        roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
+        self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()} | {
+            "teacher": _dtype(config.teacher.precision)
+        }
+        teacher = prepared(AudioX(config.model), config.training).requires_grad_(False)
+        self.models = {name: m.to(device, self.dtypes[name]) for name, m in (models | {"teacher": teacher}).items()}
+        self.optimizers = {name: Optimizer(self.models[name], role.optimizer) for name, role in roles.items()}
+
+    def seconds(self) -> dict[str, float]:
+        """How long each part takes now."""
+        student, fake = ("student", self.z), ("fake", self.z)
+        timed = {
+            FORWARD: lambda: self._forward(*student),
+            TRAINED: lambda: self._trained(*student),
+            GUIDED: self._guided,
+            FAKE: lambda: self._forward(*fake),
+            FAKE_TRAINED: lambda: self._trained(*fake),
+            TRUNK: lambda: self._forward("teacher", self.z, n_blocks=self.config.distillation.blocks),
+            CRITIC: self._critic,
+            HEAD: self._head,
+        }
+        found = {name: _timed(call) for name, call in timed.items()}
+        return found | {f"{name} optimizer": _timed(step) for name, step in self.optimizers.items()}
+
+    def _through(self, name: str, z: Tensor, **options: int) -> Tensor:
+        return through(self.models[name], self.dtypes[name], z, self.t, self.batch.conditions, **options)
+
+    @torch.no_grad()
+    def _forward(self, name: str, z: Tensor, **options: int) -> None:
+        self._through(name, z, **options)
+
+    def _trained(self, name: str, z: Tensor) -> None:
+        flow_matching_loss(self._through(name, z), z, self.batch.latents).mean().backward()
+
+    @torch.no_grad()
+    def _guided(self) -> None:
+        through(self.models["teacher"], self.dtypes["teacher"], self.z.repeat(2, 1, 1), self.t.repeat(2), self.both)
+
+    def _critic(self) -> None:
+        z = self.z.clone().requires_grad_()
+        features = self._through("teacher", z, n_blocks=self.config.distillation.blocks)
+        torch.autograd.grad(self.models["discriminator"](features.to(self.dtypes["discriminator"])).mean(), z)
+
+    def _head(self) -> None:
+        n, width = 2 * len(self.batch), self.config.model.backbone.width
+        shape = n, self.config.model.codec.frames, width
+        features = torch.zeros(shape, device=self.z.device, dtype=self.dtypes["discriminator"])
+        self.models["discriminator"](features).float().mean().backward()
+
+
+class Optimizer:
+    """Clipping, AdamW on fp32 masters, and what is computed with written back."""
+
+    def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
+        self.clip, self.weights = config.clip, list(model.parameters())
+        self.masters = [p.detach().float().clone().requires_grad_() for p in self.weights]
+        for master in self.masters:
+            master.grad = torch.full_like(master, 1e-3)
+        betas = config.betas[0], config.betas[1]
+        self.adamw = torch.optim.AdamW(self.masters, config.lr, betas, config.eps, config.weight_decay, fused=True)
+
+    def __call__(self) -> None:
+        if self.clip:
+            torch.nn.utils.clip_grad_norm_(self.masters, self.clip)
+        self.adamw.step()
+        with torch.no_grad():
+            torch._foreach_copy_([w.data for w in self.weights], [m.data for m in self.masters])
+
+
+def _dtype(precision: str) -> torch.dtype:
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def _timed(call: Callable[[], None]) -> float:
+    _finish()
+    begin = time.perf_counter()
+    call()
+    _finish()
+    return time.perf_counter() - begin
+
+
+def _finish() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
