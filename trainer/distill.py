@@ -20,10 +20,10 @@ from .checkpoint import Role
 from .config import check_ranks
 from .data.tasks import Batch
 from .distill_config import DistillConfig, RoleConfig
+from .distill_flops import update_flops
 from .dmd import matching_loss, weight
 from .draws import Draws
 from .ema import Ema
-from .flops import forward_flops
 from .flow_matching import clean_estimate, flow_matching_loss, interpolate
 from .gan import adversarial_loss, discriminator_loss
 from .loop import Previews, Step
@@ -99,7 +99,8 @@ class Distillation:
             applied = engine.backward(loss(update, micro.to(self.world.device)), rate)
         if applied and name == "student":
             self.ema.update(engine.shards(), engine.updates())
-        return Step(name, applied, {f"{name}_lr": rate}, self._flops(phase, update, batch.conditions.text.shape[1]))
+        flops = update_flops(self.config, phase, self._interval(update), batch.conditions.text.shape[1])
+        return Step(name, applied, {f"{name}_lr": rate}, flops)
 
     def destroy(self) -> None:
         for engine in self.engines.values():
@@ -165,24 +166,6 @@ class Distillation:
         latents = torch.cat(list(kinds.values()))
         names = [f"{name}/{kind}" for kind in kinds for name in self.previews.names]
         return names, self.previews.codec.decode(latents), latents
-
-    def _flops(self, phase: Phase, update: int, text_tokens: int) -> int:
-        """Operations a sample. A backward counts two forwards; where only z gets a gradient it counts one, without the
-        conditioner."""
-        settings, warm = self.config.distillation, self.config.warm_start
-        parts = forward_flops(self.config.model, text_tokens)
-        whole, conditioner = parts["total"], parts["temporal"] + parts["fusion"]
-        trunk = forward_flops(self.config.model, text_tokens, settings.blocks)["total"]
-        guided = 1 if settings.guidance == 1 else 2
-        sampling = whole * self._interval(update)  # up to z at the step that the update is about
-        if phase is Phase.WARM_START:
-            return 3 * whole + (0 if warm.pairs else guided * whole * warm.steps)
-        if phase is Phase.STUDENT:
-            through_z = {"dmd": 0, "eq10": guided + 1, "eq10_sg_teacher": 1}[settings.loss]
-            matching = (guided + 1) * whole + through_z * (whole - conditioner)
-            adversarial = 2 * trunk - conditioner if settings.adversarial else 0
-            return sampling + 3 * whole + matching + adversarial
-        return sampling + whole + (2 * trunk if phase is Phase.DISCRIMINATOR else 3 * whole)
 
     def _role(self, name: str) -> RoleConfig:
         role: RoleConfig = getattr(self.config, name)

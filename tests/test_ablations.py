@@ -1,0 +1,65 @@
+"""Ablations: budgets are equal, every configuration is allowed, prompts that choose are not those that are reported."""
+
+import pytest
+
+from audiox_turbo.trainer.ablations import METRICS, TEST, VALIDATION, Ablations, Plan, Variant, folder_name, tables
+from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.distill_flops import rounds_within, update_flops
+from audiox_turbo.trainer.flops import training_flops
+from tests.small import ROOT, small_distill_config
+
+TINY = ROOT / "configs/distill_tiny.json"
+
+
+def plan(folder, *common: str) -> Plan:
+    paths = (folder, TINY, ROOT / "configs/tiny.json", folder / "teacher", folder / "pairs", folder / "judge")
+    return Plan(*paths, 24000, (0, 1), 10, common)
+
+
+def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
+    ablations = Ablations(plan(tmp_path), [])
+    budget = 24000 * training_flops(load_distill_config(TINY).model, 24)
+    for variant in ablations.variants:
+        steps = ablations._steps(variant)
+        if variant.teacher:
+            assert 700 < steps <= 24000 / 32 * 1.2
+            continue
+        config = load_distill_config(
+            TINY, [f"warm_start.pairs={tmp_path}", f"training.steps={steps}", *variant.overrides]
+        )
+        cycle = config.cycle
+        spent = sum(
+            config.training.global_batch * share * update_flops(config, cycle.phase(update), k, 24)
+            for update in range(cycle.total(steps))
+            for k, share in enumerate(config.distillation.probabilities)
+        )
+        assert spent <= budget < spent * 1.05, variant
+
+
+def test_the_groups_are_those_of_the_paper_and_ours(tmp_path):
+    found = {v.group for v in Ablations(plan(tmp_path), []).variants}
+    paper = {"discriminator depth", "steps drawn", "adversarial loss", "MAF"}
+    assert found == paper | {"base", "updates", "Eq. 10", "warm start"}
+    with pytest.raises(ValueError, match="no group 'depth'; there are base"):
+        Ablations(plan(tmp_path), ["depth"])
+    names = [folder_name(v, seed) for v in Ablations(plan(tmp_path), []).variants for seed in (0, 1)]
+    assert len(set(names)) == len(names)
+
+
+def test_a_budget_that_pays_no_round_still_makes_one():
+    assert rounds_within(small_distill_config(), 0, 8) == 1
+
+
+def test_the_choice_is_made_on_other_prompts_than_are_reported():
+    variants = [Variant("base", "base"), Variant("steps drawn", "early"), Variant("steps drawn", "late")]
+
+    def values(of_all: float) -> dict:
+        return dict.fromkeys(METRICS, of_all)
+
+    results = {}
+    for variant, chosen_by, reported in zip(variants, (0.5, 0.7, 0.6), (0.1, 0.2, 0.9), strict=True):
+        for seed in (0, 1):
+            both = {f"{VALIDATION}": values(chosen_by), f"{TEST}": values(reported)}
+            results[folder_name(variant, seed)] = both
+    text = tables(variants, (0, 1), results)
+    assert "| **early** | 0.20 |" in text and "| late | 0.90 |" in text and "| base | 0.10 |" in text
