@@ -24,12 +24,10 @@ FEW, MANY = 4, (50, 100, 200)  # steps of Table II
 
 # What distillation takes, in the time of so many training samples of the teacher. The student's minutes go into pairs,
 # into the regression on them, which passes over every pair PASSES times, and into rounds.
-PAIR_STEP, WARM_UPDATE, ROUND = (
-    0.8,
-    1.1,
-    7.0,
-)  # a guided step; a sample of an update; a sample of each update in a round
-PAIRS, PASSES = 0.3, 8
+PAIR_STEP = 0.8  # a guided step of a pair
+WARM_UPDATE = 1.1  # a sample of the regression
+ROUND = 7.0  # a sample in each update of a round
+PAIRS, PASSES = 0.45, 8
 
 
 class Demo:
