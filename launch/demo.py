@@ -17,17 +17,17 @@ import torch
 
 from audiox_turbo.trainer import command
 from audiox_turbo.trainer.demo_report import compose, training_facts
+from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.distill_flops import rounds_within
+from audiox_turbo.trainer.flops import forward_flops, training_flops
 from audiox_turbo.trainer.hardware import free_port
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
 FEW, MANY = 4, (50, 100, 200)  # steps of Table II
 
-# What distillation takes, in the time of so many training samples of the teacher. The student's minutes go into pairs,
-# into the regression on them, which passes over every pair PASSES times, and into rounds.
-PAIR_STEP = 0.8  # a guided step of a pair
-WARM_UPDATE = 1.1  # a sample of the regression
-ROUND = 7.0  # a sample in each update of a round
-PAIRS, PASSES = 0.45, 8
+# Of the student's minutes, the share that goes into pairs and the regression on them, and how often that passes over
+# them. Operations are counted at the rate that the teacher's training reached; distillation reaches a part of it.
+PAIRS, PASSES, PACE = 0.45, 8, 0.8
 
 
 class Demo:
@@ -81,22 +81,22 @@ class Demo:
     def distillation(self, teacher: Path, weights: Path) -> tuple[list[str], list[str]]:
         """The commands that make the pairs and the student, as long as the student's minutes allow on this machine."""
         run, pairs = json.loads((teacher / "config.json").read_text()), self.out / "pairs"
-        config = json.loads(self.a.student.read_text())
-        batch, guided_steps = config["training"]["global_batch"], config["warm_start"]["steps"]
-        budget = 60 * self.a.student_minutes * training_facts(teacher)["samples_per_s"]  # in training samples
-        count = max(batch, int(PAIRS * budget / (guided_steps * PAIR_STEP + PASSES * WARM_UPDATE)))
-        updates = PASSES * count // batch
-        left = budget - count * (guided_steps * PAIR_STEP + PASSES * WARM_UPDATE)
-        steps = max(1, int(left / (batch * ROUND)))
-        streams = zip(config["data"]["streams"], run["data"]["streams"], strict=True)
-        overrides = [f"data.streams.{i}.path={theirs['path']}" for i, (_, theirs) in enumerate(streams)]
-        overrides += [f"model={json.dumps(run['model'])}"] if run["model"] != config["model"] else []
-        overrides += self.a.set_student
+        streams = [f"data.streams.{i}.path={s['path']}" for i, s in enumerate(run["data"]["streams"])]
+        overrides = [f"model={json.dumps(run['model'])}", *streams, *self.a.set_student]
+        config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}"])
+        batch, tokens = config.training.global_batch, config.model.text.max_tokens
+        sample = training_flops(config.model, tokens)
+        budget = PACE * 60 * self.a.student_minutes * training_facts(teacher)["samples_per_s"] * sample
+        pair = config.warm_start.steps * 2 * forward_flops(config.model, tokens)["total"]
+        count = max(batch, int(PAIRS * budget / (pair + PASSES * sample)))
+        updates = f"warm_start.updates={PASSES * count // batch}"
+        config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}", updates])
+        steps = rounds_within(config, (budget - count * pair) / batch, tokens) * config.updates.counts[0]
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
-        settled = [f"warm_start.updates={updates}", f"training.steps={steps}", f"warm_start.pairs={pairs}"]
         made = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
         distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(self.out / "student"), "--resume"]
-        return made + _sets(overrides), distilled + _sets([*settled, *overrides])
+        settled = [f"warm_start.pairs={pairs}", updates, f"training.steps={steps}"]
+        return made + _sets(overrides), distilled + _sets([*overrides, *settled])
 
     def go(self) -> None:
         out, python = self.out, sys.executable
@@ -123,9 +123,8 @@ class Demo:
         evaluate += ["--also-steps", str(FEW), "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
         page = ["--html", str(out / "report.html"), "--run", *map(str, runs)]
         self.run("evaluate", report, python, *evaluate, *page)
-        compose(
-            json.loads(report.read_text()), {run.name: run for run in runs}, scenes, self.times, out / "report.json"
-        )
+        named = {run.name: run for run in runs}
+        compose(json.loads(report.read_text()), named, scenes, self.times, out / "report.json")
         print(f"-- done in {sum(self.times.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}", flush=True)
 
     def _configured(self, teacher: Path) -> int:
