@@ -18,16 +18,13 @@ import torch
 from audiox_turbo.trainer import command
 from audiox_turbo.trainer.demo_report import compose, training_facts
 from audiox_turbo.trainer.distill_config import load_distill_config
-from audiox_turbo.trainer.distill_flops import rounds_within
-from audiox_turbo.trainer.flops import forward_flops, training_flops
+from audiox_turbo.trainer.distill_flops import divided
+from audiox_turbo.trainer.flops import training_flops
 from audiox_turbo.trainer.hardware import free_port
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
 FEW, MANY = 4, (50, 100, 200)  # steps of Table II
-
-# Of the student's minutes, the share that goes into pairs and the regression on them, and how often that passes over
-# them. Operations are counted at the rate that the teacher's training reached; distillation reaches a part of it.
-PAIRS, PASSES, PACE = 0.45, 8, 0.8
+PACE = 0.8  # of the operations a second that the teacher's training reached: what its distillation does
 
 
 class Demo:
@@ -36,8 +33,8 @@ class Demo:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.a = arguments
         self.out: Path = arguments.out
-        # Kept beside the results, so that a demo in several goes adds up to the whole.
-        self.clock = self.out / "seconds.json"
+        self.out.mkdir(parents=True, exist_ok=True)
+        self.clock = self.out / "seconds.json"  # kept, so that a demo in several goes adds up to the whole
         self.times: dict[str, float] = json.loads(self.clock.read_text()) if self.clock.exists() else {}
 
     def run(self, name: str, done: Path, *command: str) -> None:
@@ -84,51 +81,43 @@ class Demo:
         streams = [f"data.streams.{i}.path={s['path']}" for i, s in enumerate(run["data"]["streams"])]
         overrides = [f"model={json.dumps(run['model'])}", *streams, *self.a.set_student]
         config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}"])
-        batch, tokens = config.training.global_batch, config.model.text.max_tokens
-        sample = training_flops(config.model, tokens)
-        budget = PACE * 60 * self.a.student_minutes * training_facts(teacher)["samples_per_s"] * sample
-        pair = config.warm_start.steps * 2 * forward_flops(config.model, tokens)["total"]
-        count = max(batch, int(PAIRS * budget / (pair + PASSES * sample)))
-        updates = f"warm_start.updates={PASSES * count // batch}"
-        config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}", updates])
-        steps = rounds_within(config, (budget - count * pair) / batch, tokens) * config.updates.counts[0]
+        sample = training_flops(config.model, config.model.text.max_tokens)
+        speed = training_facts(teacher)["samples_per_s"]
+        count, updates, steps = divided(config, PACE * 60 * self.a.student_minutes * speed * sample)
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
         made = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
         distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(self.out / "student"), "--resume"]
-        settled = [f"warm_start.pairs={pairs}", updates, f"training.steps={steps}"]
+        settled = [f"warm_start.pairs={pairs}", f"warm_start.updates={updates}", f"training.steps={steps}"]
         return made + _sets(overrides), distilled + _sets([*overrides, *settled])
 
     def go(self) -> None:
         out, python = self.out, sys.executable
-        out.mkdir(parents=True, exist_ok=True)
         scenes, teacher, student = out / "scenes", out / "teacher", out / "student"
         weights, fast, report = out / "weights" / "teacher", out / "weights" / "student", out / "evaluation.json"
         prepare = ["launch/prepare.py", "scenes", "--config", str(self.a.config), "--out", str(scenes)]
-        workers = ["--workers", str(os.cpu_count() or 1)]
-        self.run("shards", scenes, python, *prepare, "--clips", str(self.a.clips), "--seed", "0", *workers)
+        prepare += ["--clips", str(self.a.clips), "--seed", "0", "--workers", str(os.cpu_count() or 1)]
+        self.run("shards", scenes, python, *prepare)
         if not weights.exists():
-            steps = self.steps() if not (teacher / "config.json").exists() else self._configured(teacher)
+            begun = teacher / "config.json"
+            steps = json.loads(begun.read_text())["training"]["steps"] if begun.exists() else self.steps()
             self.run("train", weights, *self.training(teacher, steps), "--resume")
         self.run("export", weights, python, "launch/convert.py", str(teacher), "--out", str(weights))
-        models, runs = [weights], [teacher]
+        models = {weights: teacher}
         if self.a.student_minutes:
             if not fast.exists():
                 pairs, distill = self.distillation(teacher, weights)
                 self.run("pairs", fast, *pairs)
                 self.run("distill", fast, *distill)
             self.run("export student", fast, python, "launch/convert.py", str(student), "--out", str(fast))
-            models, runs = [weights, fast], [teacher, student]
+            models[fast] = student
         evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
         evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", "bf16"]
         evaluate += ["--also-steps", str(FEW), "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
-        page = ["--html", str(out / "report.html"), "--run", *map(str, runs)]
+        page = ["--html", str(out / "report.html"), "--run", *map(str, models.values())]
         self.run("evaluate", report, python, *evaluate, *page)
-        named = {run.name: run for run in runs}
+        named = {run.name: run for run in models.values()}
         compose(json.loads(report.read_text()), named, scenes, self.times, out / "report.json")
         print(f"-- done in {sum(self.times.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}", flush=True)
-
-    def _configured(self, teacher: Path) -> int:
-        return int(json.loads((teacher / "config.json").read_text())["training"]["steps"])
 
 
 def _sets(overrides: list[str]) -> list[str]:
@@ -146,12 +135,8 @@ def main() -> int:
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help=argparse.SUPPRESS)
     parser.add_argument("--student", type=Path, default=Path("configs/distill_tiny.json"), help="its configuration")
     parser.add_argument("--student-minutes", type=float, default=7, help="to distil it; 0 makes none (default: 7)")
-    parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override the teacher's training"
-    )
-    parser.add_argument(
-        "--set-student", action="append", default=[], metavar="KEY=VALUE", help="override the student's"
-    )
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the teacher's")
+    parser.add_argument("--set-student", action="append", default=[], metavar="KEY=VALUE", help="and the student's")
     demo = Demo(parser.parse_args())
     try:
         demo.go()

@@ -77,7 +77,7 @@ def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> Prompt:
     scene = audio_scene(names, rng)
     facts, events = annotation(scene), scene.events
     if kind == "category":
-        texts = category_captions(facts, rng)
+        texts = category_captions(facts)
     elif kind == "count":
         texts = count_captions(facts, rng)
     elif kind == "order":

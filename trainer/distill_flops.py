@@ -1,8 +1,12 @@
 """Operations of a distillation, counted as `flops.py` counts them."""
 
+from dataclasses import replace
+
 from .distill_config import DistillConfig
-from .flops import forward_flops
+from .flops import forward_flops, training_flops
 from .schedule import Phase
+
+PAIRS, PASSES = 0.45, 8  # the share of a small budget for pairs and the regression on them, which passes so often
 
 
 def update_flops(config: DistillConfig, phase: Phase, k: int, text_tokens: int) -> int:
@@ -36,3 +40,15 @@ def rounds_within(config: DistillConfig, budget: float, text_tokens: int) -> int
     before = sum(mean(cycle.phase(update)) for update in range(cycle.before))
     each = sum(mean(cycle.phase(cycle.before + update)) for update in range(cycle.round))
     return max(1, int((budget - before) / each))
+
+
+def divided(config: DistillConfig, budget: float) -> tuple[int, int, int]:
+    """A budget of operations in pairs, updates of the regression on them, and training steps in rounds; `config` has
+    pairs."""
+    batch, tokens, warm = config.training.global_batch, config.model.text.max_tokens, config.warm_start
+    pair = warm.steps * 2 * forward_flops(config.model, tokens)["total"]
+    count = max(batch, int(PAIRS * budget / (pair + PASSES * training_flops(config.model, tokens))))
+    updates = PASSES * count // batch
+    begun = replace(config, warm_start=replace(warm, updates=updates))
+    rounds = rounds_within(begun, (budget - count * pair) / batch, tokens)
+    return count, updates, rounds * config.updates.counts[0]

@@ -57,7 +57,7 @@ def role_bytes(sizes: Sequence[int], zero: ZeroConfig, precision: str, rank: int
         return RoleBytes(4 * count, 4 * count, 8 * count + STEP * len(sizes), 4 * count)
     if zero.stage == 3:
         share = sum(math.ceil(size / ranks) for size in sizes)
-        kept = sum(size for size in sizes if size < PERSISTENT) if ranks > 1 else 0
+        kept = sum(math.ceil(size / ranks) * ranks for size in sizes if size < PERSISTENT) if ranks > 1 else 0
         return RoleBytes(low * (share + kept) + 4 * share, 4 * share, 8 * share + STEP, 4 * share)
     whole = math.ceil(count / (ALIGNED * ranks)) * ALIGNED * ranks  # padded, so that it can be shared out
     share = whole // ranks
@@ -69,11 +69,9 @@ def role_bytes(sizes: Sequence[int], zero: ZeroConfig, precision: str, rank: int
 
 
 def frozen_bytes(sizes: Sequence[int], precision: str, sharded: bool, ranks: int) -> RoleBytes:
-    """By arithmetic, for a model that nobody trains: a copy on every rank, or shared out as stage 3 does."""
+    """By arithmetic, for a model that nobody trains: a copy on every rank, or all of it shared out."""
     low = 2 if precision == "bf16" else 4
-    if not sharded or ranks == 1:
-        return RoleBytes(low * sum(sizes), 0, 0, 0)
-    return RoleBytes(low * sum(math.ceil(size / ranks) + size * (size < PERSISTENT) for size in sizes), 0, 0, 0)
+    return RoleBytes(low * sum(math.ceil(size / ranks) if sharded else size for size in sizes), 0, 0, 0)
 
 
 def _touching(sizes: Sequence[int], start: int, end: int) -> int:

@@ -246,7 +246,9 @@ class Frozen:
         if not sharded:
             self.module: nn.Module = model.to(self.dtype)
             return
-        config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+        # Small weights are shared out too: after a backward to the inputs DeepSpeed keeps only some of them gathered.
+        shared = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": shared}
         config["steps_per_print"] = 10**9
         if precision == "bf16":
             config["bf16"] = {"enabled": True}

@@ -30,7 +30,7 @@ def captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[st
     Fields that are missing or empty, and orders such as "interleave", give no captions of their kind.
     """
     kinds = {
-        "category": category_captions(annotation, rng),
+        "category": category_captions(annotation),
         "count": count_captions(annotation, rng),
         "order": order_captions(annotation, rng),
         "time": time_captions(annotation),
@@ -42,17 +42,16 @@ def captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[st
     return list(dict.fromkeys(result))
 
 
-def category_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """What sounds, without numbers: "a bell and a siren", "kicks"."""
-    counts = annotation.get("category") or {}
-    things = [_thing(name, count) for name, count in _shuffled(counts, rng)]
-    return _framed(things)
+def category_captions(annotation: Mapping[str, Any]) -> list[str]:
+    """What sounds, without numbers: "a bell and a siren", "kicks". Sounds are named as they are annotated, in the order
+    in which they are first heard: a model that may choose any order repeats one sound and forgets another."""
+    return _framed([_thing(name, count) for name, count in (annotation.get("category") or {}).items()])
 
 
 def count_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
     """How many of each sound: "two kicks and a bell", "the sound of 3 bells". Uncounted sounds stay uncounted."""
     counts, digits = annotation.get("category") or {}, bool(rng.integers(2))
-    result = _framed([_counted(name, count, digits) for name, count in _shuffled(counts, rng)])
+    result = _framed([_counted(name, count, digits) for name, count in counts.items()])
     if len(counts) == 1:
         ((name, count),) = counts.items()
         if count is not None and count > 1:
@@ -157,8 +156,3 @@ def _framed(things: list[str]) -> list[str]:
 
 def _short(phrasings: list[str], words: int) -> list[str]:
     return [phrasing for phrasing in phrasings if len(phrasing.split()) <= words]
-
-
-def _shuffled(counts: Mapping[str, int | None], rng: np.random.Generator) -> list[tuple[str, int | None]]:
-    items = list(counts.items())
-    return [items[i] for i in rng.permutation(len(items))]
