@@ -17,7 +17,8 @@ ROWS = 8  # tokens over which one program of the backward pass sums the modulati
 
 def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, L, W), shift and scale (B, W) in float32 -> (B, L, W) in the dtype of x."""
-    normed = F.layer_norm(x.float(), (x.shape[-1],), eps=EPS)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    normed = F.layer_norm(wide, (x.shape[-1],), eps=EPS)
     return (normed * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)).to(x.dtype)
 
 

@@ -14,8 +14,8 @@ def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Norm and rotation are computed in float32. A token without position has cos 1 and sin 0.
     """
-    y = x.float()
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS) * weight.float()
+    y = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS) * weight.to(y.dtype)
     y1, y2 = y.chunk(2, dim=-1)
     cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (L, 1, D/2), the same for every head
     return torch.cat((y1 * cos - y2 * sin, y1 * sin + y2 * cos), dim=-1).to(x.dtype)
