@@ -169,9 +169,7 @@ def _gated_residual_norm(
 
 
 @_gated_residual_norm.register_fake
-def _(
-    x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean, rstd = (x.new_empty(x.shape[:2], dtype=torch.float32) for _ in range(2))
     return x.new_empty(x.shape), x.new_empty(x.shape), mean, rstd
 

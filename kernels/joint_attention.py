@@ -3,11 +3,11 @@
 B batch, L latent tokens, C condition tokens, N tokens of one stream, H heads, D head width. QKV come packed, as their
 projections leave them.
 
-The Triton version never concatenates the streams. A prologue norms and rotates the keys of both into one buffer, for each
-head in a row, as the inner loop wants them (backward the queries as well); values are read where the projection left
-them; queries are normed and rotated in registers. Backward, the gradients at rotated queries and keys pass back through
-rotation and norm in registers and go straight into the packed gradient. Online softmax and recomputation from the
-log-sum-exp after Dao (2023, FlashAttention-2).
+The Triton version never concatenates the streams. A prologue norms and rotates the keys of both into one buffer, for
+each head in a row, as the inner loop wants them (backward the queries as well); values are read where the projection
+left them; queries are normed and rotated in registers. Backward, the gradients at rotated queries and keys pass back
+through rotation and norm in registers and go straight into the packed gradient. Online softmax and recomputation from
+the log-sum-exp after Dao (2023, FlashAttention-2).
 """
 
 from dataclasses import dataclass
@@ -71,8 +71,8 @@ def joint_attention_triton(
 
 
 # ---- kernels. Pointers into QKV: token n of sample b has its queries of head h at ((b·N + n)·3·H + h)·D, its keys H·D
-# behind them, its values 2·H·D. Rotated queries and keys are (B·H, L + C, D), latents first. A head's two halves are kept
-# apart throughout, since the rotation pairs them.
+# behind them, its values 2·H·D. Rotated queries and keys are (B·H, L + C, D), latents first. A head's two halves are
+# kept apart throughout, since the rotation pairs them.
 
 
 @triton.jit
@@ -90,7 +90,7 @@ def _norm_rotate(x1, x2, weight, cos, sin, n, inside, eps, D: tl.constexpr):
 
 @triton.jit
 def _norm_rotate_backward(x1, x2, d1, d2, weight, cos, sin, n, inside, eps, D: tl.constexpr):
-    """Raw halves and the gradients at the rotated ones -> gradients at the raw halves, and the weight's, (D/2,) twice."""
+    """Raw halves and the gradients at the rotated ones -> gradients at the raw halves; the weight's, (D/2,) twice."""
     half = tl.arange(0, D // 2)
     table = n[:, None] * (D // 2) + half[None, :]
     c = tl.load(cos + table, mask=inside[:, None], other=1.0)
@@ -141,9 +141,7 @@ def _rotate(qkv, which, weight, cos, sin, rotated, N, first, total, H, eps, TILE
 
 
 @triton.jit
-def _attend(
-    acc, top, sum_, q1, q2, k, v, length, stride, PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr
-):
+def _attend(acc, top, sum_, q1, q2, k, v, length, stride, PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr):
     """Online softmax of a tile of queries over one stream's first `length` keys. k (N, D) rotated, v rows `stride`
     apart; acc (tile, D), top and sum_ (tile,) run on. Queries hold the factor log2(e)/sqrt(D)."""
     for start in range(0, length, KEYS):

@@ -19,7 +19,6 @@ from audiox_turbo.kernels.joint_attention import StreamInput
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 4e-2}  # of the largest value
-DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
 def close(actual, expected, dtype, what):
@@ -44,7 +43,22 @@ def agree(ours, reference, tensors, dtype):
         close(a.grad, b.grad, dtype, f"gradient of input {i}")
 
 
-SHAPES = pytest.mark.parametrize("shape", [(1, 1, 8), (2, 7, 24), (1, 215, 40), (1, 383, 17)], ids=str)  # B, L, W
+def every_dtype(name, cases, brief):
+    """All `cases` in all dtypes. The interpreter is slow: a case that takes seconds is quick in the dtypes that `brief`
+    names for it, and long in the others."""
+    chosen = []
+    for case in cases:
+        for dtype in TOLERANCE:
+            marks = [pytest.mark.long] if dtype not in brief.get(case, TOLERANCE) else []
+            chosen.append(pytest.param(case, dtype, marks=marks, id=f"{case}-{dtype}".replace("torch.", "")))
+    return pytest.mark.parametrize((name, "dtype"), chosen)
+
+
+ROWS = every_dtype(
+    "shape",
+    [(1, 1, 8), (2, 7, 24), (1, 215, 40), (1, 383, 17)],  # B, L, W
+    {(1, 215, 40): [torch.bfloat16], (1, 383, 17): [torch.float32]},
+)
 
 
 def rows(shape, dtype):
@@ -53,29 +67,25 @@ def rows(shape, dtype):
     return x, branch, *torch.randn(shape[0], 3 * shape[2]).chunk(3, dim=-1)
 
 
-@SHAPES
-@DTYPES
+@ROWS
 def test_layer_norm_modulate(shape, dtype):
     x, _, _, shift, scale = rows(shape, dtype)
     agree(adaln.layer_norm_modulate_triton, adaln.layer_norm_modulate, (x, shift, scale), dtype)
 
 
-@SHAPES
-@DTYPES
+@ROWS
 def test_gated_residual(shape, dtype):
     x, branch, gate, _, _ = rows(shape, dtype)
     agree(gated_residual.gated_residual_triton, gated_residual.gated_residual, (x, branch, gate), dtype)
 
 
-@SHAPES
-@DTYPES
+@ROWS
 def test_gated_residual_with_norm(shape, dtype):
     ours = gated_residual.gated_residual_layer_norm_modulate_triton
     agree(ours, gated_residual.gated_residual_layer_norm_modulate, rows(shape, dtype), dtype)
 
 
-@SHAPES
-@DTYPES
+@ROWS
 def test_swiglu(shape, dtype):
     agree(swiglu.swiglu_triton, swiglu.swiglu, (torch.randn(*shape[:2], 2 * shape[2]).to(dtype),), dtype)
 
@@ -109,12 +119,20 @@ def joint(attend, rotations, length):
     return call
 
 
-@pytest.mark.parametrize(
-    ("latent", "condition", "head", "lengths"),
-    [(1, 7, 64, None), (7, 1, 64, (1,)), (33, 40, 64, (5, 40)), (130, 70, 128, (33,)), (215, 33, 64, None)],
+@every_dtype(
+    "case",
+    [  # latent tokens, condition tokens, head width, condition lengths
+        (1, 7, 64, None),
+        (7, 1, 64, (1,)),
+        (33, 40, 64, (5, 40)),
+        (130, 70, 128, (33,)),
+        (215, 33, 64, None),
+        (215, 383, 64, (383,)),
+    ],
+    {(130, 70, 128, (33,)): [torch.bfloat16], (215, 33, 64, None): [torch.float16], (215, 383, 64, (383,)): []},
 )
-@DTYPES
-def test_joint_attention(latent, condition, head, lengths, dtype):
+def test_joint_attention(case, dtype):
+    latent, condition, head, lengths = case
     batch, heads = 1 if lengths is None else len(lengths), 2 if latent < 100 else 1
     (x, rotation_x), (c, rotation_c) = (stream(batch, n, heads, head, dtype) for n in (latent, condition))
     length = None if lengths is None else torch.tensor(lengths)
@@ -184,7 +202,7 @@ def test_operators_are_registered_as_torch_wants_them():
     torch.library.opcheck(swiglu._swiglu, (torch.randn(2, 3, 8, device=DEVICE, requires_grad=True),))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_kernels_compile_for_hopper():
     """Without a GPU: down to machine code. What the 2p7b shape runs uses the tensor cores and spills no register."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
