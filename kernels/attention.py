@@ -16,7 +16,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_length: Tensor | None = None)
     """
     mask = None
     if key_length is not None:
-        mask = (torch.arange(k.shape[2], device=k.device) < key_length.unsqueeze(1))[:, None, None, :]  # (B, 1, 1, M)
+        mask = padding_mask(k.shape[2], key_length)
     if q.device.type != "cpu":
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     b, h, n, d = q.shape
@@ -24,3 +24,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, key_length: Tensor | None = None)
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return torch.bmm(scores.softmax(-1).flatten(0, 1), v.flatten(0, 1)).view(b, h, n, d)
+
+
+def padding_mask(keys: int, length: Tensor) -> Tensor:
+    """(B, 1, 1, M), True for the first `length` (B,) of M keys."""
+    return (torch.arange(keys, device=length.device) < length.unsqueeze(1))[:, None, None, :]

@@ -10,8 +10,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..kernels.ops import Ops
 from . import strict
-from .blocks import Stream
+from .blocks import JointBlock, Stream, SwiGLU
 from .conditioner import Conditioner
 from .config import ModelConfig
 from .fusion import Fusion, Gate
@@ -109,6 +110,13 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-turbo"):
                 nn.init.zeros_(module.linear.weight)
             elif isinstance(module, Fusion) and module.config.enabled and module.config.attend:
                 nn.init.zeros_(module.dispatch.out.weight)
+
+    def use(self, ops: Ops) -> "AudioX":
+        """Take these implementations of the operations of a block, in all blocks."""
+        for module in self.modules():
+            if isinstance(module, MMDiT | JointBlock | Stream | SwiGLU):
+                module.ops = ops
+        return self
 
     def forward(
         self,

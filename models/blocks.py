@@ -7,12 +7,12 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from ..kernels.adaln import layer_norm_modulate
 from ..kernels.attention import attention
-from ..kernels.gated_residual import gated_residual, gated_residual_layer_norm_modulate
-from ..kernels.joint_attention import StreamInput, joint_attention
+from ..kernels.joint_attention import StreamInput
+from ..kernels.ops import REFERENCE
 from ..kernels.qk_norm_rope import qk_norm_rope
-from ..kernels.swiglu import swiglu
+
+Modulation = tuple[Tensor, ...]  # of one stream of one block: shifts, scales and gates, each (B, W) in float32
 
 
 class SwiGLU(nn.Module):
@@ -20,11 +20,12 @@ class SwiGLU(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
+        self.ops = REFERENCE
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(swiglu(self.up(x)))
+        return self.down(self.ops.swiglu(self.up(x)))
 
 
 class CrossAttention(nn.Module):
@@ -79,6 +80,7 @@ class Stream(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_hidden: int, last: bool = False) -> None:
         super().__init__()
+        self.ops = REFERENCE
         self.heads = heads
         self.last = last
         self.modulation = nn.Linear(width, (2 if last else 6) * width)
@@ -89,19 +91,19 @@ class Stream(nn.Module):
             self.out = nn.Linear(width, width, bias=False)
             self.mlp = SwiGLU(width, mlp_hidden)
 
-    def modulate(self, time: Tensor) -> tuple[Tensor, ...]:
+    def modulate(self, time: Tensor) -> Modulation:
         """time (B, W) -> shift, scale and gate of the attention, then of the MLP, each (B, W) in float32."""
         return self.modulation(time).float().chunk(2 if self.last else 6, dim=-1)
 
-    def attention_input(self, x: Tensor, modulation: tuple[Tensor, ...], rope: tuple[Tensor, Tensor]) -> StreamInput:
-        qkv = self.qkv(layer_norm_modulate(x, modulation[0], modulation[1]))
+    def attention_input(self, x: Tensor, modulation: Modulation, rope: tuple[Tensor, Tensor]) -> StreamInput:
+        qkv = self.qkv(self.ops.layer_norm_modulate(x, modulation[0], modulation[1]))
         qkv = rearrange(qkv, "b n (three h d) -> b n three h d", three=3, h=self.heads)
         return StreamInput(qkv, self.q_norm, self.k_norm, *rope)
 
-    def update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
+    def update(self, x: Tensor, attended: Tensor, modulation: Modulation) -> Tensor:
         _, _, gate1, shift2, scale2, gate2 = modulation
-        x, normed = gated_residual_layer_norm_modulate(x, self.out(attended), gate1, shift2, scale2)
-        return gated_residual(x, self.mlp(normed), gate2)
+        x, normed = self.ops.gated_residual_layer_norm_modulate(x, self.out(attended), gate1, shift2, scale2)
+        return self.ops.gated_residual(x, self.mlp(normed), gate2)
 
 
 class JointBlock(nn.Module):
@@ -109,6 +111,7 @@ class JointBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, mlp_hidden: int, last: bool = False) -> None:
         super().__init__()
+        self.ops = REFERENCE
         self.latent = Stream(width, heads, mlp_hidden)
         self.condition = Stream(width, heads, mlp_hidden, last=last)
 
@@ -116,17 +119,21 @@ class JointBlock(nn.Module):
         self,
         x: Tensor,
         c: Tensor,
-        time: Tensor,
+        time: Tensor | tuple[Modulation, Modulation],
         rope_latent: tuple[Tensor, Tensor],
         rope_condition: tuple[Tensor, Tensor],
         condition_length: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """x (B, L, W), c (B, C, W), time (B, W) already through SiLU -> new x and c."""
-        mod_x, mod_c = self.latent.modulate(time), self.condition.modulate(time)
-        attended_x, attended_c = joint_attention(
+        """x (B, L, W), c (B, C, W), time (B, W) already through SiLU or what `modulate` made of it -> new x and c."""
+        mod_x, mod_c = self.modulate(time) if isinstance(time, Tensor) else time
+        attended_x, attended_c = self.ops.joint_attention(
             self.latent.attention_input(x, mod_x, rope_latent),
             self.condition.attention_input(c, mod_c, rope_condition),
             condition_length,
         )
         x = self.latent.update(x, attended_x, mod_x)
         return x, c if self.condition.last else self.condition.update(c, attended_c, mod_c)
+
+    def modulate(self, time: Tensor) -> tuple[Modulation, Modulation]:
+        """time (B, W) already through SiLU -> the modulations of both streams."""
+        return self.latent.modulate(time), self.condition.modulate(time)

@@ -3,13 +3,15 @@
 B batch, L latent frames, C latent channels, W width.
 """
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..kernels.adaln import layer_norm_modulate
-from .blocks import JointBlock
+from ..kernels.ops import REFERENCE
+from .blocks import JointBlock, Modulation
 from .config import BackboneConfig, CodecConfig
 from .embeddings import RopeTable, SecondsEmbedding, TimeEmbedding
 
@@ -42,6 +44,26 @@ class LinearPath(nn.Module):
         return self.out((gate.unsqueeze(1) * self.into(z)).to(z.dtype))
 
 
+@dataclass(frozen=True)
+class Levels:
+    """What a backbone makes of noise levels alone, with a quarter of its weights: a sampler that knows its levels reads
+    those once instead of at every step."""
+
+    t: Tensor  # (B,)
+    time: Tensor  # (B, W), embedded and through SiLU
+    blocks: tuple[tuple[Modulation, Modulation], ...]
+    out: Modulation  # shift and scale of the last norm
+
+    def expand(self, batch: int) -> "Levels":
+        """One level, (1, ·) throughout, for `batch` samples; nothing is copied."""
+
+        def wide(rows: Modulation) -> Modulation:
+            return tuple(row.expand(batch, -1) for row in rows)
+
+        blocks = tuple((wide(x), wide(c)) for x, c in self.blocks)
+        return Levels(self.t.expand(batch), self.time.expand(batch, -1), blocks, wide(self.out))
+
+
 class MMDiT(nn.Module):
     """Dual-stream transformer over latent and condition tokens."""
 
@@ -49,6 +71,7 @@ class MMDiT(nn.Module):
         """`seconds` (V+L,) are the times of the condition tokens that have one; text tokens follow them."""
         super().__init__()
         width = config.width
+        self.ops = REFERENCE
         self.checkpointing = False
         self.time = TimeEmbedding(width)
         self.latent_in = nn.Linear(codec.channels, width)
@@ -67,30 +90,49 @@ class MMDiT(nn.Module):
         self.rope_condition = RopeTable(seconds, codec.rate, head)
 
     def forward(
-        self, z: Tensor, t: Tensor, condition: Tensor, condition_length: Tensor | None, n_blocks: int | None = None
+        self,
+        z: Tensor,
+        t: Tensor | Levels,
+        condition: Tensor,
+        condition_length: Tensor | None,
+        n_blocks: int | None = None,
     ) -> Tensor:
-        """z (B, L, C), t (B,) in [0, 1], condition (B, V+L+T, Wc) -> velocity (B, L, C).
+        """z (B, L, C), t (B,) in [0, 1] or what `levels` made of it, condition (B, V+L+T, Wc) -> velocity (B, L, C).
 
         With `n_blocks` the latent stream's tokens (B, L, W) after that many blocks are returned instead: the features
         of the discriminator (section V-B).
         """
-        time = F.silu(self.time(t))
+        known = t if isinstance(t, Levels) else None
+        time = t.time if isinstance(t, Levels) else self._embedded(t)
         x = self.latent_in(z) + self.seconds_latent()
         c = self.condition_in(condition)
         where = self.seconds_condition()
         c = c + F.pad(where, (0, 0, 0, c.shape[1] - where.shape[0]))
         rope_x = self.rope_latent.on(x.device)
         rope_c = self._condition_rope(c)
-        for block in self.blocks[:n_blocks]:
+        for i, block in enumerate(self.blocks[:n_blocks]):
+            step = known.blocks[i] if known else time
             if self.checkpointing and torch.is_grad_enabled():
-                x, c = checkpoint(block, x, c, time, rope_x, rope_c, condition_length, use_reentrant=False)
+                x, c = checkpoint(block, x, c, step, rope_x, rope_c, condition_length, use_reentrant=False)
             else:
-                x, c = block(x, c, time, rope_x, rope_c, condition_length)
+                x, c = block(x, c, step, rope_x, rope_c, condition_length)
         if n_blocks is not None:
             return x
-        shift, scale = self.modulation_out(time).float().chunk(2, dim=-1)
-        v = self.latent_out(layer_norm_modulate(x, shift, scale))
-        return v if self.linear_path is None else v + self.linear_path(z, t, time)
+        shift, scale = known.out if known else self._modulate_out(time)
+        v = self.latent_out(self.ops.layer_norm_modulate(x, shift, scale))
+        return v if self.linear_path is None else v + self.linear_path(z, t.t if isinstance(t, Levels) else t, time)
+
+    def levels(self, t: Tensor) -> Levels:
+        """What depends on noise levels t (B,) alone, for `forward`."""
+        time = self._embedded(t)
+        blocks = tuple(block.modulate(time) for block in self.blocks if isinstance(block, JointBlock))
+        return Levels(t, time, blocks, self._modulate_out(time))
+
+    def _embedded(self, t: Tensor) -> Tensor:
+        return F.silu(self.time(t))
+
+    def _modulate_out(self, time: Tensor) -> Modulation:
+        return self.modulation_out(time).float().chunk(2, dim=-1)
 
     def _condition_rope(self, c: Tensor) -> tuple[Tensor, Tensor]:
         cos, sin = self.rope_condition.on(c.device)

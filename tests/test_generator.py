@@ -188,6 +188,21 @@ def test_guidance_is_the_two_branches_combined(generator):
     assert torch.allclose(guided_ones, unconditional + 4 * (conditional - unconditional), atol=1e-4)
 
 
+def test_levels_known_beforehand_change_nothing(generator):
+    """What the backbone makes of one level, taken for all samples, against each sample's own level."""
+    backbone, config = generator.model.backbone, generator.model.config
+    z = torch.randn(3, config.codec.frames, config.codec.channels)
+    condition, length = generator._encode(generator.conditions(Request(["a bell", "two kicks", ""])))
+    sampling = SamplingConfig(steps=3, shift=2.0)
+    known = generator.levels(sampling)
+    assert generator.levels(sampling) is known  # kept
+    for t, level in zip(levels(3, 2.0), known, strict=False):
+        with torch.no_grad():
+            expected = backbone(z, torch.full((3,), t), condition, length)
+            actual = backbone(z, level.expand(3), condition, length)
+        torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-4)
+
+
 def test_a_folder_without_weights_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"launch/convert\.py"):
         Generator(tmp_path)

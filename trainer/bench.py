@@ -1,7 +1,6 @@
 """Benchmarks: ours and its alternatives in one run, interleaved, medians of many."""
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,25 +14,7 @@ from .flops import forward_flops, training_flops
 from .flow_matching import flow_matching_loss, interpolate
 from .hardware import describe, peak_flops
 from .pretrain import Pretraining, compile_blocks, draw_noise, noise_levels
-
-
-def interleaved(
-    variants: dict[str, Callable[[], None]], rounds: int, inner: int, warmup: int
-) -> dict[str, list[float]]:
-    """Seconds a call of each variant, `rounds` values each of `inner` calls in a row, the variants taking turns."""
-    for call in variants.values():
-        for _ in range(warmup):
-            call()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(rounds):
-        for name, call in variants.items():
-            begin = time.perf_counter()
-            for _ in range(inner):
-                call()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - begin) / inner)
-    return seconds
+from .timing import interleaved
 
 
 def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:

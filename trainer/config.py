@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from ..kernels.ops import KernelsConfig
 from ..models import strict
 from ..models.audiox import SamplingConfig
 from ..models.config import ModelConfig
@@ -186,6 +187,7 @@ class BaseConfig:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..kernels.ops import Ops
 from ..models.audiox import AudioX, SamplingConfig
 from ..models.discriminator import DiscriminatorHead
 from ..models.encoders.build import build_text_encoder
@@ -48,7 +49,7 @@ class Distillation:
 
     shown: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
 
-    def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World) -> None:
+    def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World, ops: Ops | None = None) -> None:
         """`teacher` holds the weights that student and fake model begin with, and is frozen itself."""
         self.config, self.world, self.cycle = config, world, config.cycle
         self.total = self.cycle.total(config.training.steps)
@@ -57,9 +58,9 @@ class Distillation:
         torch.manual_seed(config.training.seed)
         self.engines = {"discriminator": self._engine("discriminator", DiscriminatorHead(config.model.backbone.width))}
         for name in ("student", "fake"):
-            self.engines[name] = self._engine(name, prepared(copy.deepcopy(teacher), config.training))
+            self.engines[name] = self._engine(name, prepared(copy.deepcopy(teacher), config.training, ops))
         frozen = zero.Frozen(
-            prepared(teacher, config.training), config.teacher.precision, config.teacher.sharded, world.device
+            prepared(teacher, config.training, ops), config.teacher.precision, config.teacher.sharded, world.device
         )
         self.ema = Ema(config.ema, self.engines["student"].shards())
         self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}

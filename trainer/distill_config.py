@@ -141,6 +141,12 @@ class DistillConfig(BaseConfig):
             )
 
     @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """In which all roles can compute: fp32 where one of them does."""
+        roles = (self.student, self.fake, self.teacher)
+        return "fp32" if any(role.precision == "fp32" for role in roles) else "bf16"
+
+    @property
     def paired_updates(self) -> int:
         """Updates of the warm start that take their batches from pairs."""
         return self.warm_start.updates if self.warm_start.pairs else 0

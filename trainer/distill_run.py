@@ -8,7 +8,7 @@ from pathlib import Path
 from ..models import strict
 from ..models.audiox import WEIGHTS, AudioX
 from ..models.encoders.build import build_text_encoder
-from . import checkpoint, run, zero
+from . import backends, checkpoint, run, zero
 from .data.pairs import PairReader, check_pairs
 from .data.reader import Reader
 from .data.tasks import Batch
@@ -27,6 +27,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     process group is made. Raises ValueError or OSError.
     """
     run.check(config, output, resume)
+    backends.check(config.kernels, config.precision)
     weights, digest = load_teacher(config, teacher), checkpoint.hash_file(teacher / WEIGHTS)
     before = checkpoint.newest_manifest(output)
     if before and before["teacher"] != digest:
@@ -37,7 +38,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
         check_pairs(config, digest)
     world = zero.start(config.training.threads)
     about = {"config": strict.to_dict(config), "teacher": digest}
-    task = Distillation(config, weights, world)
+    task = Distillation(config, weights, world, backends.choose(config, world, output, config.precision))
     if world.rank == 0:
         for name, planned in task.planned_bytes().items():
             parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)

@@ -10,10 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..kernels.ops import KernelsConfig
 from ..models.audiox import AudioX, SamplingConfig
 from ..models.encoders.build import build_codec, build_text_encoder
-from ..models.sampler import Velocity, guided, sample
+from ..models.mmdit import Levels
+from ..models.sampler import Velocity, guided, noise_levels, sample
+from . import backends
 from .data.tasks import Conditions
+from .kernel_cases import Shape
 
 
 @dataclass(frozen=True)
@@ -34,9 +38,12 @@ class Generator:
         self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = dtype
         self.model = load_weights(weights).to(self.device, dtype).eval()
+        shape = Shape.of(self.model.config, batch=2)  # a clip and its unconditional branch
+        self.model.use(backends.decide(KernelsConfig(), shape, self.device, dtype)[0].ops())
         self.sampling = self.model.sampling
         self.encode_text = build_text_encoder(self.model.config.text)
         self.codec = build_codec(self.model.config.codec)
+        self._levels: tuple[list[float], list[Levels]] = ([], [])  # of the last sampling
 
     def conditions(self, request: Request) -> Conditions:
         """Features of a request, zeros for what is absent (section IV-B)."""
@@ -59,7 +66,7 @@ class Generator:
             noise = [torch.randn(codec.frames, codec.channels, generator=g) for g in generators]
             return torch.stack(noise).to(self.device)
 
-        velocity = self._velocity(request, sampling.guidance)
+        velocity = self._velocity(request, sampling)
         known = mask = None
         if request.audio is not None and request.given is not None:
             known, mask = request.audio.to(self.device), request.given.unsqueeze(-1).to(self.device)
@@ -69,7 +76,8 @@ class Generator:
         """latents (B, L, C) -> (B, audio_channels, samples) in [-1, 1]."""
         return self.codec.decode(latents)
 
-    def _velocity(self, request: Request, guidance: float) -> Velocity:
+    def _velocity(self, request: Request, sampling: SamplingConfig) -> Velocity:
+        guidance, steps = sampling.guidance, iter(self.levels(sampling))
         encoded = self._encode(self.conditions(request))
         n = len(request.texts)
         # Without any condition every sample's unconditional branch is the same: encoded once.
@@ -78,9 +86,17 @@ class Generator:
             nothing = (nothing[0].expand(n, -1, -1), nothing[1].expand(n))
 
         def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
-            return self.model.backbone(z.to(self.dtype), t, condition, length)
+            return self.model.backbone(z.to(self.dtype), next(steps).expand(len(z)), condition, length)
 
         return guided(backbone, encoded, nothing, guidance)
+
+    def levels(self, sampling: SamplingConfig) -> list[Levels]:
+        """What the noise levels of a sampling settle in the backbone, one for each step; kept for the next call."""
+        times = noise_levels(sampling)[:-1]
+        if self._levels[0] != times:
+            steps = torch.tensor(times, device=self.device).split(1)
+            self._levels = (times, [self.model.backbone.levels(t) for t in steps])
+        return self._levels[1]
 
     def _encode(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         return self.model.encode(*conditions.to(self.device, self.dtype).tensors())

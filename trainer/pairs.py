@@ -13,7 +13,7 @@ from ..models import strict
 from ..models.audiox import WEIGHTS
 from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels
-from . import checkpoint, zero
+from . import backends, checkpoint, zero
 from .config import check_ranks
 from .data.pairs import FACTS, PairFacts, check_begun, solved_as, to_pair
 from .data.reader import Reader, Samples, check_streams
@@ -39,6 +39,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     ranks, batch = int(os.environ.get("WORLD_SIZE", "1")), config.training.global_batch
     check_ranks(config.training, ranks)
     check_streams(config, hashes=False)
+    backends.check(config.kernels, config.teacher.precision)
     weights = load_teacher(config, folder)
     batches = -(-count // batch)
     facts = PairFacts(
@@ -54,8 +55,9 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     world = zero.start(config.training.threads)
     if world.rank == 0:
         write_json(out / FACTS, strict.to_dict(facts))
+    ops = backends.choose(config, world, out, config.teacher.precision)
     frozen = zero.Frozen(
-        prepared(weights, config.training), config.teacher.precision, config.teacher.sharded, world.device
+        prepared(weights, config.training, ops), config.teacher.precision, config.teacher.sharded, world.device
     )
     encode_text = build_text_encoder(config.model.text)
     teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)

@@ -6,10 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernels.ops import Ops
 from ..models import strict
 from ..models.audiox import AudioX
 from ..models.encoders.build import build_text_encoder
-from . import run, zero
+from . import backends, run, zero
 from .checkpoint import Role
 from .config import LoopConfig, RunConfig, TrainingConfig, check_ranks
 from .data.reader import Reader
@@ -29,11 +30,11 @@ class Pretraining:
 
     shown: tuple[str, ...] = ("loss", "lr", "samples_per_s")
 
-    def __init__(self, config: RunConfig, world: zero.World) -> None:
+    def __init__(self, config: RunConfig, world: zero.World, ops: Ops | None = None) -> None:
         self.config, self.world = config, world
         training = config.training
         torch.manual_seed(training.seed)
-        self.model = prepared(AudioX(config.model, config.sampling), training)
+        self.model = prepared(AudioX(config.model, config.sampling), training, ops)
         accumulation = check_ranks(training, world.ranks)
         self.engine = zero.Engine(
             self.model.to(world.device),
@@ -103,8 +104,10 @@ def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
     return noise_level(uniform, training.time, training.time_mean, training.time_even)
 
 
-def prepared(model: AudioX, training: LoopConfig) -> AudioX:
-    """A model that recomputes and compiles its blocks as the configuration says."""
+def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> AudioX:
+    """A model that recomputes and compiles its blocks as the configuration says, with these operations in them."""
+    if ops is not None:
+        model.use(ops)
     model.backbone.checkpointing = training.checkpointing
     if training.compile:
         compile_blocks(model)
@@ -124,8 +127,9 @@ def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
     made. Raises ValueError or OSError.
     """
     run.check(config, output, resume)
+    backends.check(config.kernels, config.training.precision)
     world = zero.start(config.training.threads)
-    task = Pretraining(config, world)
+    task = Pretraining(config, world, backends.choose(config, world, output, config.training.precision))
     reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
     peak = peak_flops(world.device, task.engine.dtype) * world.ranks
     train(task, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)})

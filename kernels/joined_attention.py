@@ -1,0 +1,82 @@
+"""Joint attention by libraries that know one sequence: both streams are concatenated, attended to and split again.
+
+Shapes as in `joint_attention.py`.
+"""
+
+import importlib
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .attention import padding_mask
+from .joint_attention import StreamInput
+
+# Where flash-attn's function for sequences of several lengths stands: version 3 (Hopper), 4, 2.
+FLASH = ("flash_attn_interface", "flash_attn.cute", "flash_attn")
+
+
+def joint_attention_sdpa(
+    latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By `scaled_dot_product_attention` and the kernel that torch picks for it."""
+    q, k, v = (x.transpose(1, 2) for x in joined(latent, condition))  # (B, H, L+C, D)
+    n_latent = latent.qkv.shape[1]
+    mask = None if condition_length is None else padding_mask(k.shape[2], n_latent + condition_length)
+    return split(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2), n_latent)
+
+
+def joint_attention_cudnn(
+    latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By cuDNN's kernel, which torch does not pick by itself."""
+    with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):
+        return joint_attention_sdpa(latent, condition, condition_length)
+
+
+def joint_attention_flash(
+    latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By flash-attn, the newest version that is installed, without a mask and without waiting for the device."""
+    q, k, v = (x.flatten(0, 1) for x in joined(latent, condition))  # (B·(L+C), H, D)
+    (B, L), C = latent.qkv.shape[:2], condition.qkv.shape[1]
+    bounds = sequence_bounds(B, L, C, condition_length, q.device)
+    out = flash_function()(q, k, v, bounds, bounds, max_seqlen_q=L + C, max_seqlen_k=L + C)
+    out = out[0] if isinstance(out, tuple) else out
+    return split(out.unflatten(0, (B, L + C)), L)
+
+
+def joined(latent: StreamInput, condition: StreamInput) -> tuple[Tensor, Tensor, Tensor]:
+    """Normed and rotated queries and keys, and values, of both streams: (B, L + C, H, D) each, latents first."""
+    q, k, v = (torch.cat(pair, dim=1) for pair in zip(latent.rotated(), condition.rotated(), strict=True))
+    return q, k, v
+
+
+def split(out: Tensor, n_latent: int) -> tuple[Tensor, Tensor]:
+    """out (B, L + C, H, D) -> (B, L, H·D) and (B, C, H·D)."""
+    out = out.flatten(2)
+    return out[:, :n_latent], out[:, n_latent:]
+
+
+def sequence_bounds(B: int, L: int, C: int, condition_length: Tensor | None, device: torch.device) -> Tensor:
+    """Where the sequences of a flat (B·(L + C),) begin and end, (2·B + 1,) in int32.
+
+    A sample's padding is a sequence of its own, which attends to itself alone: nothing has to be packed, and no length
+    has to be known on the host.
+    """
+    ends = torch.arange(1, B + 1, device=device, dtype=torch.int32) * (L + C)
+    used = ends if condition_length is None else ends - C + condition_length.to(torch.int32)
+    return F.pad(torch.stack((used, ends), dim=1).flatten(), (1, 0))
+
+
+def flash_function() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+    """flash-attn's function for sequences of several lengths. Raises ImportError where none is installed."""
+    for name in FLASH:
+        try:
+            function: Callable[..., Tensor | tuple[Tensor, ...]] = importlib.import_module(name).flash_attn_varlen_func
+            return function
+        except (ImportError, AttributeError):
+            continue
+    raise ImportError("flash-attn is not installed")

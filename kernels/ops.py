@@ -1,0 +1,100 @@
+"""The operations of a transformer block as a set of functions, and which implementations of each there are."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from .adaln import layer_norm_modulate, layer_norm_modulate_triton
+from .gated_residual import (
+    gated_residual,
+    gated_residual_layer_norm_modulate,
+    gated_residual_layer_norm_modulate_triton,
+    gated_residual_triton,
+)
+from .joined_attention import flash_function, joint_attention_cudnn, joint_attention_flash, joint_attention_sdpa
+from .joint_attention import StreamInput, joint_attention, joint_attention_triton
+from .swiglu import swiglu, swiglu_triton
+
+
+@dataclass(frozen=True)
+class Ops:
+    """What a block calls. Their shapes stand at the references."""
+
+    joint_attention: Callable[[StreamInput, StreamInput, Tensor | None], tuple[Tensor, Tensor]]
+    layer_norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
+    gated_residual_layer_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    swiglu: Callable[[Tensor], Tensor]
+
+
+REFERENCE = Ops(joint_attention, layer_norm_modulate, gated_residual, gated_residual_layer_norm_modulate, swiglu)
+
+
+@dataclass(frozen=True)
+class KernelsConfig:
+    """The implementation of each operation by name; "auto" is the fastest of those that run here."""
+
+    joint_attention: Literal["auto", "triton", "flash", "cudnn", "sdpa", "reference"] = "auto"
+    layer_norm_modulate: Literal["auto", "triton", "reference"] = "auto"
+    gated_residual: Literal["auto", "triton", "reference"] = "auto"
+    gated_residual_layer_norm_modulate: Literal["auto", "triton", "reference"] = "auto"
+    swiglu: Literal["auto", "triton", "reference"] = "auto"
+    table: str = ""  # JSON of `launch/bench.py kernels`, which "auto" then follows; otherwise it measures
+
+
+OPS = tuple(field.name for field in fields(Ops))
+
+# In the order in which "auto" prefers them where they are equally fast.
+BACKENDS: dict[str, dict[str, Callable[..., Any]]] = {
+    "joint_attention": {
+        "triton": joint_attention_triton,
+        "flash": joint_attention_flash,
+        "cudnn": joint_attention_cudnn,
+        "sdpa": joint_attention_sdpa,
+        "reference": joint_attention,
+    },
+    "layer_norm_modulate": {
+        "triton": layer_norm_modulate_triton,
+        "reference": layer_norm_modulate,
+    },
+    "gated_residual": {
+        "triton": gated_residual_triton,
+        "reference": gated_residual,
+    },
+    "gated_residual_layer_norm_modulate": {
+        "triton": gated_residual_layer_norm_modulate_triton,
+        "reference": gated_residual_layer_norm_modulate,
+    },
+    "swiglu": {"triton": swiglu_triton, "reference": swiglu},
+}
+
+
+def missing(backend: str, device: torch.device, dtype: torch.dtype) -> str:
+    """Why a backend cannot run, and what to do about it; empty where it can."""
+    if backend in ("sdpa", "reference"):
+        return ""
+    if device.type != "cuda":
+        return "needs an NVIDIA GPU; 'reference' runs everywhere"
+    if backend in ("flash", "cudnn") and dtype == torch.float32:
+        return "computes in bfloat16 or float16, this run in float32; set its precision to bf16, or take 'triton'"
+    if backend == "cudnn" and not torch.backends.cudnn.is_available():
+        return "needs a build of torch with cuDNN, as the ones for CUDA on PyPI have"
+    if backend == "flash":
+        try:
+            flash_function()
+        except ImportError:
+            return "needs flash-attn: pip install flash-attn --no-build-isolation (any of its versions 2, 3, 4)"
+    return ""
+
+
+def available(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+    """Backends of an operation that can run, best liked first."""
+    return [backend for backend in BACKENDS[op] if not missing(backend, device, dtype)]
+
+
+def resolve(names: dict[str, str]) -> Ops:
+    """The functions of one backend for each operation."""
+    return Ops(**{op: BACKENDS[op][names[op]] for op in OPS})
