@@ -45,6 +45,16 @@ def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
 
 
+def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
+    done = bench(tmp_path, "data", small_config(scenes), "--rounds", "1", "--samples", "32", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert [row["variant"] for row in result["rows"]] == ["batches", "records", "bytes alone"]
+    for row in result["rows"]:
+        assert row["mb_per_s"] == pytest.approx(row["samples_per_s"] * result["bytes_a_sample"] / 1e6)
+    assert not list(tmp_path.glob("bench-data-*"))
+
+
 def test_a_late_step_costs_the_rollout_before_it():
     for k in range(4):
         assert bench_distill.calls(Phase.STUDENT, k, True)[bench_distill.FORWARD] == k

@@ -257,7 +257,8 @@ class TestConditions:
         video = assembler(small.model).video(sample)
         image, motion = sample.image.astype(np.float32), sample.motion.astype(np.float32)
         # Two motion features to an image.
-        assert torch.equal(video, torch.from_numpy(image.repeat(2, axis=0) + motion))
+        expected = torch.from_numpy(image.repeat(2, axis=0) + motion)
+        assert torch.equal(video, expected.half())
 
     def test_a_record_serves_what_it_can(self):
         weights = {"T2A": 1.0, "V2A": 1.0, "TV2A": 1.0, "inpainting": 1.0}
