@@ -1,6 +1,7 @@
 """Measure ours and the alternatives in one run, interleaved, and print a table and JSON.
 
 examples:
+  python launch/bench.py kernels --config configs/2p7b.json --batch 30 --out kernels.json
   python launch/bench.py train --config configs/tiny.json
   python launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
@@ -13,25 +14,51 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from audiox_turbo.trainer import command
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.distill_config import load_distill_config
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def parse() -> argparse.Namespace:
     parser = command.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
+    kernels = commands.add_parser("kernels", help="each operation of a block by every implementation that runs here")
+    kernels.add_argument("--batch", type=int, help="samples (default: the configuration's micro-batch)")
+    kernels.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
+    kernels.add_argument("--inner", type=int, default=10, help="calls in a turn (default: 10)")
     train = commands.add_parser("train", help="training steps through DeepSpeed against a plain PyTorch loop")
     train.add_argument("--inner", type=int, default=5, help="steps in a turn (default: 5)")
     distill = commands.add_parser("distill", help="a round of distillation against its parts timed alone")
+    infer = commands.add_parser("infer", help="making latents: a student's 4 steps and a teacher's guided ones")
+    infer.add_argument("--batch", type=int, default=1, help="clips (default: 1)")
+    infer.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
+    infer.add_argument("--steps", nargs="+", type=int, default=[50], help="of the guided teacher (default: 50)")
     data = commands.add_parser("data", help="reading warm shards of the model's schema")
     data.add_argument("--samples", type=int, default=1024, help="that are made for it (default: 1024)")
     data.add_argument("--folder", type=Path, help="where they are put for the time being (default: the system's)")
-    for kind in (train, distill, data):
+    for kind in (kernels, train, distill, infer, data):
         command.add_config(kind)
         kind.add_argument("--rounds", type=int, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
     return parser.parse_args()
+
+
+def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(arguments.config, arguments.set)
+    from audiox_turbo.trainer import bench_kernels
+
+    batch, dtype = arguments.batch or config.training.micro_batch, getattr(torch, DTYPES[arguments.dtype])
+    result = bench_kernels.kernels(config.model, batch, dtype, arguments.rounds, arguments.inner)
+    print(f"copying {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, products {result['peak_flops'] / 1e12:.3g} TFLOP/s")
+    print(f"{'operation':36} {'by':26} {'forward ms':>11} {'of limit':>9} {'backward ms':>12} {'of limit':>9}")
+    for row in sorted(result["rows"] + result["alternatives"], key=lambda row: row["op"]):
+        ways = f"{row['forward_ms']:11.3f} {row['forward_of_limit']:9.2f} {row['backward_ms']:12.3f}"
+        print(f"{row['op']:36} {row['backend']:26} {ways} {row['backward_of_limit']:9.2f}")
+    return result
 
 
 def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -61,6 +88,22 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
+def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(arguments.config, arguments.set)
+    from audiox_turbo.models.audiox import SamplingConfig
+    from audiox_turbo.trainer import bench_infer
+
+    samplings = [SamplingConfig("renoise", steps=4, guidance=1.0)]
+    samplings += [SamplingConfig(steps=steps, guidance=3.0) for steps in arguments.steps]
+    dtype = getattr(torch, DTYPES[arguments.dtype])
+    result = bench_infer.infer(config.model, samplings, arguments.batch, dtype, arguments.rounds)
+    print(f"{'steps':>6} {'NFE':>5} {'way':16} {'ms':>9} {'low':>9} {'high':>9} {'x plain':>8} {'RTF':>7} {'MFU':>6}")
+    for row in result["rows"]:
+        times = f"{row['ms']:9.1f} {row['low_ms']:9.1f} {row['high_ms']:9.1f} {row['times_plain']:8.2f}"
+        print(f"{row['steps']:6} {row['nfe']:5} {row['way']:16} {times} {row['rtf']:7.4f} {row['mfu']:6.3f}")
+    return result
+
+
 def run_data(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.set)
     from audiox_turbo.trainer import bench_data  # imports DeepSpeed
@@ -73,7 +116,7 @@ def run_data(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-RUN = {"train": run_train, "distill": run_distill, "data": run_data}
+RUN = {"kernels": run_kernels, "train": run_train, "distill": run_distill, "infer": run_infer, "data": run_data}
 
 
 def main() -> int:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from audiox_turbo.kernels.ops import OPS
 from audiox_turbo.models import strict
-from audiox_turbo.trainer import bench_distill
+from audiox_turbo.trainer import backends, bench_distill
 from audiox_turbo.trainer.schedule import Phase
 from tests.small import ROOT, small_config, small_distill_config
 
@@ -43,6 +44,26 @@ def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     assert result["ratio"] == pytest.approx(result["round_s"] / result["parts_s"])
     refused = bench(tmp_path, "distill", small_distill_config(scenes, "distillation.loss=eq10"))
     assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
+
+
+def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, scenes):
+    done = bench(tmp_path, "kernels", small_config(scenes), "--rounds", "1", "--inner", "1", "--dtype", "fp32")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = backends.read_table(tmp_path / "out.json")
+    assert {row["op"] for row in rows} == set(OPS) == {row["op"] for row in result["alternatives"]}
+    for row in rows + result["alternatives"]:
+        assert 0 < row["forward_low_ms"] <= row["forward_ms"] <= row["forward_high_ms"]
+        assert row["backward_of_limit"] > 0
+
+
+def test_latents_are_made_in_three_ways(tmp_path, scenes):
+    done = bench(tmp_path, "infer", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["steps"], row["nfe"]) for row in rows] == [(4, 4)] * 3 + [(2, 4)] * 3
+    assert [row["way"] for row in rows[:3]] == ["plain", "ours", "ours, compiled"]
+    assert rows[0]["times_plain"] == 1 and all(row["ms"] > 0 for row in rows)
 
 
 def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):

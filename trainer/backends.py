@@ -2,6 +2,7 @@
 
 import json
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -121,33 +122,50 @@ def measure(
     rounds: int = ROUNDS,
     inner: int = 10,
 ) -> list[dict[str, Any]]:
-    """Rows of a table: medians of forward and backward, the backends taking turns. A backend that fails says so and
-    takes no part."""
+    """Rows of a table, one for each backend that runs here."""
+    implementations = {backend: as_run(op, backend, compiled) for backend in backends}
+    found = timings(op, case, implementations, device, rounds, inner)
+    return [row(op, backend, shape, device, dtype, *seconds) for backend, seconds in found.items()]
+
+
+def as_run(op: str, backend: str, compiled: bool) -> Callable[..., Any]:
+    """An implementation as a run with compiled blocks has it; kernels of their own are not made faster by that."""
+    implementation = BACKENDS[op][backend]
+    return torch.compile(implementation) if compiled and backend in ("reference", "sdpa") else implementation
+
+
+def timings(
+    op: str, case: Case, implementations: dict[str, Callable[..., Any]], device: torch.device, rounds: int, inner: int
+) -> dict[str, tuple[list[float], list[float]]]:
+    """Seconds forward and backward of each implementation, which take turns. One that fails is named and left out."""
     calls = {}
-    for backend in backends:
-        implementation = BACKENDS[op][backend]
-        if compiled and backend in ("reference", "sdpa"):  # the others are not made faster by it
-            implementation = torch.compile(implementation)
+    for name, implementation in implementations.items():
         try:
             pair = [case.timed(implementation, backward) for backward in (False, True)]
             for call in pair:
                 call()
-        except RuntimeError as error:
-            print(f"kernels: {op}: {backend} does not run here: {str(error).splitlines()[0]}", flush=True)
-            continue
-        calls[backend] = pair
-    times = [
-        interleaved({backend: pair[way] for backend, pair in calls.items()}, rounds, inner, WARM_UPS, device)
+            calls[name] = pair
+        except Exception as error:  # of whatever library
+            print(f"kernels: {op}: {name} does not run here: {str(error).splitlines()[0]}", flush=True)
+    forward, backward = (
+        interleaved({name: pair[way] for name, pair in calls.items()}, rounds, inner, WARM_UPS, device)
         for way in (0, 1)
-    ]
-    return [
-        {"op": op, "backend": backend, **where(shape, device, dtype)}
-        | {
-            f"{name}_ms": 1000 * statistics.median(seconds[backend])
-            for name, seconds in zip(("forward", "backward"), times, strict=True)
-        }
-        for backend in calls
-    ]
+    )
+    return {name: (forward[name], backward[name]) for name in calls}
+
+
+def row(
+    op: str,
+    name: str,
+    shape: Shape,
+    device: torch.device,
+    dtype: torch.dtype,
+    forward: list[float],
+    backward: list[float],
+) -> dict[str, Any]:
+    """Medians in milliseconds, and what they hold for."""
+    ms = {"forward_ms": 1000 * statistics.median(forward), "backward_ms": 1000 * statistics.median(backward)}
+    return {"op": op, "backend": name, **where(shape, device, dtype), **ms}
 
 
 def where(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,0 +1,92 @@
+"""Every operation of a block at a model's shapes: each implementation that runs here beside the alternatives."""
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from ..kernels.joined_attention import joined, split
+from ..kernels.joint_attention import StreamInput
+from ..kernels.ops import BACKENDS, OPS, available
+from ..models.config import ModelConfig
+from .backends import as_run, row, timings
+from .hardware import describe, peak_flops
+from .kernel_cases import Case, Shape, cases
+from .timing import interleaved
+
+
+def kernels(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inner: int) -> dict[str, Any]:
+    """`rows` are a table that the configuration's `kernels.table` can name; `alternatives` are what no run can choose.
+
+    Both have the share of the physical limit that they reach: the least bytes at this machine's copying speed, or the
+    operations at its speed of matrix products, whichever takes longer.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = Shape.of(model, batch)
+    bandwidth, peak = copy_bandwidth(device), peak_flops(device, dtype)
+    rows: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for op, case in cases(shape, device, dtype).items():
+        backends = available(op, device, dtype)
+        implementations: dict[str, Callable[..., Any]] = {b: as_run(op, b, True) for b in backends}
+        implementations["reference, eager"] = BACKENDS[op]["reference"]
+        if op == "joint_attention" and device.type == "cuda":
+            implementations["flex_attention, compiled"] = torch.compile(flex(shape, device))
+        found = timings(op, case, implementations, device, rounds, inner)
+        limits = limit(case, bandwidth, peak)
+        for name, seconds in found.items():
+            facts = row(op, name, shape, device, dtype, *seconds)
+            for way, (values, least) in zip(("forward", "backward"), zip(seconds, limits, strict=True), strict=True):
+                facts[f"{way}_low_ms"], facts[f"{way}_high_ms"] = 1000 * min(values), 1000 * max(values)
+                facts[f"{way}_of_limit"] = least / statistics.median(values)
+            (rows if name in backends else others).append(facts)
+    assert {r["op"] for r in rows} == set(OPS)
+    return {
+        "host": describe(),
+        "copy_bytes_per_s": bandwidth,
+        "peak_flops": peak,
+        "rows": rows,
+        "alternatives": others,
+    }
+
+
+def limit(case: Case, bandwidth: float, peak: float) -> tuple[float, float]:
+    """Seconds that forward and backward take at least on this machine."""
+    return (
+        max(case.forward_bytes / bandwidth, case.forward_flops / peak),
+        max(case.backward_bytes / bandwidth, case.backward_flops / peak),
+    )
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes/s, read and written together, of copying a large tensor: the best of several."""
+    a = torch.empty(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    seconds = interleaved({"copy": lambda: _discard(b.copy_(a))}, rounds=10, inner=4, warmup=2, device=device)
+    return 2 * a.numel() / min(seconds["copy"])
+
+
+def flex(shape: Shape, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """FlexAttention over the concatenated streams. Its block mask is made once and not timed."""
+    made: dict[int, Any] = {}
+
+    def attend(latent: StreamInput, condition: StreamInput, condition_length: Tensor) -> tuple[Tensor, Tensor]:
+        n = shape.latent + shape.condition
+        if not made:
+            ends = shape.latent + condition_length
+
+            def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+                return k < ends[b]
+
+            made[0] = create_block_mask(inside, shape.batch, None, n, n, device=str(device))
+        q, k, v = (x.transpose(1, 2) for x in joined(latent, condition))
+        return split(flex_attention(q, k, v, block_mask=made[0]).transpose(1, 2), shape.latent)
+
+    return attend
+
+
+def _discard(_: object) -> None:
+    return None
