@@ -8,6 +8,7 @@ The configuration says which data, which guidance (`distillation.guidance`) and 
 again after a stop: it goes on. Then distil with --set warm_start.pairs=data/pairs --set warm_start.updates=400
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def main() -> int:
         from audiox_turbo.trainer.pairs import make_pairs  # imports DeepSpeed, seconds that a typo need not cost
 
         count = make_pairs(config, arguments.teacher, arguments.out, arguments.count)
-        print(f"{arguments.out}: {count} pairs")
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{arguments.out}: {count} pairs")
 
     return command.exit_code(run)
 

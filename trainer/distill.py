@@ -128,11 +128,14 @@ class Distillation:
         return roles | {"teacher": self.teacher.frozen.bytes()}
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call, and what each role holds on this rank now. All ranks call this."""
+        """Means since the last call; each role's last gradient norm, and what it holds on this rank now. All ranks call
+        this."""
         values = self.meter.read()
         if values.get("adversarial_gradient"):
             share = self.config.distillation.adversarial * values["adversarial_gradient"]
             values["gradient_ratio"] = share / max(values["dm_gradient"], 1e-12)
+        norms = {f"grad_norm/{name}": engine.gradient_norm() for name, engine in self.engines.items()}
+        values |= {name: norm for name, norm in norms.items() if math.isfinite(norm)}  # nan before its first update
         return values | {f"bytes/{name}": float(held.total) for name, held in self.bytes().items()}
 
     def warnings(self, values: dict[str, float]) -> list[str]:

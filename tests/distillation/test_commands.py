@@ -101,6 +101,9 @@ def test_from_pairs_to_sound(commands):
     assert [("warm_start" in line, "dm" in line) for line in lines[:6]] == 3 * [(True, False)] + 2 * [
         (False, False)
     ] + [(False, True)]
+    trained = [{key.split("/")[1] for key in line if key.startswith("grad_norm/")} for line in lines]
+    assert trained[0] == {"student"} and trained[-1] == {"student", "fake", "discriminator"}
+    assert all(line[key] > 0 for line in lines for key in line if key.startswith("grad_norm/"))
     assert commands.run("convert", out, "--out", weights).returncode == 0
     assert load_weights(weights).sampling == commands.config.sampling
     made = commands.run("generate", "--weights", weights, "--text", "three bells", "--out", out / "bells.wav")
