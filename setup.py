@@ -48,6 +48,6 @@ setup(
     extras_require={
         "flash": ["flash-attn>=2.8"],
         "fp8": ["torchao>=0.14"],
-        "dev": ["pytest>=8", "ruff>=0.12", "mypy>=1.15"],
+        "dev": ["pytest>=8", "torchao>=0.14", "ruff>=0.12", "mypy>=1.15"],
     },
 )

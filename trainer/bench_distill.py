@@ -4,6 +4,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class Parts:
         self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()} | {
             "teacher": _dtype(config.teacher.precision)
         }
-        teacher = prepared(AudioX(config.model), config.training).requires_grad_(False)
+        teacher = prepared(AudioX(config.model), replace(config.training, fp8=False)).requires_grad_(False)
         self.models = {name: m.to(device, self.dtypes[name]) for name, m in (models | {"teacher": teacher}).items()}
         self.optimizers = {name: Optimizer(self.models[name], role.optimizer) for name, role in roles.items()}
 

@@ -78,6 +78,7 @@ class LoopConfig:
     micro_batch: int  # samples a rank takes through the model at once
     seed: int = 0
     compile: bool = False  # torch.compile each transformer block
+    fp8: bool = False  # products of the blocks in 8-bit floats, with torchao; on GPUs from Ada and Hopper on
     checkpointing: bool = False  # recompute each block's activations in the backward pass
     max_skipped: int = 10  # this many non-finite steps in a row stop the run
     threads: int = 0  # CPU threads a rank; 0 leaves torch's choice

@@ -59,9 +59,8 @@ class Distillation:
         self.engines = {"discriminator": self._engine("discriminator", DiscriminatorHead(config.model.backbone.width))}
         for name in ("student", "fake"):
             self.engines[name] = self._engine(name, prepared(copy.deepcopy(teacher), config.training, ops))
-        frozen = zero.Frozen(
-            prepared(teacher, config.training, ops), config.teacher.precision, config.teacher.sharded, world.device
-        )
+        precise = prepared(teacher, replace(config.training, fp8=False), ops)
+        frozen = zero.Frozen(precise, config.teacher.precision, config.teacher.sharded, world.device)
         self.ema = Ema(config.ema, self.engines["student"].shards())
         self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}
         d = config.distillation

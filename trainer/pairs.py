@@ -4,6 +4,7 @@ import itertools
 import os
 from collections.abc import Iterator
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,9 +57,8 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     if world.rank == 0:
         write_json(out / FACTS, strict.to_dict(facts))
     ops = backends.choose(config, world, out, config.teacher.precision)
-    frozen = zero.Frozen(
-        prepared(weights, config.training, ops), config.teacher.precision, config.teacher.sharded, world.device
-    )
+    model = prepared(weights, replace(config.training, fp8=False), ops)
+    frozen = zero.Frozen(model, config.teacher.precision, config.teacher.sharded, world.device)
     encode_text = build_text_encoder(config.model.text)
     teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
     reader = Reader(config, encode_text, world.rank, ranks)

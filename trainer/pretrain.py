@@ -18,6 +18,7 @@ from .data.tasks import Batch
 from .ema import Ema
 from .flops import training_flops
 from .flow_matching import flow_matching_loss, interpolate, noise_level
+from .fp8 import use_fp8
 from .hardware import peak_flops
 from .logs import NoiseBins
 from .loop import Previews, Step, train
@@ -108,6 +109,8 @@ def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> Aud
     """A model that recomputes and compiles its blocks as the configuration says, with these operations in them."""
     if ops is not None:
         model.use(ops)
+    if training.fp8:
+        use_fp8(model)
     model.backbone.checkpointing = training.checkpointing
     if training.compile:
         compile_blocks(model)

@@ -12,6 +12,7 @@ from . import checkpoint
 from .config import BaseConfig, check_ranks, read_json
 from .data.reader import check_streams
 from .files import write_json
+from .fp8 import check_fp8
 
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
 # step takes.
@@ -30,6 +31,8 @@ FIXED = (
 def check(config: BaseConfig, output: Path, resume: bool) -> None:
     """All that can be wrong with ranks, folder and shards, before a process group is made. Raises ValueError."""
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    if config.training.fp8:
+        check_fp8()
     check_output(output, resume)
     check_unchanged(output, config)
     check_streams(config, hashes=False)
