@@ -105,7 +105,7 @@ def _write(config: RunConfig, folder: Path, samples: int) -> None:
                 *latents,
                 normal(images, video.dim),
                 normal(video.steps, video.dim),
-                [f"sound number {i} of a thing that sounds", "a sound"],
+                ["a bell, then two kicks", "two kicks after a bell"],
                 {},
                 codec.seconds,
             )
