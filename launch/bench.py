@@ -3,13 +3,15 @@
 examples:
   python launch/bench.py kernels --config configs/2p7b.json --batch 30 --out kernels.json
   python launch/bench.py train --config configs/tiny.json
-  python launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
+  deepspeed --num_gpus 2 launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
 """
 
 import argparse
+import contextlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 def parse() -> argparse.Namespace:
     parser = command.parser(__doc__)
+    command.add_launched(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     kernels = commands.add_parser("kernels", help="each operation of a block by every implementation that runs here")
     kernels.add_argument("--batch", type=int, help="samples (default: the configuration's micro-batch)")
@@ -123,8 +126,10 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        result = RUN[arguments.command](arguments)
-        if arguments.out:
+        others = int(os.environ.get("RANK", "0")) > 0
+        with contextlib.redirect_stdout(None if others else sys.stdout):
+            result = RUN[arguments.command](arguments)
+        if arguments.out and not others:
             arguments.out.write_text(json.dumps(result, indent=1) + "\n")
 
     return command.exit_code(run)

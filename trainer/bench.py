@@ -1,5 +1,6 @@
 """Benchmarks: ours and its alternatives in one run, interleaved, medians of many."""
 
+import os
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -19,18 +20,26 @@ from .timing import interleaved
 
 def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
     """Training steps through DeepSpeed against a plain PyTorch loop over the same model (autocast, fused AdamW,
-    clipping), both with the configuration's compilation; the plain loop eagerly and in fp32 as well."""
-    world = zero.start()
+    clipping), both with the configuration's compilation; the plain loop eagerly and in fp32 as well.
+
+    Where several ranks on a CPU share the batch, the plain loop has it whole and every core, and the other ranks wait.
+    """
+    world = zero.start(config.training.threads)
     batch = random_batch(config)
+    each = len(batch) // world.ranks
+    mine = batch.split(each)[world.rank]
     task = Pretraining(config, world)
     step = iter(range(10**9))
-    variants: dict[str, Callable[[], None]] = {"deepspeed": lambda: _discard(task.step(next(step), batch))}
-    variants["plain"] = PlainLoop(config, world.device, config.training.precision, config.training.compile, batch)
-    if config.training.compile or config.training.precision != "fp32":
-        variants["plain eager fp32"] = PlainLoop(config, world.device, "fp32", False, batch)
+    variants: dict[str, Callable[[], None]] = {"deepspeed": lambda: _discard(task.step(next(step), mine))}
+    training = config.training
+    loops = {"plain": (training.precision, training.compile)}
+    if training.compile or training.precision != "fp32":
+        loops["plain eager fp32"] = ("fp32", False)
+    for name, (precision, compiled) in loops.items():
+        variants[name] = _alone(PlainLoop(config, world.device, precision, compiled, batch), world)
     seconds = interleaved(variants, rounds, inner, warmup=3)
     flops = training_flops(config.model, batch.conditions.text.shape[1])
-    peak = peak_flops(world.device, task.engine.dtype)
+    peak = peak_flops(world.device, task.engine.dtype) * world.ranks
     rows = []
     for name, values in seconds.items():
         speeds = sorted(len(batch) / s for s in values)
@@ -47,7 +56,24 @@ def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
             }
         )
     parts = forward_flops(config.model, batch.conditions.text.shape[1])
-    return {"host": describe(), "rows": rows, "forward_flops": parts, "training_flops": flops, "peak_flops": peak}
+    facts = {"host": describe(), "ranks": world.ranks, "rows": rows}
+    return facts | {"forward_flops": parts, "training_flops": flops, "peak_flops": peak}
+
+
+def _alone(call: Callable[[], None], world: zero.World) -> Callable[[], None]:
+    """On the first rank with all cores of the machine, while the others wait."""
+    if world.ranks == 1:
+        return call
+    own = torch.get_num_threads()
+
+    def first() -> None:
+        if world.rank == 0:
+            torch.set_num_threads(os.cpu_count() or 1)
+            call()
+            torch.set_num_threads(own)
+        torch.distributed.barrier()
+
+    return first
 
 
 class PlainLoop:
