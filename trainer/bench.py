@@ -3,19 +3,22 @@
 import os
 import statistics
 from collections.abc import Callable
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
 from ..models.audiox import AudioX
 from . import zero
-from .config import BaseConfig, RunConfig
+from .config import BaseConfig, LoggingConfig, RunConfig
 from .data.tasks import Batch, Conditions
 from .flops import forward_flops, training_flops
 from .flow_matching import flow_matching_loss, interpolate
 from .hardware import describe, peak_flops
 from .pretrain import Pretraining, compile_blocks, draw_noise, noise_levels
 from .timing import interleaved
+
+C = TypeVar("C", bound=BaseConfig)
 
 
 def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
@@ -24,6 +27,7 @@ def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
 
     Where several ranks on a CPU share the batch, the plain loop has it whole and every core, and the other ranks wait.
     """
+    config = without_weights(config)
     world = zero.start(config.training.threads)
     batch = random_batch(config)
     each = len(batch) // world.ranks
@@ -107,6 +111,12 @@ class PlainLoop:
         self.adamw.step()
         self.adamw.zero_grad()
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1e-3)
+
+
+def without_weights(config: C) -> C:
+    """The same model with features from nowhere: no encoder or codec is loaded."""
+    text = replace(config.model.text, kind="words")
+    return replace(config, model=replace(config.model, text=text), logging=LoggingConfig())
 
 
 def random_batch(config: BaseConfig) -> Batch:

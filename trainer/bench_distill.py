@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..models.audiox import AudioX
 from ..models.discriminator import DiscriminatorHead
 from . import zero
-from .bench import random_batch
+from .bench import random_batch, without_weights
 from .config import OptimizerConfig
 from .data.tasks import Batch
 from .distill import Distillation
@@ -49,6 +49,7 @@ def distill(config: DistillConfig, rounds: int) -> dict[str, Any]:
     """
     if config.distillation.loss != "dmd":
         raise ValueError(f"distillation.loss: {config.distillation.loss!r}; the parts counted here are those of 'dmd'")
+    config = without_weights(config)
     world, batch = zero.start(config.training.threads), random_batch(config)
     teacher = AudioX(config.model)
     parts = Parts(config, world.device, batch.split(config.training.micro_batch)[0].to(world.device))

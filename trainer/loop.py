@@ -1,5 +1,6 @@
 """The loop that pretraining and distillation share: fetch, step, log, save."""
 
+import functools
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -152,7 +153,6 @@ class Previews:
 
     def __init__(self, config: BaseConfig) -> None:
         self.config = config
-        self.codec: AudioCodec = build_codec(config.model.codec)
         prompts, model = config.logging.prompts, config.model
         self.names = [f"{i} {prompt}" for i, prompt in enumerate(prompts)]
         if prompts:
@@ -161,6 +161,11 @@ class Previews:
             audio = torch.zeros(len(prompts), model.codec.frames, model.codec.channels)
             self.conditions = Conditions(video, audio, *encode_text(list(prompts)))
             self.nothing = Nothing(encode_text)
+
+    @functools.cached_property
+    def codec(self) -> AudioCodec:
+        """Loaded when sound is first made: a run that makes none needs no codec's weights."""
+        return build_codec(self.config.model.codec)
 
     @torch.no_grad()
     def make(self, model: nn.Module, sampling: SamplingConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
