@@ -166,9 +166,9 @@ class Assembler:
 
     def _show(self, record: Record, video: Tensor) -> None:
         if len(record.motion):
-            images = _tensor(record.image)
+            images = _tensor(record.image).half()  # as it lies in a shard; a record that never lay there has float32
             torch.index_select(images, 0, self.nearest.clamp(max=len(images) - 1), out=video)
-            video += _tensor(record.motion)
+            video += _tensor(record.motion).half()
 
     def given(self, task: str, rng: np.random.Generator) -> Tensor:
         """1 where the task gives the sound's latents as a condition, 0 elsewhere: (L,)."""
