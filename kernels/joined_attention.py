@@ -55,9 +55,10 @@ def joined(latent: StreamInput, condition: StreamInput) -> tuple[Tensor, Tensor,
 
 
 def split(out: Tensor, n_latent: int) -> tuple[Tensor, Tensor]:
-    """out (B, L + C, H, D) -> (B, L, H·D) and (B, C, H·D)."""
+    """out (B, L + C, H, D) -> (B, L, H·D) and (B, C, H·D), each with memory of its own: torch 2.13 loads compiled code
+    whose outputs share memory from its cache with wrong shapes."""
     out = out.flatten(2)
-    return out[:, :n_latent], out[:, n_latent:]
+    return out[:, :n_latent].contiguous(), out[:, n_latent:].contiguous()
 
 
 def sequence_bounds(B: int, L: int, C: int, condition_length: Tensor | None, device: torch.device) -> Tensor:

@@ -55,7 +55,7 @@ def joint_attention(
     length = None if condition_length is None else n_latent + condition_length
     out = attention(q, k, v, length)
     out = out.transpose(1, 2).flatten(2)  # (B, L+C, H·D)
-    return out[:, :n_latent], out[:, n_latent:]
+    return out[:, :n_latent].contiguous(), out[:, n_latent:].contiguous()
 
 
 def joint_attention_triton(

@@ -28,7 +28,7 @@ part() {  # name, seconds at most, command
         echo "-- $name: failed after $((SECONDS - begin)) s; the end of $OUT/$name.log:"
         tail -n 5 "$OUT/$name.log"
     fi
-    [[ $name == tests ]] && tail -n 3 "$OUT/$name.txt" || grep -v '^\[' "$OUT/$name.txt" | tail -n 20
+    [[ $name == tests ]] && tail -n 3 "$OUT/$name.txt" || grep -vE '^(\[|MA |CPU Virt|begin|before|after|end) *' "$OUT/$name.txt" | tail -n 20
 }
 
 bench() {  # name, seconds at most, arguments of launch/bench.py
@@ -37,12 +37,12 @@ bench() {  # name, seconds at most, arguments of launch/bench.py
     part "$name" "$limit" "$PYTHON" launch/bench.py "$@" --rounds "$rounds" --out "$OUT/$name.json"
 }
 
-part tests 100 "$PYTHON" -m pytest -q tests/test_triton.py -m 'not long' -p no:cacheprovider
-bench kernels 110 kernels --config "$full" --batch "$batch"
+part tests 80 "$PYTHON" -m pytest -q tests/test_triton.py -m 'not long' -p no:cacheprovider
+bench kernels 150 kernels --config "$full" --batch "$batch"
 bench infer 70 infer --config "$full"
 bench train 70 train --config "$single"
 bench train_full 100 train --config "$full" "${few[@]}"
-bench distill 80 distill --config "$distill" "${short[@]}" --set "model=$("$PYTHON" -c "
+bench distill 70 distill --config "$distill" "${short[@]}" --set "model=$("$PYTHON" -c "
 import json; print(json.dumps(json.load(open('$single'))['model']))")"
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"
