@@ -1,11 +1,13 @@
 """Checkpoints: every rank's fragments in safetensors, hashed, published by one rename.
 
+    run/latest.json                                             which step was saved last
     run/checkpoints/step_00001000/manifest.json                 what is in it: step, configuration, hashes
                                   model/rank_00000.safetensors  this rank's fragments of weights, moments and EMA
 
 A folder without the `.partial` ending is complete: it is renamed when every rank has written and the manifest is there.
 Fragments are found by parameter name and position, so any number of ranks and any ZeRO stage can load what any other
-wrote. Nothing is unpickled.
+wrote. Nothing is unpickled. What is there counts, not what `latest.json` says: it only tells a run whose checkpoints
+are gone from one that never had any.
 """
 
 import json
@@ -24,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .command import ExitCode
 from .ema import Ema
 from .files import sync, write_json
 from .fragment import Fragment
@@ -33,11 +36,18 @@ if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not
 
 FORMAT = 1
 FOLDER = "checkpoints"
+LATEST = "latest.json"
 T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
     """A checkpoint is damaged, incomplete or of another model; the message names it."""
+
+
+class NothingLeftError(CheckpointError):
+    """A run was saved, and nothing of it can be loaded."""
+
+    exit_code = ExitCode.CORRUPT
 
 
 @dataclass
@@ -53,11 +63,12 @@ class Role:
         return state | ({"ema": self.ema.values} if self.ema else {})
 
 
-def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[str, Any]) -> Path:
+def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[str, Any], keep_every: int = 0) -> Path:
     """Write the state of all roles after `step` steps as one unit; all ranks call this.
 
-    `about` goes into the manifest. Raises OSError on every rank when any rank could not write; the checkpoints that
-    were there before are not touched.
+    The newest `keep` stay (0: all), and those of every `keep_every` steps (0: none of them). `about` goes into the
+    manifest. Raises OSError on every rank when any rank could not write; the checkpoints that were there before are
+    not touched.
     """
     folder = run / FOLDER / f"step_{step:08d}"
     unfinished = folder.with_name(folder.name + ".partial")
@@ -75,7 +86,7 @@ def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[st
                 for name, role in roles.items()
             },
         }
-        _everywhere(failure, partial(_publish, unfinished, folder, manifest, keep))
+        _everywhere(failure, partial(_publish, unfinished, folder, manifest, keep, keep_every))
     except OSError:
         if dist.get_rank() == 0:
             shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
@@ -107,7 +118,7 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
     return files
 
 
-def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int) -> None:
+def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int, keep_every: int) -> None:
     if dist.get_rank() != 0:
         return
     seal = {"xxh3": _seal(manifest)}
@@ -116,10 +127,20 @@ def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
     sync(folder.parent)
+    write_json(folder.parent.parent / LATEST, {"step": manifest["step"]})
     # Damaged ones that were passed over may have a later step; they do not count.
     before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]
     for old in before[keep:] if keep else []:
-        shutil.rmtree(old)
+        if not (keep_every and _step(old) % keep_every == 0):
+            leaving = old.with_name(old.name + ".partial")  # a kill must not leave half of one under a good name
+            os.replace(old, leaving)
+            shutil.rmtree(leaving)
+
+
+def _step(folder: Path) -> int:
+    """Of a published checkpoint, for what needs no more than its name."""
+    digits = folder.name.removeprefix("step_")
+    return int(digits) if digits.isdigit() else -1
 
 
 def complete(run: Path) -> list[Path]:
@@ -173,9 +194,11 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
 def newest(run: Path, report: Callable[[str], None]) -> Path | None:
     """The newest undamaged checkpoint, the same on all ranks, which share the reading; `report` hears of damaged ones.
 
-    None where the run has no checkpoint at all. Raises CheckpointError where it has some and all are damaged.
+    None where the run never had a checkpoint. Raises NothingLeftError where it had some and all are damaged or gone.
     """
-    candidates = _from_first(lambda: complete(run))
+    candidates, last = _from_first(lambda: (complete(run), _last_saved(run)))
+    if last and not (candidates and _step(candidates[0]) >= int(last)):
+        report(f"{run / LATEST}: step {last} was saved last, and its checkpoint is gone")
     for folder in candidates:
         faults = _everywhere("", partial(verify, folder, dist.get_rank(), dist.get_world_size()))
         fault = next((f for f in faults if f), "")
@@ -183,10 +206,25 @@ def newest(run: Path, report: Callable[[str], None]) -> Path | None:
             return folder
         report(f"damaged checkpoint passed over: {fault}")
     if candidates:
-        raise CheckpointError(
-            f"{run}: all {len(candidates)} checkpoints are damaged; restore one, or remove {run / FOLDER} to begin anew"
+        raise NothingLeftError(
+            f"{run}: all {len(candidates)} checkpoints are damaged; restore one, or begin anew in another --output"
+        )
+    if last is not None:
+        raise NothingLeftError(
+            f"{run}: it was saved, and its checkpoints are gone; restore {run / FOLDER}, or begin anew in another "
+            f"--output"
         )
     return None
+
+
+def _last_saved(run: Path) -> str | None:
+    """The step in `latest.json`; "" where the file says nothing of use, None where there is none."""
+    try:
+        return str(int(json.loads((run / LATEST).read_text())["step"]))
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        return ""
 
 
 def load(folder: Path, roles: dict[str, Role]) -> dict[str, Any]:
@@ -199,7 +237,7 @@ def load(folder: Path, roles: dict[str, Role]) -> dict[str, Any]:
         raise CheckpointError(f"{folder} holds the roles {sorted(manifest['roles'])}, the run has {sorted(roles)}")
     for name, role in roles.items():
         check_shapes(f"{folder}: {name}", manifest["roles"][name]["shapes"], role.engine.shapes)
-        pieces = _Pieces(folder / name)
+        pieces = _Pieces(folder, name, manifest)
         updates = manifest["roles"][name]["updates"]
         role.engine.set_updates(updates)
         with torch.no_grad():
@@ -225,10 +263,11 @@ def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
 
     Raises CheckpointError when the checkpoint does not hold them.
     """
-    shapes = read_manifest(folder)["roles"].get(role, {}).get("shapes")
+    manifest = read_manifest(folder)
+    shapes = manifest["roles"].get(role, {}).get("shapes")
     if shapes is None:
         raise CheckpointError(f"{folder} has no role {role!r}")
-    pieces, result = _Pieces(folder / role), {}
+    pieces, result = _Pieces(folder, role, manifest), {}
     for name, shape in shapes.items():
         flat = torch.empty(int(torch.Size(shape).numel()))
         pieces.copy(kind, Fragment(name, tuple(shape), 0, flat.numel(), 0, 0), flat)
@@ -237,11 +276,12 @@ def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
 
 
 class _Pieces:
-    """All ranks' files of a role: which piece of which parameter lies where."""
+    """All ranks' files of a role that the manifest lists: which piece of which parameter lies where."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files = [safe_open(f, "pt") for f in sorted(folder.glob("rank_*.safetensors"))]
+    def __init__(self, folder: Path, role: str, manifest: dict[str, Any]) -> None:
+        self.folder = folder / role
+        names = sorted(name for name in manifest["files"] if name.startswith(f"{role}/"))
+        self.files = [safe_open(folder / name, "pt") for name in names]
         self.index: dict[str, list[tuple[int, int]]] = {}  # name -> (start, file)
         for number, file in enumerate(self.files):
             for name, start in json.loads(file.metadata()["starts"]).items():

@@ -4,7 +4,23 @@ import argparse
 import os
 import sys
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
+
+from .secrets import redacted
+
+
+class ExitCode(IntEnum):
+    """What a launch ends with; a batch system puts it back into its queue for STOPPED and HUNG only."""
+
+    DONE = 0
+    FAILED = 1
+    USAGE = 2
+    STOPPED = 75  # asked to stop, saved
+    BAD_NODE = 76
+    CORRUPT = 77  # a checkpoint or data are damaged beyond recovery
+    HUNG = 78  # a rank is dead or stuck
+    DIVERGED = 79
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -41,11 +57,18 @@ def cache_compiled(folder: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute() / "compiled"))
 
 
+def code_of(error: BaseException) -> ExitCode:
+    """With which code a process ends that this error ends; an exception class says so by its `exit_code`."""
+    if isinstance(error, FloatingPointError):
+        return ExitCode.DIVERGED
+    return ExitCode(getattr(error, "exit_code", ExitCode.FAILED))
+
+
 def exit_code(act: Callable[[], None]) -> int:
-    """Carry a command out: 0, or 1 after a sentence for what a user can mend."""
+    """Carry a command out: 0, or another `ExitCode` after a sentence for what a user can mend."""
     try:
         act()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        return code_of(error)
+    return ExitCode.DONE

@@ -14,6 +14,7 @@ from ..kernels.ops import KernelsConfig
 from ..models import strict
 from ..models.audiox import SamplingConfig
 from ..models.config import ModelConfig
+from . import secrets
 
 T = TypeVar("T")
 TASKS = ("T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion")
@@ -160,10 +161,28 @@ class ZeroConfig:
 class CheckpointConfig:
     every: int = 1000  # steps
     keep: int = 3  # newest ones kept; 0 keeps all
+    keep_every: int = 0  # besides, those of every so many steps for good; 0 keeps none of them
 
     def __post_init__(self) -> None:
         _at_least("every", self.every, 1)
         _at_least("keep", self.keep, 0)
+        _at_least("keep_every", self.keep_every, 0)
+        if self.keep_every % self.every:
+            raise ValueError(f"keep_every: {self.keep_every} must be a multiple of every, {self.every}; or 0")
+
+
+@dataclass(frozen=True)
+class TimeoutsConfig:
+    """Seconds without progress after which a rank counts as stuck, and all ranks leave; each phase has its own."""
+
+    start: float = 900.0  # from the process to its first step
+    first_step: float = 1800.0  # which compiles; of distillation the first update of each kind
+    step: float = 120.0
+    save: float = 1800.0  # and making sounds
+
+    def __post_init__(self) -> None:
+        for name in ("start", "first_step", "step", "save"):
+            _above(name, getattr(self, name), 0)
 
 
 @dataclass(frozen=True)
@@ -187,6 +206,7 @@ class BaseConfig:
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     deepspeed: dict[str, Any] = field(default_factory=dict)
@@ -215,6 +235,7 @@ def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
     data = read_json(path)
     for override in overrides:
         apply_override(data, override)
+    secrets.refuse(data, str(path))
     try:
         parsed: T = strict.parse(kind, data)
     except ValueError as error:

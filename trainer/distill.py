@@ -106,6 +106,9 @@ class Distillation:
         for engine in self.engines.values():
             engine.destroy()
 
+    def kind(self, update: int) -> str:
+        return self.cycle.phase(update).value
+
     def rests(self, update: int) -> bool:
         """Whether a round is complete after this update, so that a checkpoint may follow."""
         return self.cycle.ends_round(update)

@@ -18,6 +18,7 @@ from .generator import load_weights
 from .hardware import peak_flops
 from .loop import train
 from .memory import readable
+from .watchdog import Watchdog
 
 
 def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
@@ -36,16 +37,18 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
         )
     if config.paired_updates and (before is None or before["step"] < config.paired_updates):
         check_pairs(config, digest)
-    world = zero.start(config.training.threads)
     about = {"config": strict.to_dict(config), "teacher": digest}
-    task = Distillation(config, weights, world, backends.choose(config, world, output, config.precision))
-    if world.rank == 0:
-        for name, planned in task.planned_bytes().items():
-            parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
-            print(f"{name}: {readable(planned.total)} a rank ({parts})", flush=True)
-    reader = Source(config, world)
-    peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
-    train(task, reader, config, world, output, resume, peak, about)
+    with Watchdog(config.timeouts) as watchdog:
+        world = zero.start(config.training.threads, config.timeouts.start)
+        watchdog.connect(world.rank, world.ranks)
+        task = Distillation(config, weights, world, backends.choose(config, world, output, config.precision))
+        if world.rank == 0:
+            for name, planned in task.planned_bytes().items():
+                parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
+                print(f"{name}: {readable(planned.total)} a rank ({parts})", flush=True)
+        reader = Source(config, world)
+        peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
+        train(task, reader, config, world, output, resume, peak, about, watchdog)
 
 
 class Source:

@@ -21,6 +21,7 @@ from .config import BaseConfig
 from .data.tasks import Batch, Conditions
 from .logs import Logs
 from .velocity import Nothing, guided_velocity
+from .watchdog import Watchdog
 from .zero import World
 
 
@@ -42,6 +43,10 @@ class Task(Protocol):
     total: int  # steps of the whole run
 
     def step(self, step: int, batch: Batch) -> Step: ...
+
+    def kind(self, step: int) -> str:
+        """What a step does: the first of each kind compiles, and may take its time."""
+        ...
 
     def rests(self, step: int) -> bool:
         """Whether a checkpoint may follow this step."""
@@ -73,8 +78,10 @@ def train(
     resume: bool,
     peak: float,
     about: dict[str, Any],
+    watchdog: Watchdog | None = None,
 ) -> None:
     """Run `task` from where its folder stands to its end; `peak` is all ranks' FLOP/s, for MFU."""
+    watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
     start = restore(task, output, resume, world)
     if world.rank == 0:
         run.write_config(output, config)
@@ -82,7 +89,11 @@ def train(
     with Logs(output, world.rank == 0, start, steps, output.name) as logs:
         batches = ahead(reader.batches(start))
         skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
+        kinds: set[str] = set()
         for step in range(start, steps):
+            kind = task.kind(step)
+            watchdog.enter("step" if kind in kinds else "first step", step)
+            kinds.add(kind)
             batch = next(batches)
             result = task.step(step, batch)
             done = step + 1
@@ -99,10 +110,12 @@ def train(
                     logs.say(f"step {done}: {warning}")
                 clock, logged, flops = now, done, 0
             if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
+                watchdog.enter("sounds of step", done)
                 logs.sounds(done, *task.preview(), config.model.codec.sample_rate)
             due = due or done % config.checkpoint.every == 0 or done == steps
             if due and task.rests(step):
-                checkpoint.save(output, done, task.roles, config.checkpoint.keep, about)
+                watchdog.enter("saving step", done)
+                checkpoint.save(output, done, task.roles, config.checkpoint.keep, about, config.checkpoint.keep_every)
                 due = False
 
 

@@ -24,6 +24,7 @@ from .logs import NoiseBins
 from .loop import Previews, Step, train
 from .rng import Purpose, sample_rng
 from .schedule import learning_rate
+from .watchdog import Watchdog
 
 
 class Pretraining:
@@ -79,6 +80,9 @@ class Pretraining:
         """All ranks call this."""
         return self.bins.read() | {"grad_norm": self.engine.gradient_norm()}
 
+    def kind(self, step: int) -> str:
+        return "model"
+
     def rests(self, step: int) -> bool:
         return True
 
@@ -131,8 +135,10 @@ def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
     """
     run.check(config, output, resume)
     backends.check(config.kernels, config.training.precision)
-    world = zero.start(config.training.threads)
-    task = Pretraining(config, world, backends.choose(config, world, output, config.training.precision))
-    reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
-    peak = peak_flops(world.device, task.engine.dtype) * world.ranks
-    train(task, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)})
+    with Watchdog(config.timeouts) as watchdog:
+        world = zero.start(config.training.threads, config.timeouts.start)
+        watchdog.connect(world.rank, world.ranks)
+        task = Pretraining(config, world, backends.choose(config, world, output, config.training.precision))
+        reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
+        peak = peak_flops(world.device, task.engine.dtype) * world.ranks
+        train(task, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)}, watchdog)

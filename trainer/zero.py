@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
@@ -34,10 +35,11 @@ class World:
     device: torch.device
 
 
-def start(threads: int = 0) -> World:
+def start(threads: int = 0, timeout: float = 1800.0) -> World:
     """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does.
 
-    `threads` of a rank on a CPU; with 0 the ranks share those that torch would use.
+    `threads` of a rank on a CPU; with 0 the ranks share those that torch would use. Raises OSError where the group
+    is not complete within `timeout` seconds, or its port is taken.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -55,7 +57,18 @@ def start(threads: int = 0) -> World:
         torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend=accelerator.communication_backend_name(), verbose=False)
+    backend = accelerator.communication_backend_name()
+    try:
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().split("\n")[0]
+        taken = "EADDRINUSE" in reason or "address already in use" in reason
+        remedy = "another program has the port: set another MASTER_PORT" if taken else "is every rank there?"
+        raise OSError(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no process group at {where}: {remedy} "
+            f"({reason})"
+        ) from error
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
 

@@ -245,7 +245,7 @@ class TestDamage:
         for folder in checkpoint.complete(run):
             os.truncate(folder / "model" / "rank_00000.safetensors", 10)
         heard: list[str] = []
-        with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged; restore one, or remove"):
+        with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged; restore one, or begin anew"):
             checkpoint.newest(run, heard.append)
         assert len(heard) == 3
 

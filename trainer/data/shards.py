@@ -17,6 +17,7 @@ import numpy as np
 
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
+from ..command import ExitCode
 from ..files import sync, write_json
 from .record import COLUMNS, Record, to_columns, validate
 from .streaming_import import MDSWriter, get_hash
@@ -27,6 +28,12 @@ HASH = "xxh64"  # guards against damage, not against an attacker; several GB/s, 
 
 class ShardError(ValueError):
     """A folder of shards is damaged, incomplete or not ours; the message names the file."""
+
+
+class DamagedError(ShardError):
+    """A shard is gone, truncated or changed."""
+
+    exit_code = ExitCode.CORRUPT
 
 
 @dataclass(frozen=True)
@@ -181,19 +188,21 @@ def _check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
     raw = shard["raw_data"]
     file = path / raw["basename"]
     if file.parent != path or not file.is_file():
-        raise ShardError(f"{file} is missing; copy the folder again or prepare it again")
+        raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
     size = file.stat().st_size
     if size != raw["bytes"]:
-        raise ShardError(f"{file} has {size} bytes, its index says {raw['bytes']}; copy or prepare it again")
+        raise DamagedError(f"{file} has {size} bytes, its index says {raw['bytes']}; copy or prepare it again")
     with file.open("rb") as handle:
         samples = int(np.frombuffer(handle.read(4), "<u4")[0])
     if samples != shard["samples"]:
-        raise ShardError(f"{file} holds {samples} samples, its index says {shard['samples']}; copy or prepare it again")
+        raise DamagedError(
+            f"{file} holds {samples} samples, its index says {shard['samples']}; copy or prepare it again"
+        )
     if hashes:
         expected = raw["hashes"].get(HASH)
         actual = get_hash(HASH, file.read_bytes())
         if actual != expected:
-            raise ShardError(f"{file} has changed: {HASH} {actual}, its index {expected}; copy or prepare it again")
+            raise DamagedError(f"{file} has changed: {HASH} {actual}, its index {expected}; copy or prepare it again")
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

@@ -1,0 +1,241 @@
+"""No rank waits for ever: one that is stopped, dead or elsewhere is named, and every rank leaves.
+
+A thread of each rank tells rank 0, through a small store of its own, where the rank is; rank 0 compares. A rank that
+makes no progress for longer than its phase's bound (`timeouts` of the configuration) ends the run: rank 0 writes a
+verdict, which all ranks print and leave with. When it is rank 0 that falls silent, the others say so themselves.
+
+The thread that talks may be stuck as well (a stopped rank 0 answers nobody, and torch's store waits for it without a
+bound); so another one watches the clock. Both run while the main thread waits in a collective operation.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from types import TracebackType
+from typing import Any, Self
+
+import torch.distributed as dist
+
+from .command import ExitCode, code_of
+from .config import TimeoutsConfig
+from .secrets import redacted
+
+SHARE = 0.1  # of the shortest bound: the time between two signs of life
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a rank is."""
+
+    phase: str = "start-up"
+    step: int = 0
+    failed: str = ""  # the error that ended its work, if it is not one that explains itself
+
+    def __str__(self) -> str:
+        return self.phase if self.phase in ("start-up", "end") else f"{self.phase} {self.step}"
+
+
+@dataclass
+class Seen:
+    """What is known of a rank, and since when by this process's own clock."""
+
+    place: Place
+    moved: float
+    alive: float
+    beat: int = -1
+
+
+class Watchdog:
+    """A context manager around a rank's whole work."""
+
+    def __init__(self, bounds: TimeoutsConfig) -> None:
+        self.bounds = bounds
+        self.place = Place()
+        self.rank, self.ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        self.pause = SHARE * min(bounds.start, bounds.first_step, bounds.step, bounds.save)
+        self.seen = {self.rank: Seen(self.place, time.monotonic(), time.monotonic())}
+        self.store: dist.TCPStore | None = None
+        self.verdict: tuple[ExitCode, str] | None = None
+        self.leaving = False  # by an error of this rank, which its main thread prints
+        self.paused = 0.0  # seconds for which this process was stopped itself
+        self.over, self.judged = threading.Event(), threading.Event()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+        return self
+
+    def connect(self, rank: int, ranks: int) -> None:
+        """Once the process group is there. All ranks call this."""
+        if ranks == 1:
+            return
+        host, port = os.environ["MASTER_ADDR"], [0]
+        short = timedelta(seconds=10 * self.pause)
+        if rank == 0:
+            self.store = dist.TCPStore(host, 0, None, True, timeout=short, wait_for_workers=False)
+            port = [self.store.port]
+        dist.broadcast_object_list(port, src=0)
+        if rank != 0:
+            self.store = dist.TCPStore(host, port[0], None, False, timeout=short, wait_for_workers=False)
+        now = time.monotonic()
+        others = [other for other in (range(ranks) if rank == 0 else (0,)) if other != rank]
+        self.seen = self.seen | {other: Seen(Place(), now, now) for other in others}
+        threading.Thread(target=self._talk, name="heartbeat", daemon=True).start()
+
+    def enter(self, phase: str, step: int) -> None:
+        """The main thread begins with something."""
+        self.place = Place(phase, step)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.leaving = error is not None
+        if error is None:
+            self.place = Place("end")
+            if self.store is not None:
+                dist.barrier()  # else rank 0 takes the store away while others still look for a sign of life
+        elif isinstance(error, (ValueError, OSError, FloatingPointError)):
+            self._announce(code_of(error), f"rank {self.rank}: {error}")
+        elif isinstance(error, Exception) and self.store is not None:
+            # Often the consequence of another rank's end: who is silent now is the cause.
+            self.place = replace(self.place, failed=f"{type(error).__name__}: {str(error).strip()}".split("\n")[0])
+            if self.judged.wait(self._bound(self.place) + 10 * self.pause):
+                self._leave()
+        self.over.set()
+        if error is not None:  # Python waits for every thread at its end, and one of them may read for ever
+            reaper = threading.Timer(self.bounds.step, os._exit, [int(code_of(error))])
+            reaper.daemon = True
+            reaper.start()
+
+    def _announce(self, code: ExitCode, sentence: str) -> None:
+        """The others hear of an error that explains itself, rather than of a silence."""
+        if self.store is None:
+            return
+        teller = threading.Thread(target=self._tell, args=(code, sentence), daemon=True)
+        teller.start()
+        teller.join(5 * self.pause)
+        if self.rank == 0:
+            time.sleep(3 * self.pause)  # the store is this process's: until all have read it
+
+    # The thread that talks.
+
+    def _talk(self) -> None:
+        """Tells where this rank is, and hears where the others are."""
+        assert self.store is not None
+        beat, others = 0, [rank for rank in self.seen if rank != self.rank]
+        while not self.over.wait(self.pause):
+            beat += 1
+            try:
+                self.store.set(f"rank/{self.rank}", json.dumps([beat, *_fields(self.place)]))
+                if self.store.check(["verdict"]):
+                    self._hear(self.store.get("verdict"))
+                there = [rank for rank in others if self.store.check([f"rank/{rank}"])]
+                for rank in there:
+                    self._note(rank, *json.loads(self.store.get(f"rank/{rank}")))
+            except Exception:  # rank 0 is gone or silent; the other thread knows how long it has been
+                continue
+
+    def _note(self, rank: int, beat: int, phase: str, step: int, failed: str) -> None:
+        seen, now = self.seen[rank], time.monotonic()
+        if beat != seen.beat:
+            seen.beat, seen.alive = beat, now
+        if Place(phase, step, failed) != seen.place:
+            seen.place, seen.moved = Place(phase, step, failed), now
+
+    def _tell(self, code: ExitCode, sentence: str) -> None:
+        assert self.store is not None
+        try:
+            first = self.store.compare_set("verdict", "", json.dumps([int(code), redacted(sentence)]))
+            self._hear(first)
+        except Exception:
+            return
+
+    def _hear(self, verdict: bytes) -> None:
+        code, sentence = json.loads(verdict)
+        self.verdict = ExitCode(code), sentence
+        self.judged.set()
+
+    # The thread that watches the clock.
+
+    def _watch(self) -> None:
+        last = time.monotonic()
+        while not self.over.wait(self.pause / 2):
+            now = time.monotonic()
+            if now - last > self._bound(self.place) / 2:  # this process itself was stopped: what it saw is old
+                self.paused = now - last
+                for seen in self.seen.values():
+                    seen.alive = seen.moved = now
+            last, own = now, self.seen[self.rank]
+            own.alive = now
+            if self.place != own.place:
+                own.place, own.moved = self.place, now
+            if self.verdict is None:
+                self._judge(now)
+            if self.verdict is not None and not self.leaving:
+                time.sleep(2 * self.pause if self.rank == 0 else 0)  # so that all hear it
+                self._leave()
+
+    def _judge(self, now: float) -> None:
+        """Sets a verdict where somebody has made no progress for too long."""
+        silent = [rank for rank, s in self.seen.items() if now - s.alive > self._bound(s.place)]
+        if self.rank == 0 or self.store is None:
+            # A rank may wait for another that is in a longer phase, so the longest bound counts.
+            bound = max(self._bound(s.place) for s in self.seen.values())
+            late = any(now - s.moved > bound for s in self.seen.values())
+        else:  # rank 0 judges the others, as long as it is there
+            bound, late = 0.0, False
+        if not late and not silent:
+            return
+        failed = [rank for rank, s in self.seen.items() if s.place.failed]
+        code = ExitCode.FAILED if failed and not silent else ExitCode.HUNG
+        self.verdict = code, self._sentence(silent, failed, bound)
+        if self.rank == 0 and self.store is not None:
+            threading.Thread(target=self._tell, args=self.verdict, daemon=True).start()
+        self.judged.set()
+
+    def _sentence(self, silent: list[int], failed: list[int], bound: float) -> str:
+        """Names the ranks that are the cause: silent ones before failed ones before those that are elsewhere."""
+        if self.store is None and self.ranks > 1:
+            return f"rank {self.rank} has waited {self.bounds.start:g} s in start-up for the other ranks"
+        end = "all ranks leave; start again with --resume"
+        if self.paused:
+            end = f"this process itself was stopped for {self.paused:.0f} s before; {end}"
+        if silent:
+            seen = self.seen[silent[0]]
+            return (
+                f"{_ranks(silent)} stopped or dead: no sign of life for {self._bound(seen.place):g} s, last heard of "
+                f"in {seen.place}; {end}"
+            )
+        if failed:
+            return f"{_ranks(failed)} at fault, in {self.seen[failed[0]].place}: {self.seen[failed[0]].place.failed}"
+        places: dict[str, list[int]] = {}
+        for rank, seen in self.seen.items():
+            places.setdefault(str(seen.place), []).append(rank)
+        fewest = sorted(places.items(), key=lambda place: len(place[1]))
+        where = ", ".join(f"{_ranks(ranks)} in {place}" for place, ranks in fewest)
+        return f"no progress for {bound:g} s: {where}; {end}"
+
+    def _bound(self, place: Place) -> float:
+        bounds = {"start-up": self.bounds.start, "first step": self.bounds.first_step, "step": self.bounds.step}
+        return bounds.get(place.phase, self.bounds.save)
+
+    def _leave(self) -> None:
+        """At once: the main thread may be in a call that never returns."""
+        assert self.verdict is not None
+        code, sentence = self.verdict
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def _fields(place: Place) -> list[Any]:
+    return [place.phase, place.step, place.failed]
+
+
+def _ranks(ranks: list[int]) -> str:
+    if len(ranks) == 1:
+        return f"rank {ranks[0]} is"
+    return f"ranks {', '.join(map(str, ranks[:8]))}{' and more' if len(ranks) > 8 else ''} are"
