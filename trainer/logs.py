@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from .files import write_text
+
 
 class Logs:
     """Bar, event files and metrics.jsonl of a run; on other ranks than 0 everything is silent."""
@@ -106,4 +108,4 @@ def _forget_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run will write again."""
     if path.exists():
         lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        path.write_text("".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))

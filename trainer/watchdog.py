@@ -180,7 +180,7 @@ class Watchdog:
 
     def _judge(self, now: float) -> None:
         """Sets a verdict where somebody has made no progress for too long."""
-        silent = [rank for rank, s in self.seen.items() if now - s.alive > self._bound(s.place)]
+        silent = [rank for rank, s in self.seen.items() if now - s.alive > self._patience(s)]
         if self.rank == 0 or self.store is None:
             # A rank may wait for another that is in a longer phase, so the longest bound counts.
             bound = max(self._bound(s.place) for s in self.seen.values())
@@ -189,6 +189,8 @@ class Watchdog:
             bound, late = 0.0, False
         if not late and not silent:
             return
+        # The others stop where the silent rank stopped, at about the same time: half the bound tells them apart.
+        silent = silent or [rank for rank, s in self.seen.items() if now - s.alive > bound / 2 and rank != self.rank]
         failed = [rank for rank, s in self.seen.items() if s.place.failed]
         code = ExitCode.FAILED if failed and not silent else ExitCode.HUNG
         self.verdict = code, self._sentence(silent, failed, bound)
@@ -206,7 +208,7 @@ class Watchdog:
         if silent:
             seen = self.seen[silent[0]]
             return (
-                f"{_ranks(silent)} stopped or dead: no sign of life for {self._bound(seen.place):g} s, last heard of "
+                f"{_ranks(silent)} stopped or dead: no sign of life for {self._patience(seen):g} s, last heard of "
                 f"in {seen.place}; {end}"
             )
         if failed:
@@ -218,6 +220,10 @@ class Watchdog:
         where = ", ".join(f"{_ranks(ranks)} in {place}" for place, ranks in fewest)
         return f"no progress for {bound:g} s: {where}; {end}"
 
+    def _patience(self, seen: Seen) -> float:
+        """How long a rank may be silent: what was heard last of it is old, and it has to be about where this one is."""
+        return max((place.step, self._bound(place)) for place in (seen.place, self.place))[1]
+
     def _bound(self, place: Place) -> float:
         bounds = {"start-up": self.bounds.start, "first step": self.bounds.first_step, "step": self.bounds.step}
         return bounds.get(place.phase, self.bounds.save)
@@ -226,7 +232,7 @@ class Watchdog:
         """At once: the main thread may be in a call that never returns."""
         assert self.verdict is not None
         code, sentence = self.verdict
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
 

@@ -87,6 +87,9 @@ class Reader:
             timeout=TIMEOUT if data.workers else 0,
             multiprocessing_context=processes if data.workers else None,
             persistent_workers=False,
+            # Every iterator draws a number. From torch's own generator that would make random states depend on how
+            # often a run was resumed.
+            generator=torch.Generator(),
         )
 
     def batches(self, start: int) -> Iterator[Batch]:

@@ -1,0 +1,330 @@
+"""Kill, damage and resume runs at random points, and compare their ends bitwise with undisturbed ones.
+
+    python tests/soak.py --kills 60 --seed 0 --log soak.jsonl
+
+Runs of launch/pretrain.py and launch/distill.py take turns. Each is killed some times in start-up, in a step or in a
+save; all ranks at once, or one that the others have to notice; dead, or only stopped. Then something of what it left is
+damaged, and it goes on. At its end every byte of its last checkpoint (weights, moments, moving average, random states
+of every rank) and every step's losses have to be those of a run that nobody disturbed. Every kill and every comparison
+is a line of the log; a soak with the same log and seed goes on after the last complete run.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from audiox_turbo.models import strict  # noqa: E402
+from audiox_turbo.trainer import checkpoint  # noqa: E402
+from audiox_turbo.trainer.command import ExitCode  # noqa: E402
+from audiox_turbo.trainer.data.prepare import prepare_scenes  # noqa: E402
+from audiox_turbo.trainer.hardware import free_port  # noqa: E402
+from tests.small import CLIPS, small_config, small_distill_config  # noqa: E402
+
+RANKS = 2
+PER_RUN = 2  # kills
+STEP, START = 10.0, 120.0  # seconds: `timeouts` of the runs
+PATIENCE = 600.0  # seconds for what should take some: a hang, on however slow a machine
+SETTINGS = (
+    f'timeouts={{"start": {START}, "first_step": {START}, "step": {STEP}, "save": {STEP}}}',
+    'checkpoint={"every": 5, "keep": 3}',
+    "data.verify_hashes=true",
+)
+# What a process has not seen itself since it began: speed, and the last gradient of a role whose turn it was not.
+OF_THE_PROCESS = ("seconds", "samples_per_s", "mfu", "grad_norm/", "bytes/")
+ROLES = ("student", "fake", "discriminator")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What happens to a run."""
+
+    where: str  # start, step, save
+    at: float  # how far between the step that it stands at and its last, or seconds after the start
+    who: str  # all, one
+    rank: int
+    how: str  # kill, stop
+    damage: str
+
+
+def draw(seed: int, number: int) -> Kill:
+    rng = np.random.default_rng([seed, number])
+    where = str(rng.choice(["start", "step", "save"], p=[0.1, 0.5, 0.4]))
+    # Who misses a rank in start-up waits for as long as that may take, so there all of them die.
+    who = "all" if where == "start" else str(rng.choice(["all", "one"]))
+    how = "kill" if who == "all" else str(rng.choice(["kill", "stop"]))
+    return Kill(where, float(rng.random()), who, int(rng.integers(RANKS)), how, str(rng.choice(list(DAMAGE))))
+
+
+class Run:
+    """One run's folder, and the processes that work on it."""
+
+    def __init__(self, kind: str, base: Path, name: str) -> None:
+        self.kind, self.base, self.folder = kind, base, base / name
+        self.processes: list[subprocess.Popen[str]] = []
+
+    def start(self) -> None:
+        command = [sys.executable, f"launch/{self.kind}.py", "--config", str(self.base / f"{self.kind}.json")]
+        command += ["--output", str(self.folder), "--resume"]
+        command += ["--teacher", str(self.base / "teacher")] if self.kind == "distill" else []
+        common = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1"}
+        common |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        self.folder.mkdir(exist_ok=True)
+        for rank in range(RANKS):
+            with (self.folder / f"said_{rank}.txt").open("w") as said:
+                environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+                self.processes.append(
+                    subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, text=True)
+                )
+
+    def said(self, rank: int = 0) -> str:
+        return (self.folder / f"said_{rank}.txt").read_text()
+
+    def step(self) -> int:
+        """The last one in its log."""
+        return max([0, *self.losses()])
+
+    def losses(self) -> dict[int, dict[str, Any]]:
+        """What each step left in metrics.jsonl of the training itself."""
+        file, rows = self.folder / "metrics.jsonl", {}
+        for line in file.read_text().splitlines() if file.exists() else ():
+            if line.endswith("}"):
+                row = json.loads(line)
+                rows[row["step"]] = {k: v for k, v in row.items() if not k.startswith(OF_THE_PROCESS)}
+        return rows
+
+    def log(self) -> int:
+        """Which file is its log: one that resumes replaces it by one without the steps that it will make again."""
+        file = self.folder / "metrics.jsonl"
+        return file.stat().st_ino if file.exists() else 0
+
+    def saving(self) -> bool:
+        return any((self.folder / checkpoint.FOLDER).glob("*.partial"))
+
+    def ended(self) -> bool:
+        return any(p.poll() is not None for p in self.processes)
+
+    def wait(self, seconds: float = PATIENCE, ranks: tuple[int, ...] = tuple(range(RANKS))) -> list[int | None]:
+        """Exit codes of these ranks; None for one that is still there after `seconds`."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and any(self.processes[r].poll() is None for r in ranks):
+            time.sleep(0.02)
+        return [self.processes[r].poll() for r in ranks]
+
+    def clear(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+        self.processes = []
+
+    def resumable(self) -> int:
+        """The step that it has to go on from: of its newest undamaged checkpoint."""
+        whole = (f for f in checkpoint.complete(self.folder) if not checkpoint.verify(f))
+        return next((int(checkpoint.read_manifest(f)["step"]) for f in whole), 0)
+
+    def end(self) -> dict[str, Any]:
+        """Hashes of all that a finished run saved last, and its losses."""
+        manifest = checkpoint.newest_manifest(self.folder)
+        assert manifest is not None
+        updates = {name: role["updates"] for name, role in manifest["roles"].items()}
+        return {"step": manifest["step"], "updates": updates, "files": manifest["files"], "losses": self.losses()}
+
+
+def flip(file: Path, rng: np.random.Generator) -> None:
+    data = bytearray(file.read_bytes())
+    data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
+    file.write_bytes(data)
+
+
+def one_file(folder: Path, rng: np.random.Generator) -> Path:
+    return Path(str(rng.choice(sorted(map(str, folder.glob("*/rank_*.safetensors"))))))
+
+
+def halve(file: Path) -> None:
+    os.truncate(file, file.stat().st_size // 2)
+
+
+# What is done to the newest of several checkpoints, or to what says which is the newest.
+DAMAGE: dict[str, Callable[[Path, np.random.Generator], None]] = {
+    "nothing": lambda folder, rng: None,
+    "byte flipped": lambda folder, rng: flip(one_file(folder, rng), rng),
+    "file truncated": lambda folder, rng: halve(one_file(folder, rng)),
+    "file deleted": lambda folder, rng: one_file(folder, rng).unlink(),
+    "manifest deleted": lambda folder, rng: (folder / "manifest.json").unlink(),
+    "manifest emptied": lambda folder, rng: os.truncate(folder / "manifest.json", 0),
+    "latest.json deleted": lambda folder, rng: (folder.parents[1] / checkpoint.LATEST).unlink(missing_ok=True),
+    "latest.json wrong": lambda folder, rng: (folder.parents[1] / checkpoint.LATEST).write_text('{"step": 99999}'),
+    "shard": lambda folder, rng: None,  # see `refused`
+}
+
+
+def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
+    """Starts the run, lets it come to the point and kills it; what came of it."""
+    if kill.where == "start":
+        run.start()
+        time.sleep(6 * kill.at)
+        found: dict[str, Any] = {}
+    else:
+        found = begin(run)
+        first = run.step()
+        goal = first + int(kill.at * (total - first) / 2)
+        until(run, lambda: run.step() >= goal)
+        if kill.where == "save":
+            until(run, run.saving)
+            time.sleep(kill.at * 0.01)
+    found |= {"step": run.step(), "too_late": run.ended()}
+    victims = run.processes if kill.who == "all" else [run.processes[kill.rank]]
+    for process in victims:
+        process.send_signal(signal.SIGSTOP if kill.how == "stop" else signal.SIGKILL)
+    others = tuple(r for r in range(RANKS) if run.processes[r] not in victims)
+    if others and not found["too_late"]:
+        then = time.monotonic()
+        found["codes"] = run.wait(ranks=others)
+        found["noticed_s"] = round(time.monotonic() - then, 1)
+        found["said"] = [line for r in others for line in run.said(r).splitlines() if "error:" in line][-1:]
+        found["hang"] = None in found["codes"]
+    run.clear()
+    return found
+
+
+def begin(run: Run) -> dict[str, Any]:
+    """Starts a run and waits until it trains: where it should go on, where it does, and after how long."""
+    expected, before, then = run.resumable(), run.log(), time.monotonic()
+    run.start()
+    until(run, lambda: run.log() != before and run.step() > expected)
+    return {"expected": expected, "resumed": resumed(run.said()), "training_s": round(time.monotonic() - then, 1)}
+
+
+def until(run: Run, done: Callable[[], bool]) -> None:
+    """Waits, but not for a run that has ended."""
+    end = time.monotonic() + PATIENCE
+    while not done() and not run.ended() and time.monotonic() < end:
+        time.sleep(0.001)
+
+
+def refused(run: Run, rng: np.random.Generator) -> bool:
+    """Whether a run does not start on a shard with one byte flipped, and says which. The shard is mended again."""
+    shard = Path(str(rng.choice(sorted(map(str, run.base.glob("scenes/*/*.mds"))))))
+    before = shard.read_bytes()
+    flip(shard, rng)
+    run.start()
+    codes = run.wait()
+    said = run.said(0)
+    run.clear()
+    shard.write_bytes(before)
+    return codes == [ExitCode.CORRUPT] * RANKS and f"{shard} has changed" in said
+
+
+def soak_one(kind: str, base: Path, seed: int, numbers: range, reference: dict[str, Any]) -> list[dict[str, Any]]:
+    """A run with these kills; a line for each, and one for its end."""
+    run, lines = Run(kind, base, f"run_{numbers.start}"), []
+    shutil.rmtree(run.folder, ignore_errors=True)
+    for number in numbers:
+        kill, rng = draw(seed, number), np.random.default_rng([seed, number, 1])
+        line = {"kill": number, "kind": kind, **asdict(kill), **disturb(run, kill, reference["step"])}
+        folders = checkpoint.complete(run.folder)
+        if kill.damage == "shard":
+            line["found"] = refused(run, rng)
+        elif len(folders) > 1:
+            DAMAGE[kill.damage](folders[0], rng)
+        else:
+            line["damage"] = "nothing"
+        lines.append(line)
+    start = begin(run)
+    codes = run.wait()
+    run.clear()
+    end = run.end() if codes == [0] * RANKS else {}
+    differing = [key for key in reference if end.get(key) != reference[key]]
+    said = [] if end else [run.said(rank)[-2000:] for rank in range(RANKS)]
+    lines.append({"run": numbers.start, "kind": kind, **start, "codes": codes, "differing": differing, "said": said})
+    if not differing:
+        shutil.rmtree(run.folder)
+    return lines
+
+
+def resumed(said: str) -> int | None:
+    if "starting at step 0" in said:
+        return 0
+    place = said.partition("resumed from ")[2].partition(" at step ")[2].split()
+    return int(place[0]) if place else None
+
+
+def prepare(base: Path) -> dict[str, dict[str, Any]]:
+    """Shards, teacher and configurations, and the ends of two runs that nobody disturbs."""
+    from tests.models import stirred
+
+    scenes = base / "scenes"
+    if not scenes.exists():
+        prepare_scenes(scenes, small_config().model, clips=CLIPS, seed=0, music_share=0.5, workers=1)
+    pretraining = small_config(
+        scenes, *SETTINGS, "zero.stage=2", "training.precision=bf16", "training.steps=120", "logging.every=1"
+    )
+    stages = [f"{role}.zero.stage=2" for role in ROLES]
+    distillation = small_distill_config(scenes, *SETTINGS, *stages, "training.steps=80", "logging.every=1")
+    if not (base / "teacher").exists():
+        stirred(distillation.model).save_pretrained(base / "teacher")
+    references = {}
+    for kind, config in (("pretrain", pretraining), ("distill", distillation)):
+        (base / f"{kind}.json").write_text(json.dumps(strict.to_dict(config)))
+        run = Run(kind, base, f"undisturbed_{kind}")
+        run.start()  # one that is complete resumes, and has nothing to do
+        codes = run.wait()
+        run.clear()
+        assert codes == [0] * RANKS, run.said()
+        references[kind] = run.end()
+    return references
+
+
+def sound(line: dict[str, Any]) -> bool:
+    """Whether a line of the log is as it has to be."""
+    right = line.get("resumed") == line.get("expected") and line.get("found", True)
+    if "run" in line:
+        return bool(right and line["codes"] == [0] * RANKS and not line["differing"])
+    return bool(right and all(code == ExitCode.HUNG for code in line.get("codes", ())))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log", type=Path, help="one JSON object a line; a soak goes on with it")
+    parser.add_argument("--folder", type=Path, help="where it works (default: a temporary folder)")
+    options = parser.parse_args(arguments)
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    log = options.log or folder / "soak.jsonl"
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    references = prepare(folder)
+    for first in range(sum("kill" in line for line in lines), options.kills, PER_RUN):
+        kind = ("pretrain", "distill")[first // PER_RUN % 2]
+        numbers = range(first, min(first + PER_RUN, options.kills))
+        found = soak_one(kind, folder, options.seed, numbers, references[kind])
+        lines += found
+        with log.open("a") as file:  # a run's lines at once: one that was cut short is made again
+            file.write("".join(json.dumps(line) + "\n" for line in found))
+        for line in found:
+            print(json.dumps(line), flush=True)
+    kills, runs = [line for line in lines if "kill" in line], [line for line in lines if "run" in line]
+    bad, hangs = [line for line in lines if not sound(line)], sum(line.get("hang", False) for line in kills)
+    print(f"{len(kills)} kills in {len(runs)} runs, {hangs} hangs, {len(bad)} lines that are not as they have to be")
+    if not options.folder and not bad:
+        shutil.rmtree(folder)
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
