@@ -55,7 +55,8 @@ class DataConfig:
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     workers: int = 0  # loader processes a rank
     canonical_nodes: int = 8  # settles the order of samples for every number of nodes; a multiple or divisor of it
-    verify_hashes: bool = False  # read every shard once at start and compare its hash
+    verify_hashes: bool = False  # compare every shard's hash at start; else when a process first reads of it
+    accept_changes: bool = False  # go on with a run although its streams or their shards are others now
     inpaint: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip
     prefix: tuple[float, ...] = (0.3, 0.6)  # shortest and longest given beginning, as a share of the clip
 

@@ -1,6 +1,6 @@
 """A run's folder: refused where it holds another run, resumed where that is asked for.
 
-RUN/config.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
+RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
 """
 
 import os
@@ -14,6 +14,7 @@ from .data.reader import check_streams
 from .files import write_json
 from .fp8 import check_fp8
 
+SHARDS = "shards.json"
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
 # step takes.
 FIXED = (
@@ -47,11 +48,23 @@ def check_output(folder: Path, resume: bool) -> None:
 
 
 def check_unchanged(folder: Path, config: BaseConfig) -> None:
-    """Raises ValueError when something of `FIXED` differs from the run in the folder; names it with both values."""
+    """Raises ValueError when something of `FIXED`, or a shard, differs from the run in the folder; names it with both
+    values. `data.accept_changes` lets streams and shards pass."""
     if not (folder / "config.json").exists():
         return
     before, now = read_json(folder / "config.json"), strict.to_dict(config)
+    accepted = config.data.accept_changes
+    if (folder / SHARDS).exists() and not accepted:
+        indexes = read_json(folder / SHARDS)
+        for path, index in _indexes(config).items():
+            if indexes.get(path, index) != index:
+                raise ValueError(
+                    f"{path}: its shards are not those that the run in {folder} was trained on (another index.json); "
+                    f"bring them back, or go on with these by --set data.accept_changes=true"
+                )
     for path in FIXED:
+        if accepted and path == "data.streams":
+            continue
         old, new = _at(before, path), _at(now, path)
         if old != new:
             where, a, b = difference(path, old, new)
@@ -63,6 +76,13 @@ def check_unchanged(folder: Path, config: BaseConfig) -> None:
 
 def write_config(folder: Path, config: BaseConfig) -> None:
     write_json(folder / "config.json", strict.to_dict(config))
+    write_json(folder / SHARDS, _indexes(config))
+
+
+def _indexes(config: BaseConfig) -> dict[str, str]:
+    """The hash of each stream's index, which holds those of its shards."""
+    files = {stream.path: Path(stream.path, "index.json") for stream in config.data.streams}
+    return {path: checkpoint.hash_file(file) for path, file in files.items() if file.is_file()}
 
 
 def _at(data: Any, path: str) -> Any:

@@ -208,8 +208,8 @@ class Watchdog:
         if silent:
             seen = self.seen[silent[0]]
             return (
-                f"{_ranks(silent)} stopped or dead: no sign of life for {self._patience(seen):g} s, last heard of "
-                f"in {seen.place}; {end}"
+                f"{_ranks(silent)} stopped or dead: no sign of life for {time.monotonic() - seen.alive:.0f} s, last "
+                f"heard of in {seen.place}; {end}"
             )
         if failed:
             return f"{_ranks(failed)} at fault, in {self.seen[failed[0]].place}: {self.seen[failed[0]].place.failed}"

@@ -12,28 +12,43 @@ from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..config import BaseConfig
 from .record import Record, from_columns
-from .shards import ShardError, check_shards, read_features
+from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
 from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
 from .tasks import Assembler, Batch
 
 TIMEOUT = 300.0  # seconds without a sample from the loader's processes before it counts as stuck
 
 
+SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
+
+
 class _LocalDataset(StreamingDataset):
-    """Adds the number of the stream that a sample came from; takes shards as they lie on the disk."""
+    """Adds the number of the stream that a sample came from; takes shards as they lie on the disk, and reads none that
+    has changed."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.checked: set[int] = set()  # shards that this process has compared with their hashes
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Raises ShardError for a shard that is gone: streaming would want to download it, and can wait for that for
         ever."""
+        file, _ = self._file(shard_id)
+        if not file.is_file():
+            raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
+
+    def _file(self, shard_id: int) -> tuple[Path, str | None]:
+        """A shard and its hash."""
         raw, _ = self.shards[shard_id].file_pairs[0]
         stream = self.streams[self.stream_per_shard[shard_id]]
-        file = Path(stream.local, stream.split, raw.basename)
-        if not file.is_file():
-            raise ShardError(f"{file} is missing; copy the folder again or prepare it again")
+        return Path(stream.local, stream.split, raw.basename), raw.hashes.get(HASH)
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
-        sample = super().get_item(sample_id, retry)
         shard, _ = self.spanner[sample_id]
+        if shard not in self.checked:
+            check_hash(*self._file(shard))
+            self.checked.add(shard)
+        sample = super().get_item(sample_id, retry)
         sample["stream"] = int(self.stream_per_shard[shard])
         return sample
 
@@ -62,6 +77,7 @@ class Reader:
         self.world = World.detect()
         self.steps_per_epoch = check_streams(config, hashes=data.verify_hashes and rank == 0) // batch
         streams = [Stream(local=s.path, proportion=sum(s.tasks.values())) for s in data.streams]
+        found = {file.name for file in SHARED.glob("[0-9]*_*")} if SHARED.is_dir() else set()
         if torch.distributed.is_initialized():
             # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once, or
             # another job that starts or ends meanwhile parts them.
@@ -74,6 +90,7 @@ class Reader:
             shuffle_seed=config.training.seed,
             num_canonical_nodes=data.canonical_nodes,
         )
+        _refuse_stale(self.dataset, found)
         # Processes are made anew for every epoch; what they import, for seconds, stays ready where they fork from.
         processes = get_context("forkserver")
         processes.set_forkserver_preload([__name__])
@@ -111,7 +128,7 @@ class Reader:
                     yield self._samples(samples, step)
                     step += 1
             if step < end:
-                raise ShardError(self._fault(epoch, step, "streaming ended it without a reason"))
+                raise self._fault(epoch, step, "streaming ended it without a reason")
 
     def _epoch(self, epoch: int, within: int) -> Iterator[list[dict[str, Any]]]:
         """The samples of an epoch from its batch `within` on; exactly one iterator of the loader."""
@@ -123,16 +140,17 @@ class Reader:
                 yield samples
         except Exception as error:  # whatever streaming and its decoders run into, or the time-out
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-            raise ShardError(self._fault(epoch, epoch * self.steps_per_epoch + seen, reason)) from error
+            kind = DamagedError if isinstance(error, DamagedError) else ShardError
+            raise self._fault(epoch, epoch * self.steps_per_epoch + seen, reason, kind) from error
 
-    def _fault(self, epoch: int, step: int, reason: str) -> str:
+    def _fault(self, epoch: int, step: int, reason: str, kind: type[ShardError] = ShardError) -> ShardError:
         """Why an epoch ended before `step`: the file that is damaged now, or what streaming says."""
         try:
             check_streams(self.config, hashes=False)
         except ValueError as error:
-            reason = str(error)
+            reason, kind = str(error), DamagedError
         within = step - epoch * self.steps_per_epoch
-        return (
+        return kind(
             f"epoch {epoch} ended after {within} of {self.steps_per_epoch} batches: {reason} "
             f"(data.verify_hashes compares every byte at the start)"
         )
@@ -157,6 +175,21 @@ def places(world: World, samples: int) -> list[int]:
     """Where a rank's samples stand in the global batch: mosaicml-streaming deals samples to nodes in turn, and those of
     a node to its ranks in turn."""
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
+
+
+def _refuse_stale(dataset: StreamingDataset, found: set[str]) -> None:
+    """Streaming attaches itself to a segment that has the name it chose. Of a job that broke off half-way some of the
+    names are taken; it is not known whether that job is dead, so nothing is removed.
+
+    Raises ValueError where one of the dataset's segments was `found` before it was made.
+    """
+    prefix = f"{dataset._shm_prefix_int:06}_"
+    taken = sorted(name for name in found if name.startswith(prefix))
+    if taken:
+        raise ValueError(
+            f"{SHARED / taken[0]} is shared memory of another job, or left by one that was killed; if none runs here, "
+            f"remove {SHARED}/{prefix}*"
+        )
 
 
 def check_streams(config: BaseConfig, hashes: bool) -> int:

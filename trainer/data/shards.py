@@ -199,10 +199,17 @@ def _check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
             f"{file} holds {samples} samples, its index says {shard['samples']}; copy or prepare it again"
         )
     if hashes:
-        expected = raw["hashes"].get(HASH)
+        check_hash(file, raw["hashes"].get(HASH))
+
+
+def check_hash(file: Path, expected: str | None) -> None:
+    """Reads every byte of a shard. Raises DamagedError when it is gone or its hash is not the index's."""
+    try:
         actual = get_hash(HASH, file.read_bytes())
-        if actual != expected:
-            raise DamagedError(f"{file} has changed: {HASH} {actual}, its index {expected}; copy or prepare it again")
+    except FileNotFoundError:
+        raise DamagedError(f"{file} is missing; copy the folder again or prepare it again") from None
+    if actual != expected:
+        raise DamagedError(f"{file} has changed: {HASH} {actual}, its index {expected}; copy or prepare it again")
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:
