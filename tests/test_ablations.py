@@ -42,8 +42,18 @@ def test_the_groups_are_those_of_the_paper_and_ours(tmp_path):
     assert found == paper | {"base", "updates", "Eq. 10", "warm start"}
     with pytest.raises(ValueError, match="no group 'depth'; there are base"):
         Ablations(plan(tmp_path), ["depth"])
-    names = [folder_name(v, seed) for v in Ablations(plan(tmp_path), []).variants for seed in (0, 1)]
+    variants = Ablations(plan(tmp_path), []).variants
+    names = [folder_name(v, seed) for v in variants for seed in (0, 1) if v.group == "base" or not v.run]
     assert len(set(names)) == len(names)
+
+
+def test_the_base_is_run_once_and_stands_in_each_group_under_its_name(tmp_path):
+    variants = Ablations(plan(tmp_path), []).variants
+    same = {(v.group, v.name) for v in variants if folder_name(v, 0) == "base-0"}
+    assert same >= {("base", "base"), ("discriminator depth", "1 of 3 blocks"), ("adversarial loss", "0.01")}
+    results = {folder_name(v, 0): {f"{p}": dict.fromkeys(METRICS, 0.5) for p in (VALIDATION, TEST)} for v in variants}
+    text = tables(variants, (0,), results)
+    assert text.count("| **base** |") == 3 == len({v.group for v in variants} - {"base", "MAF"} - {g for g, _ in same})
 
 
 def test_a_budget_that_pays_no_round_still_makes_one():

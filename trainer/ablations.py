@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,12 +36,12 @@ class Variant:
     name: str
     overrides: tuple[str, ...] = ()
     teacher: bool = False  # a pretraining, rather than a distillation
+    run: str = ""  # whose run it is, where that is another's: the base under the name that it has in this group
 
 
 def groups(depth: int, lr: float) -> list[Variant]:
-    """All variants, for a teacher of `depth` blocks and a student's learning rate. Each group has the base in it; it is
-    run once."""
-    student = [Variant("base", "base")]
+    """All variants, for a teacher of `depth` blocks and a student's learning rate."""
+    student = [Variant("base", "base", run="base")]
     student += [
         Variant("discriminator depth", f"{blocks} of {depth} blocks", (f"distillation.blocks={blocks}",))
         for blocks in sorted({max(1, round(depth * share)) for share in (1 / 4, 1 / 2, 3 / 4, 1)})
@@ -92,7 +92,12 @@ class Ablations:
         """Raises ValueError for a group that does not exist."""
         self.plan = plan
         base = load_distill_config(plan.student, plan.common)
-        every = groups(base.model.backbone.depth, base.student.optimizer.lr)
+        every = [
+            v
+            if v.teacher or load_distill_config(plan.student, [*plan.common, *v.overrides]) != base
+            else replace(v, run="base")
+            for v in groups(base.model.backbone.depth, base.student.optimizer.lr)
+        ]
         names = list(dict.fromkeys(variant.group for variant in every))
         for group in only:
             if group not in names:
@@ -101,7 +106,8 @@ class Ablations:
 
     def run(self, parallel: int) -> None:
         """Train and convert what is not there yet, `parallel` runs at a time, then judge all."""
-        jobs = [(variant, seed) for variant in self.variants for seed in self.plan.seeds]
+        once = {folder_name(v, seed): (v, seed) for v in self.variants for seed in self.plan.seeds}
+        jobs = list(once.values())
         for variant, _ in jobs:
             self._steps(variant)  # every configuration is refused now or never
         with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(jobs), unit=" runs", desc="ablations") as bar:
@@ -171,7 +177,7 @@ class Ablations:
 
 def folder_name(variant: Variant, seed: int) -> str:
     """Letters, digits and dashes."""
-    text = f"{variant.group}-{variant.name}-{seed}"
+    text = f"{variant.run or f'{variant.group}-{variant.name}'}-{seed}"
     return "".join(c if c.isalnum() else "-" for c in text)
 
 
@@ -187,7 +193,7 @@ def tables(variants: Sequence[Variant], seeds: Sequence[int], results: dict[str,
     parts = []
     for group in dict.fromkeys(variant.group for variant in variants if variant.group != "base"):
         members = [v for v in variants if v.group == group]
-        members = members if members[0].teacher else base + members
+        members = members if members[0].teacher or any(v.run for v in members) else base + members
         chosen = max(members, key=lambda v: mean(score(r) for r in _values(v, seeds, results, VALIDATION)))
         lines = [f"| {group} | Cat | Cnt | Ord | TS | FD | KL | IS | mean of four, by seed |", "|---" * 9 + "|"]
         for variant in members:
