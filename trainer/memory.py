@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .config import ZeroConfig
 
-PERSISTENT = 100_000  # weights smaller than this are never given away at stage 3 (DeepSpeed's default)
+PERSISTENT = 100_000  # DeepSpeed's default of stage3_param_persistence_threshold
 ALIGNED = 2  # elements that a rank's share is a multiple of (DeepSpeed's)
 STEP = 4  # AdamW's count of steps
 
@@ -45,19 +45,22 @@ def held(tensors: Iterable[Tensor | None]) -> int:
     return sum(storages.values())
 
 
-def role_bytes(sizes: Sequence[int], zero: ZeroConfig, precision: str, rank: int, ranks: int) -> RoleBytes:
+def role_bytes(
+    sizes: Sequence[int], zero: ZeroConfig, precision: str, rank: int, ranks: int, persistent: int = PERSISTENT
+) -> RoleBytes:
     """By arithmetic, for parameters of these sizes (elements, in the module's order) under AdamW, without offload; with
     an EMA, as the student has one.
 
     Every rank keeps fp32 masters, both moments and the EMA of its own share: a `ranks`-th of all, or all of them at
-    stage 0. What it computes with, and the gradients, are shared out as the stage says.
+    stage 0. What it computes with, and the gradients, are shared out as the stage says; at stage 3 every rank keeps the
+    parameters of fewer than `persistent` elements whole besides.
     """
     count, low = sum(sizes), 2 if precision == "bf16" else 4
     if zero.stage == 0:
         return RoleBytes(4 * count, 4 * count, 8 * count + STEP * len(sizes), 4 * count)
     if zero.stage == 3:
         share = sum(math.ceil(size / ranks) for size in sizes)
-        kept = sum(math.ceil(size / ranks) * ranks for size in sizes if size < PERSISTENT) if ranks > 1 else 0
+        kept = sum(math.ceil(size / ranks) * ranks for size in sizes if size < persistent) if ranks > 1 else 0
         return RoleBytes(low * (share + kept) + 4 * share, 4 * share, 8 * share + STEP, 4 * share)
     whole = math.ceil(count / (ALIGNED * ranks)) * ALIGNED * ranks  # padded, so that it can be shared out
     share = whole // ranks

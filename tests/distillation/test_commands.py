@@ -9,16 +9,21 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from audiox_turbo.models import strict
 from audiox_turbo.models.encoders.build import build_text_encoder
 from audiox_turbo.models.sampler import euler, levels
 from audiox_turbo.trainer.data.pairs import PairReader
+from audiox_turbo.trainer.data.record import from_columns
+from audiox_turbo.trainer.data.streaming_import import StreamingDataset
 from audiox_turbo.trainer.draws import Draws
 from audiox_turbo.trainer.generator import load_weights
 from audiox_turbo.trainer.teacher import Teacher
 from tests.distillation_ranks import teacher
+from tests.launching import run_ranks
 from tests.small import ROOT, small_distill_config
+from tests.training.launches import KINDS, differing
 
 pytestmark = pytest.mark.slow
 
@@ -29,7 +34,15 @@ class Commands:
     def __init__(self, folder, scenes):
         self.folder = folder
         self.config = small_distill_config(
-            scenes, "training.steps=2", "updates.student=2", f"warm_start.pairs={folder}/pairs", "warm_start.updates=3"
+            scenes,
+            "training.steps=2",
+            "updates.student=2",
+            f"warm_start.pairs={folder}/pairs",
+            "warm_start.updates=3",
+            "checkpoint.every=1",
+            "checkpoint.keep=0",
+            "logging.samples_every=1000",
+            'logging.prompts=["a bell"]',
         )
         (folder / "config.json").write_text(json.dumps(strict.to_dict(self.config)))
         teacher(self.config).save_pretrained(folder / "teacher")
@@ -111,6 +124,12 @@ def test_from_pairs_to_sound(commands):
     sound, _ = soundfile.read(out / "bells.wav")
     assert len(sound) == 16384 and np.isfinite(sound).all()
 
+    heard = EventAccumulator(str(out / "tensorboard"))
+    heard.Reload()
+    kinds = ("teacher 50", "teacher 4", "student 4")
+    assert sorted(heard.Tags()["audio"]) == sorted(f"0 a bell/{kind}" for kind in kinds)
+    assert len(heard.Tags()["images"]) == 3
+
     other = commands.folder / "other"
     stirred = teacher(commands.config)
     with torch.no_grad():
@@ -120,6 +139,42 @@ def test_from_pairs_to_sound(commands):
         "distill", "--config", commands.folder / "config.json", "--teacher", other, "--output", out, "--resume"
     )
     assert resumed.returncode == 1 and "was begun with another teacher" in resumed.stderr
+
+
+def test_a_run_broken_off_among_the_pairs_ends_as_if_it_had_not(commands):
+    through, broken = commands.folder / "turbo", commands.folder / "broken"
+    shutil.copytree(through, broken)
+    (broken / "latest.json").unlink()
+    steps = sorted((broken / "checkpoints").iterdir())
+    assert [step.name for step in steps[:3]] == [f"step_{n:08d}" for n in (1, 2, 3)]
+    for step in steps[2:]:
+        shutil.rmtree(step)
+    done = commands.with_teacher("distill", "--output", broken, "--resume")
+    assert done.returncode == 0 and "at step 2" in done.stdout, done.stderr
+    for role in ("student", "fake", "discriminator"):
+        kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+        last = [folder / "checkpoints" / steps[-1].name for folder in (through, broken)]
+        assert differing(*last, role, kinds) == []
+
+
+def test_two_ranks_make_the_pairs_of_one_in_parts(commands, scenes):
+    """33 global batches are two parts; what each sample was conditioned on, its noise and its endpoint are the same."""
+    made = {}
+    for ranks in (1, 2):
+        out = commands.folder / f"pairs_{ranks}"
+        arguments = ("--config", commands.folder / "config.json", "--teacher", commands.folder / "teacher")
+        run_ranks(ranks, "launch.pairs", *map(str, (*arguments, "--out", out, "--count", 33 * 8)))
+        folders = sorted(folder.name for folder in out.glob("part_*"))
+        assert folders == [f"part_{part:05d}_of_00002_rank_{rank:05d}" for part in (0, 1) for rank in range(ranks)]
+        read = [StreamingDataset(local=str(out / name), shuffle=False, batch_size=1) for name in folders]
+        records = [from_columns(data[i], commands.config.model.video.dim) for data in read for i in range(len(data))]
+        made[ranks] = {tuple(record.annotation["noise"]): record for record in records}
+        assert len(records) == len(made[ranks]) == 33 * 8
+    assert made[1].keys() == made[2].keys()
+    for origin, record in made[1].items():
+        other = made[2][origin]
+        assert record.annotation["condition"] == other.annotation["condition"]
+        np.testing.assert_allclose(record.latent_mean, other.latent_mean, rtol=2e-3, atol=2e-3)  # float16
 
 
 def test_the_first_noise_is_the_rollouts(commands):

@@ -2,6 +2,7 @@
 ZeRO stage, and an interruption changes nothing."""
 
 import copy
+import re
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from audiox_turbo.models.discriminator import DiscriminatorHead
 from audiox_turbo.models.encoders.build import build_text_encoder
+from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.rng import Purpose, sample_rng
 from tests.distillation.conftest import BF16, ENDS, ROLES
 from tests.distillation_ranks import teacher
@@ -27,7 +29,7 @@ TRAINED = {
 }
 READINGS = {"rounds eq10": ("eq10", "one"), "rounds stopped": ("eq10_sg_teacher", "kl")}
 LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 3"]
-ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded"]
+ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded", "rounds partitioned"]
 
 
 class Plain:
@@ -193,3 +195,22 @@ class TestResume:
     def test_checkpoints_stand_before_the_first_round_and_at_the_ends_of_rounds(self, two):
         names = sorted(path.name for path in (two.folders["through"] / "checkpoints").iterdir())
         assert names == [f"step_{update:08d}" for update in (1, 2, 6, 10)]
+
+
+WELL = {"distance_samples": 0.9, "distance_data": 1.0, "deviation_samples": 0.8, "deviation_data": 1.0}
+
+
+class TestWarnings:
+    @pytest.mark.parametrize(
+        ("values", "words"),
+        [
+            ({"distance_samples": 0.2}, "become like one another: their distance is 0.20 of the data's; lower student"),
+            ({"deviation_samples": 0.1}, "become silent or flat: their deviation is 0.10 of the data's"),
+            ({"discriminator": 0.01}, r"tells every sample from data \(hinge loss 0.010\): lower discriminator"),
+        ],
+    )
+    def test_collapse_and_a_discriminator_that_won_are_named(self, values, words):
+        task = object.__new__(Distillation)  # what is said depends on the values alone
+        assert task.warnings(WELL | {"discriminator": 1.7}) == []
+        (said,) = task.warnings(WELL | values)
+        assert re.search(words, said)
