@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -77,12 +77,19 @@ class Run:
         self.kind, self.base, self.folder = kind, base, base / name
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self) -> None:
-        command = [sys.executable, f"launch/{self.kind}.py", "--config", str(self.base / f"{self.kind}.json")]
+    def start(self, script: Sequence[str] = (), port: int = 0) -> None:
+        """`script` is what Python runs, if not the launch itself."""
+        command = [sys.executable, *(script or [f"launch/{self.kind}.py"])]
+        command += ["--config", str(self.base / f"{self.kind}.json")]
         command += ["--output", str(self.folder), "--resume"]
         command += ["--teacher", str(self.base / "teacher")] if self.kind == "distill" else []
-        common = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1"}
-        common |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        common = {
+            "PYTHONPATH": str(ROOT),
+            "WORLD_SIZE": str(RANKS),
+            "LOCAL_WORLD_SIZE": str(RANKS),
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        common |= {"MASTER_PORT": str(port or free_port()), "OMP_NUM_THREADS": "1"}
         self.folder.mkdir(exist_ok=True)
         for rank in range(RANKS):
             with (self.folder / f"said_{rank}.txt").open("w") as said:
@@ -201,10 +208,10 @@ def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
     return found
 
 
-def begin(run: Run) -> dict[str, Any]:
+def begin(run: Run, script: Sequence[str] = ()) -> dict[str, Any]:
     """Starts a run and waits until it trains: where it should go on, where it does, and after how long."""
     expected, before, then = run.resumable(), run.log(), time.monotonic()
-    run.start()
+    run.start(script)
     until(run, lambda: run.log() != before and run.step() > expected)
     return {"expected": expected, "resumed": resumed(run.said()), "training_s": round(time.monotonic() - then, 1)}
 
