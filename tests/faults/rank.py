@@ -1,7 +1,7 @@
 """A rank of launch/pretrain.py or distill.py with a fault in it: `-m tests.faults.rank pretrain '{...}' --config ...`.
 
-The faults are a JSON list of {"rank", "target", "call", "act"}: at the given call of a function on that rank (on all with
-null) something happens instead of it.
+The faults are a JSON list of {"rank", "target", "call", "act"}: at the given call of a function on that rank (on
+all with null) something happens instead of it.
 """
 
 import importlib

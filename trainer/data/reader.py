@@ -10,6 +10,7 @@ import torch
 
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
+from ..command import ExitCode
 from ..config import BaseConfig
 from .record import Record, from_columns
 from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
@@ -20,6 +21,12 @@ TIMEOUT = 300.0  # seconds without a sample from the loader's processes before i
 
 
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
+
+
+class LoaderError(ShardError):
+    """A loader process was killed, or brought nothing for too long; the shards are whole."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
 
 
 class _LocalDataset(StreamingDataset):
@@ -141,6 +148,8 @@ class Reader:
         except Exception as error:  # whatever streaming and its decoders run into, or the time-out
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
             kind = DamagedError if isinstance(error, DamagedError) else ShardError
+            if reason.startswith("DataLoader "):
+                kind = LoaderError
             raise self._fault(epoch, epoch * self.steps_per_epoch + seen, reason, kind) from error
 
     def _fault(self, epoch: int, step: int, reason: str, kind: type[ShardError] = ShardError) -> ShardError:
