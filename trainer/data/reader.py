@@ -17,14 +17,11 @@ from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, re
 from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
 from .tasks import Assembler, Batch
 
-TIMEOUT = 300.0  # seconds without a sample from the loader's processes before it counts as stuck
-
-
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
 
 
 class LoaderError(ShardError):
-    """A loader process was killed, or brought nothing for too long; the shards are whole."""
+    """A loader process was killed; the shards are whole."""
 
     exit_code = ExitCode.HUNG  # it may go well another time
 
@@ -108,7 +105,8 @@ class Reader:
             num_workers=data.workers,
             collate_fn=list,
             drop_last=True,
-            timeout=TIMEOUT if data.workers else 0,
+            # No time-out: with one, torch looks only at its end whether its processes live, without one every 5 s. One
+            # that is stuck is the watchdog's to find.
             multiprocessing_context=processes if data.workers else None,
             persistent_workers=False,
             # Every iterator draws a number. From torch's own generator that would make random states depend on how
@@ -145,7 +143,7 @@ class Reader:
             for samples in self.loader:
                 seen += 1
                 yield samples
-        except Exception as error:  # whatever streaming and its decoders run into, or the time-out
+        except Exception as error:  # whatever streaming and its decoders run into
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
             kind = DamagedError if isinstance(error, DamagedError) else ShardError
             if reason.startswith("DataLoader "):
