@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ from audiox_turbo.trainer.hardware import free_port  # noqa: E402
 from tests.small import CLIPS, small_config, small_distill_config  # noqa: E402
 
 RANKS = 2
-PER_RUN = 2  # kills
+KINDS = ("pretrain", "distill")
 STEP, START = 10.0, 120.0  # seconds: `timeouts` of the runs
 PATIENCE = 600.0  # seconds for what should take some: a hang, on however slow a machine
 SETTINGS = (
@@ -77,12 +77,19 @@ class Run:
         self.kind, self.base, self.folder = kind, base, base / name
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self) -> None:
-        command = [sys.executable, f"launch/{self.kind}.py", "--config", str(self.base / f"{self.kind}.json")]
+    def start(self, script: Sequence[str] = (), port: int = 0) -> None:
+        """`script` is what Python runs, if not the launch itself."""
+        command = [sys.executable, *(script or [f"launch/{self.kind}.py"])]
+        command += ["--config", str(self.base / f"{self.kind}.json")]
         command += ["--output", str(self.folder), "--resume"]
         command += ["--teacher", str(self.base / "teacher")] if self.kind == "distill" else []
-        common = {"WORLD_SIZE": str(RANKS), "LOCAL_WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1"}
-        common |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
+        common = {
+            "PYTHONPATH": str(ROOT),
+            "WORLD_SIZE": str(RANKS),
+            "LOCAL_WORLD_SIZE": str(RANKS),
+            "MASTER_ADDR": "127.0.0.1",
+        }
+        common |= {"MASTER_PORT": str(port or free_port()), "OMP_NUM_THREADS": "1"}
         self.folder.mkdir(exist_ok=True)
         for rank in range(RANKS):
             with (self.folder / f"said_{rank}.txt").open("w") as said:
@@ -201,10 +208,10 @@ def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
     return found
 
 
-def begin(run: Run) -> dict[str, Any]:
+def begin(run: Run, script: Sequence[str] = ()) -> dict[str, Any]:
     """Starts a run and waits until it trains: where it should go on, where it does, and after how long."""
     expected, before, then = run.resumable(), run.log(), time.monotonic()
-    run.start()
+    run.start(script)
     until(run, lambda: run.log() != before and run.step() > expected)
     return {"expected": expected, "resumed": resumed(run.said()), "training_s": round(time.monotonic() - then, 1)}
 
@@ -263,8 +270,8 @@ def resumed(said: str) -> int | None:
     return int(place[0]) if place else None
 
 
-def prepare(base: Path) -> dict[str, dict[str, Any]]:
-    """Shards, teacher and configurations, and the ends of two runs that nobody disturbs."""
+def prepare(base: Path) -> None:
+    """Shards, teacher and configurations."""
     from tests.models import stirred
 
     scenes = base / "scenes"
@@ -277,16 +284,18 @@ def prepare(base: Path) -> dict[str, dict[str, Any]]:
     distillation = small_distill_config(scenes, *SETTINGS, *stages, "training.steps=80", "logging.every=1")
     if not (base / "teacher").exists():
         stirred(distillation.model).save_pretrained(base / "teacher")
-    references = {}
     for kind, config in (("pretrain", pretraining), ("distill", distillation)):
         (base / f"{kind}.json").write_text(json.dumps(strict.to_dict(config)))
-        run = Run(kind, base, f"undisturbed_{kind}")
-        run.start()  # one that is complete resumes, and has nothing to do
-        codes = run.wait()
-        run.clear()
-        assert codes == [0] * RANKS, run.said()
-        references[kind] = run.end()
-    return references
+
+
+def reference(kind: str, base: Path) -> dict[str, Any]:
+    """The end of a run that nobody disturbs."""
+    run = Run(kind, base, f"undisturbed_{kind}")
+    run.start()  # one that is complete resumes, and has nothing to do
+    codes = run.wait()
+    run.clear()
+    assert codes == [0] * RANKS, run.said()
+    return run.end()
 
 
 def sound(line: dict[str, Any]) -> bool:
@@ -300,6 +309,8 @@ def sound(line: dict[str, Any]) -> bool:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
+    parser.add_argument("--per-run", type=int, default=2, help="kills of one run before it may end")
+    parser.add_argument("--only", choices=KINDS, help="one of the two trainings (default: in turn)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log", type=Path, help="one JSON object a line; a soak goes on with it")
     parser.add_argument("--folder", type=Path, help="where it works (default: a temporary folder)")
@@ -308,10 +319,12 @@ def main(arguments: list[str] | None = None) -> int:
     folder.mkdir(parents=True, exist_ok=True)
     log = options.log or folder / "soak.jsonl"
     lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    references = prepare(folder)
-    for first in range(sum("kill" in line for line in lines), options.kills, PER_RUN):
-        kind = ("pretrain", "distill")[first // PER_RUN % 2]
-        numbers = range(first, min(first + PER_RUN, options.kills))
+    prepare(folder)
+    kinds = (options.only,) if options.only else KINDS
+    references = {kind: reference(kind, folder) for kind in kinds}
+    for first in range(sum("kill" in line for line in lines), options.kills, options.per_run):
+        kind = kinds[first // options.per_run % len(kinds)]
+        numbers = range(first, min(first + options.per_run, options.kills))
         found = soak_one(kind, folder, options.seed, numbers, references[kind])
         lines += found
         with log.open("a") as file:  # a run's lines at once: one that was cut short is made again

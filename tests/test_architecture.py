@@ -109,3 +109,17 @@ def test_no_file_depends_on_one_machine():
             continue
         for number, line in enumerate(text.splitlines(), start=1):
             assert not forbidden.search(line), f"{name}:{number}: {line.strip()}"
+
+
+def test_nothing_is_unpickled():
+    """Weights, checkpoints and shards are safetensors, JSON and plain arrays; no file can run code."""
+    for path in SOURCES:
+        for line, name in imports(path):
+            for module in ("pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"):
+                assert not within(name, module), f"{name_of(path)}:{line} imports {name}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in ("torch.load", "torch.save"), f"{name_of(path)}:{node.lineno} calls {called}"
+                allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
+                assert not allowed, f"{name_of(path)}:{node.lineno} allows pickles"

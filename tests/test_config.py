@@ -209,6 +209,12 @@ def lose(folder):
     (folder / "music" / "shard.00000.mds").unlink()
 
 
+def respell(data: Path) -> None:
+    """Another index, though of the same shards."""
+    index = data / "audio" / "index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()), indent=3))
+
+
 @dataclass(frozen=True)
 class Refusal:
     """A launch that must end in one line: what is wrong with it, and what the line says."""
@@ -219,6 +225,8 @@ class Refusal:
     ranks: int = 1
     damage: Callable[[Path], None] | None = None
     running: bool = False  # whether the output folder holds a run of the small configuration
+    code: int = 1
+    late: Callable[[Path], None] | None = None  # what happens to the data after that run
 
 
 LAUNCHES = {
@@ -228,8 +236,8 @@ LAUNCHES = {
     "three ranks": Refusal(r"8 is not a multiple of 3 ranks x micro_batch 4 = 12", ranks=3),
     "no shards": Refusal(r"nowhere is not a folder of shards", ("data.streams.0.path=nowhere",)),
     "empty folder": Refusal(r"music.features\.json is missing: the folder is empty", damage=empty),
-    "truncated shard": Refusal(r"shard\.00000\.mds has 3000 bytes, its index says \d+", damage=truncate),
-    "missing shard": Refusal(r"music.shard\.00000\.mds is missing", damage=lose),
+    "truncated shard": Refusal(r"shard\.00000\.mds has 3000 bytes, its index says \d+", damage=truncate, code=77),
+    "missing shard": Refusal(r"music.shard\.00000\.mds is missing", damage=lose, code=77),
     "other codec": Refusal(
         r"made with codec .*sample_rate=8000.*the model wants .*sample_rate=16000", ("model.codec.sample_rate=16000",)
     ),
@@ -250,6 +258,21 @@ LAUNCHES = {
         resume=True,
         running=True,
     ),
+    "other mixture": Refusal(
+        r"data\.streams: the run in .*out has .*, this configuration ",
+        ("data.streams.0.tasks.T2A=0.9",),
+        resume=True,
+        running=True,
+    ),
+    "other shards": Refusal(
+        r"audio: its shards are not those that the run in .*out was trained on.*data\.accept_changes=true",
+        resume=True,
+        running=True,
+        late=respell,
+    ),
+    "credential": Refusal(
+        r"run\.json: data\.streams\.0\.path: holds a credential", ("data.streams.0.path=s3://me:hush@host/audio",)
+    ),
 }
 
 
@@ -260,12 +283,15 @@ def launches(scenes, tmp_path_factory):
     for case in LAUNCHES.values():
         folder = tmp_path_factory.mktemp("launch")
         data = scenes
-        if case.damage:
+        if case.damage or case.late:
             data = shutil.copytree(scenes, folder / "data")
+        if case.damage:
             case.damage(data)
         (folder / "run.json").write_text(json.dumps(small_json(data)))
         if case.running:
             write_config(folder / "out", small_config(data))
+        if case.late:
+            case.late(data)
         arguments = ["--config", str(folder / "run.json"), "--output", str(folder / "out")]
         arguments += [part for override in case.overrides for part in ("--set", override)]
         arguments += ["--resume"] * case.resume
@@ -286,7 +312,7 @@ def launches(scenes, tmp_path_factory):
 def test_a_launch_is_refused_in_one_line(launches, name):
     answer, before, after = launches[name]
     lines = [line for line in answer["error"].splitlines() if line.startswith("error: ")]
-    assert (answer["code"], len(lines)) == (1, 1), answer
+    assert (answer["code"], len(lines)) == (LAUNCHES[name].code, 1), answer
     assert re.search(LAUNCHES[name].message, lines[0]), lines[0]
     assert "Traceback" not in answer["error"] + answer["out"]
     assert not answer["group"], "no process group is made"

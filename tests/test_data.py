@@ -12,7 +12,6 @@ import torch
 
 from audiox_turbo.models.encoders.build import build_text_encoder
 from audiox_turbo.trainer.config import TASKS, DataConfig, DropoutConfig
-from audiox_turbo.trainer.data import reader as reader_module
 from audiox_turbo.trainer.data.captions import TASK_TEXT
 from audiox_turbo.trainer.data.reader import places
 from audiox_turbo.trainer.data.record import Record
@@ -131,8 +130,7 @@ class TestDamage:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("taken", [0, 3])
-    def test_nor_with_loader_processes(self, copy, monkeypatch, taken):
-        monkeypatch.setattr(reader_module, "TIMEOUT", 10.0)
+    def test_nor_with_loader_processes(self, copy, taken):
         batches = open_reader(small_config(copy, "data.workers=2")).batches(0)
         for _ in range(taken):
             next(batches)

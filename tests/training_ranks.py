@@ -91,6 +91,19 @@ class StoppedAt:
             yield batch
 
 
+class Recorded:
+    """The batches of another reader, which samples they hold written to a file."""
+
+    def __init__(self, reader: Batches, file: Path) -> None:
+        self.reader, self.file = reader, file
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        with self.file.open("w") as file:
+            for step, batch in enumerate(self.reader.batches(start), start=start):
+                file.write(json.dumps({"step": step, "places": batch.places.tolist(), "ids": batch.ids}) + "\n")
+                yield batch
+
+
 def digest(shards: list[torch.Tensor]) -> str:
     state = xxhash.xxh3_128()
     for shard in shards:
@@ -121,12 +134,17 @@ def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"curve": curve}
 
 
-def whole(folder: Path, config: RunConfig, stop: int = 0, resume: bool = False, poison: bool = False) -> dict[str, Any]:
+def whole(
+    folder: Path, config: RunConfig, stop: int = 0, resume: bool = False, poison: bool = False, record: bool = False
+) -> dict[str, Any]:
     """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step."""
     task = Pretraining(config, WORLD)
     reader: Batches = Reader(config, build_text_encoder(config.model.text), WORLD.rank, WORLD.ranks)
     if poison:
         reader = MadeUp(config, {step: 1 for step in range(3, 99)})
+    if record:
+        last = stop or config.training.steps  # the loop fetches a batch more than it takes
+        reader = Recorded(StoppedAt(reader, last), folder / f"samples_{WORLD.ranks}_{WORLD.rank}.jsonl")
     if stop:
         reader = StoppedAt(reader, stop)
     try:

@@ -20,6 +20,7 @@ from .checkpoint import Role
 from .config import BaseConfig
 from .data.tasks import Batch, Conditions
 from .logs import Logs
+from .memory import readable
 from .velocity import Nothing, guided_velocity
 from .watchdog import Watchdog
 from .zero import World
@@ -115,7 +116,7 @@ def train(
             due = due or done % config.checkpoint.every == 0 or done == steps
             if due and task.rests(step):
                 watchdog.enter("saving step", done)
-                checkpoint.save(output, done, task.roles, config.checkpoint.keep, about, config.checkpoint.keep_every)
+                logs.say(_saved(task, done, output, config, about))
                 due = False
 
 
@@ -126,6 +127,15 @@ def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
         while (batch := coming.result()) is not None:
             coming = pool.submit(next, batches, None)
             yield batch
+
+
+def _saved(task: Task, done: int, output: Path, config: BaseConfig, about: dict[str, Any]) -> str:
+    """Saves, and says what that took: training waits for it."""
+    begun = time.perf_counter()
+    folder = checkpoint.save(output, done, task.roles, config.checkpoint.keep, about, config.checkpoint.keep_every)
+    seconds = time.perf_counter() - begun
+    size = sum(entry["bytes"] for entry in checkpoint.read_manifest(folder)["files"].values())
+    return f"step {done}: saved {readable(size)} in {seconds:.2f} s"
 
 
 def restore(task: Task, output: Path, resume: bool, world: World) -> int:

@@ -2,7 +2,8 @@
 
 A thread of each rank tells rank 0, through a small store of its own, where the rank is; rank 0 compares. A rank that
 makes no progress for longer than its phase's bound (`timeouts` of the configuration) ends the run: rank 0 writes a
-verdict, which all ranks print and leave with. When it is rank 0 that falls silent, the others say so themselves.
+verdict, which all ranks print and leave with. When it is rank 0 that falls silent, the others say so themselves. All
+stop when one does, so a rank also tells whether it waits in a collective operation: who does not is the cause.
 
 The thread that talks may be stuck as well (a stopped rank 0 answers nobody, and torch's store waits for it without a
 bound); so another one watches the clock. Both run while the main thread waits in a collective operation.
@@ -13,9 +14,11 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import timedelta
-from types import TracebackType
+from pathlib import Path
+from types import FrameType, TracebackType
 from typing import Any, Self
 
 import torch.distributed as dist
@@ -24,6 +27,9 @@ from .command import ExitCode, code_of
 from .config import TimeoutsConfig
 from .secrets import redacted
 
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("launch", "trainer", "models", "kernels")
+COLLECTIVES = "distributed_c10d.py"  # torch's file of collective operations
 SHARE = 0.1  # of the shortest bound: the time between two signs of life
 
 
@@ -47,6 +53,11 @@ class Seen:
     moved: float
     alive: float
     beat: int = -1
+    line: str = ""  # of this project that its main thread is in; it moves in a loop that never ends, too
+    waits: bool = False  # in a collective operation
+
+    def __str__(self) -> str:
+        return f"{'waiting in ' if self.waits else 'in '}{self.place}{self.line and f' ({self.line})'}"
 
 
 class Watchdog:
@@ -129,7 +140,7 @@ class Watchdog:
         while not self.over.wait(self.pause):
             beat += 1
             try:
-                self.store.set(f"rank/{self.rank}", json.dumps([beat, *_fields(self.place)]))
+                self.store.set(f"rank/{self.rank}", json.dumps([beat, *_fields(self.place), *whereabouts()]))
                 if self.store.check(["verdict"]):
                     self._hear(self.store.get("verdict"))
                 there = [rank for rank in others if self.store.check([f"rank/{rank}"])]
@@ -138,8 +149,9 @@ class Watchdog:
             except Exception:  # rank 0 is gone or silent; the other thread knows how long it has been
                 continue
 
-    def _note(self, rank: int, beat: int, phase: str, step: int, failed: str) -> None:
+    def _note(self, rank: int, beat: int, phase: str, step: int, failed: str, line: str, waits: bool) -> None:
         seen, now = self.seen[rank], time.monotonic()
+        seen.line, seen.waits = line, waits
         if beat != seen.beat:
             seen.beat, seen.alive = beat, now
         if Place(phase, step, failed) != seen.place:
@@ -192,6 +204,7 @@ class Watchdog:
         # The others stop where the silent rank stopped, at about the same time: half the bound tells them apart.
         silent = silent or [rank for rank, s in self.seen.items() if now - s.alive > bound / 2 and rank != self.rank]
         failed = [rank for rank, s in self.seen.items() if s.place.failed]
+        self.seen[self.rank].line, self.seen[self.rank].waits = whereabouts()
         code = ExitCode.FAILED if failed and not silent else ExitCode.HUNG
         self.verdict = code, self._sentence(silent, failed, bound)
         if self.rank == 0 and self.store is not None:
@@ -213,12 +226,15 @@ class Watchdog:
             )
         if failed:
             return f"{_ranks(failed)} at fault, in {self.seen[failed[0]].place}: {self.seen[failed[0]].place.failed}"
-        places: dict[str, list[int]] = {}
+        return f"no progress for {bound:g} s: {self._places()}; {end}"
+
+    def _places(self) -> str:
+        """Where every rank is: first who keeps others waiting, then the smaller groups, which are the odd ones."""
+        groups: dict[tuple[bool, str], list[int]] = {}
         for rank, seen in self.seen.items():
-            places.setdefault(str(seen.place), []).append(rank)
-        fewest = sorted(places.items(), key=lambda place: len(place[1]))
-        where = ", ".join(f"{_ranks(ranks)} in {place}" for place, ranks in fewest)
-        return f"no progress for {bound:g} s: {where}; {end}"
+            groups.setdefault((seen.waits, str(seen)), []).append(rank)
+        ordered = sorted(groups.items(), key=lambda group: (group[0][0], len(group[1])))
+        return ", ".join(f"{_ranks(ranks)} {where}" for (_, where), ranks in ordered)
 
     def _patience(self, seen: Seen) -> float:
         """How long a rank may be silent: what was heard last of it is old, and it has to be about where this one is."""
@@ -235,6 +251,26 @@ class Watchdog:
         print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
+
+
+def whereabouts() -> tuple[str, bool]:
+    """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks."""
+    threads = sys._current_frames()
+    line = ""
+    for frame in _frames(threads.get(threading.main_thread().ident or 0)):
+        file = Path(frame.f_code.co_filename)
+        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in FOLDERS:
+            line = f"{file.relative_to(ROOT)}:{frame.f_lineno}"
+            break
+    waits = any(f.f_code.co_filename.endswith(COLLECTIVES) for top in threads.values() for f in _frames(top))
+    return line, waits
+
+
+def _frames(frame: FrameType | None) -> Iterator[FrameType]:
+    """A thread's frames, the innermost first."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
 
 
 def _fields(place: Place) -> list[Any]:

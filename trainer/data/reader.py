@@ -10,16 +10,20 @@ import torch
 
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
+from ..command import ExitCode
 from ..config import BaseConfig
 from .record import Record, from_columns
 from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
 from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
 from .tasks import Assembler, Batch
 
-TIMEOUT = 300.0  # seconds without a sample from the loader's processes before it counts as stuck
-
-
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
+
+
+class LoaderError(ShardError):
+    """A loader process was killed; the shards are whole."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
 
 
 class _LocalDataset(StreamingDataset):
@@ -101,7 +105,8 @@ class Reader:
             num_workers=data.workers,
             collate_fn=list,
             drop_last=True,
-            timeout=TIMEOUT if data.workers else 0,
+            # No time-out: with one, torch looks only at its end whether its processes live, without one every 5 s. One
+            # that is stuck is the watchdog's to find.
             multiprocessing_context=processes if data.workers else None,
             persistent_workers=False,
             # Every iterator draws a number. From torch's own generator that would make random states depend on how
@@ -138,9 +143,11 @@ class Reader:
             for samples in self.loader:
                 seen += 1
                 yield samples
-        except Exception as error:  # whatever streaming and its decoders run into, or the time-out
+        except Exception as error:  # whatever streaming and its decoders run into
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
             kind = DamagedError if isinstance(error, DamagedError) else ShardError
+            if reason.startswith("DataLoader "):
+                kind = LoaderError
             raise self._fault(epoch, epoch * self.steps_per_epoch + seen, reason, kind) from error
 
     def _fault(self, epoch: int, step: int, reason: str, kind: type[ShardError] = ShardError) -> ShardError:

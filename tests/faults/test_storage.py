@@ -1,0 +1,198 @@
+"""Damage outside the ranks: processes of the loader, shared memory, ports, exports, checkpoints, kept and spared."""
+
+import gc
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+
+from audiox_turbo.models.audiox import AudioX
+from audiox_turbo.trainer import checkpoint
+from audiox_turbo.trainer.checkpoint import NothingLeftError
+from audiox_turbo.trainer.command import ExitCode, code_of
+from audiox_turbo.trainer.data import reader as reader_module
+from audiox_turbo.trainer.data.reader import LoaderError
+from audiox_turbo.trainer.data.shards import ShardError, check_shards
+from tests.reader_ranks import open_reader
+from tests.small import ROOT, small_config, small_json
+
+
+@pytest.fixture
+def group():
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def publish(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
+    """A checkpoint of one file, published as a rank publishes its own."""
+    folder = run / checkpoint.FOLDER / f"step_{step:08d}"
+    unfinished = folder.with_name(folder.name + ".partial")
+    file = unfinished / "model" / "rank_00000.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(np.random.default_rng(step).bytes(5000))
+    entry = {"bytes": 5000, "xxh3": checkpoint.hash_file(file)}
+    manifest = {"format": checkpoint.FORMAT, "step": step, "files": {"model/rank_00000.safetensors": entry}}
+    checkpoint._publish(unfinished, folder, manifest, keep, keep_every)
+    return folder
+
+
+def flip(file: Path, at: int, bit: int) -> None:
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1 << bit
+    file.write_bytes(data)
+
+
+class TestCheckpoints:
+    @pytest.mark.parametrize(
+        ("keep", "keep_every", "left"), [(3, 0, [8, 9, 10]), (2, 4, [4, 8, 9, 10]), (0, 0, list(range(1, 11)))]
+    )
+    def test_the_last_ones_and_every_nth_are_kept(self, tmp_path, group, keep, keep_every, left):
+        for step in range(1, 11):
+            publish(tmp_path, step, keep, keep_every)
+        assert [checkpoint._step(f) for f in reversed(checkpoint.complete(tmp_path))] == left
+        assert not list((tmp_path / checkpoint.FOLDER).glob("*.partial"))
+
+    @pytest.mark.parametrize("content", [None, "", "{", '{"step": "x"}', '{"step": 2}', "[]"])
+    def test_what_is_there_counts_whatever_latest_says(self, tmp_path, group, content):
+        publish(tmp_path, 2)
+        newest = publish(tmp_path, 4)
+        latest = tmp_path / checkpoint.LATEST
+        latest.unlink()
+        if content is not None:
+            latest.write_text(content)
+        assert checkpoint.newest(tmp_path, pytest.fail) == newest
+
+    def test_a_checkpoint_that_latest_knows_and_that_is_gone_is_named(self, tmp_path, group):
+        before = publish(tmp_path, 2)
+        shutil.rmtree(publish(tmp_path, 4))
+        heard: list[str] = []
+        assert checkpoint.newest(tmp_path, heard.append) == before
+        assert heard == [f"{tmp_path / checkpoint.LATEST}: step 4 was saved last, and its checkpoint is gone"]
+
+    @pytest.mark.parametrize("content", ['{"step": 4}', "", "{"])
+    def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(self, tmp_path, group, content):
+        publish(tmp_path, 4)
+        shutil.rmtree(tmp_path / checkpoint.FOLDER)
+        (tmp_path / checkpoint.LATEST).write_text(content)
+        with pytest.raises(NothingLeftError, match="it was saved, and its checkpoints are gone; restore") as caught:
+            checkpoint.newest(tmp_path, lambda text: None)
+        assert code_of(caught.value) == ExitCode.CORRUPT
+
+    def test_every_flipped_bit_is_found(self, tmp_path, group):
+        folder, rng = publish(tmp_path, 1), np.random.default_rng(0)
+        file = folder / "model" / "rank_00000.safetensors"
+        for _ in range(100):
+            at, bit = int(rng.integers(5000)), int(rng.integers(8))
+            flip(file, at, bit)
+            assert checkpoint.verify(folder) == f"{file} has changed: its hash is not the manifest's"
+            flip(file, at, bit)
+        assert checkpoint.verify(folder) == ""
+
+
+class TestShards:
+    def test_every_flipped_bit_is_found(self, scenes, tmp_path):
+        folder, rng = shutil.copytree(scenes / "music", tmp_path / "music"), np.random.default_rng(0)
+        shards = sorted(folder.glob("*.mds"))
+        for _ in range(100):
+            file = shards[int(rng.integers(len(shards)))]
+            at, bit = int(rng.integers(file.stat().st_size)), int(rng.integers(8))
+            flip(file, at, bit)
+            with pytest.raises(ShardError, match=f"{file.name} has changed"):
+                check_shards(folder, hashes=True)
+            flip(file, at, bit)
+        check_shards(folder, hashes=True)
+
+    @pytest.mark.slow
+    def test_a_killed_loader_process_is_named(self, scenes):
+        reader = open_reader(small_config(scenes, "data.workers=2"))
+        samples = reader.samples(0)
+        next(samples)
+        for worker in multiprocessing.active_children():
+            worker.kill()
+        with pytest.raises(LoaderError, match=r"ended after \d of 9 batches: DataLoader worker .*(killed|exited)") as e:
+            for _ in range(8):
+                next(samples)
+        assert code_of(e.value) == ExitCode.HUNG, "it may go well another time"
+
+
+class TestSharedMemory:
+    def test_a_neighbours_survives(self, scenes, tmp_path):
+        neighbour = open_reader(small_config(scenes))
+        batches = neighbour.batches(0)
+        next(batches)
+        theirs = set(reader_module.SHARED.glob(f"{neighbour.dataset._shm_prefix_int:06}_*"))
+        ours = open_reader(small_config(shutil.copytree(scenes, tmp_path / "ours")))
+        assert ours.dataset._shm_prefix_int != neighbour.dataset._shm_prefix_int
+        next(ours.batches(0))
+        del ours
+        gc.collect()
+        assert theirs and all(file.exists() for file in theirs)
+        for _ in range(12):
+            next(batches)
+
+    def test_what_another_left_is_neither_used_nor_removed(self):
+        dataset = SimpleNamespace(_shm_prefix_int=7)
+        reader_module._refuse_stale(dataset, {"000003_barrier", "000070_barrier"})
+        with pytest.raises(ValueError, match=r"000007_cache is shared memory of another job.* remove .*000007_\*"):
+            reader_module._refuse_stale(dataset, {"000003_barrier", "000007_cache"})
+
+
+@pytest.mark.slow
+def test_a_taken_port_is_named(scenes, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps(small_json(scenes)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = str(server.getsockname()[1])
+        command = [sys.executable, "launch/pretrain.py", "--config", str(tmp_path / "run.json")]
+        done = subprocess.run(
+            [*command, "--output", str(tmp_path / "run")],
+            cwd=ROOT,
+            env=os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+    assert done.returncode == ExitCode.FAILED
+    assert f"127.0.0.1:{port}: another program has the port: set another MASTER_PORT" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_export_that_is_killed_leaves_no_weights(scenes, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "weights"
+    (tmp_path / "run.json").write_text(json.dumps(small_json(scenes, "training.steps=2")))
+    subprocess.run(
+        [sys.executable, "launch/pretrain.py", "--config", str(tmp_path / "run.json"), "--output", str(run)],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        timeout=300,
+    )
+    kill = (
+        "import os, signal; from pathlib import Path; from audiox_turbo.models.audiox import AudioX\n"
+        "def half(self, folder):\n"
+        "    (folder / 'model.safetensors').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "AudioX.save_pretrained = half\n"
+        "from audiox_turbo.trainer.export import export\n"
+        f"export(Path({str(run)!r}), Path({str(out)!r}))"
+    )
+    killed = subprocess.run([sys.executable, "-c", kill], cwd=ROOT, capture_output=True, timeout=200)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not out.exists()
+    again = [sys.executable, "launch/convert.py", str(run), "--out", str(out)]
+    subprocess.run(again, cwd=ROOT, check=True, capture_output=True, timeout=200)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.json", "weights"], "no half of one either"
+    expected = checkpoint.full_tensors(run / "checkpoints" / "step_00000002", "model", "ema")
+    found = AudioX.from_pretrained(out).state_dict()
+    assert all(torch.equal(found[name], expected[name]) for name in expected)

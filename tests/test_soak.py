@@ -1,0 +1,31 @@
+"""Kills and damages at random points: every run ends bitwise as if nobody had disturbed it."""
+
+import json
+
+import pytest
+
+from tests import soak
+
+pytestmark = pytest.mark.slow
+
+
+def soaked(folder, *arguments):
+    """The lines of a soak's log, after what has to be true of every one."""
+    log = folder / "soak.jsonl"
+    assert soak.main([*arguments, "--folder", str(folder / "runs"), "--log", str(log)]) == 0
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert not any(line.get("hang") for line in lines)
+    assert all(line["noticed_s"] < soak.STEP + 5 for line in lines if "noticed_s" in line)
+    return lines
+
+
+def test_three_kills(tmp_path):
+    lines = soaked(tmp_path, "--kills", "3", "--per-run", "3", "--only", "pretrain", "--seed", "2")
+    assert [line.get("kill", "end") for line in lines] == [0, 1, 2, "end"]
+
+
+@pytest.mark.long
+def test_twenty_kills(tmp_path):
+    lines = soaked(tmp_path, "--kills", "20", "--seed", "1")
+    assert sum("kill" in line for line in lines) == 20
+    assert {line["kind"] for line in lines} == {"pretrain", "distill"}
