@@ -255,7 +255,14 @@ class TestDamage:
     def test_an_unfinished_one_does_not_count(self, run, group):
         folders = run / "checkpoints"
         (folders / "step_00000012").rename(folders / "step_00000012.partial")
+        (run / checkpoint.LATEST).write_text('{"step": 8}')  # it is written last
         assert checkpoint.newest(run, pytest.fail) == folders / "step_00000008"
+
+    def test_what_was_saved_last_is_gone(self, run, group):
+        shutil.rmtree(run / "checkpoints" / "step_00000012")
+        said = []
+        assert checkpoint.newest(run, said.append) == run / "checkpoints" / "step_00000008"
+        assert len(said) == 1 and "step 12 was saved last, and its checkpoint is gone" in said[0]
 
     def test_another_model(self, two):
         shapes = checkpoint.read_manifest(two.checkpoint("fp32 through", 12))["roles"]["model"]["shapes"]
