@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .command import ExitCode
 from .ema import Ema
-from .files import sync, write_json
+from .files import hash_file, sync, write_json
 from .fragment import Fragment
 
 if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not installed
@@ -121,8 +121,7 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
 def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int, keep_every: int) -> None:
     if dist.get_rank() != 0:
         return
-    seal = {"xxh3": _seal(manifest)}
-    write_json(unfinished / "manifest.json", manifest | seal)
+    write_json(unfinished / "manifest.json", manifest | {"xxh3": seal(manifest)})
     if folder.exists():  # the same step of a run that went back to an older checkpoint
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
@@ -155,7 +154,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
-        if manifest.pop("xxh3") != _seal(manifest):
+        if manifest.pop("xxh3") != seal(manifest):
             raise CheckpointError(f"{folder / 'manifest.json'} has changed: its hash is not the one in it")
         return manifest
     except FileNotFoundError:
@@ -181,13 +180,19 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
     except CheckpointError as error:
         return str(error)
     for name, entry in files[part::parts]:
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-        if hash_file(file) != entry["xxh3"]:
-            return f"{file} has changed: its hash is not the manifest's"
+        if fault := file_fault(folder / name, entry):
+            return fault
+    return ""
+
+
+def file_fault(file: Path, entry: dict[str, Any]) -> str:
+    """How a file differs from what a manifest says of it, or ""."""
+    if not file.is_file():
+        return f"{file} is missing"
+    if file.stat().st_size != entry["bytes"]:
+        return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
+    if hash_file(file) != entry["xxh3"]:
+        return f"{file} has changed: its hash is not the manifest's"
     return ""
 
 
@@ -331,14 +336,6 @@ def _from_first(act: Callable[[], T]) -> T:
     return box[0]
 
 
-def _seal(manifest: dict[str, Any]) -> str:
+def seal(manifest: dict[str, Any]) -> str:
+    """The hash that a manifest carries of itself."""
     return str(xxhash.xxh3_128(json.dumps(manifest)).hexdigest())
-
-
-def hash_file(file: Path) -> str:
-    """Of its bytes."""
-    digest = xxhash.xxh3_128()
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()

@@ -71,4 +71,9 @@ def exit_code(act: Callable[[], None]) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {redacted(str(error))}", file=sys.stderr)
         return code_of(error)
+    except Exception as stopped:
+        if code_of(stopped) is not ExitCode.STOPPED:
+            raise
+        print(stopped, file=sys.stderr)
+        return ExitCode.STOPPED
     return ExitCode.DONE

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+import xxhash
+
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` at once, and makes its folder: a reader sees the old file or the new one, never half of it."""
@@ -26,3 +28,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def hash_file(file: Path) -> str:
+    """Of its bytes."""
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as handle:
+        while block := handle.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()

@@ -21,6 +21,7 @@ from .config import BaseConfig
 from .data.tasks import Batch, Conditions
 from .logs import Logs
 from .memory import readable
+from .stopping import Stop, StoppedError
 from .velocity import Nothing, guided_velocity
 from .watchdog import Watchdog
 from .zero import World
@@ -81,13 +82,16 @@ def train(
     about: dict[str, Any],
     watchdog: Watchdog | None = None,
 ) -> None:
-    """Run `task` from where its folder stands to its end; `peak` is all ranks' FLOP/s, for MFU."""
+    """Run `task` from where its folder stands to its end; `peak` is all ranks' FLOP/s, for MFU.
+
+    Raises StoppedError when the run was asked to stop before its end, saved.
+    """
     watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
     start = restore(task, output, resume, world)
     if world.rank == 0:
         run.write_config(output, config)
     steps, every = task.total, config.logging.every
-    with Logs(output, world.rank == 0, start, steps, output.name) as logs:
+    with Stop() as stop, Logs(output, world.rank == 0, start, steps, output.name) as logs:
         batches = ahead(reader.batches(start))
         skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
         kinds: set[str] = set()
@@ -113,11 +117,14 @@ def train(
             if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
                 watchdog.enter("sounds of step", done)
                 logs.sounds(done, *task.preview(), config.model.codec.sample_rate)
-            due = due or done % config.checkpoint.every == 0 or done == steps
+            stopping = stop.agreed()
+            due = due or stopping or done % config.checkpoint.every == 0 or done == steps
             if due and task.rests(step):
                 watchdog.enter("saving step", done)
                 logs.say(_saved(task, done, output, config, about))
                 due = False
+                if stopping and done < steps:
+                    raise StoppedError(f"asked to stop: step {done} of {steps} is saved; go on with --resume")
 
 
 def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:

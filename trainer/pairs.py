@@ -26,6 +26,7 @@ from .distill_run import load_teacher
 from .draws import Draws
 from .files import write_json
 from .pretrain import prepared
+from .stopping import Stop, StoppedError
 from .teacher import Teacher
 
 PART = 32  # global batches a folder: what an interruption costs at most
@@ -69,7 +70,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
         making = _Making(config, facts, teacher, world, out)
         samples = reader.samples(missing[0] * facts.each)
         left = batches - missing[0] * facts.each
-        with tqdm(total=left * batch, unit=" pairs", desc=out.name, disable=world.rank != 0) as bar:
+        with making.stop, tqdm(total=left * batch, unit=" pairs", desc=out.name, disable=world.rank != 0) as bar:
             for part in range(missing[0], facts.parts):
                 taken = itertools.islice(samples, min(facts.each, batches - part * facts.each))
                 if part in missing:
@@ -87,6 +88,7 @@ class _Making:
         self.config, self.facts, self.teacher, self.world, self.out = config, facts, teacher, world, out
         self.draws = Draws(facts.seed, world.device)
         self.times = levels(facts.steps, facts.shift)
+        self.stop = Stop()
 
     def part(self, part: int, samples: Iterator[Samples], assembler: Assembler, bar: tqdm) -> None:
         """All ranks compute, which a sharded teacher needs; a rank writes what it has not written before."""
@@ -98,6 +100,8 @@ class _Making:
                     if shards is not None:
                         shards.write(record)
                 bar.update(self.facts.global_batch)
+                if self.stop.agreed():
+                    raise StoppedError(f"asked to stop: {part} of {self.facts.parts} parts are made; run it again")
 
     def _pairs(self, s: Samples, assembler: Assembler) -> Iterator[Record]:
         choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.places, strict=True)]

@@ -26,6 +26,7 @@ import torch.distributed as dist
 from .command import ExitCode, code_of
 from .config import TimeoutsConfig
 from .secrets import redacted
+from .stopping import StoppedError
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("launch", "trainer", "models", "kernels")
@@ -104,7 +105,7 @@ class Watchdog:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.leaving = error is not None
-        if error is None:
+        if error is None or isinstance(error, StoppedError):  # on all ranks
             self.place = Place("end")
             if self.store is not None:
                 dist.barrier()  # else rank 0 takes the store away while others still look for a sign of life

@@ -39,7 +39,7 @@ ELSEWHERE = (
 )
 SKIPPED = (
     r"no progress for 10 s: rank 0 is waiting in step 11 \(trainer/logs\.py:\d+\), "
-    r"rank 1 is waiting in step 12 \(trainer/zero\.py:\d+\)"
+    r"rank 1 is waiting in step 11 \(trainer/stopping\.py:\d+\)"
 )
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 QUICK = {"elsewhere": Fault(READ, 12, "wait", says=ELSEWHERE, own=ExitCode.HUNG)}

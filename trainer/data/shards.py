@@ -8,17 +8,18 @@ import json
 import shutil
 import uuid
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
+import xxhash
 
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
 from ..command import ExitCode
-from ..files import sync, write_json
+from ..files import hash_file, sync, write_json
 from .record import COLUMNS, Record, to_columns, validate
 from .streaming_import import MDSWriter, get_hash
 
@@ -47,6 +48,8 @@ class Features:
     samples: int
     domains: dict[str, int]  # samples of each domain
     seconds: float  # sum of the true lengths
+    index: str = ""  # xxh3 of index.json, which has the shards' hashes; folders of earlier versions have none
+    seal: str = ""  # xxh3 of everything above
 
 
 class ShardWriter:
@@ -110,9 +113,17 @@ class ShardWriter:
             raise ValueError(f"no record was written to {self._folder}; an empty folder cannot be trained on")
         self._mds.finish()
         features = Features(
-            FORMAT, self._codec, self._text, self._video, len(self._ids), dict(self._domains), self._seconds
+            FORMAT,
+            self._codec,
+            self._text,
+            self._video,
+            len(self._ids),
+            dict(self._domains),
+            self._seconds,
+            hash_file(self._partial / "index.json"),
         )
-        write_json(self._partial / "features.json", strict.to_dict(features))
+        sealed = replace(features, seal=_seal(features))
+        write_json(self._partial / "features.json", strict.to_dict(sealed))
         check_shards(self._partial, hashes=True)
         for file in self._partial.iterdir():
             sync(file)
@@ -152,7 +163,13 @@ def read_features(path: Path) -> Features:
         features: Features = strict.parse(Features, raw)
     except ValueError as error:
         raise ShardError(f"{path / 'features.json'}: {error}; prepare the folder again") from error
+    if features.seal and features.seal != _seal(features):
+        raise DamagedError(f"{path / 'features.json'} has changed: its seal is not the one in it; copy it again")
     return features
+
+
+def _seal(features: Features) -> str:
+    return str(xxhash.xxh3_128(json.dumps(strict.to_dict(replace(features, seal="")))).hexdigest())
 
 
 def check_shards(path: Path, hashes: bool) -> None:
@@ -164,6 +181,8 @@ def check_shards(path: Path, hashes: bool) -> None:
         ShardError: names the first file that is missing, truncated, changed or not of this format.
     """
     features = read_features(path)
+    if features.index and hash_file(path / "index.json") != features.index:
+        raise DamagedError(f"{path / 'index.json'} has changed: its hash is not that in features.json; copy it again")
     shards = _read_json(path, "index.json").get("shards")
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path / 'index.json'}: lists no shards; prepare the folder again")

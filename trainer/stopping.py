@@ -1,0 +1,53 @@
+"""A run that is asked to stop: all ranks agree at the end of a step, save, and leave with a code of their own.
+
+A batch system sends SIGUSR2 some minutes before its limit (SIGUSR1 has been swallowed by NCCL), a machine that is taken
+away sends SIGTERM. The handler only sets a flag, so that nothing is interrupted in the middle.
+"""
+
+import signal
+from types import FrameType
+from typing import Any, Self
+
+import torch
+import torch.distributed as dist
+
+from .command import ExitCode
+
+SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
+
+
+class StoppedError(Exception):
+    """What was asked to stop has done so, and can go on; the message says from where."""
+
+    exit_code = ExitCode.STOPPED
+
+
+class Stop:
+    """A context manager in which these signals are a request. Enter it in the main thread, once the process group is
+    there."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.before: dict[signal.Signals, Any] = {}
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        # A group of its own: its operation is never paired with another one of a rank that is elsewhere.
+        self.group = dist.new_group(backend="gloo") if ranks > 1 else None
+
+    def __enter__(self) -> Self:
+        self.before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+    def agreed(self) -> bool:
+        """Whether any rank was asked to stop. All ranks call this."""
+        if self.group is None:
+            return self.asked
+        asked = torch.tensor(int(self.asked))
+        dist.all_reduce(asked, dist.ReduceOp.MAX, self.group)
+        return bool(asked)
