@@ -1,4 +1,4 @@
-"""Check every node before a long run: GPUs and their free memory, disk, clocks, an all-reduce against what it should be.
+"""Check every node before a long run: GPUs and their free memory, disk, clocks, an all-reduce against its limit.
 
 Ends with code 76 and a sentence that names the node which lacks something; launch/slurm/ runs it before every job.
 

@@ -8,6 +8,7 @@ examples:
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 from audiox_turbo.trainer import command
@@ -23,7 +24,7 @@ def main() -> int:
 
         verify(path, print)
 
-    return max(command.exit_code(lambda path=path: run(path)) for path in arguments.paths)
+    return max(command.exit_code(partial(run, path)) for path in arguments.paths)
 
 
 if __name__ == "__main__":

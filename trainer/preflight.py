@@ -1,4 +1,4 @@
-"""Whether every node can do its part, found out in seconds and before anything is loaded: names the node that cannot."""
+"""Whether every node can do its part, found out in seconds and before a load: names the node that cannot."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ class Wanted:
 
 
 def preflight(wanted: Wanted) -> list[str]:
-    """What was measured, a line each. Every rank calls this, with the environment that torchrun and Slurm's scripts set.
+    """What was measured. Every rank calls this, in the environment that torchrun and Slurm's scripts set.
 
     Raises BadNodeError on every rank, naming all nodes that are absent or lack something.
     """

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ def _checkpoint(folder: Path) -> Iterator[Part]:
     except CheckpointError:
         return
     for name, entry in sorted(files.items()):
-        yield Part(str(folder / name), entry["bytes"], lambda n=name, e=entry: checkpoint.file_fault(folder / n, e))
+        yield Part(str(folder / name), entry["bytes"], partial(checkpoint.file_fault, folder / name, entry))
 
 
 def _manifest_fault(folder: Path) -> str:
@@ -109,7 +110,7 @@ def _shards(folder: Path) -> Iterator[Part]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return  # which is the first part's fault
     for file, size, digest in entries:
-        yield Part(str(file), size, lambda f=file, d=digest: _raised(lambda: shards.check_hash(f, d)))
+        yield Part(str(file), size, partial(_raised, partial(shards.check_hash, file, digest)))
 
 
 def _features_fault(folder: Path) -> str:
