@@ -103,17 +103,20 @@ class Ablations:
             if group not in names:
                 raise ValueError(f"no group {group!r}; there are {', '.join(names)}")
         self.variants = [v for v in every if not only or v.group in only]
+        self.found = plan.out / "results.json"
+        self.results: dict[str, dict[str, Any]] = json.loads(self.found.read_text()) if self.found.exists() else {}
 
     def run(self, parallel: int) -> None:
-        """Train and convert what is not there yet, `parallel` runs at a time, then judge all."""
+        """Train and convert what is not there yet, `parallel` runs at a time, and judge each as it comes."""
         once = {folder_name(v, seed): (v, seed) for v in self.variants for seed in self.plan.seeds}
         jobs = list(once.values())
         for variant, _ in jobs:
             self._steps(variant)  # every configuration is refused now or never
         with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(jobs), unit=" runs", desc="ablations") as bar:
-            for _ in pool.map(lambda job: self._train(*job), jobs):
+            for name in pool.map(lambda job: self._train(*job), jobs):
+                self._judge(name)
                 bar.update()
-        self._judge(jobs)
+        write_text(self.plan.out / "table.md", tables(self.variants, self.plan.seeds, self.results))
 
     def _steps(self, variant: Variant) -> int:
         """Training steps that the budget pays."""
@@ -129,11 +132,12 @@ class Ablations:
         rounds = rounds_within(distillation, share, distillation.model.text.max_tokens)
         return rounds * distillation.updates.counts[0]
 
-    def _train(self, variant: Variant, seed: int) -> None:
+    def _train(self, variant: Variant, seed: int) -> str:
+        """The name of the run and of its weights; what has been judged is not trained again."""
         name, plan = folder_name(variant, seed), self.plan
         run, weights = plan.out / name, plan.out / "weights" / name
-        if weights.exists():
-            return
+        if weights.exists() or len(self.results.get(name, ())) == 2:
+            return name
         overrides = [f"training.seed={seed}", f"training.steps={self._steps(variant)}", *plan.common]
         if variant.teacher:
             command = ["launch/pretrain.py", "--config", str(plan.pretraining)]
@@ -150,18 +154,14 @@ class Ablations:
                 done = subprocess.run([sys.executable, *line], stdout=log, stderr=subprocess.STDOUT)
                 if done.returncode:
                     raise ValueError(f"{name} failed with exit code {done.returncode}: see {run / 'output.txt'}")
+        return name
 
-    def _judge(self, jobs: Sequence[tuple[Variant, int]]) -> None:
-        """Every set of weights on both sets of prompts; what was judged before is kept."""
-        found = self.plan.out / "results.json"
-        results: dict[str, dict[str, Any]] = json.loads(found.read_text()) if found.exists() else {}
-        for variant, seed in tqdm(jobs, desc="judged"):
-            name = folder_name(variant, seed)
-            for prompts in (VALIDATION, TEST):
-                if f"{prompts}" not in results.setdefault(name, {}):
-                    results[name][f"{prompts}"] = self._evaluated(name, prompts)
-                    write_json(found, results)
-        write_text(self.plan.out / "table.md", tables(self.variants, self.plan.seeds, results))
+    def _judge(self, name: str) -> None:
+        """On both sets of prompts; what was judged before is kept."""
+        for prompts in (VALIDATION, TEST):
+            if f"{prompts}" not in self.results.setdefault(name, {}):
+                self.results[name][f"{prompts}"] = self._evaluated(name, prompts)
+                write_json(self.found, self.results)
 
     def _evaluated(self, name: str, prompts: int) -> dict[str, float]:
         report = self.plan.out / name / f"report-{prompts}.json"
