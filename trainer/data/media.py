@@ -114,6 +114,38 @@ def read_clips(
             yield Clip(begin, seconds, wave, *(np.stack([pictures[t] for t in kind]) for kind in (images, motion)))
 
 
+def read_sound(path: Path, codec: CodecConfig) -> Wave:
+    """All the sound of a file at the codec's rate and channels: (audio_channels, n), scaled where its peak is above 1.
+
+    Raises:
+        MediaError: the file is missing, damaged or empty.
+    """
+    blocks = list(_resampled(path, codec, 0.0, None))
+    if not any(len(block) for block in blocks):
+        raise MediaError(Reason.ZERO_LENGTH, f"{path}: shorter than one sample at {codec.sample_rate} Hz")
+    return _levelled(np.concatenate(blocks), path)
+
+
+def video_span(path: Path) -> tuple[float, float]:
+    """Time stamps in seconds of a file's first picture and of the end of its last, by its packets; nothing is decoded.
+
+    Raises:
+        MediaError: the file is missing, damaged or holds no pictures.
+    """
+    _check_file(path)
+    with _naming(path), av.open(str(path), metadata_errors="replace", options=_OPTIONS) as container:
+        if not container.streams.video:
+            raise MediaError(Reason.NO_VIDEO, f"{path}: no pictures")
+        stream = container.streams.video[0]
+        unit, frame = float(stream.time_base or 0), 1 / float(stream.average_rate or 25)
+        packets = [(p.pts * unit, p.duration) for p in container.demux(stream) if p.size and p.pts is not None]
+    if not packets:
+        raise MediaError(Reason.ZERO_LENGTH, f"{path}: a video track without a frame")
+    # A cut that a container declares hides the pictures before its start.
+    start = min(time for time, _ in packets) if stream.start_time is None else stream.start_time * unit
+    return start, max(time + (duration * unit if duration else frame) for time, duration in packets)
+
+
 def frames_in(seconds: float, rate: float) -> int:
     """Frames of a rate whose time lies within a clip; the small number keeps 2.048 s at 15.625 from giving 33."""
     return math.ceil(seconds * rate - 1e-6)

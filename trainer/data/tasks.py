@@ -107,10 +107,7 @@ class Assembler:
         self.encode_text = encode_text
         self.seed = seed
         self.thread = ThreadPoolExecutor(1)
-        seconds = video_seconds(model)
-        last = 10**9
-        # The image nearest in time to each motion feature; clips of one schema have one number of images.
-        self.nearest = (seconds * model.video.image_rate - 0.5).round().clamp(0, last).long()
+        self.nearest = nearest_images(model)
 
     def __call__(
         self, records: Sequence[Record], tasks: Sequence[dict[str, float]], step: int, places: Sequence[int]
@@ -166,9 +163,7 @@ class Assembler:
 
     def _show(self, record: Record, video: Tensor) -> None:
         if len(record.motion):
-            images = _tensor(record.image).half()  # as it lies in a shard; a record that never lay there has float32
-            torch.index_select(images, 0, self.nearest.clamp(max=len(images) - 1), out=video)
-            video += _tensor(record.motion).half()
+            show(_tensor(record.image), _tensor(record.motion), self.nearest, video)
 
     def given(self, task: str, rng: np.random.Generator) -> Tensor:
         """1 where the task gives the sound's latents as a condition, 0 elsewhere: (L,)."""
@@ -196,6 +191,18 @@ class Assembler:
             rng = sample_rng(self.seed, step, place, Purpose.LATENT)
             mean.addcmul_(std, torch.from_numpy(rng.standard_normal(tuple(std.shape), np.float32)))
         return mean
+
+
+def nearest_images(model: ModelConfig) -> Tensor:
+    """The image nearest in time to each motion feature: (S,) int64. Clips of one schema have one number of images."""
+    return (video_seconds(model) * model.video.image_rate - 0.5).round().clamp_min(0).long()
+
+
+def show(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
+    """Image features (N, D) and motion features (S, D), added on the motion's time grid, to `video` (S, D) float16."""
+    images = images.half()  # as it lies in a shard; what never lay there is float32
+    torch.index_select(images, 0, nearest.clamp(max=len(images) - 1), out=video)
+    video += motion.half()
 
 
 def _tensor(array: NDArray[np.floating[Any]]) -> Tensor:
