@@ -293,3 +293,18 @@ def test_frames_in_a_clip():
     assert frames_in(2.048, 7.8125) == 16
     assert frames_in(440320 / 44100, 5) == 50
     assert frames_in(440320 / 44100, 25) == 250
+
+
+def test_the_share_that_ran_into_full_scale_is_known(tmp_path):
+    """A tone beyond full scale is cut flat in a 16-bit file; a tone at full scale is not, at another rate neither."""
+    times = np.arange(2 * 48000) / 48000
+    tone = np.sin(2 * np.pi * 440 * times)
+    for name, level in (("cut.wav", 1.5), ("whole.wav", 1.0), ("low.wav", 0.5)):
+        soundfile.write(tmp_path / name, np.clip(level * tone, -1, 1), 48000, subtype="PCM_16")
+
+    def shares(name):
+        return [clip.clipped for clip in clips_of(tmp_path / name)]
+
+    flat = 1 - 2 * np.arcsin(1 / 1.5) / np.pi
+    assert shares("cut.wav") == pytest.approx([flat] * len(shares("cut.wav")), abs=0.02)
+    assert max(shares("whole.wav")) < 1e-3 and max(shares("low.wav")) == 0

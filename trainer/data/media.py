@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from ...models.config import CodecConfig, VideoConfig
 
 SILENT = 1e-4  # a clip whose peak is below (-80 dB) holds nothing to learn from
+FULL_SCALE = 0.98  # from here on neighbours of one value have run into a limit
 REMAINDER = 0.1  # of a clip: what a file of several clips leaves over is kept from this length on
 SLACK = 0.05  # seconds that a file may lack of its declared length: encoders round, damage is longer
 VIDEO_SLACK = 0.5  # seconds by which pictures may end before the sound; their last frame stands for the rest
@@ -73,6 +74,7 @@ class Clip:
     wave: Wave  # (audio_channels, samples) float32, peak at most 1
     images: NDArray[np.uint8]  # (N, 3, size, size) uint8 at image_rate; no rows without video
     motion: NDArray[np.uint8]  # (M, 3, size, size) uint8 at motion_rate; no rows without video
+    clipped: float = 0.0  # share of the samples, as they were decoded, that ran into full scale
 
     @property
     def silent(self) -> bool:
@@ -99,19 +101,20 @@ def read_clips(
     """
     empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
     if video is None:
-        for begin, seconds, wave in _cut(audio, codec, start, end):
-            yield Clip(begin, seconds, wave, empty, empty)
+        for begin, seconds, wave, clipped in _cut(audio, codec, start, end):
+            yield Clip(begin, seconds, wave, empty, empty, clipped)
         return
     origin = start + (_first_sound(audio) if video == audio else 0.0)
     with _naming(video), FrameReader(video, frames.size) as reader:
-        for begin, seconds, wave in _cut(audio, codec, start, end):
+        for begin, seconds, wave, clipped in _cut(audio, codec, start, end):
             images = [begin + i / frames.image_rate for i in range(frames_in(codec.seconds, frames.image_rate))]
             motion = [begin + i / frames.motion_rate for i in range(frames_in(codec.seconds, frames.motion_rate))]
             # One pass over the video serves both rates.
             times = sorted({*images, *motion})
             pictures = dict(zip(times, reader.nearest([origin + time for time in times]), strict=True))
             reader.check_reaches(origin + begin + seconds)
-            yield Clip(begin, seconds, wave, *(np.stack([pictures[t] for t in kind]) for kind in (images, motion)))
+            stacks = [np.stack([pictures[t] for t in kind]) for kind in (images, motion)]
+            yield Clip(begin, seconds, wave, stacks[0], stacks[1], clipped)
 
 
 def read_sound(path: Path, codec: CodecConfig) -> Wave:
@@ -120,7 +123,7 @@ def read_sound(path: Path, codec: CodecConfig) -> Wave:
     Raises:
         MediaError: the file is missing, damaged or empty.
     """
-    blocks = list(_resampled(path, codec, 0.0, None))
+    blocks = list(_resampled(path, codec, 0.0, None, _Decoded()))
     if not any(len(block) for block in blocks):
         raise MediaError(Reason.ZERO_LENGTH, f"{path}: shorter than one sample at {codec.sample_rate} Hz")
     return _levelled(np.concatenate(blocks), path)
@@ -151,19 +154,41 @@ def frames_in(seconds: float, rate: float) -> int:
     return math.ceil(seconds * rate - 1e-6)
 
 
-def _cut(path: Path, codec: CodecConfig, start: float, end: float | None) -> Iterator[tuple[float, float, Wave]]:
-    """-> start and true length in seconds, and wave (audio_channels, samples), of each clip."""
-    kept, count = np.empty((0, codec.audio_channels), np.float32), 0
-    for block in _resampled(path, codec, start, end):
+@dataclass
+class _Decoded:
+    """Samples of all channels since the last clip was cut: at most one frame of them is the next one's."""
+
+    samples: int = 0
+    clipped: int = 0
+
+    def add(self, block: Wave) -> None:
+        """block (c, n), as it was decoded."""
+        level = np.abs(block)
+        flat = (level[:, 1:] >= FULL_SCALE) & (block[:, 1:] == block[:, :-1])
+        over = level[:, 1:] > 1  # lossy codecs overshoot where they were given a flat top
+        self.samples += block.size
+        self.clipped += int(np.count_nonzero(flat | over))
+
+    def take(self) -> float:
+        """The clipped share, and begins anew."""
+        share = self.clipped / max(self.samples, 1)
+        self.samples = self.clipped = 0
+        return share
+
+
+def _cut(path: Path, codec: CodecConfig, start: float, end: float | None) -> Iterator[tuple[float, float, Wave, float]]:
+    """-> start and true length in seconds, wave (audio_channels, samples), and clipped share, of each clip."""
+    kept, count, decoded = np.empty((0, codec.audio_channels), np.float32), 0, _Decoded()
+    for block in _resampled(path, codec, start, end, decoded):
         kept = np.concatenate((kept, block))
         while len(kept) >= codec.samples:
-            yield count * codec.seconds, codec.seconds, _levelled(kept[: codec.samples], path)
+            yield count * codec.seconds, codec.seconds, _levelled(kept[: codec.samples], path), decoded.take()
             kept, count = kept[codec.samples :], count + 1
     if not count and not len(kept):
         raise MediaError(Reason.ZERO_LENGTH, f"{path}: shorter than one sample at {codec.sample_rate} Hz")
     if len(kept) and (not count or len(kept) >= REMAINDER * codec.samples):
         padded = np.pad(kept, ((0, codec.samples - len(kept)), (0, 0)))
-        yield count * codec.seconds, len(kept) / codec.sample_rate, _levelled(padded, path)
+        yield count * codec.seconds, len(kept) / codec.sample_rate, _levelled(padded, path), decoded.take()
 
 
 def _levelled(block: Wave, path: Path) -> Wave:
@@ -173,10 +198,10 @@ def _levelled(block: Wave, path: Path) -> Wave:
     return np.ascontiguousarray(block.T) / np.float32(max(1.0, np.abs(block).max()))
 
 
-def _resampled(path: Path, codec: CodecConfig, start: float, end: float | None) -> Iterator[Wave]:
-    """Blocks (n, audio_channels) at the codec's rate."""
+def _resampled(path: Path, codec: CodecConfig, start: float, end: float | None, decoded: _Decoded) -> Iterator[Wave]:
+    """Blocks (n, audio_channels) at the codec's rate; counts in `decoded`."""
     resampler: soxr.ResampleStream | None = None
-    for rate, block in _decoded(path, codec.audio_channels, start, end):
+    for rate, block in _decoded(path, codec.audio_channels, start, end, decoded):
         if rate == codec.sample_rate:
             yield block
             continue
@@ -187,7 +212,9 @@ def _resampled(path: Path, codec: CodecConfig, start: float, end: float | None) 
         yield resampler.resample_chunk(np.empty((0, codec.audio_channels), np.float32), last=True)
 
 
-def _decoded(path: Path, channels: int, start: float, end: float | None) -> Iterator[tuple[int, Wave]]:
+def _decoded(
+    path: Path, channels: int, start: float, end: float | None, decoded: _Decoded
+) -> Iterator[tuple[int, Wave]]:
     """The file's own sample rate with blocks (n, channels) of the segment. Everything before it is decoded and left
     away: a seek is not exact in every format."""
     _check_file(path)
@@ -213,6 +240,7 @@ def _decoded(path: Path, channels: int, start: float, end: float | None) -> Iter
                 wanted = block[:, max(0, first - seen) : None if last is None else max(0, last - seen)]
                 seen += block.shape[1]
                 if wanted.shape[1]:
+                    decoded.add(wanted)
                     yield rate, _mixed(wanted, channels)
             if last is not None and seen >= last:
                 return
