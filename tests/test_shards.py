@@ -11,7 +11,7 @@ import pytest
 
 from audiox_turbo.models.config import CodecConfig, TextConfig, VideoConfig
 from audiox_turbo.trainer.data.record import COLUMNS, Record, from_columns
-from audiox_turbo.trainer.data.shards import ShardError, ShardWriter, check_shards, read_features
+from audiox_turbo.trainer.data.shards import DamagedError, ShardError, ShardWriter, check_shards, read_features
 from audiox_turbo.trainer.data.streaming_import import StreamingDataset
 
 CODEC = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=8, channels=16)
@@ -178,6 +178,11 @@ def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
+def unseal(folder):
+    features = json.loads((folder / "features.json").read_text())
+    (folder / "features.json").write_text(json.dumps({k: v for k, v in features.items() if k not in ("index", "seal")}))
+
+
 DAMAGE = {
     "no index": (lambda f: (f / "index.json").unlink(), r"index\.json is missing"),
     "no features": (lambda f: (f / "features.json").unlink(), r"features\.json is missing"),
@@ -198,10 +203,25 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("hashes", [False, True])
 def test_damage_is_named(folder, kind, hashes):
+    """In a folder without seals, as earlier versions wrote it."""
     damage, message = DAMAGE[kind]
+    unseal(folder)
     damage(folder)
     with pytest.raises(ShardError, match=message):
         check_shards(folder, hashes)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: edit(f / "index.json", version=3), r"index\.json has changed: its hash is not that in features"),
+        (lambda f: edit(f / "features.json", seconds=4.0), r"features\.json has changed: its seal"),
+    ],
+)
+def test_what_is_sealed_cannot_change(folder, damage, message):
+    damage(folder)
+    with pytest.raises(DamagedError, match=message):
+        check_shards(folder, hashes=False)
 
 
 @pytest.mark.parametrize("at", [100, 2000, -1])
@@ -222,6 +242,7 @@ def test_no_folder_and_an_empty_one(tmp_path):
 def test_an_index_cannot_lead_elsewhere(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["raw_data"]["basename"] = "../copy/shard.00000.mds"
+    unseal(folder)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(ShardError, match="is missing"):
         check_shards(folder, hashes=False)
@@ -230,6 +251,7 @@ def test_an_index_cannot_lead_elsewhere(folder):
 def test_columns_of_another_program(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["column_encodings"][0] = "pkl"
+    unseal(folder)
     (folder / "index.json").write_text(json.dumps(index))
     with pytest.raises(ShardError, match=r"index\.json: columns .*'pkl'"):
         check_shards(folder, hashes=False)

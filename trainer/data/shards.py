@@ -8,6 +8,7 @@ import json
 import shutil
 import uuid
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -52,6 +53,58 @@ class Features:
     seal: str = ""  # xxh3 of everything above
 
 
+@dataclass(frozen=True)
+class Part:
+    """Shards that were written: their entries for an index.json, and what they hold."""
+
+    shards: list[dict[str, Any]]
+    samples: int
+    domains: dict[str, int]  # samples of each
+    seconds: float
+
+
+class PartWriter:
+    """Writes records as MDS shards into a folder, without what makes a stream of it."""
+
+    def __init__(
+        self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig, size_limit: int = 1 << 26
+    ) -> None:
+        """Makes the folder. size_limit: bytes a shard, below 2**32."""
+        self.folder = folder
+        self.encoders = codec, text, video
+        self._ids: set[str] = set()
+        self._domains: Counter[str] = Counter()
+        self._seconds = 0.0
+        folder.mkdir(parents=True)
+        self._mds = MDSWriter(columns=COLUMNS, out=str(folder), hashes=[HASH], size_limit=size_limit)
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def write(self, record: Record) -> None:
+        """Raises ValueError for a record that does not fit (see `validate`) or whose id repeats; OSError."""
+        codec, _, video = self.encoders
+        record = validate(record, codec, video)
+        if record.id in self._ids:
+            raise ValueError(f"record {record.id!r} was written to {self.folder} before; ids must differ")
+        self._mds.write(to_columns(record))
+        self._ids.add(record.id)
+        self._domains[record.domain] += 1
+        self._seconds += record.seconds
+
+    def finish(self) -> Part:
+        """Writes what is left and an index.json, and reads every byte back. Raises OSError, ShardError."""
+        self._mds.finish()
+        part = Part(list(self._mds.shards), len(self._ids), dict(self._domains), self._seconds)
+        for shard in part.shards:
+            check_shard(self.folder, shard, hashes=True)
+        return part
+
+    def cancel(self) -> None:
+        """Once it is no longer written to. MDSWriter's own end would write an index over an unfinished folder."""
+        self._mds.cancel_future_jobs()
+
+
 class ShardWriter:
     """Writes records into a new folder of MDS shards; a context manager.
 
@@ -70,30 +123,19 @@ class ShardWriter:
         """size_limit: bytes a shard, below 2**32."""
         refuse_existing(folder)
         self._folder = folder
-        self._codec, self._text, self._video = codec, text, video
-        self._size_limit = size_limit
         self._partial = partial_sibling(folder)
-        self._ids: set[str] = set()
-        self._domains: Counter[str] = Counter()
-        self._seconds = 0.0
+        self._open = lambda: PartWriter(self._partial, codec, text, video, size_limit)
 
     def __enter__(self) -> Self:
-        self._partial.mkdir(parents=True)
-        self._mds = MDSWriter(columns=COLUMNS, out=str(self._partial), hashes=[HASH], size_limit=self._size_limit)
+        self._part = self._open()
         return self
 
     def write(self, record: Record) -> None:
         """Adds one record."""
-        record = validate(record, self._codec, self._video)
-        if record.id in self._ids:
-            raise ValueError(f"record {record.id!r} was written to {self._folder} before; ids must differ")
         try:
-            self._mds.write(to_columns(record))
+            self._part.write(record)
         except OSError as error:
             raise self._disk_error(error) from error
-        self._ids.add(record.id)
-        self._domains[record.domain] += 1
-        self._seconds += record.seconds
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -104,27 +146,16 @@ class ShardWriter:
         except OSError as disk:
             raise self._disk_error(disk) from disk
         finally:
-            # MDSWriter's own __exit__ would write an index over an unfinished folder.
-            self._mds.cancel_future_jobs()
+            self._part.cancel()
             shutil.rmtree(self._partial, ignore_errors=True)  # gone already after a rename
 
     def _publish(self) -> None:
-        if not self._ids:
+        if not len(self._part):
             raise ValueError(f"no record was written to {self._folder}; an empty folder cannot be trained on")
-        self._mds.finish()
-        features = Features(
-            FORMAT,
-            self._codec,
-            self._text,
-            self._video,
-            len(self._ids),
-            dict(self._domains),
-            self._seconds,
-            hash_file(self._partial / "index.json"),
-        )
-        sealed = replace(features, seal=_seal(features))
-        write_json(self._partial / "features.json", strict.to_dict(sealed))
-        check_shards(self._partial, hashes=True)
+        part = self._part.finish()
+        features = features_of([part], *self._part.encoders, hash_file(self._partial / "index.json"))
+        write_json(self._partial / "features.json", strict.to_dict(features))
+        check_shards(self._partial, hashes=False)
         for file in self._partial.iterdir():
             sync(file)
         refuse_existing(self._folder)
@@ -134,9 +165,26 @@ class ShardWriter:
     def _disk_error(self, error: OSError) -> OSError:
         return OSError(
             error.errno,
-            f"{error.strerror or error}: could not write sample {len(self._ids)} of {self._folder}. The unfinished "
+            f"{error.strerror or error}: could not write sample {len(self._part)} of {self._folder}. The unfinished "
             f"folder is removed and nothing else was touched; free space there or choose another folder",
         )
+
+
+def index_json(parts: Iterable[Part]) -> str:
+    """The index.json of a folder that holds these shards, as MDSWriter and streaming's merge_index write one."""
+    return json.dumps({"version": 2, "shards": [shard for part in parts for shard in part.shards]}, sort_keys=True)
+
+
+def features_of(
+    parts: Sequence[Part], codec: CodecConfig, text: TextConfig, video: VideoConfig, index: str
+) -> Features:
+    """What belongs into the features.json beside an index.json of these parts, whose hash is `index`."""
+    domains: Counter[str] = Counter()
+    for part in parts:
+        domains.update(part.domains)
+    samples, seconds = sum(part.samples for part in parts), sum(part.seconds for part in parts)
+    features = Features(FORMAT, codec, text, video, samples, dict(domains), seconds, index)
+    return replace(features, seal=_seal(features))
 
 
 def partial_sibling(folder: Path) -> Path:
@@ -181,15 +229,15 @@ def check_shards(path: Path, hashes: bool) -> None:
         ShardError: names the first file that is missing, truncated, changed or not of this format.
     """
     features = read_features(path)
+    shards = _read_json(path, "index.json").get("shards")
     if features.index and hash_file(path / "index.json") != features.index:
         raise DamagedError(f"{path / 'index.json'} has changed: its hash is not that in features.json; copy it again")
-    shards = _read_json(path, "index.json").get("shards")
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path / 'index.json'}: lists no shards; prepare the folder again")
     total = 0
     for shard in shards:
         try:
-            _check_shard(path, shard, hashes)
+            check_shard(path, shard, hashes)
         except (KeyError, TypeError) as error:
             raise ShardError(f"{path / 'index.json'}: no MDS index ({error!r}); prepare the folder again") from error
         total += shard["samples"]
@@ -197,7 +245,8 @@ def check_shards(path: Path, hashes: bool) -> None:
         raise ShardError(f"{path}: index.json counts {total} samples, features.json {features.samples}")
 
 
-def _check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
+def check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
+    """Checks one shard of the folder `path` against its entry in the index. Raises what `check_shards` does."""
     found = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
     if found != COLUMNS or shard["compression"]:
         raise ShardError(
@@ -206,7 +255,7 @@ def _check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
         )
     raw = shard["raw_data"]
     file = path / raw["basename"]
-    if file.parent != path or not file.is_file():
+    if path not in file.parents or ".." in Path(raw["basename"]).parts or not file.is_file():
         raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
     size = file.stat().st_size
     if size != raw["bytes"]:
