@@ -22,7 +22,11 @@ setup(
     python_requires=">=3.11",
     packages=packages,
     package_dir={f"audiox_turbo.{folder}": folder for folder in (*FOLDERS, "configs")},
-    package_data={"audiox_turbo.configs": ["*.json"], "audiox_turbo.launch.slurm": ["*"]},
+    package_data={
+        "audiox_turbo.configs": ["*.json"],
+        "audiox_turbo.launch.slurm": ["*"],
+        "audiox_turbo.trainer.data": ["*.json"],
+    },
     # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
     # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.
     install_requires=[

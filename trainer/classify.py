@@ -45,7 +45,7 @@ def split(manifest: Path, out: Path, least: int, held: float, seed: int) -> dict
     lines = manifest.read_text().splitlines()
     for entry in read_manifest(manifest):
         row = json.loads(lines[entry.line - 1])
-        row["audio"] = str(entry.audio.absolute())
+        row["audio"] = entry.audio
         groups.setdefault(category(entry), []).append(row)
     groups = {name: rows for name, rows in sorted(groups.items()) if len(rows) >= least}
     if not groups:

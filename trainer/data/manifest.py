@@ -5,8 +5,8 @@
 
 | key | value |
 |---|---|
-| `audio` | path, absolute or relative to the manifest; may be left out where `video` gives the sound too |
-| `video` | path to pictures of the same moment; may be the same file |
+| `audio` | path, absolute or relative to the manifest, or an address such as https:// or s3:// that fsspec opens |
+| `video` | likewise: pictures of the same moment, or one picture; without `audio` it gives the sound too |
 | `captions` | list of texts, each describing the whole segment |
 | `domain` | "audio" (default) or "music" |
 | `start`, `end` | seconds: the segment of the file; default all of it |
@@ -18,20 +18,26 @@
 | `instruments` | a name or a list of names, for music |
 | `tempo` | beats a minute, for music |
 
-Any other key is kept as it is under `annotation["extra"]`.
+Any other key is kept as it is under `annotation["extra"]`. `manifest.schema.json` beside this file says the same for
+other programs, and is held against this reader by a test.
 """
 
 import json
-import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..secrets import redacted
 from .record import DOMAINS
 
+SCHEMA = Path(__file__).with_name("manifest.schema.json")
 _MUSIC_ONLY = ("genre", "mood", "instruments", "tempo")
+_ADDRESS = re.compile(r"([a-zA-Z][\w+.-]*)(?:://|::.*://)")
+_LARGEST = 1e9  # seconds, counts, beats a minute: more is a slip
 
 
 @dataclass(frozen=True)
@@ -39,9 +45,9 @@ class Entry:
     """One line of a manifest. `annotation` has the fields that are given, `extra` among them."""
 
     line: int
-    name: str  # the path of the sound as it was written
-    audio: Path
-    video: Path | None
+    name: str  # the sound's path or address as it was written, without a credential
+    audio: str  # absolute path, or address
+    video: str | None
     domain: str
     start: float  # seconds
     end: float | None  # seconds; None: to the end of the file
@@ -50,7 +56,8 @@ class Entry:
 
 
 def read_manifest(path: Path) -> list[Entry]:
-    """Reads and checks every line; whether the files exist is not looked at. Empty lines are skipped.
+    """Reads and checks every line; whether the files exist is not looked at, whether addresses can be opened at all
+    (is the package there that s3:// needs?) is. Empty lines are skipped.
 
     Raises:
         ValueError: the manifest is missing or empty, or a line is not as the table above says; names the line.
@@ -59,13 +66,14 @@ def read_manifest(path: Path) -> list[Entry]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"manifest {path}: {error.strerror}") from error
-    entries = [_entry(path, number, text) for number, text in enumerate(lines, start=1) if text.strip()]
+    entries = [read_entry(path, number, text) for number, text in enumerate(lines, start=1) if text.strip()]
     if not entries:
         raise ValueError(f"manifest {path} holds no line; expected one JSON object a line")
     return entries
 
 
-def _entry(path: Path, line: int, text: bytes) -> Entry:
+def read_entry(path: Path, line: int, text: bytes) -> Entry:
+    """One line of the manifest at `path`; raises ValueError as `read_manifest` does."""
     where = f"{path}:{line}"
     try:
         raw = json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant)
@@ -104,17 +112,50 @@ def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extr
     if extra:
         annotation["extra"] = extra
     name: str = values["audio"] if "audio" in values else values["video"]
+    places = {key: _place(where, folder, key, values[key]) for key in ("audio", "video") if key in values}
     return Entry(
         line=line,
-        name=name,
-        audio=folder / name,
-        video=folder / values["video"] if "video" in values else None,
+        name=redacted(name) if _ADDRESS.match(name) else name,
+        audio=places.get("audio") or places["video"],
+        video=places.get("video"),
         domain=domain,
         start=start,
         end=end,
         captions=values.get("captions", []),
         annotation=annotation,
     )
+
+
+def _place(where: str, folder: Path, key: str, written: str) -> str:
+    """-> an absolute path, or an address of a protocol that can be opened here."""
+    found = _ADDRESS.match(written)
+    if found is None:
+        return str(folder.absolute() / written)
+    if found[1] in ("file", "local"):
+        return _local_path(written)
+    if problem := _protocol_problem(found[1]):
+        raise ValueError(f"{where}: {key} is {redacted(written)!r}: {problem}")
+    return written
+
+
+@cache
+def _protocol_problem(protocol: str) -> str:
+    """Why addresses of a protocol cannot be opened; empty where they can."""
+    import fsspec  # takes a tenth of a second, and most manifests hold paths alone
+
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except ImportError as error:
+        return f"{protocol}:// needs another package: {error}"
+    except ValueError:
+        return f"fsspec knows no protocol {protocol!r}; expected a path, or an address such as https:// or s3://"
+    return ""
+
+
+def _local_path(address: str) -> str:
+    from fsspec.implementations.local import LocalFileSystem
+
+    return str(LocalFileSystem._strip_protocol(address))
 
 
 def _checked(where: str, key: str, value: Any) -> Any:
@@ -160,7 +201,7 @@ def _domain(value: Any) -> str:
 
 
 def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
         raise ValueError
     return float(value)
 
@@ -178,10 +219,15 @@ def _category(value: Any) -> dict[str, int | None]:
         return {_text(value): None}
     counts: dict[str, int | None] = {}
     for name, count in value.items():
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
-            raise ValueError
-        counts[_text(name)] = count
+        counts[_text(name)] = None if count is None else _count(count)
     return counts
+
+
+def _count(value: Any) -> int:
+    count = _number(value)
+    if count < 1 or not count.is_integer():
+        raise ValueError
+    return int(count)
 
 
 def _events(value: Any) -> list[dict[str, Any]]:
@@ -198,14 +244,14 @@ def _events(value: Any) -> list[dict[str, Any]]:
 
 # What each key's value is read with, and how a message describes what is allowed.
 _KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "audio": (_path, "a path"),
-    "video": (_path, "a path"),
+    "audio": (_path, "a path or an address"),
+    "video": (_path, "a path or an address"),
     "captions": (_texts, "a list of texts that are not empty"),
     "domain": (_domain, f"one of {DOMAINS}"),
-    "start": (_number, "seconds, 0 or more"),
+    "start": (_number, "seconds, from 0 to 1e9"),
     "end": (_number, "seconds, above start"),
     "caption": (_text, "a text that is not empty"),
-    "category": (_category, "a name, or names with counts from 1 or null"),
+    "category": (_category, "a name, or names with counts from 1 on, or null"),
     "SED": (_events, 'a list of {"start": seconds, "end": seconds, "event": name}'),
     "time_relation": (_text, "a text that is not empty"),
     "genre": (_text, "a text that is not empty"),

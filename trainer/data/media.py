@@ -82,8 +82,8 @@ class Clip:
 
 
 def read_clips(
-    audio: Path,
-    video: Path | None,
+    audio: Path | str,
+    video: Path | str | None,
     codec: CodecConfig,
     frames: VideoConfig,
     start: float = 0.0,
@@ -99,6 +99,7 @@ def read_clips(
         MediaError: a file is missing, damaged or empty, also after some clips have been given: then those are no good
             either.
     """
+    audio, video = Path(audio), None if video is None else Path(video)
     empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
     if video is None:
         for begin, seconds, wave, clipped in _cut(audio, codec, start, end):
