@@ -194,8 +194,14 @@ class Assembler:
 
 
 def nearest_images(model: ModelConfig) -> Tensor:
-    """The image nearest in time to each motion feature: (S,) int64. Clips of one schema have one number of images."""
-    return (video_seconds(model) * model.video.image_rate - 0.5).round().clamp_min(0).long()
+    """The image nearest in time to each motion feature (S,); of two as near, the earlier one.
+
+    Image i was seen at i / image_rate and motion frame j at j / motion_rate. What a feature stands for lasts until its
+    last frame ends, so half a frame before the middle of it lies the middle of the moments that it was made from.
+    """
+    video = model.video
+    moments = video_seconds(model) - 0.5 / video.motion_rate
+    return (moments * video.image_rate - 0.5 - 1e-4).ceil().clamp_min(0).long()
 
 
 def show(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
