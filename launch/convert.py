@@ -1,9 +1,11 @@
-"""Turn a run's checkpoint into inference weights: model.safetensors and config.json.
+"""Turn a run's checkpoint into inference weights: model.safetensors and config.json. And, once, a frozen encoder's
+released pickle, see docs/encoders.md.
 
 examples:
   python launch/convert.py runs/tiny --out weights/tiny
   python launch/convert.py runs/2p7b --out weights/2p7b --dtype bf16
   python launch/convert.py runs/tiny --out weights/raw --raw --step 2000
+  python launch/convert.py synchformer_state_dict.pth --encoder synchformer --out weights/synchformer
 
 They load without DeepSpeed: AudioX.from_pretrained("weights/tiny").
 """
@@ -17,16 +19,28 @@ from audiox_turbo.trainer.export import export
 
 def main() -> int:
     parser = command.parser(__doc__)
-    parser.add_argument("run", type=Path, help="folder of the run")
+    parser.add_argument("run", type=Path, help="folder of the run, or the released file of an encoder's weights")
     parser.add_argument("--out", required=True, type=Path, help="folder of the weights; must not exist")
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of their moving average")
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="a student starts from fp32 (default)"
     )
     parser.add_argument("--step", type=int, help="of this step's checkpoint (default: the newest)")
+    parser.add_argument(
+        "--encoder", choices=("synchformer", "clip"), help="the file is one of this encoder's, a pickle of tensors"
+    )
     arguments = parser.parse_args()
+    if arguments.encoder and (arguments.raw or arguments.step is not None or arguments.dtype != "fp32"):
+        parser.error("--raw, --step and --dtype are for runs: an encoder's weights stay as they were released")
 
     def run() -> None:
+        if arguments.encoder:
+            from audiox_turbo.trainer.encoder_weights import convert_clip, convert_synchformer
+
+            convert = {"synchformer": convert_synchformer, "clip": convert_clip}[arguments.encoder]
+            count = convert(arguments.run, arguments.out)
+            print(f"{arguments.out}: {count / 1e6:.1f} M parameters of {arguments.encoder}, from {arguments.run}")
+            return
         kind = "weights" if arguments.raw else "ema"
         source = export(arguments.run, arguments.out, kind=kind, dtype=arguments.dtype, step=arguments.step)
         print(f"{arguments.out}: {'raw' if arguments.raw else 'EMA'} weights of {source}, {arguments.dtype}")

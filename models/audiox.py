@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -17,6 +16,7 @@ from .conditioner import Conditioner
 from .config import ModelConfig
 from .fusion import Fusion, Gate
 from .mmdit import LinearPath, MMDiT
+from .weights import load_strict
 
 WEIGHTS = "model.safetensors"
 
@@ -152,19 +152,3 @@ def count_parameters(model: AudioX) -> dict[str, int]:
     }
     total = size(model)
     return parts | {"rest": total - sum(parts.values()), "total": total}
-
-
-def load_strict(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load weights by name, none missing and none left over.
-
-    Raises ValueError that names the first few differing keys or both shapes.
-    """
-    own = model.state_dict()
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
-    if missing or extra:
-        raise ValueError(f"the weights do not fit the model: missing {missing[:3]}, not known {extra[:3]}")
-    for name, tensor in state.items():
-        if tensor.shape != own[name].shape:
-            raise ValueError(f"{name}: the weights have {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
-    with torch.no_grad():
-        model.load_state_dict(state, strict=True)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import torch
 
-from ..models.audiox import AudioX, load_strict
+from ..models.audiox import AudioX
+from ..models.weights import load_strict
 from . import checkpoint
 from .checkpoint import CheckpointError
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..kernels.ops import KernelsConfig
 from ..models.audiox import AudioX, SamplingConfig
 from ..models.encoders.build import build_codec, build_text_encoder
+from ..models.encoders.runtime import Runtime
 from ..models.mmdit import Levels
 from ..models.sampler import Velocity, guided, noise_levels, sample
 from . import backends
@@ -41,8 +42,9 @@ class Generator:
         shape = Shape.of(self.model.config, batch=2)  # a clip and its unconditional branch
         self.model.use(backends.decide(KernelsConfig(), shape, self.device, dtype)[0].ops())
         self.sampling = self.model.sampling
-        self.encode_text = build_text_encoder(self.model.config.text)
-        self.codec = build_codec(self.model.config.codec)
+        runtime = Runtime.here(self.device)
+        self.encode_text = build_text_encoder(self.model.config.text, runtime)
+        self.codec = build_codec(self.model.config.codec, runtime)
         self._levels: tuple[list[float], list[Levels]] = ([], [])  # of the last sampling
 
     def conditions(self, request: Request) -> Conditions:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..models import strict
+from ..models.encoders.build import check_text_encoder
 from . import checkpoint
 from .config import BaseConfig, check_ranks, read_json
 from .data.reader import check_streams
@@ -30,13 +31,17 @@ FIXED = (
 
 
 def check(config: BaseConfig, output: Path, resume: bool) -> None:
-    """All that can be wrong with ranks, folder and shards, before a process group is made. Raises ValueError."""
+    """All that can be wrong with ranks, folder, shards and text encoder, before a process group is made.
+
+    Raises ValueError.
+    """
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
     if config.training.fp8:
         check_fp8()
     check_output(output, resume)
     check_unchanged(output, config)
     check_streams(config, hashes=False)
+    check_text_encoder(config.model.text)
 
 
 def check_output(folder: Path, resume: bool) -> None:

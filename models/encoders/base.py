@@ -1,5 +1,8 @@
 """The three interfaces behind which every frozen encoder stands.
 
+Results are float32, free of gradients, and lie where the tensors lie that were given; features of texts lie where the
+encoder computes. Batches may have any size: encoders cut them so that memory stays bounded.
+
 B batch, T text tokens, D feature width, L latent frames, C latent channels.
 """
 

@@ -1,26 +1,61 @@
-"""The encoder or codec that a configuration names."""
+"""The encoder or codec that a configuration names. Frozen weights are loaded once in a process, and shared.
+
+The modules that need transformers or diffusers are imported when one of theirs is asked for.
+"""
+
+from functools import cache
 
 from ..config import CodecConfig, TextConfig, VideoConfig
 from .base import AudioCodec, TextEncoder, VideoEncoder
 from .embedded import FrameEncoder, LogMelCodec, WordEncoder
+from .runtime import Runtime
 
 
-def build_codec(config: CodecConfig) -> AudioCodec:
-    """Raises ValueError for a kind that does not exist."""
+def build_codec(config: CodecConfig, runtime: Runtime | None = None) -> AudioCodec:
+    """By default where `Runtime.here()` says. Raises ValueError where weights are missing or do not fit."""
+    return _codec(config, runtime or Runtime.here())
+
+
+def build_text_encoder(config: TextConfig, runtime: Runtime | None = None) -> TextEncoder:
+    """By default where `Runtime.here()` says. Raises ValueError where weights are missing or do not fit."""
+    return _text_encoder(config, runtime or Runtime.here())
+
+
+def build_video_encoder(config: VideoConfig, runtime: Runtime | None = None) -> VideoEncoder:
+    """By default where `Runtime.here()` says. Raises ValueError where weights are missing or do not fit."""
+    return _video_encoder(config, runtime or Runtime.here())
+
+
+def check_text_encoder(config: TextConfig) -> None:
+    """Raises ValueError where the weights are plainly missing or of another size, before a process group is made."""
+    if config.kind == "t5":
+        from .t5 import check_t5
+
+        check_t5(config)
+
+
+@cache
+def _codec(config: CodecConfig, runtime: Runtime) -> AudioCodec:
     if config.kind == "logmel":
         return LogMelCodec(config)
-    raise ValueError(f"codec.kind: {config.kind!r} is not allowed; expected 'logmel' or 'oobleck'")
+    from .oobleck import OobleckCodec
+
+    return OobleckCodec.load(config, runtime)
 
 
-def build_text_encoder(config: TextConfig) -> TextEncoder:
-    """Raises ValueError for a kind that does not exist."""
+@cache
+def _text_encoder(config: TextConfig, runtime: Runtime) -> TextEncoder:
     if config.kind == "words":
         return WordEncoder(config)
-    raise ValueError(f"text.kind: {config.kind!r} is not allowed; expected 'words' or 't5'")
+    from .t5 import T5TextEncoder
+
+    return T5TextEncoder.load(config, runtime)
 
 
-def build_video_encoder(config: VideoConfig) -> VideoEncoder:
-    """Raises ValueError for a kind that does not exist."""
+@cache
+def _video_encoder(config: VideoConfig, runtime: Runtime) -> VideoEncoder:
     if config.kind == "frames":
         return FrameEncoder(config)
-    raise ValueError(f"video.kind: {config.kind!r} is not allowed; expected 'frames' or 'clip_sync'")
+    from .clip_sync import ClipSyncEncoder
+
+    return ClipSyncEncoder.load(config, runtime)

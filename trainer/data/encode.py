@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from ...models.config import CodecConfig, VideoConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_video_encoder
+from ...models.encoders.runtime import Runtime
 from .captions import captions
 from .manifest import Entry, clip_annotation
 from .media import Clip, MediaError, Reason, frames_in, read_clips
@@ -176,7 +177,8 @@ def _nearest(seconds: float, rate: float) -> NDArray[np.int64]:
 
 @cache
 def _built(encoders: Encoders) -> tuple[AudioCodec, VideoEncoder]:
-    return build_codec(encoders.codec), build_video_encoder(encoders.video)
+    runtime = Runtime.here(compile=True)
+    return build_codec(encoders.codec, runtime), build_video_encoder(encoders.video, runtime)
 
 
 @torch.inference_mode()

@@ -1,0 +1,63 @@
+"""The one door to transformers and diffusers, whose imports take seconds and need two corrections.
+
+Every function imports when it is called. Nothing in here depends on what the libraries' optional packages offer.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+def declare_torchvision() -> None:
+    """On a CPU build of torch the package index's torchvision (a CUDA build) cannot register its operators and fails
+    with "operator torchvision::nms does not exist". Nothing here calls those operators, so declaring them is enough;
+    where torchvision imports as it is, nothing is declared."""
+    try:
+        import torchvision  # noqa: F401
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        for name in ("nms", "qnms"):
+            torch.library.define(f"torchvision::{name}", "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
+def transformers() -> Any:
+    """The module; its names are loaded one by one."""
+    declare_torchvision()
+    import transformers
+
+    return transformers
+
+
+def diffusers() -> Any:
+    """The module; its names are loaded one by one."""
+    declare_torchvision()
+    from diffusers.utils import import_utils
+
+    # Release 0.36 imports names that torchao has dropped since, and then stumbles over its own warning (mended in
+    # 0.37). Quantized weights are the only thing that it would want of torchao.
+    import_utils._torchao_available = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # other models' modules complain about a missing GPU
+        import diffusers
+        from diffusers import AutoencoderOobleck  # noqa: F401
+
+    return diffusers
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without the libraries' lists of weights that a file holds and a part of the model does not want."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

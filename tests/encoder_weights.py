@@ -1,0 +1,73 @@
+"""Folders of encoder weights as they are released, random and small, but of the true architectures."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from audiox_turbo.models.encoders.libraries import diffusers, transformers
+from audiox_turbo.models.encoders.synchformer import CONFIG, WEIGHTS, Synchformer, SynchformerConfig
+
+WORDS = ["a bell, then two kicks", "a dog barks twice from 0.4 to 1.2 seconds", "fast piano music with drums", "Zürich"]
+SYNCHFORMER = SynchformerConfig(width=32, depth=2, heads=2, size=32)
+
+
+def save_t5(folder: Path, dim: int = 32) -> Path:
+    """All that T5's encoder needs, with a tokenizer of T5's make trained on a few words."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=120, special_tokens=special, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(WORDS * 4, trainer)
+    end = ("</s>", tokenizer.token_to_id("</s>"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[end])
+    config = transformers().T5Config(
+        vocab_size=tokenizer.get_vocab_size() + 5, d_model=dim, d_kv=16, d_ff=64, num_layers=2, num_heads=2
+    )
+    transformers().T5EncoderModel(config).save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    about = {"tokenizer_class": "T5Tokenizer", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(about | {"extra_ids": 0, "model_max_length": 512}))
+    return folder
+
+
+def save_clip(folder: Path, dim: int = 32, size: int = 32) -> Path:
+    """A whole CLIP, as the released folders have it: pictures and texts."""
+    sizes = {"hidden_size": dim, "intermediate_size": 2 * dim, "num_hidden_layers": 2, "num_attention_heads": 2}
+    vision = {**sizes, "image_size": size, "patch_size": 16, "projection_dim": 16}
+    text = {**sizes, "vocab_size": 99, "projection_dim": 16}
+    config = transformers().CLIPConfig(vision_config=vision, text_config=text, projection_dim=16)
+    transformers().CLIPModel(config).save_pretrained(folder)
+    return folder
+
+
+def save_oobleck(folder: Path, channels: int = 4, rate: int = 8000, ratios: tuple[int, ...] = (2, 4, 4, 8)) -> Path:
+    """A Stable Audio pipeline's folder, of which only the autoencoder is there."""
+    model = diffusers().AutoencoderOobleck(
+        encoder_hidden_size=2 * channels,
+        downsampling_ratios=list(ratios),
+        channel_multiples=[1, 1, 2, 2][: len(ratios)],
+        decoder_channels=8,
+        decoder_input_channels=channels,
+        audio_channels=2,
+        sampling_rate=rate,
+    )
+    model.save_pretrained(folder / "vae")
+    return folder
+
+
+def save_synchformer(folder: Path, config: SynchformerConfig = SYNCHFORMER) -> Path:
+    """What `launch/convert.py --encoder synchformer` makes."""
+    folder.mkdir(parents=True)
+    save_file({k: v.contiguous() for k, v in Synchformer(config).state_dict().items()}, folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(asdict(config)))
+    return folder
+
+
+def random_frames(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Pixels (…, 3, size, size) uint8."""
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
