@@ -2,116 +2,128 @@
 
 examples:
   python launch/generate.py --weights weights/tiny --text "a bell, then two kicks" --out bell.wav
-  python launch/generate.py --weights weights/tiny --video clip.mp4 --text "a dog barks" --count 3 --out dog.wav
-  python launch/generate.py --weights weights/tiny --audio in.wav --mask 0.5-1.0 --out mended.wav
-  python launch/generate.py --weights weights/tiny --continue-from start.wav --prefix 0.8 --out longer.wav
+  python launch/generate.py --weights weights/tiny --video clip.mp4 --out clip_with_sound.mp4
+  python launch/generate.py --weights weights/tiny --video clip.mp4 --task V2M --count 3 --out music.wav
+  python launch/generate.py --weights weights/tiny --audio in.wav --mask 2.0-4.5 --out mended.wav
+  python launch/generate.py --weights weights/tiny --continue-from start.wav --seconds 30 --out longer.wav
+  python launch/generate.py --weights weights/tiny --prompts prompts.jsonl --batch 16 --out-dir sounds
 
-The same weights, request and seed make the same sound. With --count 3 the sounds have the seeds SEED to SEED + 2. A
-hole is widened to whole latent frames, a beginning cut to them. Without --text, video, mask and continuation take the
-words that stood for the task in training; for music to a video say --text "Generate music for the video."
+A line of --prompts is a JSON object with the options' names as keys ("text", "video", "continue_from", …); paths in it
+start from the file's folder. Finished sounds are not made again. docs/generate.md says more: lengths, long sounds,
+what goes together, what is kept of a given sound.
 """
 
 import argparse
-import os
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from audiox_turbo.trainer import command
+
+if TYPE_CHECKING:
+    from audiox_turbo.trainer.jobs import Job
+
+OF_ONE = ("text", "video", "start", "audio", "mask", "continue_from", "prefix", "out")
+OF_ALL = ("seconds", "task", "seed", "steps", "guidance")
 
 
 def parse() -> argparse.Namespace:
     parser = command.parser(__doc__)
-    parser.add_argument("--weights", required=True, type=Path, help="folder made by launch/convert.py")
-    parser.add_argument("--text", help="what to hear")
-    parser.add_argument("--video", type=Path, help="a video that the sound shall fit")
-    parser.add_argument("--audio", type=Path, help="a sound of which the part --mask is made anew")
-    parser.add_argument("--mask", type=_span, metavar="START-END", help="seconds of --audio to make anew, as 0.5-1.0")
-    parser.add_argument("--continue-from", type=Path, metavar="FILE", help="a beginning to continue")
-    parser.add_argument("--prefix", type=float, help="seconds of that file to keep (default: all of it)")
-    parser.add_argument("--steps", type=int, help="sampler steps (default: what the weights say)")
-    parser.add_argument(
-        "--guidance", type=float, help="guidance scale, 1 for none (default: what the weights say; 1 for a mask alone)"
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: 0)")
-    parser.add_argument("--count", type=int, default=1, help="how many sounds (default: 1)")
-    parser.add_argument("--out", required=True, type=Path, help="wav file; with --count 2: NAME-1.wav, NAME-2.wav")
-    parser.add_argument("--force", action="store_true", help="overwrite what exists")
+    add = parser.add_argument
+    add("--weights", required=True, type=Path, help="folder made by launch/convert.py")
+    add("--text", help="what to hear")
+    add("--video", help="a video that the sound shall fit; its length is the sound's")
+    add("--start", type=float, help="second of the video at which the sound begins (default: 0)")
+    add("--audio", help="a sound of which the part --mask is made anew; it may be the video")
+    add("--mask", metavar="START-END", help="seconds of --audio to make anew, as 2.0-4.5")
+    add("--continue-from", metavar="FILE", help="a beginning to continue")
+    add("--prefix", type=float, help="seconds of that file to keep (default: all of it)")
+    add("--seconds", type=float, help="length of the sound (default: the video's; without one, a clip's)")
+    add("--task", help="one of the eight (default: what the rest says); V2M without a text is music for the video")
+    add("--steps", type=int, help="sampler steps (default: what the weights say)")
+    add("--guidance", type=float, help="scale, 1 for none (default: what the weights say; 1 for a mask without text)")
+    add("--seed", type=int, help="of the noise (default: 0); with --count 3 up to SEED + 2; a line adds its number")
+    add("--count", type=int, default=1, help="how many sounds of each prompt: NAME-1.wav, NAME-2.wav (default: 1)")
+    add("--out", help=".wav, .flac, .ogg; with --video also .mp4, .mov, .mkv, .webm: its pictures with the new sound")
+    add("--prompts", type=Path, metavar="FILE", help="JSON lines, a sound each")
+    add("--out-dir", type=Path, help="where the sounds of --prompts go, with manifest.jsonl")
+    add("--batch", type=int, default=8, help="sounds at a time (default: 8)")
+    add("--force", action="store_true", help="overwrite what exists")
+    add("--device", help="cpu, cuda, cuda:1 (default: the GPU where there is one)")
+    add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the network (default: fp32)")
     arguments = parser.parse_args()
-    _check(parser, arguments)
+    try:
+        arguments.jobs = jobs(arguments)
+    except ValueError as error:
+        parser.error(str(error))
     return arguments
 
 
-def _check(parser: argparse.ArgumentParser, a: argparse.Namespace) -> None:
-    """Refuses what does not fit together before anything is loaded."""
-    if not (a.text or a.video or a.audio or a.continue_from):
-        parser.error("nothing to make a sound from: give --text, --video, --audio with --mask, or --continue-from")
-    if a.audio and a.continue_from:
-        parser.error("--audio fills a hole and --continue-from goes on: give one of them")
-    if bool(a.audio) != bool(a.mask):
-        parser.error("--audio and --mask belong together: the mask says which seconds are made anew")
-    if a.prefix is not None and not a.continue_from:
-        parser.error("--prefix says how much of --continue-from is kept; give that file")
-    if a.count < 1 or a.seed < 0:
-        parser.error(f"--count {a.count} must be at least 1, --seed {a.seed} at least 0")
-    if a.out.suffix.lower() != ".wav":
-        parser.error(f"--out {a.out}: only .wav files are written")
-    existing = [str(path) for path in outputs(a.out, a.count) if path.exists()]
+def jobs(a: argparse.Namespace) -> "list[Job]":
+    """What is to be made. Raises ValueError for what does not fit together, before anything is loaded."""
+    if a.count < 1 or a.batch < 1:
+        raise ValueError(f"--count {a.count} and --batch {a.batch} must be at least 1")
+    if a.prompts and (extra := [name for name in OF_ONE if getattr(a, name) is not None]):
+        raise ValueError(f"--{extra[0].replace('_', '-')} belongs to one sound, and --prompts has many: write it there")
+    if bool(a.prompts) != bool(a.out_dir):
+        raise ValueError("--prompts and --out-dir belong together: a file of prompts, and a folder for their sounds")
+    if not (a.prompts or a.out):
+        raise ValueError("--out: the file to write is missing")
+    from audiox_turbo.trainer.jobs import jobs_of
+    from audiox_turbo.trainer.prompts import prompt_of, read_prompts
+
+    if a.prompts:
+        return jobs_of(read_prompts(a.prompts, _given(a, OF_ALL)), a.out_dir, a.count)
+    found = jobs_of([(None, prompt_of(_given(a, OF_ONE + OF_ALL), Path()))], Path(), a.count)
+    existing = [str(job.out) for job in found if job.out.exists()]
     if existing and not a.force:
-        parser.error(f"{', '.join(existing)} exists already; choose another --out, or overwrite with --force")
+        raise ValueError(f"{', '.join(existing)} exists already; choose another --out, or overwrite with --force")
+    return found
 
 
-def _span(text: str) -> tuple[float, float]:
-    start, _, end = text.partition("-")
-    try:
-        return float(start), float(end)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not START-END in seconds, as 0.5-1.0") from None
-
-
-def outputs(out: Path, count: int) -> list[Path]:
-    return [out] if count == 1 else [out.with_stem(f"{out.stem}-{i + 1}") for i in range(count)]
+def _given(a: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name in names if (value := getattr(a, name)) is not None}
 
 
 def run(a: argparse.Namespace) -> None:
-    import soundfile
+    import torch
 
-    from audiox_turbo.trainer.data.captions import TASK_TEXT
-    from audiox_turbo.trainer.generator import Generator, Request
-    from audiox_turbo.trainer.given import read_video, sound_to_continue, sound_with_hole
-    from audiox_turbo.trainer.making import changed
+    from audiox_turbo.trainer.generator import Generator
+    from audiox_turbo.trainer.production import Manifest, produce
+    from audiox_turbo.trainer.prompts import listed
+    from audiox_turbo.trainer.sounds import sampling_of
 
     begin = time.perf_counter()
-    generator = Generator(a.weights)
-    # What the rest of a sound suggests needs no emphasis: with guidance a fill lies further from the truth.
-    guidance = 1.0 if a.guidance is None and a.audio and not a.text else a.guidance
-    config, sampling = generator.model.config, changed(generator.sampling, a.steps, guidance)
-    task = "inpainting" if a.audio else "completion" if a.continue_from else "V2A"
-    text = a.text or TASK_TEXT[task]
-    given = sound_with_hole(a.audio, config, *a.mask) if a.audio else None
-    given = sound_to_continue(a.continue_from, config, a.prefix) if a.continue_from else given
-    video = read_video(a.video, config) if a.video else None
-    request = Request(
-        [text],
-        video=None if video is None else video[None],
-        audio=None if given is None else given.latents[None],
-        given=None if given is None else given.frames[None],
-    )
-    how = f"{sampling.kind}, {sampling.steps} steps, guidance {sampling.guidance:g}, on {generator.device.type}"
-    print(f"{a.weights}: {how}; ready in {time.perf_counter() - begin:.1f} s")
-    if given is not None:
-        print("made anew: {:.3f} to {:.3f} s, the rest as given".format(*given.made(config.codec)))
-    a.out.parent.mkdir(parents=True, exist_ok=True)
-    # One by one: in a batch the last bits would depend on the others.
-    for i, path in enumerate(outputs(a.out, a.count)):
-        begin = time.perf_counter()
-        wave = generator.waves(generator.latents(request, a.seed + i, sampling))[0]
-        seconds = time.perf_counter() - begin
-        temporary = path.with_name(f".{path.name}.partial")
-        soundfile.write(temporary, wave.T.cpu().numpy(), config.codec.sample_rate, format="WAV", subtype="PCM_16")
-        os.replace(temporary, path)
-        length = wave.shape[-1] / config.codec.sample_rate
-        print(f"{path}: {length:.3f} s of “{text}”, seed {a.seed + i}, made in {seconds:.2f} s")
+    generator = Generator(a.weights, a.device, {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype])
+    where = f"on {generator.device} in {a.dtype}; ready in {time.perf_counter() - begin:.1f} s"
+    if a.prompts:
+        manifest = Manifest(a.out_dir, a.weights, generator.sampling)
+        left = [job for job in a.jobs if a.force or not manifest.finished(job)]
+        manifest.tidy()
+        print(f"{a.weights}: {len(a.jobs)} sounds, {len(a.jobs) - len(left)} finished already; {where}")
+        made = produce(generator, left, a.batch, manifest)
+        manifest.tidy()
+        print(f"{a.out_dir}: {made.sounds} sounds, {made.heard:.1f} s in {made.took:.1f} s ({made.speed})")
+        if made.failures:
+            lines = [f"{job.where}{error}" for job, error in made.failures]
+            raise ValueError(listed(lines, f"{len(lines)} of {len(left)} sounds were not made"))
+        return
+    prompt, sampling = a.jobs[0].prompt, sampling_of(a.jobs[0].prompt, generator.sampling)
+    how = f"{sampling.kind}, {sampling.steps} steps, guidance {sampling.guidance:g}"
+    print(f"{a.weights}: {prompt.kind} of “{prompt.words}”; {how}, {where}")
+    if prompt.mixed:
+        print("a given sound and a video together are none of the eight tasks of training; one may be followed less")
+    made = produce(generator, a.jobs, a.batch, tell=_tell)
+    for _, error in made.failures:
+        raise error
+
+
+def _tell(job: "Job", sound: Any, took: float) -> None:
+    clips = f" in {len(sound.starts)} clips" if len(sound.starts) > 1 else ""
+    new = "; new from {:.3f} to {:.3f} s, the rest as given".format(*sound.new) if sound.given else ""
+    speed = f"made in {took:.2f} s (RTF {took / sound.seconds:.3f})"
+    print(f"{job.out}: {sound.seconds:.3f} s{clips}, seed {job.prompt.seed}, {speed}{new}")
 
 
 def main() -> int:

@@ -1,8 +1,11 @@
 """A small model as after some training, and inputs for it."""
 
+from pathlib import Path
+
 import torch
 
-from audiox_turbo.models.audiox import AudioX
+from audiox_turbo.models.audiox import AudioX, SamplingConfig
+from tests.small import small_config
 
 BATCH, TOKENS = 3, 16
 
@@ -28,3 +31,15 @@ def inputs(config, tokens=TOKENS, batch=BATCH):
         text,
         length,
     ]
+
+
+def random_weights(folder: Path, sampling: SamplingConfig) -> Path:
+    """A weights folder of the small model; those that start at zero, and would make it deaf, are random too."""
+    torch.manual_seed(0)
+    model = AudioX(small_config().model, sampling)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if not parameter.any():
+                parameter.normal_(std=0.05)
+    model.save_pretrained(folder)
+    return folder

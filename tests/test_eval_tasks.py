@@ -16,8 +16,8 @@ from audiox_turbo.trainer.benchmark import TOLERANCE
 from audiox_turbo.trainer.config import TASKS
 from audiox_turbo.trainer.data.scenes import Event, Scene
 from audiox_turbo.trainer.eval_tasks import clips_needed, in_place, kept_error, matched, on_time, request_of, task_rows
-from audiox_turbo.trainer.generator import Request
 from audiox_turbo.trainer.judge import Annotation
+from audiox_turbo.trainer.request import Request
 from audiox_turbo.trainer.unseen import Unseen, draw_unseen
 
 CLIPS = 40

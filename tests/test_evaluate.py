@@ -19,9 +19,9 @@ from audiox_turbo.models.judge import Judge
 from audiox_turbo.trainer import judging
 from audiox_turbo.trainer.benchmark import draw_prompts
 from audiox_turbo.trainer.config import TASKS
-from audiox_turbo.trainer.generator import Request
 from audiox_turbo.trainer.judge import JUDGE, save_judge
 from audiox_turbo.trainer.making import changed, make, nfe
+from audiox_turbo.trainer.request import Request
 from audiox_turbo.trainer.t2a_bench import Outcome, T2ABench, differences, drawn_again, spread
 from audiox_turbo.trainer.unseen import check_embedded
 

@@ -1,23 +1,21 @@
 """Samplers against velocities whose answer is known, and the generator with random weights."""
 
-import subprocess
-import sys
 from fractions import Fraction
 from pathlib import Path
 
 import av
-import numpy as np
 import pytest
-import soundfile
 import torch
 from torch import Tensor
 
-from audiox_turbo.models.audiox import AudioX, SamplingConfig
+from audiox_turbo.models.audiox import SamplingConfig
 from audiox_turbo.models.sampler import euler, guided, levels, renoise
 from audiox_turbo.trainer.data.synth import FRAME_RATE, SIZE, render_video
-from audiox_turbo.trainer.generator import Generator, Request
-from audiox_turbo.trainer.given import read_video, sound_to_continue, sound_with_hole
+from audiox_turbo.trainer.generator import Generator
+from audiox_turbo.trainer.given import video_windows
+from audiox_turbo.trainer.request import Request
 from audiox_turbo.trainer.unseen import draw_unseen
+from tests.models import random_weights
 
 B, L, C = 3, 8, 16
 
@@ -99,18 +97,7 @@ def test_guidance_in_one_batch_equals_two_forwards():
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """A small model with random weights; those that start at zero would make it deaf."""
-    from tests.small import small_config
-
-    torch.manual_seed(0)
-    model = AudioX(small_config().model, SamplingConfig("euler", 3, 2.0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if not parameter.any():
-                parameter.normal_(std=0.05)
-    folder = tmp_path_factory.mktemp("weights") / "random"
-    model.save_pretrained(folder)
-    return folder
+    return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 3, 2.0))
 
 
 @pytest.fixture(scope="module")
@@ -208,101 +195,10 @@ def test_a_folder_without_weights_is_refused(tmp_path):
         Generator(tmp_path)
 
 
-# The command line.
-
-
-def generate(root: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(root / "launch" / "generate.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "complaint"),
-    [
-        ([], "nothing to make a sound from"),
-        (["--audio", "a.wav"], "--audio and --mask belong together"),
-        (["--audio", "a.wav", "--mask", "soon"], "is not START-END"),
-        (["--audio", "a.wav", "--mask", "0-1", "--continue-from", "b.wav"], "give one of them"),
-        (["--text", "a bell", "--prefix", "0.5"], "give that file"),
-        (["--text", "a bell", "--count", "0"], "--count 0 must be at least 1"),
-        (["--text", "a bell", "--out", "bell.mp3"], "only .wav"),
-    ],
-)
-def test_generate_refuses_before_it_loads(root, tmp_path, arguments, complaint):
-    out = [] if "--out" in arguments else ["--out", tmp_path / "x.wav"]
-    done = generate(root, "--weights", tmp_path, *out, *arguments)
-    assert done.returncode == 2 and complaint in done.stderr, done.stderr
-
-
-@pytest.mark.slow
-def test_generate_makes_the_same_sound_again(root, weights, tmp_path):
-    common = ("--weights", weights, "--text", "a bell", "--steps", 2)
-    first = generate(root, *common, "--out", tmp_path / "a.wav", "--seed", 4)
-    assert first.returncode == 0, first.stderr
-    assert "a.wav: 2.048 s" in first.stdout and "2 steps" in first.stdout
-    again = generate(root, *common, "--out", tmp_path / "b.wav", "--seed", 3, "--count", 2)
-    assert again.returncode == 0, again.stderr
-    waves = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b-1.wav", "b-2.wav")]
-    assert np.array_equal(waves[0], waves[2]) and not np.array_equal(waves[0], waves[1])
-    assert len(waves[0]) == 16384
-    refused = generate(root, *common, "--out", tmp_path / "a.wav")
-    assert refused.returncode == 2 and "--force" in refused.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b-1.wav", "b-2.wav"]
-
-
-@pytest.mark.slow
-def test_generate_mends_a_hole(root, weights, noises, tmp_path):
-    arguments = ("--weights", weights, "--steps", 1, "--out", tmp_path / "out.wav")
-    done = generate(root, *arguments, "--audio", noises / "in.wav", "--mask", "0.6-1.0")
-    # A latent frame of these weights lasts 0.256 s.
-    assert done.returncode == 0 and "made anew: 0.512 to 1.024 s" in done.stdout, done.stderr
-    done = generate(root, *arguments, "--force", "--audio", noises / "in.wav", "--mask", "1.0-3.0")
-    assert done.returncode == 1 and "2.048" in done.stderr and "Traceback" not in done.stderr, done.stderr
-
-
-@pytest.fixture(scope="module")
-def noises(tmp_path_factory) -> Path:
-    """Noise of a clip's length, noise of half of it."""
-    folder = tmp_path_factory.mktemp("noises")
-    rng = np.random.default_rng(0)
-    soundfile.write(folder / "in.wav", 0.2 * rng.standard_normal(16384), 8000)
-    soundfile.write(folder / "short.wav", 0.2 * rng.standard_normal(8000), 8000)
-    return folder
-
-
-def test_a_hole_covers_every_latent_frame_that_the_mask_touches(generator, noises):
-    config = generator.model.config
-    given = sound_with_hole(noises / "in.wav", config, 0.6, 1.0)
-    assert given.frames.tolist() == [1, 1, 0, 0, 1, 1, 1, 1]
-    assert given.latents.shape == (config.codec.frames, config.codec.channels)
-    assert sound_with_hole(noises / "in.wav", config, 0.512, 0.768).frames.tolist() == [1, 1, 0, 1, 1, 1, 1, 1]
-    for start, end in ((1.0, 3.0), (1.0, 1.0), (-0.1, 1.0)):
-        with pytest.raises(ValueError, match=r"2\.048"):
-            sound_with_hole(noises / "in.wav", config, start, end)
-    with pytest.raises(ValueError, match="leave --audio out"):
-        sound_with_hole(noises / "in.wav", config, 0.0, 2.048)
-    with pytest.raises(ValueError, match="no such file"):
-        sound_with_hole(noises / "none.wav", config, 0.5, 1.0)
-
-
-def test_a_beginning_is_kept_in_whole_latent_frames(generator, noises):
-    config = generator.model.config
-    given = sound_to_continue(noises / "short.wav", config, None)
-    assert given.frames.tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
-    assert given.made(config.codec) == pytest.approx((0.768, 2.048))
-    assert sound_to_continue(noises / "in.wav", config, 0.512).frames.sum() == 2
-    for name, seconds, complaint in (
-        ("in.wav", None, "--prefix"),
-        ("short.wav", 1.5, "gives 1.000 s"),
-        ("in.wav", 0.1, "shorter than one latent frame"),
-    ):
-        with pytest.raises(ValueError, match=complaint):
-            sound_to_continue(noises / name, config, seconds)
-
-
-def test_a_file_without_pictures_is_no_video(generator, noises):
-    with pytest.raises(ValueError, match="no pictures"):
-        read_video(noises / "in.wav", generator.model.config)
+@pytest.mark.parametrize(("device", "complaint"), [("gpu", "device: 'gpu' cannot be used"), ("cuda:63", "here: cpu")])
+def test_a_device_that_is_not_here_is_refused(weights, device, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Generator(weights, device)
 
 
 def test_a_video_gives_the_features_that_training_had(generator, tmp_path):
@@ -317,5 +213,6 @@ def test_a_video_gives_the_features_that_training_had(generator, tmp_path):
         for frame in render_video(unseen.scenes[0]):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    assert torch.allclose(read_video(path, config), unseen.video[0], atol=0.02)
-    assert not torch.allclose(read_video(path, config), unseen.video[1], atol=0.5)
+    (read,) = video_windows(path, config, generator.encode_video, [0.0])
+    assert torch.allclose(read, unseen.video[0], atol=0.02)
+    assert not torch.allclose(read, unseen.video[1], atol=0.5)

@@ -115,7 +115,8 @@ import sys
 sys.modules["deepspeed"] = None  # every import of it raises
 import torch
 from pathlib import Path
-from audiox_turbo.trainer.generator import Generator, Request
+from audiox_turbo.trainer.generator import Generator
+from audiox_turbo.trainer.request import Request
 import audiox_turbo.trainer.export
 latents = Generator(Path({str(folder)!r})).latents(Request(["a bell rings", ""]), seed=0)
 assert latents.isfinite().all() and len(latents) == 2

@@ -21,7 +21,8 @@ from ..models.config import ModelConfig
 from ..models.encoders.build import build_codec
 from .data.manifest import Entry, read_manifest
 from .data.media import read_clips
-from .generator import Generator, Request
+from .generator import Generator
+from .request import Request
 
 
 @dataclass(frozen=True)

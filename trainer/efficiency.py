@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from ..models.audiox import SamplingConfig
-from .generator import Generator, Request
+from .generator import Generator
 from .making import nfe
+from .request import Request
 
 WARM_UPS, RUNS = 5, 20
 TEXT = "a bell, then two kicks"

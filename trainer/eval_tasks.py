@@ -19,12 +19,11 @@ from tqdm import tqdm
 from ..models.audiox import SamplingConfig
 from .benchmark import TOLERANCE, bootstrap_interval
 from .config import TASKS
-from .data.captions import TASK_TEXT
+from .data.captions import TASK_TEXT, USES_TEXT, USES_VIDEO
 from .data.scenes import Event, Scene
-from .data.tasks import USES_TEXT, USES_VIDEO
-from .generator import Request
 from .judge import Annotation
 from .making import SEED_STRIDE, Maker, make, sound
+from .request import Request
 from .unseen import Unseen
 
 Hear = Callable[[Tensor], list[Annotation]]  # waves (B, 1, samples) -> what is heard in each

@@ -4,48 +4,70 @@ B batch, L latent frames, C latent channels.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..kernels.ops import KernelsConfig
 from ..models.audiox import AudioX, SamplingConfig
-from ..models.encoders.build import build_codec, build_text_encoder
+from ..models.encoders.base import VideoEncoder
+from ..models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ..models.encoders.runtime import Runtime
 from ..models.mmdit import Levels
 from ..models.sampler import Velocity, guided, noise_levels, sample
 from . import backends
 from .data.tasks import Conditions
 from .kernel_cases import Shape
-
-
-@dataclass(frozen=True)
-class Request:
-    """What a batch of sounds is made from. Conditions that are None are absent."""
-
-    texts: Sequence[str]  # B
-    video: Tensor | None = None  # (B, S, D) features on the motion grid
-    audio: Tensor | None = None  # (B, L, C) latents, read where `given` is 1
-    given: Tensor | None = None  # (B, L), 1 where the sound is given and kept
+from .prompts import prompt_of
+from .request import Request
+from .sounds import make
 
 
 class Generator:
-    """A set of weights with its text encoder and codec, ready to make sound."""
+    """A set of weights with its encoders and codec, ready to make sound.
 
-    def __init__(self, weights: Path, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> None:
-        """Raises ValueError when the folder is no weights folder of this project."""
-        self.device = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    >>> generator = Generator("weights/tiny")
+    >>> wave = generator.make(text="a bell, then two kicks", seed=0)  # (channels, samples) float32
+    >>> wave = generator.make(video="clip.mp4", steps=25)
+    >>> write(Path("with_sound.mp4"), wave, generator.sample_rate, Path("clip.mp4"))  # of trainer/mux.py
+    """
+
+    def __init__(
+        self, weights: Path | str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """Raises ValueError when the folder is no weights folder of this project, or the device is not here."""
+        self.device = found_device(device)
         self.dtype = dtype
-        self.model = load_weights(weights).to(self.device, dtype).eval()
+        self.model = load_weights(Path(weights)).to(self.device, dtype).eval()
         shape = Shape.of(self.model.config, batch=2)  # a clip and its unconditional branch
         self.model.use(backends.decide(KernelsConfig(), shape, self.device, dtype)[0].ops())
         self.sampling = self.model.sampling
-        runtime = Runtime.here(self.device)
-        self.encode_text = build_text_encoder(self.model.config.text, runtime)
-        self.codec = build_codec(self.model.config.codec, runtime)
+        self._runtime = Runtime.here(self.device)
+        self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
+        self.codec = build_codec(self.model.config.codec, self._runtime)
         self._levels: tuple[list[float], list[Levels]] = ([], [])  # of the last sampling
+
+    @property
+    def sample_rate(self) -> int:
+        return self.model.config.codec.sample_rate
+
+    @cached_property
+    def encode_video(self) -> VideoEncoder:
+        """Loaded when a video is first given."""
+        return build_video_encoder(self.model.config.video, self._runtime)
+
+    def make(self, **prompt: Any) -> Tensor:
+        """One sound (audio_channels, samples) float32 in [-1, 1], on the CPU; the keys are those of `Prompt`.
+
+        Raises ValueError where the prompt cannot be met: a file is missing or damaged, or the fields contradict.
+        """
+        sound = make(self, [prompt_of(prompt, Path())])[0]
+        if isinstance(sound, ValueError):
+            raise sound
+        return sound.wave
 
     def conditions(self, request: Request) -> Conditions:
         """Features of a request, zeros for what is absent (section IV-B)."""
@@ -58,11 +80,13 @@ class Generator:
         return Conditions(video, audio, text, length)
 
     @torch.inference_mode()
-    def latents(self, request: Request, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
-        """(B, L, C). Sample i of a request draws its noise from seed + i, so that it is the same in every batch."""
+    def latents(self, request: Request, seed: int | Sequence[int], sampling: SamplingConfig | None = None) -> Tensor:
+        """(B, L, C). Sample i of a request draws its noise from seed + i, so that it is the same in every batch; or
+        from a seed of its own."""
         sampling = sampling or self.sampling
         codec, n = self.model.config.codec, len(request.texts)
-        generators = [torch.Generator().manual_seed(seed + i) for i in range(n)]
+        seeds = range(seed, seed + n) if isinstance(seed, int) else seed
+        generators = [torch.Generator().manual_seed(s) for s in seeds]
 
         def draw() -> Tensor:
             noise = [torch.randn(codec.frames, codec.channels, generator=g) for g in generators]
@@ -74,6 +98,7 @@ class Generator:
             known, mask = request.audio.to(self.device), request.given.unsqueeze(-1).to(self.device)
         return sample(velocity, draw, sampling, known, mask).cpu()
 
+    @torch.no_grad()
     def waves(self, latents: Tensor) -> Tensor:
         """latents (B, L, C) -> (B, audio_channels, samples) in [-1, 1]."""
         return self.codec.decode(latents)
@@ -92,16 +117,33 @@ class Generator:
 
         return guided(backbone, encoded, nothing, guidance)
 
+    @torch.inference_mode()
     def levels(self, sampling: SamplingConfig) -> list[Levels]:
         """What the noise levels of a sampling settle in the backbone, one for each step; kept for the next call."""
         times = noise_levels(sampling)[:-1]
-        if self._levels[0] != times:
+        known, levels = self._levels  # at once: several threads sample
+        if known != times:
             steps = torch.tensor(times, device=self.device).split(1)
-            self._levels = (times, [self.model.backbone.levels(t) for t in steps])
-        return self._levels[1]
+            levels = [self.model.backbone.levels(t) for t in steps]
+            self._levels = (times, levels)
+        return levels
 
     def _encode(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         return self.model.encode(*conditions.to(self.device, self.dtype).tensors())
+
+
+def found_device(name: torch.device | str | None) -> torch.device:
+    """The GPU where there is one, unless a device is named. Raises ValueError where that is not here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        count = torch.cuda.device_count()
+        here = f"cpu{''.join(f', cuda:{i}' for i in range(count))}"
+        raise ValueError(f"device: {str(name)!r} cannot be used ({str(error).splitlines()[0]}); here: {here}") from None
+    return device
 
 
 def load_weights(folder: Path) -> AudioX:

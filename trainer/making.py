@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..models.audiox import SamplingConfig
-from .generator import Request
+from .request import Request
 
 A = TypeVar("A")
 BATCH = 50
@@ -38,7 +38,7 @@ def make(maker: Maker, request: Request, seed: int, sampling: SamplingConfig, ba
     starts = range(0, len(request.texts), BATCH)
 
     def latents(start: int) -> Tensor:
-        return maker.latents(_part(request, slice(start, start + BATCH)), seed + start, sampling)
+        return maker.latents(request.part(slice(start, start + BATCH)), seed + start, sampling)
 
     parts = []
     for part in side_by_side(latents, starts, workers=1 if torch.cuda.is_available() else None):
@@ -86,8 +86,3 @@ def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None)
 def nfe(sampling: SamplingConfig) -> int:
     """Function evaluations a clip (section VI-B): guidance evaluates every step twice."""
     return sampling.steps * (1 if sampling.guidance == 1 else 2)
-
-
-def _part(request: Request, cut: slice) -> Request:
-    optional = (request.video, request.audio, request.given)
-    return Request(request.texts[cut], *(None if value is None else value[cut] for value in optional))

@@ -29,9 +29,9 @@ from .benchmark import (
     score,
 )
 from .data.scenes import Scene, audio_scene
-from .generator import Request
 from .judge import decode, listen, render, through
 from .making import SEED_STRIDE, Maker, make, nfe, side_by_side, sound
+from .request import Request
 
 ACCURACIES = {"cat_acc": "cat", "cnt_acc": "cnt", "ord_acc": "ord", "ts_acc": "ts"}
 RESAMPLES = 200  # of the metrics that are no means: each takes a decomposition

@@ -10,6 +10,9 @@ from typing import Any
 
 import numpy as np
 
+# Which of the eight tasks condition on a text of their own, and on a video.
+USES_TEXT = frozenset({"T2A", "TV2A", "T2M", "TV2M"})
+USES_VIDEO = frozenset({"V2A", "TV2A", "V2M", "TV2M"})
 # What stands in for the text when a task has none (section IV-B).
 TASK_TEXT: dict[str, str] = {
     "V2A": "Generate general audio for the video.",

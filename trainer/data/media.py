@@ -130,8 +130,17 @@ def read_sound(path: Path, codec: CodecConfig) -> Wave:
     return _levelled(np.concatenate(blocks), path)
 
 
-def video_span(path: Path) -> tuple[float, float]:
-    """Time stamps in seconds of a file's first picture and of the end of its last, by its packets; nothing is decoded.
+@dataclass(frozen=True)
+class VideoSpan:
+    """How long the pictures of a file last."""
+
+    start: float  # seconds: time stamp of the first picture
+    end: float  # seconds: where the last one ends
+    count: int
+
+
+def video_span(path: Path) -> VideoSpan:
+    """By the packets of a file; nothing is decoded.
 
     Raises:
         MediaError: the file is missing, damaged or holds no pictures.
@@ -147,7 +156,8 @@ def video_span(path: Path) -> tuple[float, float]:
         raise MediaError(Reason.ZERO_LENGTH, f"{path}: a video track without a frame")
     # A cut that a container declares hides the pictures before its start.
     start = min(time for time, _ in packets) if stream.start_time is None else stream.start_time * unit
-    return start, max(time + (duration * unit if duration else frame) for time, duration in packets)
+    end = max(time + (duration * unit if duration else frame) for time, duration in packets)
+    return VideoSpan(start, end, len(packets))
 
 
 def frames_in(seconds: float, rate: float) -> int:

@@ -19,14 +19,11 @@ from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..config import DataConfig
 from ..rng import Purpose, sample_rng
-from .captions import TASK_TEXT
+from .captions import TASK_TEXT, USES_TEXT, USES_VIDEO
 from .record import Record
 
 # What a shard is decoded to cannot be written, and nobody here does.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-USES_TEXT = frozenset({"T2A", "TV2A", "T2M", "TV2M"})
-USES_VIDEO = frozenset({"V2A", "TV2A", "V2M", "TV2M"})
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,193 @@
+"""launch/generate.py: what is refused, what comes out, what is not made again."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+from audiox_turbo.launch.generate import main
+from audiox_turbo.models.audiox import SamplingConfig
+from audiox_turbo.trainer.generator import Generator
+from audiox_turbo.trainer.jobs import Job, jobs_of
+from audiox_turbo.trainer.production import Manifest, produce
+from audiox_turbo.trainer.prompts import Prompt
+from tests.models import random_weights
+from tests.videos import contents, write_media
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 2, 2.0))
+
+
+@pytest.fixture(scope="module")
+def generator(weights) -> Generator:
+    return Generator(weights)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    return write_media(tmp_path_factory.mktemp("media"))
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def generate(monkeypatch) -> Callable[..., Done]:
+    """The script with these arguments, in this process."""
+
+    def call(*arguments: object) -> Done:
+        monkeypatch.setattr(sys, "argv", ["generate.py", *map(str, arguments)])
+        with redirect_stdout(io.StringIO()) as out, redirect_stderr(io.StringIO()) as err:
+            try:
+                code = main()
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+        return Done(code, out.getvalue(), err.getvalue())
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "nothing to make a sound from"),
+        (["--audio", "README.md"], "audio and mask belong together"),
+        (["--text", "a bell", "--count", "0"], "--count 0"),
+        (["--text", "a bell", "--out", "bell.mp3"], "only .wav"),
+        (["--video", "none.mp4"], "video: none.mp4: no such file"),
+        (["--prompts", "README.md"], "--out belongs to one sound"),
+        (["--text", "a bell", "--out-dir", "sounds"], "--prompts and --out-dir belong together"),
+        (["--text", "a bell", "--task", "T2X"], "task: 'T2X' is not allowed; expected 'T2A' or 'V2A'"),
+    ],
+)
+def test_generate_refuses_before_it_loads(root, tmp_path, arguments, complaint, generate, monkeypatch):
+    monkeypatch.chdir(root)
+    out = [] if "--out" in arguments else ["--out", tmp_path / "x.wav"]
+    done = generate("--weights", tmp_path, *out, *arguments)
+    assert done.code == 2 and complaint in done.err, done.err
+
+
+def test_refusing_takes_no_torch(root, tmp_path):
+    """It would take seconds to import."""
+    code = "import sys; sys.modules['torch'] = None; from audiox_turbo.launch.generate import parse; parse()"
+    command = [sys.executable, "-c", code, "--weights", "w", "--text", "a bell", "--out", "bell.mp3"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert done.returncode == 2 and "only .wav" in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_generate_makes_the_same_sound_again(generate, weights, tmp_path):
+    common = ("--weights", weights, "--text", "a bell", "--steps", 2)
+    first = generate(*common, "--out", tmp_path / "a.wav", "--seed", 4)
+    assert first.code == 0, first.err
+    assert "a.wav: 2.048 s" in first.out and "2 steps" in first.out
+    again = generate(*common, "--out", tmp_path / "b.wav", "--seed", 3, "--count", 2)
+    assert again.code == 0, again.err
+    waves = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b-1.wav", "b-2.wav")]
+    assert np.array_equal(waves[0], waves[2]) and not np.array_equal(waves[0], waves[1])
+    assert len(waves[0]) == 16384
+    refused = generate(*common, "--out", tmp_path / "a.wav")
+    assert refused.code == 2 and "--force" in refused.err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b-1.wav", "b-2.wav"]
+
+
+def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
+    def jobs(*texts: str) -> list[Job]:
+        return jobs_of([(i + 1, Prompt(text=text, seed=i)) for i, text in enumerate(texts)], tmp_path, 1)
+
+    def left(wanted: list[Job]) -> list[str]:
+        manifest = Manifest(tmp_path, weights, generator.sampling)
+        unfinished = [job for job in wanted if not manifest.finished(job)]
+        manifest.tidy()
+        return [job.out.name for job in unfinished]
+
+    wanted = jobs("a bell", "a kick", "a dog")
+    assert left(wanted) == ["0001.wav", "0002.wav", "0003.wav"]
+    made = produce(generator, wanted, 2, Manifest(tmp_path, weights, generator.sampling))
+    assert (made.sounds, made.failures) == (3, []) and made.heard == pytest.approx(3 * 2.048)
+    entries = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
+    assert [(e["file"], e["text"], e["seed"], e["steps"], e["guidance"], e["seconds"]) for e in entries] == [
+        ("0001.wav", "a bell", 0, 2, 2.0, 2.048),
+        ("0002.wav", "a kick", 1, 2, 2.0, 2.048),
+        ("0003.wav", "a dog", 2, 2, 2.0, 2.048),
+    ]
+    assert left(wanted) == []
+    # Killed between its line and its file, or in the middle of a line.
+    before = (tmp_path / "0002.wav").read_bytes()
+    (tmp_path / "0002.wav").unlink()
+    with (tmp_path / "manifest.jsonl").open("a") as file:
+        file.write('{"file": "0003.w')
+    assert left(wanted) == ["0002.wav"]
+    produce(generator, wanted[1:2], 8, Manifest(tmp_path, weights, generator.sampling))
+    assert (tmp_path / "0002.wav").read_bytes() == before and left(wanted) == []
+    # What is there and is something else is neither taken for the wanted sound nor overwritten.
+    with pytest.raises(ValueError, match=r"line 2: .*0002.wav was made with another text: 'a kick', now 'a hiss'"):
+        left(jobs("a bell", "a hiss"))
+    (tmp_path / "0004.wav").write_text("mine")
+    with pytest.raises(ValueError, match=r"line 4: .*0004.wav exists and is not in"):
+        left(jobs("a bell", "a kick", "a dog", "a siren"))
+
+
+@pytest.mark.slow
+def test_a_file_of_prompts(generate, weights, media, tmp_path):
+    lines = [
+        {"text": "a bell"},
+        {"video": "long.mp4", "task": "V2M", "out": "sub/with_music.mp4", "steps": 1},
+        {"text": "a kick", "seed": 40, "out": "kick.flac"},
+        {"audio": "short.mp4", "mask": "3-4"},
+        {"continue_from": "short.wav", "prefix": 0.6, "text": "a bell"},
+    ]
+    folder = tmp_path / "media"
+    shutil.copytree(media, folder)
+    (folder / "p.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    out = tmp_path / "sounds"
+    common = ("--weights", weights, "--prompts", folder / "p.jsonl", "--out-dir", out, "--seed", 10)
+    done = generate(*common, "--batch", 2)
+    # A mask beyond the end of the file: found when it is decoded, named by its line, and the others are made.
+    assert done.code == 1 and "1 of 5 sounds were not made" in done.err, done.err
+    assert "line 4: mask 3-4" in done.err and "Traceback" not in done.err
+    assert "5 sounds, 0 finished already" in done.out and "RTF" in done.out
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert files == {"0001.wav", "sub/with_music.mp4", "kick.flac", "0005.wav", "manifest.jsonl"}
+    assert contents(out / "sub/with_music.mp4").packets == contents(media / "long.mp4").packets
+    lines[3] = {"text": "a dog"}
+    (folder / "p.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    done = generate(*common, "--batch", 5)
+    assert done.code == 0 and "5 sounds, 4 finished already" in done.out, done.err
+    single = generate("--weights", weights, "--text", "a kick", "--seed", 40, "--out", tmp_path / "kick.flac")
+    assert single.code == 0 and "T2A/T2M of “a kick”" in single.out, single.err
+    assert (tmp_path / "kick.flac").read_bytes() == (out / "kick.flac").read_bytes()
+
+
+@pytest.mark.slow
+def test_sound_for_a_video(generate, weights, media, tmp_path):
+    out = tmp_path / "new folder" / "clip.mp4"
+    common = ("--weights", weights, "--video", media / "long.mp4", "--seed", 3)
+    done = generate(*common, "--out", out, "--start", 1.0)
+    assert done.code == 0, done.err
+    assert "V2A of “Generate general audio for the video.”; euler, 2 steps, guidance 2, on cpu in fp32" in done.out
+    assert "4.000 s in 3 clips, seed 3" in done.out and "RTF" in done.out
+    made = contents(out)
+    assert made.packets == contents(media / "long.mp4").packets
+    # The same sound as a wav, which begins with the video's second 1.
+    assert generate(*common, "--out", tmp_path / "a.wav", "--start", 1.0).code == 0
+    wave = soundfile.read(tmp_path / "a.wav")[0]
+    assert len(wave) == 32_000
+    heard = made.sound[0, 8000:40_000]
+    assert np.corrcoef(heard, wave)[0, 1] > 0.95  # AAC of what is mostly noise
+    assert np.abs(made.sound[0, :7000]).max() < 1e-3
