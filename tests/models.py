@@ -33,10 +33,10 @@ def inputs(config, tokens=TOKENS, batch=BATCH):
     ]
 
 
-def random_weights(folder: Path, sampling: SamplingConfig) -> Path:
+def random_weights(folder: Path, sampling: SamplingConfig, *overrides: str) -> Path:
     """A weights folder of the small model; those that start at zero, and would make it deaf, are random too."""
     torch.manual_seed(0)
-    model = AudioX(small_config().model, sampling)
+    model = AudioX(small_config(None, *overrides).model, sampling)
     with torch.no_grad():
         for parameter in model.parameters():
             if not parameter.any():

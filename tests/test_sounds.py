@@ -1,5 +1,6 @@
 """Sounds of any length and mixture from a small model with random weights: what they are made from, what is kept."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from audiox_turbo.trainer.given import video_windows
 from audiox_turbo.trainer.prompts import Prompt
 from audiox_turbo.trainer.request import Request, joined
 from audiox_turbo.trainer.sounds import Sound, make, sampling_of
+from tests.encoder_weights import save_clip, save_oobleck, save_synchformer, save_t5
 from tests.models import random_weights
 from tests.videos import write_media
 
@@ -215,6 +217,35 @@ def test_a_prompt_that_fails_does_not_stop_its_batch(generator, media):
     first, failed, last = make(generator, prompts)
     assert isinstance(failed, ValueError) and "no pictures" in str(failed)
     assert torch.equal(first.wave, make(generator, prompts[:1])[0].wave) and last.finished
+
+
+@pytest.mark.slow
+def test_the_encoders_of_the_paper_serve_every_mixture(media, tmp_path):
+    """T5, CLIP with Synchformer, and Oobleck in stereo: small and random, but of the true architectures."""
+    video = {
+        "kind": "clip_sync",
+        "dim": 32,
+        "image_rate": 5,
+        "motion_rate": 25,
+        "size": 32,
+        "steps": 40,
+        "pool": 2,
+        "image_weights": str(save_clip(tmp_path / "clip")),
+        "motion_weights": str(save_synchformer(tmp_path / "sync")),
+    }
+    text = {"kind": "t5", "dim": 32, "max_tokens": 24, "round_to": 8, "weights": str(save_t5(tmp_path / "t5"))}
+    codec = {"kind": "oobleck", "sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 64, "channels": 4}
+    codec["weights"] = str(save_oobleck(tmp_path / "oobleck"))
+    sections = [f"model.{name}={json.dumps(section)}" for name, section in (("video", video), ("text", text))]
+    sections.append(f"model.codec={json.dumps(codec)}")
+    generator = Generator(random_weights(tmp_path / "weights", SamplingConfig("euler", 2, 2.0), *sections))
+    prompts = mixed(media)
+    together = make(generator, prompts)
+    for made, asked, samples in zip(together, prompts, (16_384, 32_000, 40_000, 9600, 56_000), strict=True):
+        assert made.wave.shape == (2, samples) and made.wave.std() > 1e-4
+        assert torch.equal(made.wave, make(generator, [asked])[0].wave)
+    given = torch.from_numpy(soundfile.read(media / "long.wav", dtype="float32")[0])
+    assert torch.equal(together[4].wave[:, : 3 * 7900], given[: 3 * 7900].expand(2, -1))
 
 
 def test_only_a_fill_without_a_text_has_no_guidance(generator):

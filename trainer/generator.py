@@ -32,7 +32,7 @@ class Generator:
     >>> generator = Generator("weights/tiny")
     >>> wave = generator.make(text="a bell, then two kicks", seed=0)  # (channels, samples) float32
     >>> wave = generator.make(video="clip.mp4", steps=25)
-    >>> write(Path("with_sound.mp4"), wave, generator.sample_rate, Path("clip.mp4"))  # of trainer/mux.py
+    >>> write("clip_with_sound.mp4", wave, generator.sample_rate, video="clip.mp4")  # of trainer/mux.py
     """
 
     def __init__(
@@ -64,7 +64,8 @@ class Generator:
 
         Raises ValueError where the prompt cannot be met: a file is missing or damaged, or the fields contradict.
         """
-        sound = make(self, [prompt_of(prompt, Path())])[0]
+        keys = {name: str(value) if isinstance(value, Path) else value for name, value in prompt.items()}
+        (sound,) = make(self, [prompt_of(keys, Path())])
         if isinstance(sound, ValueError):
             raise sound
         return sound.wave

@@ -68,7 +68,7 @@ def check(out: Path, video: Path | None) -> None:
             ) from None
 
 
-def write(out: Path, wave: "Tensor", rate: int, video: Path | None = None, start: float = 0.0) -> None:
+def write(out: Path | str, wave: "Tensor", rate: int, video: Path | str | None = None, start: float = 0.0) -> None:
     """A wave (c, n) in [-1, 1] at `rate` Hz to `out`, in what its ending says; the file appears whole or not at all.
 
     With a container the video's pictures are copied packet by packet, not encoded; the first one stands at time 0. The
@@ -77,6 +77,7 @@ def write(out: Path, wave: "Tensor", rate: int, video: Path | None = None, start
     Raises:
         ValueError: as `check`; or the video is damaged.
     """
+    out, video = Path(out), None if video is None else Path(video)
     check(out, video)
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(f".{out.name}.partial")
