@@ -1,4 +1,4 @@
-"""Read every byte of a run, a checkpoint, a folder of shards or weights, and name what is not as it was written.
+"""Read every byte of checkpoints, shards, pairs and weights, and name each file that is not as it was written.
 
 Ends with 0 when all is good, with 77 when something is damaged.
 
@@ -11,18 +11,20 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from tqdm import tqdm
+
 from audiox_turbo.trainer import command
 
 
 def main() -> int:
     parser = command.parser(__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="a folder with any of these in it")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="one of these, or a folder that holds some")
     arguments = parser.parse_args()
 
     def run(path: Path) -> None:
         from audiox_turbo.trainer.verify import verify
 
-        verify(path, print)
+        verify(path, tqdm.write)
 
     return max(command.exit_code(partial(run, path)) for path in arguments.paths)
 

@@ -194,6 +194,8 @@ def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
             until(run, run.saving)
             time.sleep(kill.at * 0.01)
     found |= {"step": run.step(), "too_late": run.ended()}
+    if found["too_late"]:
+        found["said"] = [run.said(rank)[-500:] for rank in range(RANKS)]
     victims = run.processes if kill.who == "all" else [run.processes[kill.rank]]
     for process in victims:
         process.send_signal(signal.SIGSTOP if kill.how == "stop" else signal.SIGKILL)

@@ -76,7 +76,7 @@ def test_what_is_refused(override, message):
 def test_a_teacher_of_another_architecture(tmp_path):
     config = small_distill_config()
     AudioX(config.model).save_pretrained(tmp_path / "teacher")
-    assert load_teacher(config, tmp_path / "teacher").config == config.model
+    assert load_teacher(config, tmp_path / "teacher")[0].config == config.model
     other = small_distill_config(None, "model.backbone.mlp_hidden=96")
     with pytest.raises(ValueError, match=r"model\.backbone\.mlp_hidden: the teacher in .* has 64, this .* 96"):
         load_teacher(other, tmp_path / "teacher")

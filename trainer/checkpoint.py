@@ -21,20 +21,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .command import ExitCode
 from .ema import Ema
-from .files import hash_file, sync, write_json
+from .files import sync, write_json
 from .fragment import Fragment
+from .sealed import ManifestError, entry, file_fault, read_manifest, write_manifest
 
 if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not installed
     from .zero import Engine
 
-FORMAT = 1
 FOLDER = "checkpoints"
 LATEST = "latest.json"
 T = TypeVar("T")
@@ -77,10 +76,9 @@ def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[st
         _everywhere(failure, partial(_prepare, unfinished, roles))
         files = _everywhere(failure, partial(_write_rank, unfinished, roles))
         manifest = about | {
-            "format": FORMAT,
             "step": step,
             "ranks": dist.get_world_size(),
-            "files": {name: entry for rank in files for name, entry in rank.items()},
+            "files": {name: described for rank in files for name, described in rank.items()},
             "roles": {
                 name: {"updates": role.engine.updates(), "shapes": {k: list(v) for k, v in role.engine.shapes.items()}}
                 for name, role in roles.items()
@@ -114,14 +112,14 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
         file = unfinished / name / f"rank_{rank:05d}.safetensors"
         save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
         sync(file)
-        files[f"{name}/{file.name}"] = {"bytes": file.stat().st_size, "xxh3": hash_file(file)}
+        files[f"{name}/{file.name}"] = entry(file)
     return files
 
 
 def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int, keep_every: int) -> None:
     if dist.get_rank() != 0:
         return
-    write_json(unfinished / "manifest.json", manifest | {"xxh3": seal(manifest)})
+    write_manifest(unfinished, manifest)
     if folder.exists():  # the same step of a run that went back to an older checkpoint
         shutil.rmtree(folder)
     os.replace(unfinished, folder)
@@ -148,27 +146,12 @@ def complete(run: Path) -> list[Path]:
     return sorted((p for p in found if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises CheckpointError when it is missing, damaged, or of another format."""
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-        if manifest["format"] != FORMAT:
-            raise CheckpointError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
-        if manifest.pop("xxh3") != seal(manifest):
-            raise CheckpointError(f"{folder / 'manifest.json'} has changed: its hash is not the one in it")
-        return manifest
-    except FileNotFoundError:
-        raise CheckpointError(f"{folder / 'manifest.json'} is missing") from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{folder / 'manifest.json'} is damaged: {error!r}") from None
-
-
 def newest_manifest(run: Path) -> dict[str, Any] | None:
     """Of the newest checkpoint whose manifest can be read."""
     for folder in complete(run):
         try:
             return read_manifest(folder)
-        except CheckpointError:
+        except ManifestError:
             continue  # `newest` passes it over too, and says so
     return None
 
@@ -177,22 +160,11 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
     """What is wrong with every `parts`-th file of a checkpoint, or "" if nothing is."""
     try:
         files = sorted(read_manifest(folder)["files"].items())
-    except CheckpointError as error:
+    except ManifestError as error:
         return str(error)
-    for name, entry in files[part::parts]:
-        if fault := file_fault(folder / name, entry):
+    for name, expected in files[part::parts]:
+        if fault := file_fault(folder / name, expected):
             return fault
-    return ""
-
-
-def file_fault(file: Path, entry: dict[str, Any]) -> str:
-    """How a file differs from what a manifest says of it, or ""."""
-    if not file.is_file():
-        return f"{file} is missing"
-    if file.stat().st_size != entry["bytes"]:
-        return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-    if hash_file(file) != entry["xxh3"]:
-        return f"{file} has changed: its hash is not the manifest's"
     return ""
 
 
@@ -334,8 +306,3 @@ def _from_first(act: Callable[[], T]) -> T:
     box: list[Any] = [act() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]
-
-
-def seal(manifest: dict[str, Any]) -> str:
-    """The hash that a manifest carries of itself."""
-    return str(xxhash.xxh3_128(json.dumps(manifest)).hexdigest())

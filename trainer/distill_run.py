@@ -14,10 +14,12 @@ from .data.reader import Reader
 from .data.tasks import Batch
 from .distill import Distillation
 from .distill_config import DistillConfig
+from .files import hash_file
 from .generator import load_weights
 from .hardware import peak_flops
 from .loop import train
 from .memory import readable
+from .sealed import MANIFEST, ChangedError, read_manifest
 from .watchdog import Watchdog
 
 
@@ -29,7 +31,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     """
     run.check(config, output, resume)
     backends.check(config.kernels, config.precision)
-    weights, digest = load_teacher(config, teacher), checkpoint.hash_file(teacher / WEIGHTS)
+    weights, digest = load_teacher(config, teacher)
     before = checkpoint.newest_manifest(output)
     if before and before["teacher"] != digest:
         raise ValueError(
@@ -68,14 +70,18 @@ class Source:
         yield from self.data.batches(max(start, paired))
 
 
-def load_teacher(config: DistillConfig, folder: Path) -> AudioX:
-    """The weights that a distillation starts from.
+def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
+    """The weights that a distillation starts from, and their hash.
 
-    Raises ValueError where their architecture is not the configuration's, naming the first difference.
+    Raises ValueError where their architecture is not the configuration's, naming the first difference, ChangedError
+    where they are not those that were exported.
     """
     teacher = load_weights(folder)
     theirs, ours = strict.to_dict(teacher.config), strict.to_dict(config.model)
     if theirs != ours:
         where, a, b = run.difference("model", theirs, ours)
         raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
-    return teacher.float()
+    digest = hash_file(folder / WEIGHTS)
+    if (folder / MANIFEST).exists() and read_manifest(folder)["files"][WEIGHTS]["xxh3"] != digest:
+        raise ChangedError(f"{folder / WEIGHTS} has changed since its export: its hash is not its manifest's")
+    return teacher.float(), digest

@@ -1,14 +1,19 @@
-"""A run's checkpoint to inference weights: `model.safetensors` and `config.json`, without DeepSpeed."""
+"""A run's checkpoint to inference weights, without DeepSpeed.
+
+model.safetensors   config.json   manifest.json   hashes of the two, and which step's they are
+"""
 
 import shutil
 from pathlib import Path
 
 import torch
 
-from ..models.audiox import AudioX
+from ..models.audiox import WEIGHTS, AudioX
 from ..models.weights import load_strict
 from . import checkpoint
 from .checkpoint import CheckpointError
+from .files import sync
+from .sealed import entry, write_manifest
 
 
 def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
@@ -33,6 +38,10 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     try:
         partial.mkdir(parents=True)
         model.save_pretrained(partial)
+        for file in partial.iterdir():
+            sync(file)
+        files = {name: entry(partial / name) for name in ("config.json", WEIGHTS)}
+        write_manifest(partial, {"step": manifest["step"], "weights": kind, "dtype": dtype, "files": files})
         partial.rename(out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)

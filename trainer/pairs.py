@@ -11,10 +11,9 @@ import torch
 from tqdm import tqdm
 
 from ..models import strict
-from ..models.audiox import WEIGHTS
 from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels
-from . import backends, checkpoint, zero
+from . import backends, zero
 from .config import check_ranks
 from .data.pairs import FACTS, PairFacts, check_begun, solved_as, to_pair
 from .data.reader import Reader, Samples, check_streams
@@ -42,10 +41,10 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     check_ranks(config.training, ranks)
     check_streams(config, hashes=False)
     backends.check(config.kernels, config.teacher.precision)
-    weights = load_teacher(config, folder)
+    weights, digest = load_teacher(config, folder)
     batches = -(-count // batch)
     facts = PairFacts(
-        **solved_as(config, checkpoint.hash_file(folder / WEIGHTS)),
+        **solved_as(config, digest),
         data=config.data,
         seed=config.training.seed,
         global_batch=batch,

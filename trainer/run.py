@@ -12,7 +12,7 @@ from ..models.encoders.build import check_text_encoder
 from . import checkpoint
 from .config import BaseConfig, check_ranks, read_json
 from .data.reader import check_streams
-from .files import write_json
+from .files import hash_file, write_json
 from .fp8 import check_fp8
 
 SHARDS = "shards.json"
@@ -87,7 +87,7 @@ def write_config(folder: Path, config: BaseConfig) -> None:
 def _indexes(config: BaseConfig) -> dict[str, str]:
     """The hash of each stream's index, which holds those of its shards."""
     files = {stream.path: Path(stream.path, "index.json") for stream in config.data.streams}
-    return {path: checkpoint.hash_file(file) for path, file in files.items() if file.is_file()}
+    return {path: hash_file(file) for path, file in files.items() if file.is_file()}
 
 
 def _at(data: Any, path: str) -> Any:

@@ -1,7 +1,12 @@
-"""Whether what lies on a disk is what was written: runs, checkpoints, folders of shards, weights. Reads every byte."""
+"""Whether what lies on a disk is what was written: checkpoints, shards, pairs, weights. Reads every byte of them.
+
+Checkpoints and weights have a manifest with the hash of every file, shards an index; manifest and index are hashed
+themselves. What a run writes for people to read (metrics, TensorBoard, config.json) has no hash and is not looked at.
+"""
 
 import json
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -9,33 +14,34 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 
+from ..models import strict
 from ..models.audiox import WEIGHTS
 from . import checkpoint
-from .checkpoint import CheckpointError
 from .command import ExitCode
-from .data import shards
-from .generator import load_weights
+from .data import pairs, shards
+from .memory import readable
+from .sealed import MANIFEST, ManifestError, file_fault, manifest_fault, read_manifest, text_fault
 
-THREADS = 4
+THREADS = 4  # files at a time
+UNSEALED = "nothing tells whether these weights are as they were written: export them again with launch/convert.py"
+Advance = Callable[[int], object]
 
 
 class FoundDamageError(ValueError):
-    """Something is damaged; the message counts it, and each was printed."""
+    """Something is damaged; the message counts it, and each was said."""
 
     exit_code = ExitCode.CORRUPT
 
 
 @dataclass(frozen=True)
 class Part:
-    """Something that is looked at as a whole."""
+    """A file that is looked at as a whole."""
 
-    name: str
-    bytes: int
-    fault: Callable[[], str]  # what is wrong with it, or ""
+    path: Path
+    fault: Callable[[Advance], str]  # what is wrong with it, or ""; tells of bytes as it reads them
+    bytes: int = 0
 
 
 def verify(path: Path, say: Callable[[str], None]) -> None:
@@ -43,112 +49,129 @@ def verify(path: Path, say: Callable[[str], None]) -> None:
 
     Raises FoundDamageError when something is damaged, ValueError when there is nothing to look at.
     """
-    found = [(folder, list(parts)) for folder, parts in _folders(path)]
-    if not found:
-        raise ValueError(f"{path} holds no run, checkpoint, shards or weights; give such a folder")
+    found = [(folder, list(parts)) for folder, parts in _folders(path, set())]
     parts = [part for _, several in found for part in several]
-    faults: dict[str, str] = {}
+    if not parts:
+        raise ValueError(f"{path} holds no run, checkpoint, shards, pairs or weights; give such a folder")
+    lock, damaged, size = threading.Lock(), 0, sum(part.bytes for part in parts)
     with (
-        tqdm(total=sum(part.bytes for part in parts), unit="B", unit_scale=True, desc=path.name, leave=False) as bar,
+        tqdm(total=size, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None) as bar,
         ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
     ):
-        for part, fault in zip(parts, pool.map(lambda part: part.fault(), parts), strict=True):
-            bar.update(part.bytes)
-            if fault:
-                faults[part.name] = fault
-    for folder, several in found:
-        damaged = [faults[part.name] for part in several if part.name in faults]
-        for fault in damaged:
-            say(f"damaged: {fault}")
-        size = sum(part.bytes for part in several) / 1e6
-        if not damaged:
-            say(f"good: {folder}, {len(several)} {'file' if len(several) == 1 else 'files'}, {size:.1f} MB")
-    if faults:
-        raise FoundDamageError(f"{len(faults)} of {len(parts)} files under {path} are damaged, see above")
+
+        def advance(count: int) -> None:
+            with lock:
+                bar.update(count)
+
+        results = pool.map(lambda part: _fault(part, advance), parts)
+        for folder, several in found:
+            faults = [fault for fault in (next(results) for _ in several) if fault]
+            for fault in faults:
+                say(f"damaged: {fault}")
+            if not faults:
+                files = f"{len(several)} {'file' if len(several) == 1 else 'files'}"
+                say(f"good: {folder}, {files}, {readable(sum(part.bytes for part in several))}")
+            damaged += len(faults)
+    if damaged:
+        raise FoundDamageError(f"{damaged} of {len(parts)} files under {path} are damaged or do not belong there")
 
 
-def _folders(path: Path) -> Iterator[tuple[Path, Iterator[Part]]]:
-    """Everything that can be verified under a folder, as it comes."""
+def _fault(part: Part, advance: Advance) -> str:
+    """What is wrong with a part, also where it cannot be read."""
+    try:
+        return part.fault(advance)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        named = str(part.path.parent) in str(error)
+        return str(error) if named else f"{part.path} is not what was written there: {error!r}"
+
+
+def _folders(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Iterator[Part]]]:
+    """Everything that can be verified under a folder, as it comes; links are followed, once."""
+    if not path.is_dir() or path.resolve() in seen:
+        return
+    seen.add(path.resolve())
     if (path / "features.json").is_file() or (path / "index.json").is_file():
         yield path, _shards(path)
-    elif (path / "manifest.json").is_file() or path.parent.name == checkpoint.FOLDER:
-        yield path, _checkpoint(path)
+    elif (path / MANIFEST).is_file() or path.parent.name == checkpoint.FOLDER:
+        yield path, _sealed(path)
     elif (path / WEIGHTS).is_file():
-        yield path, _weights(path)
-    elif path.is_dir():
-        for folder in sorted(p for p in path.iterdir() if p.is_dir() and not p.is_symlink()):
-            if not (folder.name.endswith(".partial") or folder.name.startswith(".")):  # never finished: nobody reads it
-                yield from _folders(folder)
+        yield path, iter([Part(path / MANIFEST, lambda _: f"{path / MANIFEST} is missing; {UNSEALED}")])
+    else:
+        if (path / pairs.FACTS).exists():
+            yield path / pairs.FACTS, iter([_small(path / pairs.FACTS, lambda: _pairs_fault(path))])
+        if (path / checkpoint.LATEST).exists() or checkpoint.complete(path):
+            yield path / checkpoint.LATEST, iter([_small(path / checkpoint.LATEST, lambda: _latest_fault(path))])
+        for folder in sorted(path.iterdir()):
+            if not (folder.name.startswith(".") or ".partial" in folder.name):  # never finished: nobody reads it
+                yield from _folders(folder, seen)
 
 
-def _checkpoint(folder: Path) -> Iterator[Part]:
-    manifest = folder / "manifest.json"
-    yield Part(str(manifest), _size(manifest), lambda: _manifest_fault(folder))
+def _sealed(folder: Path) -> Iterator[Part]:
+    """A checkpoint or weights."""
+    yield _small(folder / MANIFEST, lambda: manifest_fault(folder))
     try:
-        files = checkpoint.read_manifest(folder)["files"]
-    except CheckpointError:
-        return
+        files = read_manifest(folder)["files"]
+    except ManifestError:
+        return  # which is the first part's fault
     for name, entry in sorted(files.items()):
-        yield Part(str(folder / name), entry["bytes"], partial(checkpoint.file_fault, folder / name, entry))
-
-
-def _manifest_fault(folder: Path) -> str:
-    try:
-        read = checkpoint.read_manifest(folder)
-    except CheckpointError as error:
-        return str(error)
-    return _not_as_written(folder / "manifest.json", read | {"xxh3": checkpoint.seal(read)})
+        yield Part(folder / name, partial(file_fault, folder / name, entry), _size(folder / name))
+    if WEIGHTS not in files:  # beside weights people keep what they like
+        known = {folder / name for name in (MANIFEST, *files)}
+        yield from _strangers(_files(folder) - known, MANIFEST)
 
 
 def _shards(folder: Path) -> Iterator[Part]:
-    both = [folder / "features.json", folder / "index.json"]
-    yield Part(str(both[0]), sum(map(_size, both)), lambda: _features_fault(folder))
+    index, features = folder / "index.json", folder / "features.json"
+    yield Part(features, lambda _: _index_fault(folder), _size(index) + _size(features))
     try:
-        listed = json.loads(both[1].read_text())["shards"]
-        raws = [shard["raw_data"] for shard in listed]
-        entries = [(folder / raw["basename"], int(raw["bytes"]), raw["hashes"].get(shards.HASH)) for raw in raws]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        listed = shards.read_index(folder)
+    except (ValueError, OSError):
         return  # which is the first part's fault
-    for file, size, digest in entries:
-        yield Part(str(file), size, partial(_raised, partial(shards.check_hash, file, digest)))
+    files = {folder / shard["raw_data"]["basename"]: shard for shard in listed}
+    for file, shard in files.items():
+        yield Part(file, partial(_shard_fault, folder, shard), _size(file))
+    yield from _strangers(_files(folder) - {index, features, *files}, index.name)
 
 
-def _features_fault(folder: Path) -> str:
-    """Of features.json and index.json: what they say of each other and of the shards' sizes."""
-    fault = _raised(lambda: shards.check_shards(folder, hashes=False))
-    if fault:
-        return fault
-    file = folder / "features.json"
-    return _not_as_written(file, json.loads(file.read_text()))
+def _strangers(files: set[Path], where: str) -> Iterator[Part]:
+    def fault(file: Path) -> str:
+        return f"{file} does not belong there: {where} does not list it"
+
+    for file in sorted(files):
+        yield _small(file, partial(fault, file))
 
 
-def _weights(folder: Path) -> Iterator[Part]:
-    file = folder / WEIGHTS
-
-    def fault() -> str:
-        """Weights have no hash: they have to fit their configuration, and be finite."""
-        try:
-            model = load_weights(folder)
-        except (ValueError, OSError, SafetensorError, RuntimeError) as error:
-            return f"{file}: {error}"
-        bad = [name for name, p in model.named_parameters() if not bool(torch.isfinite(p).all())]
-        return f"{file}: {bad[0]} and {len(bad) - 1} more are not finite" if bad else ""
-
-    yield Part(str(file), _size(file), fault)
+def _small(file: Path, fault: Callable[[], str]) -> Part:
+    """One that is read at once."""
+    return Part(file, lambda _: fault(), _size(file))
 
 
-def _not_as_written(file: Path, value: Any) -> str:
-    """A changed blank means the same, and yet somebody or something changed it."""
-    expected = json.dumps(value, indent=1) + "\n"
-    return "" if file.read_text() == expected else f"{file} has changed: it is not as it was written"
-
-
-def _raised(act: Callable[[], None]) -> str:
-    try:
-        act()
-    except (ValueError, OSError) as error:
-        return str(error)
+def _shard_fault(folder: Path, shard: dict[str, Any], advance: Advance) -> str:
+    shards.check_shard(folder, shard, hashes=True, advance=advance)
     return ""
+
+
+def _index_fault(folder: Path) -> str:
+    """Of features.json and index.json."""
+    shards.read_index(folder)
+    return text_fault(folder / "features.json", json.loads((folder / "features.json").read_text()))
+
+
+def _pairs_fault(folder: Path) -> str:
+    return text_fault(folder / pairs.FACTS, strict.to_dict(pairs.read_facts(folder)))
+
+
+def _latest_fault(run: Path) -> str:
+    """Of `latest.json`: a step that was saved last, and is gone."""
+    file, newest = run / checkpoint.LATEST, next(iter(checkpoint.complete(run)), None)
+    step = int(json.loads(file.read_text())["step"])
+    if newest is None or newest.name < f"step_{step:08d}":
+        return f"{file}: step {step} was saved last, and its checkpoint is gone"
+    return text_fault(file, {"step": step})
+
+
+def _files(folder: Path) -> set[Path]:
+    return {file for file in folder.rglob("*") if not file.is_dir()}
 
 
 def _size(file: Path) -> int:

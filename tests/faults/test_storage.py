@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer import checkpoint
+from audiox_turbo.trainer import checkpoint, sealed
 from audiox_turbo.trainer.checkpoint import NothingLeftError
 from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data import reader as reader_module
@@ -43,8 +43,7 @@ def publish(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
     file = unfinished / "model" / "rank_00000.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(np.random.default_rng(step).bytes(5000))
-    entry = {"bytes": 5000, "xxh3": checkpoint.hash_file(file)}
-    manifest = {"format": checkpoint.FORMAT, "step": step, "files": {"model/rank_00000.safetensors": entry}}
+    manifest = {"step": step, "files": {"model/rank_00000.safetensors": sealed.entry(file)}}
     checkpoint._publish(unfinished, folder, manifest, keep, keep_every)
     return folder
 

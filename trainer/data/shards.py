@@ -8,7 +8,7 @@ import json
 import shutil
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,11 +20,12 @@ import xxhash
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
 from ..command import ExitCode
-from ..files import hash_file, sync, write_json
+from ..files import hash_file, ignore, sync, write_json
 from .record import COLUMNS, Record, to_columns, validate
-from .streaming_import import MDSWriter, get_hash
+from .streaming_import import MDSWriter
 
 FORMAT = 1
+ENTRY = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in an index.json
 HASH = "xxh64"  # guards against damage, not against an attacker; several GB/s, so that a run can check at its start
 
 
@@ -228,25 +229,34 @@ def check_shards(path: Path, hashes: bool) -> None:
     Raises:
         ShardError: names the first file that is missing, truncated, changed or not of this format.
     """
+    for shard in read_index(path):
+        check_shard(path, shard, hashes)
+
+
+def read_index(path: Path) -> list[dict[str, Any]]:
+    """The entries of `index.json`, which is as it was written and counts as `features.json` does.
+
+    Raises:
+        ShardError: one of the two is missing, changed or not of this format.
+    """
     features = read_features(path)
     shards = _read_json(path, "index.json").get("shards")
     if features.index and hash_file(path / "index.json") != features.index:
         raise DamagedError(f"{path / 'index.json'} has changed: its hash is not that in features.json; copy it again")
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path / 'index.json'}: lists no shards; prepare the folder again")
-    total = 0
     for shard in shards:
-        try:
-            check_shard(path, shard, hashes)
-        except (KeyError, TypeError) as error:
-            raise ShardError(f"{path / 'index.json'}: no MDS index ({error!r}); prepare the folder again") from error
-        total += shard["samples"]
+        if not (isinstance(shard, dict) and shard.keys() >= ENTRY):
+            raise ShardError(f"{path / 'index.json'}: no MDS index; prepare the folder again")
+    total = sum(shard["samples"] for shard in shards)
     if total != features.samples:
         raise ShardError(f"{path}: index.json counts {total} samples, features.json {features.samples}")
+    return shards
 
 
-def check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
-    """Checks one shard of the folder `path` against its entry in the index. Raises what `check_shards` does."""
+def check_shard(path: Path, shard: dict[str, Any], hashes: bool, advance: Callable[[int], object] = ignore) -> None:
+    """Checks one shard of the folder `path` against its entry in the index; `advance` hears of bytes as they are read.
+    Raises what `check_shards` does."""
     found = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
     if found != COLUMNS or shard["compression"]:
         raise ShardError(
@@ -267,13 +277,13 @@ def check_shard(path: Path, shard: dict[str, Any], hashes: bool) -> None:
             f"{file} holds {samples} samples, its index says {shard['samples']}; copy or prepare it again"
         )
     if hashes:
-        check_hash(file, raw["hashes"].get(HASH))
+        check_hash(file, raw["hashes"].get(HASH), advance)
 
 
-def check_hash(file: Path, expected: str | None) -> None:
+def check_hash(file: Path, expected: str | None, advance: Callable[[int], object] = ignore) -> None:
     """Reads every byte of a shard. Raises DamagedError when it is gone or its hash is not the index's."""
     try:
-        actual = get_hash(HASH, file.read_bytes())
+        actual = hash_file(file, xxhash.xxh64, advance)
     except FileNotFoundError:
         raise DamagedError(f"{file} is missing; copy the folder again or prepare it again") from None
     if actual != expected:

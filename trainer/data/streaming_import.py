@@ -8,7 +8,6 @@ from ...models.encoders.libraries import declare_torchvision
 declare_torchvision()
 
 from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset  # noqa: E402
-from streaming.base.hashing import get_hash  # noqa: E402
 from streaming.base.world import World  # noqa: E402
 
-__all__ = ["MDSWriter", "Stream", "StreamingDataLoader", "StreamingDataset", "World", "get_hash"]
+__all__ = ["MDSWriter", "Stream", "StreamingDataLoader", "StreamingDataset", "World"]
