@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from audiox_turbo.models.config import CodecConfig, VideoConfig
-from audiox_turbo.trainer.data.media import MediaError, Reason, frames_in, read_clips
+from audiox_turbo.trainer.data.media import frames_in, read_clips
+from audiox_turbo.trainer.data.source import MediaError, Reason
 
 MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128)
 STEREO = CodecConfig("oobleck", sample_rate=44100, audio_channels=2, hop=2048, frames=10, channels=64)
@@ -283,7 +284,7 @@ def test_video_damage(tmp_path):
     assert reason_of(silent) is Reason.NO_AUDIO
     assert reason_of(silent, video=silent) is Reason.NO_AUDIO
     short = film(tmp_path / "short.mp4", 0.4)
-    with pytest.raises(MediaError, match=r"the pictures end at 0\.36 s, the sound goes on to 2\.00 s") as caught:
+    with pytest.raises(MediaError, match=r"the pictures end at 0\.40 s, the sound goes on to 2\.00 s") as caught:
         clips_of(tmp_path / "a.wav", video=short)
     assert caught.value.reason is Reason.TRUNCATED
 

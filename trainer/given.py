@@ -8,14 +8,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..models.config import CodecConfig, ModelConfig
 from ..models.encoders.base import VideoEncoder
-from .data.media import FrameReader, MediaError, VideoSpan, frames_in, read_sound, video_span
+from .data.media import frames_in, read_sound
+from .data.pictures import FrameReader, VideoSpan, video_span
+from .data.source import MediaError
 from .data.tasks import nearest_images, show
 
 
@@ -114,8 +115,8 @@ def video_windows(path: Path, config: ModelConfig, encode: VideoEncoder, begins:
                 shown = [np.stack([held[float(begin + t)] for t in kind])[None] for kind in (images, motion)]
                 yield _features(encode, torch.from_numpy(shown[0]), torch.from_numpy(shown[1]), nearest)
                 held = {t: picture for t, picture in held.items() if len(clips) > 1 and t >= clips[1]}
-    except (MediaError, av.error.FFmpegError) as error:
-        raise ValueError(f"video: {str(error) or type(error).__name__}") from None
+    except MediaError as error:
+        raise ValueError(f"video: {error}") from None
 
 
 def _features(encode: VideoEncoder, images: Tensor, motion: Tensor, nearest: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..models.audiox import SamplingConfig
-from .data.media import VIDEO_SLACK
+from .data.pictures import VIDEO_SLACK
 from .given import Given, sound_to_continue, sound_with_hole, span_of, video_windows
 from .making import SEED_STRIDE, changed, side_by_side
 from .prompts import Prompt

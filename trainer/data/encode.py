@@ -20,9 +20,10 @@ from ...models.encoders.build import build_codec, build_video_encoder
 from ...models.encoders.runtime import Runtime
 from .captions import captions
 from .manifest import Entry, clip_annotation
-from .media import Clip, MediaError, Reason, frames_in, read_clips
+from .media import Clip, frames_in, read_clips
 from .record import DOMAINS, Record
 from .scenes import annotation, draw_scene
+from .source import MediaError, Reason
 from .synth import FRAME_RATE, FRAMES, render_audio, render_video
 
 BATCH = 4  # clips of a file that are encoded together: 10 s of them with 224-pixel video take 180 MB

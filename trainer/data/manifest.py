@@ -36,7 +36,7 @@ from .record import DOMAINS
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
 _MUSIC_ONLY = ("genre", "mood", "instruments", "tempo")
-_ADDRESS = re.compile(r"([a-zA-Z][\w+.-]*)(?:://|::.*://)")
+ADDRESS = re.compile(r"([a-zA-Z][\w+.-]*)(?:://|::.*://)")
 _LARGEST = 1e9  # seconds, counts, beats a minute: more is a slip
 
 
@@ -115,7 +115,7 @@ def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extr
     places = {key: _place(where, folder, key, values[key]) for key in ("audio", "video") if key in values}
     return Entry(
         line=line,
-        name=redacted(name) if _ADDRESS.match(name) else name,
+        name=redacted(name) if ADDRESS.match(name) else name,
         audio=places.get("audio") or places["video"],
         video=places.get("video"),
         domain=domain,
@@ -128,7 +128,7 @@ def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extr
 
 def _place(where: str, folder: Path, key: str, written: str) -> str:
     """-> an absolute path, or an address of a protocol that can be opened here."""
-    found = _ADDRESS.match(written)
+    found = ADDRESS.match(written)
     if found is None:
         return str(folder.absolute() / written)
     if found[1] in ("file", "local"):

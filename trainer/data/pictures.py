@@ -1,0 +1,195 @@
+"""Pictures of a video by their time stamps, small and square."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain, dropwhile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import av
+import numpy as np
+from av.video.reformatter import VideoReformatter
+from numpy.typing import NDArray
+
+from .source import MediaError, Reason, Source, begin_of, opened, sought
+
+VIDEO_SLACK = 0.5  # seconds by which pictures may end before the sound or begin after it: the nearest stands for them
+_BACK = (1.0, 10.0)  # seconds before a segment at which a picture that needs no other is looked for
+
+Picture = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class VideoSpan:
+    """How long the pictures of a file last."""
+
+    start: float  # seconds: time stamp of the first picture
+    end: float  # seconds: where the last one ends
+    count: int
+
+
+def video_span(location: Path | str) -> VideoSpan:
+    """By the packets of a file; nothing is decoded.
+
+    Raises:
+        MediaError: the file is missing, damaged or holds no pictures.
+    """
+    with opened(location) as source, source.container() as container:
+        stream = _pictures(source.name, container)
+        unit, frame = float(stream.time_base or 0), 1 / float(stream.average_rate or 25)
+        packets = [(p.pts * unit, p.duration) for p in container.demux(stream) if p.size and p.pts is not None]
+    if not packets:
+        raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: a video track without a frame")
+    # A cut that a container declares hides the pictures before its start.
+    start = min(time for time, _ in packets) if stream.start_time is None else stream.start_time * unit
+    end = max(time + (duration * unit if duration else frame) for time, duration in packets)
+    return VideoSpan(start, end, len(packets))
+
+
+class FrameReader:
+    """Frames of a video by time stamp; a context manager. Times must not decrease from one request to the next.
+
+    location: a path, an address or a source. size: pixels, height and width. start: seconds after the file's beginning
+    before which no frame will be asked for. threads: of the decoder, 0 for as many as there are cores.
+    """
+
+    begin: float  # time stamp in seconds at which the file begins
+
+    def __init__(self, location: Path | str | Source, size: int, start: float = 0.0, threads: int = 1) -> None:
+        self._location, self._size, self._start, self._threads = location, size, start, threads
+
+    def __enter__(self) -> Self:
+        with ExitStack() as stack:
+            self._source = stack.enter_context(opened(self._location))
+            container = stack.enter_context(self._source.container())
+            self.begin = begin_of(container)
+            self._frames = self._from_start(container, stack)
+            first = next(self._frames, None)
+            if first is None:
+                raise MediaError(Reason.ZERO_LENGTH, f"{self._source.name}: a video track without a frame")
+            self._first, self._before, self._after = first, first, next(self._frames, None)
+            # One frame in a container that cannot tell how many there are may be what is left of a film.
+            alone = _is_picture(container) or self._stream(container).frames == 1
+            self._still = self._after is None and alone
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def nearest(self, times: list[float]) -> list[Picture]:
+        """times in seconds by the file's stamps, ascending -> as many pictures (3, size, size) uint8."""
+        return [self._at(time) for time in times]
+
+    def check_begins(self, time: float) -> None:
+        """Raises MediaError when the pictures begin more than VIDEO_SLACK seconds after a time that is asked for."""
+        if not self._still and self._first.time > time + VIDEO_SLACK:
+            begin = self._first.time - self.begin
+            message = f"the pictures begin at {begin:.2f} s, asked for from {time - self.begin:.2f} s on"
+            raise MediaError(Reason.TRUNCATED, f"{self._source.name}: {message}")
+
+    def check_reaches(self, time: float) -> None:
+        """Raises MediaError when the pictures ended more than VIDEO_SLACK seconds before a time already asked for."""
+        if not self._still and self._after is None and self._before.end < time - VIDEO_SLACK:
+            end = self._before.end - self.begin
+            message = f"the pictures end at {end:.2f} s, the sound goes on to {time - self.begin:.2f} s"
+            raise MediaError(Reason.TRUNCATED, f"{self._source.name}: {message}")
+
+    def _at(self, time: float) -> Picture:
+        while self._after is not None and self._after.time <= time:
+            self._before, self._after = self._after, next(self._frames, None)
+        after = self._after is not None and self._after.time - time < time - self._before.time
+        chosen = self._after if after and self._after is not None else self._before
+        if chosen.frame.is_corrupt:
+            place = f"{chosen.time - self.begin:.2f} s"
+            raise MediaError(Reason.UNDECODABLE, f"{self._source.name}: the picture at {place} is damaged")
+        return chosen.picture
+
+    def _from_start(self, container: av.container.InputContainer, stack: ExitStack) -> Iterator["_Frame"]:
+        """Frames from one that needs no other, at or before the start; from the first where a seek finds none."""
+        stamp = self.begin + self._start
+        stream = self._stream(container)
+        for back in (seconds for seconds in _BACK if seconds < self._start):
+            if not sought(container, stream, stamp - back):
+                break
+            frames = self._decoded(container, stream)
+            first = next((f for f in frames if f.frame.key_frame), None)
+            if first is not None and first.time <= stamp:
+                return chain([first], frames)
+        else:
+            if self._start <= _BACK[0]:
+                return self._decoded(container, stream)
+        container = stack.enter_context(self._source.container())
+        return self._decoded(container, self._stream(container))
+
+    def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
+        stream = _pictures(self._source.name, container)
+        if not stream.codec_context.is_open:
+            stream.codec_context.thread_count = self._threads
+            stream.codec_context.thread_type = "AUTO"
+        return stream
+
+    def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator["_Frame"]:
+        square = _Square(self._size, stream)
+        # Where a recording begins in the middle of a group of pictures, the first ones lack what they build on.
+        frames = dropwhile(lambda frame: frame.is_corrupt, container.decode(stream))
+        return (_Frame(frame.time, frame, square) for frame in frames if frame.time is not None)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    time: float  # seconds
+    frame: av.VideoFrame
+    square: "_Square"
+
+    @property
+    def end(self) -> float:
+        """Seconds; where a container does not say how long a frame is shown, its own time."""
+        return self.time + float((self.frame.duration or 0) * (self.frame.time_base or 0))
+
+    @cached_property
+    def picture(self) -> Picture:
+        return self.square.of(self.frame)
+
+
+class _Square:
+    """Frames to (3, size, size) uint8: upright, in their true proportions, the short side scaled to `size`, the middle
+    of the long one."""
+
+    def __init__(self, size: int, stream: av.VideoStream) -> None:
+        self._size, self._aspect = size, float(stream.sample_aspect_ratio or 1)
+        self._scaler, self._painter = VideoReformatter(), VideoReformatter()
+
+    def of(self, frame: av.VideoFrame) -> Picture:
+        shown = (frame.width * self._aspect, frame.height)
+        scale = self._size / min(shown)
+        width, height = (max(self._size, round(side * scale)) for side in shown)
+        # Area averaging: bicubic would alias where a large picture becomes small. Colours are made from the small
+        # picture: that takes less time, and with a colour at every pixel it is as exact (docs/performance.md).
+        interpolation = "AREA" if scale < 1 else "BICUBIC"
+        if not (frame.format.is_rgb or frame.format.has_palette):
+            frame = self._scaler.reformat(frame, width, height, "yuv444p", interpolation=interpolation, threads=1)
+        rgb = self._painter.reformat(frame, width, height, "rgb24", interpolation=interpolation, threads=1)
+        top, left = (height - self._size) // 2, (width - self._size) // 2
+        square = rgb.to_ndarray()[top : top + self._size, left : left + self._size]
+        turned = np.rot90(square, round(frame.rotation / 90))  # telephones store pictures lying on their side
+        return np.ascontiguousarray(turned.transpose(2, 0, 1))
+
+
+def _pictures(name: str, container: av.container.InputContainer) -> av.VideoStream:
+    """The first track of pictures that is not the cover of a record."""
+    covers = av.stream.Disposition.attached_pic
+    for stream in container.streams.video:
+        if not stream.disposition & covers:
+            return stream
+    raise MediaError(Reason.NO_VIDEO, f"{name}: no pictures{' but a cover' if container.streams.video else ''}")
+
+
+def _is_picture(container: av.container.InputContainer) -> bool:
+    name = container.format.name
+    return name.endswith("_pipe") or name in ("image2", "gif", "apng", "webp")

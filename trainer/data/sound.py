@@ -1,0 +1,259 @@
+"""Sound from a source: decoded, mixed, resampled, and cut into blocks of a clip's length.
+
+What FFmpeg lets pass is looked for here: a flac frame with a wrong checksum, a file that yields less sound than it
+declares, sound that its time stamps say is missing. A file that declares no length (raw aac, mp3 without a Xing header)
+can be cut without anybody noticing; it counts as a short file.
+
+Shapes: c channels, n samples.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import chain
+
+import av
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from ...models.config import CodecConfig
+from .source import MediaError, Reason, Source, begin_of, sought
+
+FULL_SCALE = 0.98  # from here on neighbours of one value have run into a limit
+REMAINDER = 0.1  # of a clip: what a file of several clips leaves over is kept from this length on
+SLACK = 0.05  # seconds that a file may lack of its declared length: encoders round, damage is longer
+PREROLL = 1.0  # seconds before a segment at which decoding begins: codecs carry sound over from frame to frame
+ROUNDING = 1e-3  # seconds: containers that round their time stamps round to this
+# Containers whose stream duration is a count and not a guess from the bit rate.
+_COUNTED = {"flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "aiff", "caf", "wv"}
+
+Wave = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Which part of a file's sound is wanted."""
+
+    start: float = 0.0  # seconds after the file's own beginning
+    end: float | None = None  # None: to the end
+    synced: bool = False  # pictures are taken beside it, by their time stamps
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A clip's sound."""
+
+    start: float  # seconds after the segment's start
+    seconds: float  # true length
+    wave: Wave  # (audio_channels, samples), peak at most 1
+    clipped: float  # share of the samples, as they were decoded, that ran into full scale
+
+
+def cut(source: Source, codec: CodecConfig, segment: Segment) -> Iterator[Piece]:
+    """Consecutive pieces of the codec's length; the last one is padded with zeros, and left out when it is not the only
+    one and shorter than REMAINDER of a clip. Raises MediaError."""
+    block_of_clip = np.zeros((codec.samples, codec.audio_channels), np.float32)
+    filled, count, decoded = 0, 0, _Decoded()
+
+    def piece(length: int) -> Piece:
+        wave = _levelled(block_of_clip, source.name)
+        return Piece(count * codec.seconds, length / codec.sample_rate, wave, decoded.take())
+
+    for block in _resampled(source, codec, segment, decoded):
+        while len(block):
+            taken = block[: codec.samples - filled]
+            block_of_clip[filled : filled + len(taken)] = taken
+            filled, block = filled + len(taken), block[len(taken) :]
+            if filled == codec.samples:
+                yield piece(filled)
+                filled, count = 0, count + 1
+    if not count and not filled:
+        raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: shorter than one sample at {codec.sample_rate} Hz")
+    if filled and (not count or filled >= REMAINDER * codec.samples):
+        block_of_clip[filled:] = 0
+        yield piece(filled)
+
+
+def whole(source: Source, codec: CodecConfig) -> Wave:
+    """All of it, (audio_channels, n), scaled where its peak is above 1. Raises MediaError."""
+    blocks = list(_resampled(source, codec, Segment(), _Decoded()))
+    if not any(len(block) for block in blocks):
+        raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: shorter than one sample at {codec.sample_rate} Hz")
+    return _levelled(np.concatenate(blocks), source.name)
+
+
+@dataclass
+class _Decoded:
+    """Samples of all channels since the last clip was cut: at most one frame of them is the next one's."""
+
+    samples: int = 0
+    clipped: int = 0
+
+    def add(self, block: Wave) -> None:
+        """block (c, n), as it was decoded."""
+        level = np.abs(block)
+        flat = (level[:, 1:] >= FULL_SCALE) & (block[:, 1:] == block[:, :-1])
+        over = level[:, 1:] > 1  # lossy codecs overshoot where they were given a flat top
+        self.samples += block.size
+        self.clipped += int(np.count_nonzero(flat | over))
+
+    def take(self) -> float:
+        """The clipped share, and begins anew."""
+        share = self.clipped / max(self.samples, 1)
+        self.samples = self.clipped = 0
+        return share
+
+
+def _levelled(block: Wave, name: str) -> Wave:
+    """(n, c) -> (c, n), peak at most 1."""
+    if not np.isfinite(block).all():
+        raise MediaError(Reason.UNDECODABLE, f"{name}: {np.count_nonzero(~np.isfinite(block))} samples are not finite")
+    return np.ascontiguousarray(block.T) / np.float32(max(1.0, np.abs(block).max()))
+
+
+def _resampled(source: Source, codec: CodecConfig, segment: Segment, decoded: _Decoded) -> Iterator[Wave]:
+    """Blocks (n, audio_channels) at the codec's rate; counts in `decoded`."""
+    resampler: soxr.ResampleStream | None = None
+    for rate, block in _segment(source, codec.audio_channels, segment, decoded):
+        if rate == codec.sample_rate:
+            yield block
+            continue
+        if resampler is None:
+            resampler = soxr.ResampleStream(rate, codec.sample_rate, codec.audio_channels, dtype="float32")
+        yield resampler.resample_chunk(block)
+    if resampler is not None:
+        yield resampler.resample_chunk(np.empty((0, codec.audio_channels), np.float32), last=True)
+
+
+def _segment(source: Source, channels: int, segment: Segment, decoded: _Decoded) -> Iterator[tuple[int, Wave]]:
+    """The file's own sample rate with blocks (n, channels) of the segment; zeros where the file begins without sound.
+    The first frame's time stamp says where the sound lies in the file, from there on samples are counted."""
+    with _track(source, segment.start) as (track, frames):
+        clock: int | None = None  # samples of the file before the next one
+        for frame in frames:
+            track.check_kind(frame)
+            rate = frame.sample_rate
+            first, last = round(segment.start * rate), None if segment.end is None else round(segment.end * rate)
+            stamp = None if frame.time is None else round((frame.time - track.begin) * rate)
+            if clock is None:
+                clock = 0 if stamp is None or abs(stamp) <= ROUNDING * rate else stamp
+                yield from _silence(rate, channels, clock - first if last is None else min(clock, last) - first)
+            elif stamp is not None and abs(stamp - clock) > SLACK * rate:
+                if max(clock, stamp) <= first:
+                    clock = stamp
+                elif segment.synced:
+                    raise MediaError(
+                        Reason.GAP, f"{source.name}: the time stamps of the sound jump from {clock / rate:.2f} s to "
+                        f"{stamp / rate:.2f} s"
+                    )  # fmt: skip
+            for block in track.converted(frame):
+                wanted = block[:, max(0, first - clock) : None if last is None else max(0, last - clock)]
+                clock += block.shape[1]
+                if wanted.shape[1]:
+                    decoded.add(wanted)
+                    yield rate, _mixed(wanted, channels)
+            if last is not None and clock >= last:
+                return
+        track.check_length(0.0 if clock is None else clock / track.rate, segment)
+
+
+def _silence(rate: int, channels: int, samples: int) -> Iterator[tuple[int, Wave]]:
+    while samples > 0:
+        yield rate, np.zeros((min(rate, samples), channels), np.float32)
+        samples -= rate
+
+
+class _Track:
+    """A file's first sound track while it is read."""
+
+    def __init__(self, name: str, container: av.container.InputContainer) -> None:
+        if not container.streams.audio:
+            raise MediaError(Reason.NO_AUDIO, f"{name}: holds {[s.type for s in container.streams]}")
+        self.stream = container.streams.audio[0]
+        self.begin = begin_of(container)
+        self._name, self._container = name, container
+        if self.stream.codec_context.name == "flac":
+            self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
+        # FFmpeg knows how to fold surround sound; one and two channels are mixed below.
+        layout = "stereo" if self.stream.channels > 2 else None
+        self._converter = av.AudioResampler(format="fltp", layout=layout)
+        self._kind: tuple[int, int, str] | None = None
+
+    @property
+    def rate(self) -> int:
+        return self.stream.rate if self._kind is None else self._kind[0]
+
+    def frames(self, since: float) -> Iterator[av.AudioFrame]:
+        """Frames of the packets whose time stamp is at least `since` seconds after the file's beginning, or unknown."""
+        packets = self._container.demux(self.stream)
+        for packet in packets:
+            if packet.pts is not None and float(packet.pts * packet.time_base) - self.begin < since:
+                continue
+            try:
+                frames = packet.decode()
+            except av.error.InvalidDataError as error:
+                at_end = not any(later.size for later in packets)
+                reason = Reason.TRUNCATED if at_end else Reason.UNDECODABLE
+                place = "the last packet is cut" if at_end else f"the packet at byte {packet.pos} is damaged"
+                raise MediaError(reason, f"{self._name}: {place} ({error.strerror})") from error
+            yield from frames
+
+    def check_kind(self, frame: av.AudioFrame) -> None:
+        found = (frame.sample_rate, len(frame.layout.channels), frame.format.name)
+        if self._kind not in (None, found):
+            changes = f"changes from {self._kind} to {found} (Hz, channels, format)"
+            raise MediaError(Reason.UNDECODABLE, f"{self._name}: {changes}")
+        self._kind = found
+
+    def converted(self, frame: av.AudioFrame) -> list[Wave]:
+        """Blocks (1 or 2, n)."""
+        return [np.asarray(converted.to_ndarray(), np.float32) for converted in self._converter.resample(frame)]
+
+    def check_length(self, seconds: float, segment: Segment) -> None:
+        """Called where the file has ended: does it hold what it declares, and what was asked for?"""
+        name, stream, kind = self._name, self.stream, self._container.format.name
+        # Of an mp3, a start time says that a Xing header with a count of frames was there.
+        counted = kind in _COUNTED or (kind == "mp3" and stream.start_time)
+        if counted and stream.duration is not None and stream.time_base is not None:
+            late = float((stream.start_time or 0) * stream.time_base) - self.begin
+            declared = float(stream.duration * stream.time_base) + max(0.0, late)
+            if seconds < declared - SLACK:
+                raise MediaError(
+                    Reason.TRUNCATED, f"{name}: declares {declared:.2f} s of sound and holds {seconds:.2f} s"
+                )
+        if seconds <= segment.start:
+            asked = f", the segment starts at {segment.start:g} s" if segment.start else ""
+            raise MediaError(Reason.ZERO_LENGTH, f"{name}: holds {seconds:.2f} s of sound{asked}")
+        if segment.end is not None and seconds < segment.end - SLACK:
+            raise MediaError(
+                Reason.TRUNCATED, f"{name}: holds {seconds:.2f} s of sound, the segment ends at {segment.end:g} s"
+            )
+
+
+@contextmanager
+def _track(source: Source, start: float) -> Iterator[tuple[_Track, Iterator[av.AudioFrame]]]:
+    """Frames from PREROLL seconds before `start` on; without a seek where that is not exact."""
+    since = start - PREROLL if start > PREROLL else -math.inf
+    with ExitStack() as stack:
+        container = stack.enter_context(source.container())
+        track = _Track(source.name, container)
+        if start > PREROLL and sought(container, track.stream, track.begin + since):
+            frames = track.frames(since)
+            try:
+                first = next(frames, None)
+            except MediaError:  # some codecs can begin at few places only
+                first = None
+            if first is not None and first.time is not None and first.time - track.begin <= start:
+                yield track, chain([first], frames)
+                return
+            track = _Track(source.name, stack.enter_context(source.container()))
+        yield track, track.frames(since)
+
+
+def _mixed(block: Wave, channels: int) -> Wave:
+    """(1 or 2, n) -> (n, channels): one channel is repeated, two are averaged to one."""
+    if len(block) > channels:
+        block = block.mean(axis=0, keepdims=True)
+    return np.ascontiguousarray(np.broadcast_to(block, (channels, block.shape[1])).T)

@@ -1,0 +1,211 @@
+"""Where media come from: a file, or an object behind an address that fsspec opens; and what can be wrong with it.
+
+An object of up to FETCHED bytes is fetched into a nameless temporary file, which no kill leaves behind. A larger one is
+read in parts where it lies.
+"""
+
+import errno
+import os
+import stat
+import struct
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, TypeVar
+
+import av
+
+from ..secrets import redacted
+from .manifest import ADDRESS
+
+FETCHED = 1 << 29  # bytes
+ATTEMPTS = 3  # to reach what lies elsewhere
+PAUSE = 1.0  # seconds before the second attempt, and twice as long before each further one
+_BLOCK = 1 << 20
+# A playlist is no sound: it may name addresses, and FFmpeg waits without end for a live one to go on.
+_FORMATS = av.formats_available - {"hls", "dash", "concat", "sdp", "rtsp", "imf"}
+# A name with "%03d" is a name, not the pattern of a series of pictures.
+_OPTIONS = {
+    "format_whitelist": ",".join(sorted(_FORMATS)),
+    "protocol_whitelist": "file",
+    "pattern_type": "none",
+}
+# Formats in which a seek ends at a known place: they have an index, or time stamps in the stream to search by.
+_SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "flac", "ogg", "aiff", "caf", "mpegts"}
+
+Result = TypeVar("Result")
+
+
+class Reason(StrEnum):
+    """Why a file, or a clip of it, is left out."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"  # a folder, no permission, or the disk fails
+    UNREACHABLE = "unreachable"  # an address that gave nothing in several attempts
+    UNDECODABLE = "undecodable"
+    NO_AUDIO = "no audio track"
+    NO_VIDEO = "no video track"
+    ZERO_LENGTH = "zero length"
+    SILENT = "silent"
+    TRUNCATED = "truncated"
+    GAP = "gap in the time stamps"
+
+
+class MediaError(Exception):
+    """A file gives no clips; `reason` says what kind of damage, the message where and how."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[Reason, str]]:
+        return MediaError, (self.reason, str(self))  # exceptions with two arguments do not cross processes otherwise
+
+
+@dataclass(frozen=True)
+class Source:
+    """Media that can be opened, more than once."""
+
+    name: str  # for messages
+    _open: Callable[[], Any]  # -> a path, or a file to read and close
+
+    @contextmanager
+    def container(self) -> Iterator[av.container.InputContainer]:
+        """What FFmpeg makes of it; errors of opening and decoding inside become a MediaError with its name."""
+        with naming(self.name), ExitStack() as stack:
+            found = self._open()
+            if not isinstance(found, str):
+                stack.enter_context(found)
+            yield stack.enter_context(av.open(found, metadata_errors="replace", options=_OPTIONS))
+
+
+@contextmanager
+def opened(location: str | Path | Source) -> Iterator[Source]:
+    """A path or an address; a source that is open already stays as it is.
+
+    Raises:
+        MediaError: it is missing, unreadable, unreachable or empty, or a wav shorter than it declares.
+        OSError: the disk is full.
+    """
+    if isinstance(location, Source):
+        yield location
+    elif isinstance(location, str) and ADDRESS.match(location):
+        with _fetched(location) as source:
+            yield source
+    else:
+        path = Path(location).absolute()
+        with naming(str(location)):
+            if not stat.S_ISREG(path.stat().st_mode):  # a folder, or a pipe that would never end
+                raise MediaError(Reason.UNREADABLE, f"{location}: not a file")
+            with path.open("rb") as file:
+                _check(str(location), file, os.fstat(file.fileno()).st_size)
+        yield Source(str(location), lambda: str(path))
+
+
+def begin_of(container: av.container.InputContainer) -> float:
+    """The time stamp in seconds at which a file begins, for players too: that of its earliest track."""
+    return (container.start_time or 0) / av.time_base
+
+
+def sought(container: av.container.InputContainer, stream: av.stream.Stream, stamp: float) -> bool:
+    """Whether the next packet is now one shortly before a time stamp in seconds. The caller looks at where it is."""
+    if container.format.name not in _SEEKABLE or stream.time_base is None:
+        return False
+    try:
+        container.seek(int(stamp / stream.time_base), stream=stream)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Turns what opening and decoding raise into a MediaError with the file's name."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MediaError(Reason.MISSING, f"{name}: no such file") from error
+    except OSError as error:
+        raise MediaError(Reason.UNREADABLE, f"{name}: {error.strerror or error}") from error
+    except av.error.FFmpegError as error:
+        raise MediaError(Reason.UNDECODABLE, f"{name}: {error.strerror}") from error
+
+
+def _check(name: str, file: BinaryIO, size: int) -> None:
+    if not size:
+        raise MediaError(Reason.ZERO_LENGTH, f"{name}: 0 bytes")
+    riff, _, kind = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
+    if (riff, kind) != (b"RIFF", b"WAVE"):
+        return
+    # FFmpeg takes what there is of a wav that was cut; programs that write to a pipe declare a length near 2**31 or
+    # 2**32 because they do not know it.
+    while len(head := file.read(8)) == 8:
+        chunk, length = struct.unpack("<4sI", head)
+        left = size - file.tell()
+        if chunk == b"data" and left < length < 0x7FFF0000:
+            raise MediaError(Reason.TRUNCATED, f"{name}: declares {length} bytes of sound and holds {left}")
+        file.seek(length + length % 2, os.SEEK_CUR)
+
+
+@contextmanager
+def _fetched(address: str) -> Iterator[Source]:
+    import fsspec  # takes a tenth of a second, which most workers have no use for
+
+    name = redacted(address)
+    files, path = fsspec.core.url_to_fs(address)
+    size = _tried(name, lambda: files.info(path))["size"]
+    if size is not None and size > FETCHED:
+        open_parts = lambda: files.open(path, "rb")  # noqa: E731
+        with naming(name), open_parts() as file:
+            _check(name, file, size)
+        yield Source(name, open_parts)
+        return
+    with TemporaryFile() as file:
+        _tried(name, lambda: _copy(name, files, path, file))
+        file.seek(0)
+        _check(name, file, os.fstat(file.fileno()).st_size)
+        yield Source(name, lambda: f"/proc/self/fd/{file.fileno()}")
+
+
+def _copy(name: str, files: Any, path: str, file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+    with files.open(path, "rb", block_size=0) if _streams(files) else files.open(path, "rb") as remote:
+        while block := remote.read(_BLOCK):
+            if file.tell() + len(block) > FETCHED:
+                raise MediaError(
+                    Reason.UNREADABLE,
+                    f"{name}: holds more than {FETCHED} bytes, and its server neither says how many nor gives parts of "
+                    "it: fetch it beforehand",
+                )
+            file.write(block)
+    file.flush()
+
+
+def _streams(files: Any) -> bool:
+    """Whether a file system reads an object from its beginning in one request when it is asked for no blocks."""
+    return "http" in files.protocol
+
+
+def _tried(name: str, action: Callable[[], Result]) -> Result:
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except FileNotFoundError as error:
+            raise MediaError(Reason.MISSING, f"{name}: no such object") from error
+        except PermissionError as error:
+            raise MediaError(Reason.UNREADABLE, f"{name}: {redacted(str(error))}") from error
+        except MediaError:
+            raise
+        except Exception as error:  # each file system of fsspec has its own kinds
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            if attempt + 1 == ATTEMPTS:
+                text = redacted(f"{type(error).__name__}: {error}")
+                raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from error
+        time.sleep(PAUSE * 2**attempt)
+    raise AssertionError
