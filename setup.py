@@ -42,7 +42,7 @@ setup(
         "einops>=0.8",
         "numpy>=2.1,<3",
         "pillow>=10",
-        "av>=14",
+        "av>=17",
         "soxr>=0.5",
         "soundfile>=0.13",
         "tensorboard>=2.18",
@@ -56,6 +56,7 @@ setup(
         "flash": ["flash-attn>=2.8"],
         "fp8": ["torchao>=0.14"],
         "onnx": ["onnxruntime>=1.18"],
+        "s3": ["s3fs>=2024.6"],  # manifests that name media as s3://
         "dev": [
             "pytest>=8",
             "torchao>=0.14",
@@ -64,6 +65,7 @@ setup(
             "onnx>=1.16",
             "onnxruntime>=1.18",
             "moto[s3]>=5",
+            "s3fs>=2024.6",
             "flask>=3",
             "flask-cors>=5",
         ],

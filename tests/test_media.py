@@ -9,16 +9,14 @@ import pytest
 import soundfile
 
 from audiox_turbo.models.config import CodecConfig, VideoConfig
+from audiox_turbo.trainer.data import sound, source
 from audiox_turbo.trainer.data.media import frames_in, read_clips
 from audiox_turbo.trainer.data.source import MediaError, Reason
+from tests.media_files import CODED, encode, film, number_of, numbered_film, peak_hertz, sine, warble
 
 MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128)
 STEREO = CodecConfig("oobleck", sample_rate=44100, audio_channels=2, hop=2048, frames=10, channels=64)
 FRAMES = VideoConfig("frames", dim=64, image_rate=5.0, motion_rate=12.5, size=16, steps=32, pool=2)
-
-
-def sine(hertz=440.0, seconds=1.0, rate=44100, level=0.5):
-    return (level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
 
 
 def clips_of(path, codec=MONO, video=None, **segment):
@@ -30,22 +28,6 @@ def reason_of(path, **arguments):
         clips_of(path, **arguments)
     assert str(path) in str(caught.value)
     return caught.value.reason
-
-
-def peak_hertz(wave, rate, seconds):
-    part = wave[: int(rate * seconds)] * np.hanning(int(rate * seconds))
-    return np.abs(np.fft.rfft(part)).argmax() / seconds
-
-
-def encode(path, codec, wave, rate, layout="mono"):
-    """Writes wave (c, n) with one of FFmpeg's encoders."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=rate)
-        stream.layout = layout
-        frame = av.AudioFrame.from_ndarray(np.atleast_2d(wave), format="fltp", layout=layout)
-        frame.sample_rate = rate
-        for packet in (*stream.encode(frame), *stream.encode(None)):
-            container.mux(packet)
 
 
 @pytest.mark.parametrize(
@@ -217,27 +199,6 @@ def test_a_pipe_does_not_hang(tmp_path):
     assert reason_of(tmp_path / "pipe.wav") is Reason.UNREADABLE
 
 
-def film(path, seconds, rate=25, width=48, height=32, sound=None):
-    """A video whose frame i is grey with brightness 4·i, with the sound that is given."""
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 4_000_000
-        track = None
-        if sound is not None:
-            track = container.add_stream("aac", rate=44100)
-            track.layout = "mono"
-        for i in range(round(seconds * rate)):
-            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 4 * i, np.uint8), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-        if track is not None:
-            frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
-            frame.sample_rate = 44100
-            container.mux(track.encode(frame))
-            container.mux(track.encode(None))
-    return path
-
-
 def test_frames_are_picked_by_time(tmp_path):
     path = film(tmp_path / "a.mp4", 2.4, sound=sine(seconds=2.4))
     first, second = clips_of(path, video=path)
@@ -309,3 +270,112 @@ def test_the_share_that_ran_into_full_scale_is_known(tmp_path):
     flat = 1 - 2 * np.arcsin(1 / 1.5) / np.pi
     assert shares("cut.wav") == pytest.approx([flat] * len(shares("cut.wav")), abs=0.02)
     assert max(shares("whole.wav")) < 1e-3 and max(shares("low.wav")) == 0
+
+
+SEEN = VideoConfig("frames", dim=64, image_rate=5.0, motion_rate=25.0, size=CODED, steps=32, pool=2)
+EVEN = [i / 25 for i in range(150)]
+
+
+def shown(clip):
+    return [number_of(picture) for picture in clip.motion]
+
+
+@pytest.mark.parametrize(("late", "early"), [(0.5, 0.0), (0.0, 0.4)])
+def test_sound_and_pictures_of_one_file_keep_their_distance(tmp_path, late, early):
+    """Sound that begins `late` has silence before it; pictures that do have their first one."""
+    path = numbered_film(
+        tmp_path / "a.mkv", [early + t for t in EVEN], sound=[(late, sine(seconds=6))], sound_codec="pcm_s16le"
+    )
+    clip, second = list(read_clips(path, path, MONO, SEEN, end=4.1))[:2]
+    assert shown(clip) == [max(0, round((i / 25 - early) * 25)) for i in range(52)]
+    silent = np.abs(clip.wave[0, : max(0, round(late * 8000) - 80)])
+    assert silent.max(initial=0) < 1e-3 and np.abs(clip.wave[0, round(late * 8000) + 400 :][:800]).max() > 0.4
+    assert second.start == pytest.approx(2.048) and shown(second)[0] == round((2.048 - early) * 25)
+
+
+def test_sound_and_pictures_of_two_files_begin_together(tmp_path):
+    pictures = numbered_film(tmp_path / "b.ts", [1.4 + t for t in EVEN], "mpeg2video")
+    encode(tmp_path / "a.ts", "mp2", sine(seconds=6), 44100)
+    (clip,) = read_clips(tmp_path / "a.ts", pictures, MONO, SEEN, end=2.0)
+    assert shown(clip) == list(range(52)) and np.abs(clip.wave[0, 400:800]).max() > 0.4
+
+
+def test_sound_with_a_still_picture(tmp_path):
+    soundfile.write(tmp_path / "a.wav", sine(seconds=5), 44100)
+    still = numbered_film(tmp_path / "a.mp4", [0.0])
+    for segment in ({}, {"start": 3.0}):
+        for clip in read_clips(tmp_path / "a.wav", still, MONO, SEEN, **segment):
+            assert shown(clip) == [0] * 52
+
+
+def test_pictures_that_are_missing_at_the_beginning(tmp_path):
+    path = numbered_film(tmp_path / "a.mkv", [2.0 + t for t in EVEN], sound=[(0.0, sine(seconds=6))])
+    with pytest.raises(MediaError, match=r"the pictures begin at 2\.0\d s, asked for from 0\.\d\d s on") as caught:
+        list(read_clips(path, path, MONO, SEEN))
+    assert caught.value.reason is Reason.TRUNCATED
+    assert shown(next(read_clips(path, path, MONO, SEEN, start=2.02)))[:10] == list(range(10))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate", "exact"),
+    [
+        ("a.mp4", "aac", 44100, 1e-5),
+        ("a.mp4", "ac3", 48000, 1e-3),
+        ("a.mp4", "libmp3lame", 44100, 1e-5),
+        ("a.mov", "alac", 44100, 0),
+        ("a.ts", "aac", 44100, 1e-5),
+        ("a.ogg", "libopus", 48000, 1e-5),
+        ("a.webm", "libopus", 48000, 1e-5),
+        ("a.mkv", "aac", 44100, None),  # time stamps rounded to milliseconds
+        ("a.flac", "flac", 44100, 0),
+        ("a.wav", "pcm_s16le", 44100, 0),
+        ("a.aiff", "pcm_s16be", 44100, 0),
+        ("a.mp3", "libmp3lame", 44100, 1e-5),
+        ("a.aac", "aac", 44100, 1e-4),
+        ("a.avi", "mp2", 44100, 1e-4),
+    ],
+)
+def test_a_segment_is_what_decoding_everything_gives(tmp_path, monkeypatch, name, codec, rate, exact):
+    path = tmp_path / name
+    encode(path, codec, warble(12, rate), rate)
+    decoded = []
+    converted = sound._Track.converted
+    monkeypatch.setattr(sound._Track, "converted", lambda *a: decoded.append(1) or converted(*a))
+    begins = (0.7, 5.013, 9.9)
+
+    def read():
+        decoded.clear()
+        return [next(read_clips(path, None, STEREO, FRAMES, begin, begin + 0.4)).wave[0] for begin in begins]
+
+    quick, few = read(), len(decoded)
+    monkeypatch.setattr(source, "_SEEKABLE", set())
+    monkeypatch.setattr(sound, "PREROLL", 99)
+    slow = read()
+    assert few < 0.7 * len(decoded), "what lies far before a segment is not decoded"
+    for one, other in zip(quick, slow, strict=True):
+        if exact is None:
+            lags = [np.abs(one[50 + lag : 15_000 + lag] - other[50:15_000]).max() for lag in range(-45, 46)]
+            assert min(lags) < 1e-4, "the same sound, at most a millisecond beside it"
+        else:
+            assert np.abs(one - other).max() <= exact
+
+
+def test_sound_that_is_missing_beside_pictures(tmp_path):
+    """Everything after it would be heard too early."""
+    parts = [(0.0, sine(seconds=3)), (3.4, sine(seconds=2.6))]
+    path = numbered_film(tmp_path / "a.mkv", EVEN, sound=parts, sound_codec="pcm_s16le")
+    with pytest.raises(MediaError, match=r"time stamps of the sound jump from 3\.00 s to 3\.40 s") as caught:
+        list(read_clips(path, path, MONO, SEEN))
+    assert caught.value.reason is Reason.GAP
+    assert list(read_clips(path, path, MONO, SEEN, end=2.5)), "before it, nothing is missing"
+    after = next(read_clips(path, path, MONO, SEEN, start=4.0))
+    assert shown(after)[0] == 100
+    assert len(list(read_clips(path, None, MONO, SEEN))) == 3, "sound alone is taken as it is"
+
+
+def test_more_threads_give_the_same_pictures(tmp_path):
+    path = numbered_film(tmp_path / "a.mp4", EVEN, sound=[(0.0, sine(seconds=6))])
+    one, two = (list(read_clips(path, path, MONO, SEEN, threads=threads)) for threads in (1, 2))
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_array_equal(a.motion, b.motion)
+        np.testing.assert_array_equal(a.wave, b.wave)

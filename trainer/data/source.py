@@ -192,20 +192,22 @@ def _streams(files: Any) -> bool:
 
 
 def _tried(name: str, action: Callable[[], Result]) -> Result:
+    """The result of an action that may fail for a moment. Raises MediaError, or OSError where the disk is full."""
     for attempt in range(ATTEMPTS):
         try:
             return action()
-        except FileNotFoundError as error:
-            raise MediaError(Reason.MISSING, f"{name}: no such object") from error
-        except PermissionError as error:
-            raise MediaError(Reason.UNREADABLE, f"{name}: {redacted(str(error))}") from error
         except MediaError:
             raise
         except Exception as error:  # each file system of fsspec has its own kinds
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            if attempt + 1 == ATTEMPTS:
-                text = redacted(f"{type(error).__name__}: {error}")
-                raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from error
-        time.sleep(PAUSE * 2**attempt)
-    raise AssertionError
+            problem: BaseException = error
+        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise problem
+        if isinstance(problem, FileNotFoundError):
+            # That of HTTP says so of every failure, and has the true one as its cause.
+            problem = problem.__cause__ or problem
+            if isinstance(problem, FileNotFoundError) or getattr(problem, "status", 0) in (404, 410):
+                raise MediaError(Reason.MISSING, f"{name}: no such object") from problem
+        if attempt + 1 < ATTEMPTS:
+            time.sleep(PAUSE * 2**attempt)
+    text = redacted(f"{type(problem).__name__}: {problem}")
+    raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from problem

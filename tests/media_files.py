@@ -1,0 +1,108 @@
+"""Sounds and films whose every moment is known, written with PyAV."""
+
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+CODED = 48  # pixels a side of a film whose pictures are numbered
+
+
+def sine(hertz=440.0, seconds=1.0, rate=44100, level=0.5):
+    return (level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)).astype(np.float32)
+
+
+def peak_hertz(wave, rate, seconds):
+    part = wave[: int(rate * seconds)] * np.hanning(int(rate * seconds))
+    return np.abs(np.fft.rfft(part)).argmax() / seconds
+
+
+def encode(path, codec, wave, rate, layout="mono"):
+    """Writes wave (c, n) with one of FFmpeg's encoders."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.layout = layout
+        frame = av.AudioFrame.from_ndarray(np.atleast_2d(wave), format="fltp", layout=layout)
+        frame.sample_rate = rate
+        for packet in (*stream.encode(frame), *stream.encode(None)):
+            container.mux(packet)
+
+
+def film(path, seconds, rate=25, width=48, height=32, sound=None):
+    """A video whose frame i is grey with brightness 4·i, with the sound that is given."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height, stream.pix_fmt, stream.bit_rate = width, height, "yuv420p", 4_000_000
+        track = None
+        if sound is not None:
+            track = container.add_stream("aac", rate=44100)
+            track.layout = "mono"
+        for i in range(round(seconds * rate)):
+            frame = av.VideoFrame.from_ndarray(np.full((height, width, 3), 4 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if track is not None:
+            frame = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+            frame.sample_rate = 44100
+            container.mux(track.encode(frame))
+            container.mux(track.encode(None))
+    return path
+
+
+def warble(seconds: float, rate: int = 44100) -> np.ndarray:
+    """(n,): a tone that never sounds the same twice, and that every codec keeps."""
+    steps = np.random.default_rng(0).uniform(200, 3000, round(seconds * 10) + 2)
+    times = np.arange(round(seconds * rate)) / rate
+    hertz = np.interp(times, np.arange(steps.size) / 10, steps)
+    return (0.3 * np.sin(2 * np.pi * np.cumsum(hertz) / rate)).astype(np.float32)
+
+
+def numbered(number: int) -> av.VideoFrame:
+    """A picture in which nine squares, black or white, are the bits of its number."""
+    bits = (number >> np.arange(9).reshape(3, 3)) & 1
+    grey = np.kron(bits, np.ones((16, 16))) * 255
+    return av.VideoFrame.from_ndarray(np.repeat(grey[..., None], 3, 2).astype(np.uint8), format="rgb24")
+
+
+def number_of(picture: np.ndarray) -> int:
+    """Of a picture (3, CODED, CODED)."""
+    bits = picture[1, 8::16, 8::16] > 127
+    return int((bits.ravel() << np.arange(9)).sum())
+
+
+def numbered_film(
+    path: Path,
+    times: Iterable[float],
+    codec: str = "libx264",
+    options: dict[str, str] | None = None,
+    sound: Iterable[tuple[float, np.ndarray]] = (),
+    sound_codec: str = "aac",
+    unit: Fraction = Fraction(1, 25),
+    **stream_settings: Any,
+) -> Path:
+    """Picture i is shown from times[i] on, in seconds, rounded to `unit`.
+
+    sound: when a stretch of it begins, and what it is, (n,) at 44.1 kHz.
+    """
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25, options=options or {})
+        stream.width, stream.height, stream.pix_fmt = CODED, CODED, "yuv420p"
+        stream.codec_context.time_base = stream.time_base = unit
+        for name, value in stream_settings.items():
+            setattr(stream.codec_context, name, value)
+        track = container.add_stream(sound_codec, rate=44100, layout="mono") if sound else None
+        for i, time in enumerate(times):
+            frame = numbered(i)
+            frame.pts, frame.time_base = round(time / unit), unit
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        for begin, wave in sound:
+            frame = av.AudioFrame.from_ndarray(wave[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.pts, frame.time_base = 44100, round(begin * 44100), Fraction(1, 44100)
+            container.mux(track.encode(frame))
+        if track is not None:
+            container.mux(track.encode(None))
+    return path
