@@ -2,14 +2,19 @@
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
+from audiox_turbo.trainer import command
+from audiox_turbo.trainer.data import manifest_commands
+
 EPILOG = """examples:
+  python launch/prepare.py scan recordings --out clips.jsonl
   python launch/prepare.py scenes --out data/scenes --clips 4000
   python launch/prepare.py files --manifest clips.jsonl --config configs/tiny.json --out data/mine
 
-Both write the folders OUT/audio and OUT/music, each a stream for a run's configuration. OUT appears when everything is
-written and has been read back; a run that fails leaves nothing under that name."""
+`scenes` and `files` write the folders OUT/audio and OUT/music, each a stream for a run's configuration. OUT appears
+when everything is written and has been read back; a run that fails leaves nothing under that name."""
 
 FILES = """a manifest has one JSON object a line:
   {"audio": "wav/0001.wav", "captions": ["a dog barks twice"], "category": {"dog": 2}}
@@ -48,12 +53,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             default=len(os.sched_getaffinity(0)),
             help="processes; the result does not depend on it (default: one a core, here %(default)s)",
         )
+    manifest_commands.add(kinds)
     return parser.parse_args(arguments)
 
 
 def main() -> None:
     """Exits with 0 when at least one clip was written, and otherwise with a sentence that says why not."""
     args = parse()
+    if hasattr(args, "act"):
+        sys.exit(command.exit_code(lambda: args.act(args)))
     # Worker processes import this file again; what only the parent needs (mosaicml-streaming takes seconds) is in here.
     from audiox_turbo.trainer.config import load_config
     from audiox_turbo.trainer.data.prepare import prepare_files, prepare_scenes

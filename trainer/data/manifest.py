@@ -84,6 +84,11 @@ def read_entry(path: Path, line: int, text: bytes) -> Entry:
             f"{where}: {text[:80]!r} is a {type(raw).__name__}; expected an object such as "
             '{"audio": "a.wav", "captions": ["a dog barks"]}'
         )
+    return entry_of(where, path.parent, line, raw)
+
+
+def entry_of(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Entry:
+    """What an object says, with its relative paths in `folder`; raises ValueError that begins with `where`."""
     values: dict[str, Any] = {}
     extra: dict[str, Any] = {}
     for key, value in raw.items():
@@ -94,7 +99,7 @@ def read_entry(path: Path, line: int, text: bytes) -> Entry:
             raise ValueError(f"{where}: key {key!r}; did you mean {'SED' if like[0] == 'sed' else like[0]!r}?")
         else:
             extra[key] = value
-    return _assembled(where, path.parent, line, values, extra)
+    return _assembled(where, folder, line, values, extra)
 
 
 def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extra: dict[str, Any]) -> Entry:
