@@ -71,3 +71,23 @@ def save_synchformer(folder: Path, config: SynchformerConfig = SYNCHFORMER) -> P
 def random_frames(*shape: int, seed: int = 0) -> torch.Tensor:
     """Pixels (…, 3, size, size) uint8."""
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+def save_all(folder: Path) -> list[str]:
+    """Weights of all four, and what sets a configuration of `tests/small.py` to them: clips of 1.024 s."""
+    torch.manual_seed(0)
+    places = {
+        "t5": save_t5(folder / "t5"),
+        "clip": save_clip(folder / "clip"),
+        "oobleck": save_oobleck(folder / "stable-audio"),
+        "synchformer": save_synchformer(folder / "synchformer"),
+    }
+    codec = {"sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 32, "channels": 4}
+    rates = {"image_rate": 5, "motion_rate": 25, "size": 32, "steps": 16, "pool": 2}
+    weights = {"image_weights": str(places["clip"]), "motion_weights": str(places["synchformer"])}
+    sections = {
+        "codec": {"kind": "oobleck", **codec, "weights": str(places["oobleck"])},
+        "text": {"kind": "t5", "dim": 32, "max_tokens": 64, "round_to": 32, "weights": str(places["t5"])},
+        "video": {"kind": "clip_sync", "dim": 32, **rates, **weights},
+    }
+    return [f"model.{name}={json.dumps(section)}" for name, section in sections.items()]
