@@ -6,6 +6,7 @@ examples:
   deepspeed --num_gpus 2 launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
+  python launch/bench.py encode --config configs/2p7b.json --random-weights
 """
 
 import argparse
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 
-from audiox_turbo.trainer import command
+from audiox_turbo.trainer import bench_encode, command
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.distill_config import load_distill_config
 
@@ -37,13 +38,17 @@ def parse() -> argparse.Namespace:
     train.add_argument("--inner", type=int, default=5, help="steps in a turn (default: 5)")
     distill = commands.add_parser("distill", help="a round of distillation against its parts timed alone")
     infer = commands.add_parser("infer", help="making latents: a student's 4 steps and a teacher's guided ones")
-    infer.add_argument("--batch", type=int, default=1, help="clips (default: 1)")
     infer.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
     infer.add_argument("--steps", nargs="+", type=int, default=[50], help="of the guided teacher (default: 50)")
     data = commands.add_parser("data", help="reading warm shards of the model's schema")
     data.add_argument("--samples", type=int, default=1024, help="that are made for it (default: 1024)")
     data.add_argument("--folder", type=Path, help="where they are put for the time being (default: the system's)")
-    for kind in (kernels, train, distill, infer, data):
+    encode = commands.add_parser("encode", help="features of clips by the frozen encoders, part by part")
+    encode.add_argument("--random-weights", action="store_true", help="networks of the configured sizes; reads none")
+    encode.add_argument("--media", type=Path, help="a video with sound: how fast it is decoded and cut")
+    for kind, clips in ((infer, 1), (encode, 4)):
+        kind.add_argument("--batch", type=int, default=clips, help=f"clips together (default: {clips})")
+    for kind in (kernels, train, distill, infer, data, encode):
         command.add_config(kind)
         kind.add_argument("--rounds", type=int, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
@@ -119,7 +124,13 @@ def run_data(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-RUN = {"kernels": run_kernels, "train": run_train, "distill": run_distill, "infer": run_infer, "data": run_data}
+def run_encode(a: argparse.Namespace) -> dict[str, Any]:
+    result = bench_encode.encode(load_config(a.config, a.set), a.random_weights, a.batch, a.rounds, a.media)
+    print(*bench_encode.table(result), sep="\n")
+    return result
+
+
+RUN = dict(kernels=run_kernels, train=run_train, distill=run_distill, infer=run_infer, data=run_data, encode=run_encode)
 
 
 def main() -> int:

@@ -1,9 +1,11 @@
-"""Folders of encoder weights as they are released, random and small, but of the true architectures."""
+"""Folders of encoder weights as they are released, random and small, but of the true architectures; frames, a film."""
 
 import json
 from dataclasses import asdict
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -91,3 +93,22 @@ def save_all(folder: Path) -> list[str]:
         "video": {"kind": "clip_sync", "dim": 32, **rates, **weights},
     }
     return [f"model.{name}={json.dumps(section)}" for name, section in sections.items()]
+
+
+def film(path, seconds, rate=16000, size=48):
+    """A video with sound: a square that wanders at 25 frames a second, over a rising tone."""
+    times = np.arange(round(seconds * rate)) / rate
+    tone = (0.3 * np.sin(2 * np.pi * (300 + 100 * times) * times)).astype(np.float32)
+    with av.open(str(path), "w") as container:
+        pictures, sound = container.add_stream("mpeg4", rate=25), container.add_stream("aac", rate=rate)
+        pictures.width = pictures.height = size
+        pictures.pix_fmt, sound.layout = "yuv420p", "mono"
+        for i in range(round(seconds * 25)):
+            picture = np.full((size, size, 3), 40, np.uint8)
+            picture[i % 30 : i % 30 + 12, 10:30] = (200, 120, 7 * i % 250)
+            container.mux(pictures.encode(av.VideoFrame.from_ndarray(picture, "rgb24")))
+        frame = av.AudioFrame.from_ndarray(tone[None], "fltp", "mono")
+        frame.sample_rate = rate
+        container.mux(sound.encode(frame))
+        container.mux(pictures.encode(None))
+        container.mux(sound.encode(None))

@@ -61,7 +61,7 @@ class T5TextEncoder:
     @torch.no_grad()  # not inference_mode: what trains on the features saves them for its backward pass
     def features(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Word pieces (B, T) and their numbers (B,) -> (B, T, D) float32."""
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(self.runtime.device)
+        mask = (torch.arange(ids.shape[1], device=lengths.device) < lengths[:, None]).to(self.runtime.device)
         with self.runtime.autocast():
             hidden = self.model(input_ids=ids.to(self.runtime.device), attention_mask=mask.long()).last_hidden_state
         return hidden.float() * mask.unsqueeze(-1)
