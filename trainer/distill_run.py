@@ -77,7 +77,7 @@ def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
     where they are not those that were exported.
     """
     teacher = load_weights(folder)
-    theirs, ours = strict.to_dict(teacher.config), strict.to_dict(config.model)
+    theirs, ours = (run.without_places(strict.to_dict(model)) for model in (teacher.config, config.model))
     if theirs != ours:
         where, a, b = run.difference("model", theirs, ours)
         raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")

@@ -17,8 +17,8 @@ FRAMES = 256  # that are encoded together: 13,000 tokens of ViT-B/32, 0.5 GB of 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenAI trained on, by channel
 STD = (0.26862954, 0.26130258, 0.27577711)
 REMEDY = (
-    "give a folder with config.json and model.safetensors, made on a machine with a network by "
-    "`hf download openai/clip-vit-base-patch32 --local-dir weights/clip` (docs/encoders.md)"
+    "give a folder with config.json and model.safetensors, made from the files of openai/clip-vit-base-patch32 by "
+    "`python launch/convert.py pytorch_model.bin --encoder clip --out weights/clip` (docs/encoders.md)"
 )
 
 
