@@ -114,6 +114,8 @@ def run(a: argparse.Namespace) -> None:
     print(f"{a.weights}: {prompt.kind} of “{prompt.words}”; {how}, {where}")
     if prompt.mixed:
         print("a given sound and a video together are none of the eight tasks of training; one may be followed less")
+    if int(generator.encode_text([prompt.words])[1]) == (limit := generator.model.config.text.max_tokens):
+        print(f"the text fills the {limit} tokens that these weights read; what goes beyond is not heard")
     made = produce(generator, a.jobs, a.batch, tell=_tell)
     for _, error in made.failures:
         raise error

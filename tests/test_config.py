@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from audiox_turbo.models import strict
+from audiox_turbo.trainer.command import exit_code
 from audiox_turbo.trainer.config import RunConfig, apply_override, check_ranks, load_config
 from audiox_turbo.trainer.run import write_config
 from tests.small import ROOT, small_config, small_json
@@ -328,3 +329,8 @@ def test_a_launch_as_a_user_does_it(scenes, tmp_path):
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path}/run.json: optimizer.lr: 0.0 must be above 0\n"
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_is_not_there_is_named_without_an_error_number(capsys):
+    assert exit_code(lambda: print(open("nowhere.json"))) == 1
+    assert capsys.readouterr().err == "error: nowhere.json: no such file or directory\n"

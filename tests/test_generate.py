@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from audiox_turbo.launch.generate import main
 from audiox_turbo.models.audiox import SamplingConfig
@@ -95,12 +96,14 @@ def test_generate_makes_the_same_sound_again(generate, weights, tmp_path):
     common = ("--weights", weights, "--text", "a bell", "--steps", 2)
     first = generate(*common, "--out", tmp_path / "a.wav", "--seed", 4)
     assert first.code == 0, first.err
-    assert "a.wav: 2.048 s" in first.out and "2 steps" in first.out
+    assert "a.wav: 2.048 s" in first.out and "2 steps" in first.out and "not heard" not in first.out
     again = generate(*common, "--out", tmp_path / "b.wav", "--seed", 3, "--count", 2)
     assert again.code == 0, again.err
     waves = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b-1.wav", "b-2.wav")]
     assert np.array_equal(waves[0], waves[2]) and not np.array_equal(waves[0], waves[1])
     assert len(waves[0]) == 16384
+    long = generate(*common, "--text", "a bell and " * 20, "--out", tmp_path / "a.wav", "--force")
+    assert long.code == 0 and "fills the 24 tokens that these weights read" in long.out, long.err
     refused = generate(*common, "--out", tmp_path / "a.wav")
     assert refused.code == 2 and "--force" in refused.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.wav", "b-1.wav", "b-2.wav"]
@@ -141,6 +144,16 @@ def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
     (tmp_path / "0004.wav").write_text("mine")
     with pytest.raises(ValueError, match=r"line 4: .*0004.wav exists and is not in"):
         left(jobs("a bell", "a kick", "a dog", "a siren"))
+
+
+def test_a_full_gpu_says_what_to_do(generator, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("audiox_turbo.trainer.production.make", full)
+    jobs = jobs_of([(i, Prompt(text="a bell")) for i in range(3)], tmp_path, 1)
+    with pytest.raises(ValueError, match=r"does not hold 2 sound\(s\) at a time; give a smaller --batch"):
+        produce(generator, jobs, 2)
 
 
 @pytest.mark.slow

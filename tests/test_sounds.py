@@ -7,18 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import soxr
 import torch
 
 from audiox_turbo.models.audiox import SamplingConfig
 from audiox_turbo.trainer.data.captions import TASK_TEXT
 from audiox_turbo.trainer.generator import Generator
 from audiox_turbo.trainer.given import video_windows
+from audiox_turbo.trainer.mux import write
 from audiox_turbo.trainer.prompts import Prompt
 from audiox_turbo.trainer.request import Request, joined
 from audiox_turbo.trainer.sounds import Sound, make, sampling_of
 from tests.encoder_weights import save_clip, save_oobleck, save_synchformer, save_t5
 from tests.models import random_weights
-from tests.videos import write_media
+from tests.videos import contents, wandering, write_media
 
 CLIP = 16_384  # samples of the small model's clip, 2.048 s at 8 kHz: 8 latent frames, of which 2 overlap
 
@@ -135,6 +137,18 @@ def test_a_mended_sound_is_the_given_one_outside_the_hole(generator, media):
     assert not np.isclose(wave[begin:end], given[begin:end], atol=1e-4).mean() > 0.5
     at_the_end = sound(generator, audio=media / "short.wav", mask="0.8-1.0")
     assert at_the_end.wave.shape == (1, 8000) and at_the_end.starts == [0]
+
+
+def test_a_videos_own_sound_stays_where_it_is_beside_the_pictures(generator, tmp_path):
+    wandering(tmp_path / "a.mkv", 3.0, late=0.6)
+    mended = sound(generator, video=tmp_path / "a.mkv", audio=tmp_path / "a.mkv", mask="2.3-2.4")
+    write(tmp_path / "b.mkv", mended.wave, 8000, tmp_path / "a.mkv", mended.prompt.start)
+    given, made = contents(tmp_path / "a.mkv"), contents(tmp_path / "b.mkv")
+    assert given.begins > 0.5 and np.allclose(made.times, given.times, atol=1e-3)
+    assert np.abs(made.sound[0, :4000]).max() < 0.01
+    heard = soxr.resample(given.sound[0], 44_100, 8000)[: 8000 - 800]  # of what begins at 0.6 s, before the hole
+    begin = round(8000 * given.begins)
+    assert np.corrcoef(heard, made.sound[0, begin : begin + len(heard)])[0, 1] > 0.95
 
 
 def test_a_continued_sound_begins_as_it_was_given(generator, media):

@@ -2,39 +2,21 @@
 
 import struct
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
 import soundfile
 
-RATE = 25  # pictures a second
+from tests.media_files import numbered_film, warble
 
 
-def write_video(path: Path, seconds: float, codec: str = "mpeg4", sound: np.ndarray | None = None) -> None:
-    """A bright square that wanders over a dark ground; `sound` (n,) at 8 kHz beside it."""
-    size = 48
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=RATE)
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        if codec == "mpeg4":
-            stream.codec_context.max_b_frames = 2
-        track = None if sound is None else container.add_stream("aac", rate=8000, layout="mono")
-        for i in range(round(seconds * RATE)):
-            picture = np.full((size, size, 3), 20, np.uint8)
-            left = (3 * i) % (size - 12)
-            picture[8:20, left : left + 12] = (240, 60 + i, 60)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = i, Fraction(1, RATE)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-        if track is not None:
-            frame = av.AudioFrame.from_ndarray(sound.astype(np.float32)[None], format="fltp", layout="mono")
-            frame.sample_rate, frame.pts, frame.time_base = 8000, 0, Fraction(1, 8000)
-            container.mux(track.encode(frame))
-            container.mux(track.encode(None))
+def wandering(path: Path, seconds: float, codec: str = "mpeg4", late: float | None = 0.0) -> Path:
+    """A film at 25 pictures a second, of which some come before those that they build on, and a warble beside it that
+    begins `late` seconds after it, or none."""
+    settings = {"max_b_frames": 2} if codec == "mpeg4" else {}
+    sound = () if late is None else [(late, warble(seconds - late))]
+    return numbered_film(path, np.arange(round(25 * seconds)) / 25, codec, sound=sound, **settings)
 
 
 def turn(path: Path) -> None:
@@ -54,6 +36,7 @@ class Contents:
     times: np.ndarray  # of the pictures, in seconds
     rotation: int
     pictures: list[bytes]
+    file_begins: float  # time stamp of the earliest track
     begins: float  # time stamp of the first sound
     sound: np.ndarray  # (c, n)
     rate: int
@@ -64,6 +47,7 @@ def contents(path: Path) -> Contents:
         packets = [bytes(packet) for packet in container.demux(container.streams.video[0]) if packet.size]
     with av.open(str(path)) as container:
         frames = list(container.decode(container.streams.video[0]))
+        file_begins = container.start_time / av.time_base
     sounds = []
     with av.open(str(path)) as container:
         if container.streams.audio:
@@ -73,6 +57,7 @@ def contents(path: Path) -> Contents:
         np.array([frame.time for frame in frames]),
         frames[0].rotation,
         [frame.to_ndarray(format="rgb24").tobytes() for frame in frames],
+        file_begins,
         sounds[0].time if sounds else 0.0,
         np.concatenate([frame.to_ndarray() for frame in sounds], axis=1) if sounds else np.zeros((1, 0)),
         sounds[0].sample_rate if sounds else 0,
@@ -85,7 +70,7 @@ def write_media(folder: Path) -> Path:
     for name, seconds in (("short.wav", 1.0), ("clip.wav", 2.048), ("long.wav", 7.0)):
         soundfile.write(folder / name, 0.2 * rng.standard_normal(round(8000 * seconds)), 8000)
     soundfile.write(folder / "other_rate.wav", 0.2 * rng.standard_normal((22050, 2)), 22050)
-    write_video(folder / "short.mp4", 1.2, sound=0.1 * rng.standard_normal(9600))
-    write_video(folder / "long.mp4", 5.0, sound=0.1 * rng.standard_normal(40_000))
-    write_video(folder / "still.mp4", 0.04)
+    for name, seconds in (("short.mp4", 1.2), ("long.mp4", 5.0)):
+        wandering(folder / name, seconds)
+    wandering(folder / "still.mp4", 0.04, late=None)
     return folder

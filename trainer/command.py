@@ -64,12 +64,19 @@ def code_of(error: BaseException) -> ExitCode:
     return ExitCode(getattr(error, "exit_code", ExitCode.FAILED))
 
 
+def message(error: BaseException) -> str:
+    """What the system says of a file begins with the file's name, without the number of the error."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror.lower()}"
+    return str(error)
+
+
 def exit_code(act: Callable[[], None]) -> int:
     """Carry a command out: 0, or another `ExitCode` after a sentence for what a user can mend."""
     try:
         act()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {redacted(str(error))}", file=sys.stderr)
+        print(f"error: {redacted(message(error))}", file=sys.stderr)
         return code_of(error)
     except Exception as stopped:
         if code_of(stopped) is not ExitCode.STOPPED:

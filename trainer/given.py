@@ -91,8 +91,8 @@ def span_of(path: Path) -> VideoSpan:
 
 
 def video_windows(path: Path, config: ModelConfig, encode: VideoEncoder, begins: Sequence[float]) -> Iterator[Tensor]:
-    """Features (S, D) float16 of clips of a video that begin at these times, in seconds by the file's time stamps and
-    ascending; they may overlap, and the file is read once. Its last picture stands for what is missing.
+    """Features (S, D) float16 of clips of a video that begin at these times, in seconds after the file's beginning and
+    ascending; they may overlap, and the file is read once. The nearest picture stands for what is missing.
 
     Raises:
         ValueError: the file cannot be read or holds no pictures.
@@ -103,7 +103,7 @@ def video_windows(path: Path, config: ModelConfig, encode: VideoEncoder, begins:
         for rate in (config.video.image_rate, config.video.motion_rate)
     )
     try:
-        with FrameReader(path, config.video.size) as reader:
+        with FrameReader(path, config.video.size, start=begins[0], threads=0) as reader:
             held: dict[float, np.ndarray] = {}
             for i, begin in enumerate(begins):
                 end = begin + config.codec.seconds
@@ -111,7 +111,7 @@ def video_windows(path: Path, config: ModelConfig, encode: VideoEncoder, begins:
                 clips = [b for b in begins[i:] if b < end]
                 times = {float(b + t) for b in clips for t in (*images, *motion) if b + t < end}
                 missing = sorted(times - held.keys())
-                held |= zip(missing, reader.nearest(missing), strict=True)
+                held |= zip(missing, reader.nearest([reader.begin + t for t in missing]), strict=True)
                 shown = [np.stack([held[float(begin + t)] for t in kind])[None] for kind in (images, motion)]
                 yield _features(encode, torch.from_numpy(shown[0]), torch.from_numpy(shown[1]), nearest)
                 held = {t: picture for t, picture in held.items() if len(clips) > 1 and t >= clips[1]}

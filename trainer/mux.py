@@ -19,6 +19,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from .data.source import begin_of
+
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds to import, and `check` does without
 
@@ -71,7 +73,7 @@ def check(out: Path, video: Path | None) -> None:
 def write(out: Path | str, wave: "Tensor", rate: int, video: Path | str | None = None, start: float = 0.0) -> None:
     """A wave (c, n) in [-1, 1] at `rate` Hz to `out`, in what its ending says; the file appears whole or not at all.
 
-    With a container the video's pictures are copied packet by packet, not encoded; the first one stands at time 0. The
+    With a container the video's pictures are copied packet by packet, not encoded, and the file begins at time 0. The
     sound, AAC or in webm Opus, begins `start` seconds later, after silence, and takes the place of the video's own.
 
     Raises:
@@ -107,14 +109,14 @@ def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str)
         copied = made.add_stream_from_template(pictures, opaque=True)
         made.metadata.update(given.metadata)
         encoded = deque(_encode(made, wave, rate, coding))
-        first = pictures.start_time or 0
+        begin = round(begin_of(given) / (pictures.time_base or 1))
         for packet in given.demux(pictures):
             if not packet.size:
                 continue
             if packet.pts is not None:
-                packet.pts -= first
+                packet.pts -= begin
             if packet.dts is not None:
-                packet.dts -= first
+                packet.dts -= begin
             while encoded and _time(encoded[0]) <= _time(packet):
                 made.mux(encoded.popleft())
             packet.stream = copied

@@ -43,19 +43,13 @@ class Manifest:
     def __init__(self, folder: Path, weights: Path, own: SamplingConfig) -> None:
         """`own` is the sampling of the weights."""
         self.path, self.folder, self.weights, self.own = folder / MANIFEST, folder, weights, own
-        self.entries: dict[str, dict[str, Any]] = {}
-        for line in self.path.read_text().splitlines() if self.path.exists() else ():
-            try:
-                entry = json.loads(line)
-                self.entries[entry["file"]] = entry
-            except (ValueError, KeyError, TypeError):
-                continue  # cut when its process was killed; that sound is then not finished either
+        self.entries = self._read()
 
     def tidy(self) -> None:
         """One line for each sound that is there."""
-        kept = [entry for name, entry in self.entries.items() if (self.folder / name).exists()]
-        if kept or self.path.exists():
-            write_text(self.path, "".join(_line(entry) for entry in kept))
+        self.entries = {name: e for name, e in self._read().items() if (self.folder / name).exists()}
+        if self.path.exists():
+            write_text(self.path, "".join(_line(entry) for entry in self.entries.values()))
 
     def finished(self, job: Job) -> bool:
         """Raises ValueError where the job's file is there and was made from something else."""
@@ -88,10 +82,20 @@ class Manifest:
     def add(self, job: Job, seconds: float) -> None:
         """Before the file appears: one that is there has its line."""
         entry = self.entry(job) | {"seconds": round(seconds, 3)}
-        self.entries[entry["file"]] = entry
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:
             file.write(_line(entry))
+
+    def _read(self) -> dict[str, dict[str, Any]]:
+        """By file; of several lines the last one."""
+        entries = {}
+        for line in self.path.read_text().splitlines() if self.path.exists() else ():
+            try:
+                entry = json.loads(line)
+                entries[entry["file"]] = entry
+            except (ValueError, KeyError, TypeError):
+                continue  # cut when its process was killed; that sound is then not finished either
+        return entries
 
     def _name(self, job: Job) -> str:
         return os.path.relpath(job.out, self.folder)

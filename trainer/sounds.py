@@ -129,7 +129,7 @@ class Sound:
             return self.given.wave.shape[1]
         seconds = self.prompt.seconds
         if seconds is None and self._span and self._span.count > 1:  # a still picture serves a sound of any length
-            seconds = self._span.end - self._span.start - self.prompt.start
+            seconds = self._span.seconds - self.prompt.start
             if seconds <= 0:
                 raise ValueError(
                     f"start: {self.prompt.start:g}; {self.prompt.video} lasts {seconds + self.prompt.start:.2f} s"
@@ -147,12 +147,12 @@ class Sound:
         if path is None or span is None:
             return None
         last = start + min(self.seconds, (self.starts[-1] + self.codec.frames) / self.codec.rate)
-        if span.count > 1 and last > span.end - span.start + VIDEO_SLACK:
+        if span.count > 1 and last > span.seconds + VIDEO_SLACK:
             raise ValueError(
-                f"video: {path} lasts {span.end - span.start:.2f} s, the sound would go on to {last:.2f} s of it; ask "
+                f"video: {path} lasts {span.seconds:.2f} s, the sound would go on to {last:.2f} s of it; ask "
                 f"for a shorter one with seconds, or an earlier start"
             )
-        begins = [span.start + start + first / self.codec.rate for first in self.starts]
+        begins = [start + first / self.codec.rate for first in self.starts]
         return video_windows(Path(path), self.config, generator.encode_video, begins)
 
 

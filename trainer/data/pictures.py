@@ -24,11 +24,17 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """How long the pictures of a file last."""
+    """How long the pictures of a file last: time stamps in seconds."""
 
-    start: float  # seconds: time stamp of the first picture
-    end: float  # seconds: where the last one ends
+    begin: float  # at which the file begins
+    start: float  # of the first picture
+    end: float  # at which the last one ends
     count: int
+
+    @property
+    def seconds(self) -> float:
+        """From the file's beginning to the end of its pictures."""
+        return self.end - self.begin
 
 
 def video_span(location: Path | str) -> VideoSpan:
@@ -41,12 +47,13 @@ def video_span(location: Path | str) -> VideoSpan:
         stream = _pictures(source.name, container)
         unit, frame = float(stream.time_base or 0), 1 / float(stream.average_rate or 25)
         packets = [(p.pts * unit, p.duration) for p in container.demux(stream) if p.size and p.pts is not None]
+        begin = begin_of(container)
     if not packets:
         raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: a video track without a frame")
     # A cut that a container declares hides the pictures before its start.
     start = min(time for time, _ in packets) if stream.start_time is None else stream.start_time * unit
     end = max(time + (duration * unit if duration else frame) for time, duration in packets)
-    return VideoSpan(start, end, len(packets))
+    return VideoSpan(begin, start, end, len(packets))
 
 
 class FrameReader:
