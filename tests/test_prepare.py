@@ -154,7 +154,7 @@ def test_files(tmp_path):
     assert [r.seconds for r in found[:4]] == pytest.approx([1.0, 2.048, 2.048, 0.904])
     assert found[2].annotation == {"category": {"bell": None}, "source": {"audio": "long.flac", "start": 2.048}}
     assert found[4].captions == []
-    assert any("two dogs" in text or "2 dogs" in text for text in found[5].captions), found[5].captions
+    assert any("dogs" in text or "twice" in text for text in found[5].captions), found[5].captions
     assert all(r.image.shape == r.motion.shape == (0, 64) for r in found)
     (music,) = records(tmp_path / "one/music")
     assert music.domain == "music" and any("piano" in text for text in music.captions)

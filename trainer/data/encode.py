@@ -23,6 +23,7 @@ from .manifest import Entry, clip_annotation
 from .media import Clip, frames_in, read_clips
 from .record import DOMAINS, Record
 from .scenes import annotation, draw_scene
+from .sentences import texts_of
 from .source import MediaError, Reason
 from .synth import FRAME_RATE, FRAMES, render_audio, render_video
 
@@ -132,7 +133,7 @@ def encode_entry(task: EntryTask) -> Outcome:
 def _record(task: EntryTask, index: int, clip: Clip, features: _Features, whole: bool) -> Record:
     entry = task.entry
     notes = clip_annotation(entry, clip.start, clip.seconds, whole)
-    texts = entry.captions or captions(notes, np.random.default_rng([task.seed, entry.line, index]))
+    texts = texts_of(entry.captions, notes, np.random.default_rng([task.seed, entry.line, index]))
     source = {"audio": entry.name, "start": entry.start + clip.start}
     return Record(
         id=f"line-{entry.line:06d}-{index:04d}",
