@@ -12,17 +12,23 @@ EPILOG = """examples:
   python launch/prepare.py scan recordings --out clips.jsonl
   python launch/prepare.py scenes --out data/scenes --clips 4000
   python launch/prepare.py files --manifest clips.jsonl --config configs/tiny.json --out data/mine
+  srun python launch/prepare.py files --manifest clips.jsonl --config configs/2p7b.json --out s3://bucket/mine
 
-`scenes` and `files` write the folders OUT/audio and OUT/music, each a stream for a run's configuration. OUT appears
-when everything is written and has been read back; a run that fails leaves nothing under that name."""
+`scenes` and `files` write the folders OUT/audio and OUT/music, each a stream for a run's configuration, which is one
+when everything is written and has been read back. `files` may be stopped or killed at any time, on any number of
+ranks: the same command goes on. docs/data.md has the manifest, the filters, and what lies where."""
 
 FILES = """a manifest has one JSON object a line:
   {"audio": "wav/0001.wav", "captions": ["a dog barks twice"], "category": {"dog": 2}}
   {"video": "clips/7.mp4", "start": 30, "end": 50, "domain": "music", "genre": "jazz", "instruments": ["piano"]}
 
-Paths are absolute or relative to the manifest. Any format that FFmpeg reads will do, at any rate and length; long files
-are cut into clips. Where captions are missing they are written from category, SED, time_relation, or for music from
-genre, mood, instruments and tempo. What is damaged, missing or silent is left out and listed in OUT/rejected.jsonl."""
+Paths are absolute or relative to the manifest; addresses (https://, s3://) do as well. Any format that FFmpeg reads, at
+any rate and length; long files are cut into clips. Where captions are missing they are written from category, SED,
+time_relation, or for music from genre, mood, instruments and tempo. What is damaged, missing or silent is left out,
+listed in OUT/rejected.jsonl and counted in OUT/prepare_report.html; --filters FILE.json leaves out more (docs/data.md).
+
+OUT may be a folder, or an address in a bucket (s3://BUCKET/FOLDER; credentials and S3_ENDPOINT_URL come from the
+environment). Started by srun, torchrun or deepspeed, all ranks share the work; they meet in OUT alone."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -43,39 +49,59 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     scenes.add_argument(
         "--config", type=Path, default=Path("configs/tiny.json"), help=f"{config} (default %(default)s)"
     )
+    files.add_argument("--filters", type=Path, help="JSON file of what is kept (default: whatever is whole and sounds)")
+    files.add_argument("--device", help="of the encoders (default: this rank's GPU, else the CPU, in the workers)")
+    files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
+    scenes.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
+    command.add_launched(files)
     for kind in (scenes, files):
-        kind.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
         kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
         kind.add_argument("--seed", type=int, default=0, help="of scenes and of captions (default %(default)s)")
         kind.add_argument(
             "--workers",
             type=int,
-            default=len(os.sched_getaffinity(0)),
-            help="processes; the result does not depend on it (default: one a core, here %(default)s)",
+            default=cores(),
+            help="processes; the result does not depend on it (default: one a core of this rank, here %(default)s)",
         )
     manifest_commands.add(kinds)
     return parser.parse_args(arguments)
 
 
-def main() -> None:
+def cores() -> int:
+    """Of this rank: Slurm binds a task to its own, other launchers let all ranks of a machine see all."""
+    if "SLURM_CPUS_PER_TASK" in os.environ:
+        return int(os.environ["SLURM_CPUS_PER_TASK"])
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+
+
+def main() -> int:
     """Exits with 0 when at least one clip was written, and otherwise with a sentence that says why not."""
     args = parse()
     if hasattr(args, "act"):
-        sys.exit(command.exit_code(lambda: args.act(args)))
+        return command.exit_code(lambda: args.act(args))
     # Worker processes import this file again; what only the parent needs (mosaicml-streaming takes seconds) is in here.
     from audiox_turbo.trainer.config import load_config
-    from audiox_turbo.trainer.data.prepare import prepare_files, prepare_scenes
 
-    try:
+    def scenes() -> None:
+        from audiox_turbo.trainer.data.prepare import prepare_scenes
+
         model = load_config(args.config, args.set).model
-        if args.kind == "scenes":
-            summary = prepare_scenes(args.out, model, args.clips, args.seed, args.music_share, args.workers)
-        else:
-            summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"prepare: {error}") from error
-    print(f"{args.out}: {summary}")
+        print(f"{args.out}: {prepare_scenes(args.out, model, args.clips, args.seed, args.music_share, args.workers)}")
+
+    def files() -> None:
+        from audiox_turbo.trainer.config import parse_file
+        from audiox_turbo.trainer.data.filters import FiltersConfig
+        from audiox_turbo.trainer.data.prepare_files import Place, prepare_files
+
+        model = load_config(args.config, args.set).model
+        filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
+        place = Place.here(args.device)
+        summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
+        if place.rank == 0:
+            print(f"{args.out}: {summary}")
+
+    return command.exit_code(scenes if args.kind == "scenes" else files)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

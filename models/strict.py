@@ -46,6 +46,15 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """The first place under `path` where two JSON values differ, and what stands there."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return difference(_join(path, key), old.get(key), new.get(key))
+    return path, old, new
+
+
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 

@@ -1,5 +1,7 @@
 """Settings of every test: few threads, no network, fixed seeds, an own compile cache. Set before torch is imported."""
 
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import random
 import shutil
@@ -59,7 +61,15 @@ def small():
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory) -> Path:
+def forkserver() -> None:
+    """The process from which others fork has imported what any of them needs; else the first test that starts one would
+    decide, and the processes of later tests would import for seconds."""
+    multiprocessing.set_forkserver_preload([f"audiox_turbo.trainer.data.{name}" for name in ("reader", "encode")])
+    multiprocessing.forkserver.ensure_running()
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory, forkserver) -> Path:
     """Procedural scenes encoded for the small model, in the streams `audio` and `music`. Nobody may change them."""
     from audiox_turbo.trainer.data.prepare import prepare_scenes
     from tests.small import CLIPS, small_config

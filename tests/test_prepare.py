@@ -12,51 +12,13 @@ import pytest
 import soundfile
 
 from audiox_turbo.launch.prepare import parse
-from audiox_turbo.models.config import (
-    BackboneConfig,
-    CodecConfig,
-    FusionConfig,
-    ModelConfig,
-    TextConfig,
-    TransformerConfig,
-    VideoConfig,
-)
 from audiox_turbo.trainer.data import prepare
-from audiox_turbo.trainer.data.prepare import prepare_files, prepare_scenes
-from audiox_turbo.trainer.data.record import from_columns
+from audiox_turbo.trainer.data.prepare import prepare_scenes
+from audiox_turbo.trainer.data.prepare_files import prepare_files
 from audiox_turbo.trainer.data.shards import check_shards, read_features
-from audiox_turbo.trainer.data.streaming_import import StreamingDataset
+from tests.preparing import MODEL, contents, manifest, records, sound
 
-pytestmark = pytest.mark.slow  # processes that import torch are started
-
-MODEL = ModelConfig(
-    codec=CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128),
-    text=TextConfig("words", dim=64, max_tokens=24, round_to=24),
-    video=VideoConfig("frames", dim=64, image_rate=7.8125, motion_rate=15.625, size=16, steps=32, pool=2),
-    video_temporal=TransformerConfig(32, 1, 2),
-    audio_temporal=TransformerConfig(32, 1, 2),
-    fusion=FusionConfig(queries=2, width=32, depth=1, heads=2),
-    backbone=BackboneConfig(width=32, depth=1, heads=2, mlp_hidden=32),
-)
-
-
-def records(folder):
-    data = StreamingDataset(local=str(folder), shuffle=False, batch_size=1)
-    return [from_columns(data[i], MODEL.video.dim) for i in range(len(data))]
-
-
-def contents(folder):
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def sound(path, seconds=1.0, level=0.5):
-    soundfile.write(path, level * np.sin(2 * np.pi * 440 * np.arange(round(seconds * 8000)) / 8000), 8000)
-
-
-def manifest(folder, *lines):
-    path = folder / "clips.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 
 
 def test_scenes_do_not_depend_on_workers(tmp_path, monkeypatch):
@@ -124,8 +86,8 @@ def test_files(tmp_path):
         {"audio": str(tmp_path / "dog.wav"), "domain": "music", "instruments": "piano", "tempo": 90},
         {"audio": "dog.wav", "category": {"dog": 2}},
     )
-    summary = prepare_files(tmp_path / "one", MODEL, path, seed=0, workers=1)
-    prepare_files(tmp_path / "two", MODEL, path, seed=0, workers=2)
+    summary = prepare_files(str(tmp_path / "one"), MODEL, path, seed=0, workers=1)
+    prepare_files(str(tmp_path / "two"), MODEL, path, seed=0, workers=2)
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
     assert str(summary) == (
         "kept 6 audio, 1 music clips (10.0 s of sound), rejected 1 missing, 2 silent, 1 truncated, 1 undecodable"
@@ -138,7 +100,8 @@ def test_files(tmp_path):
         (6, "half.wav", "silent"),
         (7, "text.wav", "undecodable"),
     ]
-    assert rejected[3]["detail"] == "nothing above -80 dB in the clip at 2.048 s"
+    assert rejected[1]["start"] is None and rejected[3]["start"] == pytest.approx(2.048)
+    assert rejected[3]["detail"] == "nothing above -80 dB"
 
     found = records(tmp_path / "one/audio")
     assert [r.id for r in found] == [
@@ -171,11 +134,11 @@ def test_files_with_video(tmp_path):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode(None))
     path = manifest(tmp_path, {"audio": "a.wav", "video": "a.avi"}, {"audio": "a.wav", "video": "a.wav"})
-    summary = prepare_files(tmp_path / "out", MODEL, path, seed=0, workers=1)
+    summary = prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
     (record,) = records(tmp_path / "out/audio")
     assert record.image.shape == (16, 64) and record.motion.shape == (32, 64)
     assert np.abs(record.motion).max() > 0
-    assert [rejection.reason for rejection in summary.rejections] == ["no video track"]
+    assert summary.rejected == {"no video track": 1}
 
 
 def test_nothing_kept(tmp_path):
@@ -183,14 +146,9 @@ def test_nothing_kept(tmp_path):
     with pytest.raises(
         ValueError, match=r"no clip could be kept: 2 missing; the first is line 1: missing \(.*none.wav"
     ):
-        prepare_files(tmp_path / "out", MODEL, path, seed=0, workers=1)
-    assert [p.name for p in tmp_path.iterdir()] == ["clips.jsonl"]
-
-
-def test_a_worker_that_dies_is_reported():
-    reason = r"a worker process was killed, most often for want of memory.*; one of 9"
-    with pytest.raises(ChildProcessError, match=reason):
-        list(prepare._in_order(os._exit, [9, 9], workers=1))
+        prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
+    assert not (tmp_path / "out/audio").exists()
+    assert len((tmp_path / "out/rejected.jsonl").read_text().splitlines()) == 2
 
 
 def test_help_explains_the_manifest(capsys):
@@ -214,4 +172,4 @@ def test_the_command_line(tmp_path, root):
     assert done.stdout == f"{tmp_path}/out: kept 1 audio clips (1.0 s of sound), rejected nothing\n"
     again = run("scenes", "--clips", 2, "--out", tmp_path / "out")
     assert again.returncode == 1 and "Traceback" not in again.stderr
-    assert again.stderr.startswith(f"prepare: {tmp_path}/out exists already")
+    assert again.stderr.startswith(f"error: {tmp_path}/out exists already")

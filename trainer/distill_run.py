@@ -79,7 +79,7 @@ def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
     teacher = load_weights(folder)
     theirs, ours = (run.without_places(strict.to_dict(model)) for model in (teacher.config, config.model))
     if theirs != ours:
-        where, a, b = run.difference("model", theirs, ours)
+        where, a, b = strict.difference("model", theirs, ours)
         raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
     digest = hash_file(folder / WEIGHTS)
     if (folder / MANIFEST).exists() and read_manifest(folder)["files"][WEIGHTS]["xxh3"] != digest:

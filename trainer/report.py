@@ -47,6 +47,15 @@ figure { margin: 0; } figcaption { font-size: .84rem; font-weight: 600; margin-b
 figure img { width: 100%; height: 110px; display: block; border-radius: 4px; image-rendering: auto; }
 .axis { display: flex; justify-content: space-between; color: var(--soft); font-size: .7rem; margin: .1rem 0 .3rem; }
 audio { width: 100%; height: 34px; } .heard { font-size: .8rem; color: var(--soft); margin: .3rem 0 0; }
+.bars { display: grid; grid-template-columns: max-content 1fr max-content; gap: .2rem .7rem; align-items: center;
+  font-size: .86rem; font-variant-numeric: tabular-nums; margin: .3rem 0 1rem; }
+.bars i { display: block; height: .8em; background: var(--accent); border-radius: 2px; } .bars b { font-weight: 400;
+  text-align: right; color: var(--soft); } .bars.bad i { background: var(--bad); }
+.cloud { line-height: 2.1; text-align: center; } .cloud span { margin: 0 .45em; color: var(--accent); }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 0 2.5rem; }
+.players { display: grid; grid-template-columns: repeat(auto-fit, minmax(300px, 1fr)); gap: 1rem; }
+.players .sound { margin: 0; } .strip { display: flex; gap: 4px; margin-bottom: .4rem; }
+.strip img { width: 25%; border-radius: 4px; }
 .right { color: var(--good); } .wrong { color: var(--bad); }
 @media print { .sound, tr { break-inside: avoid; } }
 """
@@ -63,12 +72,16 @@ def write_html(report: Report, runs: Sequence[Path], sounds: Sequence[Sound], ou
         _sounds(sounds),
         _judge(report["judge"]),
     ]
-    page = (
+    write_text(out, page(title, body))
+
+
+def page(title: str, body: Sequence[str]) -> str:
+    """A document of these parts; empty ones are left out."""
+    return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{STYLE}</style></head>\n'
         f"<body>\n" + "\n".join(part for part in body if part) + "\n</body></html>\n"
     )
-    write_text(out, page)
 
 
 def _facts(report: Report) -> str:

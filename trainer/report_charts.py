@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -49,6 +49,56 @@ def line_chart(curves: dict[str, Points], x_label: str) -> str:
         legend.append(f'<span class="key" style="--c:{colour}">{escape(name)}: {_smoothed(points)[-1][1]:.3f}</span>')
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="loss over steps">{"".join(parts)}</svg>'
     return f'<div class="chart">{svg}<p class="legend">{"".join(legend)}</p></div>'
+
+
+def bars(amounts: Mapping[str, float], most: int = 20, kind: str = "") -> str:
+    """The largest amounts by name as lying bars, red for the `kind` "bad"; the others together. Empty without one."""
+    rows = sorted(amounts.items(), key=lambda item: (-item[1], item[0]))
+    if not rows or not rows[0][1]:
+        return ""
+    top = rows[0][1]
+    drawn = "".join(
+        f'<span>{escape(name)}</span><i style="width:{100 * amount / top:.1f}%"></i><b>{amount:,.0f}</b>'
+        for name, amount in rows[:most]
+    )
+    rest = f"<span>{len(rows) - most} more</span><span></span><b>{sum(a for _, a in rows[most:]):,.0f}</b>"
+    return f'<div class="bars {kind}">{drawn}{rest if len(rows) > most else ""}</div>'
+
+
+def columns(amounts: Sequence[tuple[str, float]], label: str) -> str:
+    """Amounts by name as standing columns in the order that is given. Empty without one."""
+    if not amounts:
+        return ""
+    width, top = (WIDTH - LEFT - RIGHT) / len(amounts), max(amount for _, amount in amounts) or 1
+    parts = []
+    for k, (name, amount) in enumerate(amounts):
+        middle, height = LEFT + (k + 0.5) * width, (HEIGHT - TOP - BOTTOM - 14) * amount / top
+        base = HEIGHT - BOTTOM
+        corner = f'x="{middle - 0.4 * width:.1f}" y="{base - height:.1f}"'
+        parts.append(f'<rect {corner} width="{0.8 * width:.1f}" height="{height:.1f}" fill="{COLOURS[0]}" rx="2"/>')
+        parts.append(f'<text x="{middle:.1f}" y="{base + 17}" text-anchor="middle">{escape(name)}</text>')
+        if amount:
+            parts.append(
+                f'<text x="{middle:.1f}" y="{base - height - 5:.1f}" text-anchor="middle">{amount:,.0f}</text>'
+            )
+    parts.append(f'<text x="{WIDTH - RIGHT}" y="{HEIGHT - 3}" text-anchor="end">{escape(label)}</text>')
+    line = f'<line x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}" stroke="#c9d0d8"/>'
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{line}{"".join(parts)}</svg>'
+    return f'<div class="chart">{svg}</div>'
+
+
+def cloud(amounts: Mapping[str, float], most: int = 80) -> str:
+    """The most frequent words in the order of the alphabet, the larger the more frequent."""
+    words = dict(sorted(amounts.items(), key=lambda item: (-item[1], item[0]))[:most])
+    if not words:
+        return ""
+    low, high = math.log(min(words.values())), math.log(max(words.values()))
+    sizes = {w: 0.8 + 1.5 * (math.log(n) - low) / max(high - low, 1e-9) for w, n in words.items()}
+    drawn = " ".join(
+        f'<span style="font-size:{sizes[word]:.2f}rem" title="{words[word]:,.0f}">{escape(word)}</span>'
+        for word in sorted(words)
+    )
+    return f'<p class="cloud">{drawn}</p>'
 
 
 def interval_bar(value: float, low: float, high: float, control: float, ceiling: float) -> str:

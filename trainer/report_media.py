@@ -14,6 +14,7 @@ from torch import Tensor
 from ..models.encoders.embedded import mel_filters
 
 WINDOW, HOP, BANDS = 512, 64, 96
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 QUIET = -75.0  # dB of full scale: the dark end of the colours
 # Anchors of a map from dark over purple and orange to light: equal steps of loudness look like equal steps.
 _ANCHORS = ((10, 8, 30), (60, 15, 110), (140, 40, 125), (215, 70, 95), (250, 135, 95), (254, 205, 145), (252, 250, 200))
@@ -44,6 +45,22 @@ def wav_uri(wave: Tensor, sample_rate: int) -> str:
     buffer = io.BytesIO()
     soundfile.write(buffer, wave.float().clamp(-1, 1).T.cpu().numpy(), sample_rate, format="WAV", subtype="PCM_16")
     return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def small_uri(wave: Tensor, sample_rate: int) -> str:
+    """wave (1 or 2 channels, samples) in [-1, 1] -> mp3, a tenth of a wav, at the rates that it knows."""
+    if sample_rate not in MP3_RATES:
+        return wav_uri(wave, sample_rate)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave.float().clamp(-1, 1).T.cpu().numpy(), sample_rate, format="MP3")
+    return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def picture_uri(picture: NDArray[np.uint8]) -> str:
+    """picture (3, height, width) -> jpeg."""
+    buffer = io.BytesIO()
+    Image.fromarray(picture.transpose(1, 2, 0)).save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def spectrogram_uri(wave: Tensor, sample_rate: int) -> str:

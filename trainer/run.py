@@ -74,7 +74,7 @@ def check_unchanged(folder: Path, config: BaseConfig) -> None:
         if path == "model":
             old, new = without_places(old), without_places(new)
         if old != new:
-            where, a, b = difference(path, old, new)
+            where, a, b = strict.difference(path, old, new)
             raise ValueError(
                 f"{where}: the run in {folder} has {a!r}, this configuration {b!r}; go on with the former, or start a "
                 f"new run in another --output"
@@ -101,12 +101,3 @@ def _at(data: Any, path: str) -> Any:
 def without_places(model: dict[str, Any]) -> dict[str, Any]:
     """A model's JSON without the folders of its frozen encoders: where weights lie does not change what they are."""
     return {name: {k: v for k, v in part.items() if not k.endswith("weights")} for name, part in model.items()}
-
-
-def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The first place under `path` where two JSON values differ, and what stands there."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                return difference(f"{path}.{key}", old.get(key), new.get(key))
-    return path, old, new

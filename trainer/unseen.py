@@ -60,7 +60,7 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
     records: list[Record] = []
     for first in range(0, count, BLOCK):
         task = SceneTask(encoders, domain, SEED + seed, first, min(first + BLOCK, count))
-        records += encode_scenes(task).records
+        records += encode_scenes(task)
     assemble = _assembler(config)
     rngs = [np.random.default_rng([SEED, seed, DOMAINS.index(domain), i]) for i in range(count)]
     return Unseen(

@@ -1,29 +1,32 @@
-"""What the worker processes of `prepare.py` do: clips and scenes through the frozen encoders to records.
+"""Clips and scenes through filters and frozen encoders to features: what the worker processes of `prepare.py` do.
 
-This module leaves mosaicml-streaming alone: importing it takes longer than most workers' whole job.
+With encoders on the CPU a worker does all of it. For encoders on a GPU it decodes, and the main process encodes what
+it sends; the batches are the same, clips of one file, whoever encodes and whenever they come.
+
+This module leaves mosaicml-streaming alone: importing it takes longer than many workers' whole job.
 """
 
-import os
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
-from multiprocessing import parent_process
-from threading import Thread
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from ...models.config import CodecConfig, VideoConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_video_encoder
 from ...models.encoders.runtime import Runtime
 from .captions import captions
-from .manifest import Entry, clip_annotation
+from .filter_models import load_network, score_fault, scores, separated
+from .filters import FiltersConfig, clip_fault, file_fault, silence_fault
+from .manifest import Entry
 from .media import Clip, frames_in, read_clips
 from .record import DOMAINS, Record
 from .scenes import annotation, draw_scene
-from .sentences import texts_of
 from .source import MediaError, Reason
 from .synth import FRAME_RATE, FRAMES, render_audio, render_video
 
@@ -32,19 +35,21 @@ BATCH = 4  # clips of a file that are encoded together: 10 s of them with 224-pi
 
 @dataclass(frozen=True)
 class Encoders:
-    """The configurations that decide a record's features."""
+    """The configurations that decide a record's features, and where they are computed."""
 
     codec: CodecConfig
     video: VideoConfig
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    device: str = "cpu"
 
 
 @dataclass(frozen=True)
 class EntryTask:
-    """One line of a manifest to turn into records; `seed` settles the wording of captions."""
+    """One line of a manifest to decode and encode."""
 
     encoders: Encoders
     entry: Entry
-    seed: int
+    block: int = 0  # that it belongs to
 
     def __str__(self) -> str:
         return f"line {self.entry.line} ({self.entry.name})"
@@ -66,24 +71,26 @@ class SceneTask:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line of `rejected.jsonl`: a file, or a clip of it, that is left out."""
+    """A line of `rejected.jsonl`: a file, or the clip of it at `start` seconds of its segment, that is left out."""
 
     line: int
     audio: str
     reason: str
     detail: str
+    start: float | None = None
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one task gave."""
+class Decoded:
+    """Some clips of a file that passed the filters, and the rest of the `seen` ones."""
 
-    records: list[Record]
+    clips: list[Clip]
     rejections: list[Rejection]
+    seen: int
 
 
 @dataclass(frozen=True)
-class _Features:
+class Features:
     """A clip's four arrays, without the batch axis."""
 
     latent_mean: NDArray[np.float32]
@@ -92,60 +99,137 @@ class _Features:
     motion: NDArray[np.float32]
 
 
-def start_worker() -> None:
-    """Prepares a worker process: one thread for torch, and an end when the parent has gone."""
-    torch.set_num_threads(1)
-    Thread(target=_leave_with_parent, daemon=True).start()
+@dataclass(frozen=True)
+class ClipFacts:
+    """What is known of a clip besides its features."""
+
+    start: float  # seconds after the start of its segment
+    seconds: float  # true length
+    scores: dict[str, float]  # of each classifier that judged it
 
 
-def _leave_with_parent() -> None:
-    """A parent that is killed would leave its workers waiting for tasks for ever."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
+@dataclass(frozen=True)
+class Encoded:
+    """The same clips, as far as the networks kept them, with their features."""
+
+    clips: list[ClipFacts]
+    features: list[Features]
+    rejections: list[Rejection]
+    seen: int
 
 
-def encode_entry(task: EntryTask) -> Outcome:
-    """Decodes, cuts and encodes one file. A damaged file gives one rejection and no record, whatever came before the
-    damage; clips without sound are rejected one by one."""
+def encode_entry(task: EntryTask) -> Iterator[Encoded | Rejection]:
+    """A file, a few clips at a time. It may end in a rejection of the whole file, whatever came before."""
+    for found in decode_entry(task):
+        yield found if isinstance(found, Rejection) else encode(task, found)
+
+
+def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
+    """The same without encoding."""
     entry, encoders = task.entry, task.encoders
-    pieces: list[tuple[Clip, _Features]] = []
-    silent: list[float] = []
     clips = read_clips(entry.audio, entry.video, encoders.codec, encoders.video, entry.start, entry.end)
+    seconds = 0.0
     try:
         while batch := list(islice(clips, BATCH)):
-            silent += [clip.start for clip in batch if clip.silent]
-            batch = [clip for clip in batch if not clip.silent]
-            if batch:
-                arrays = (np.stack([getattr(clip, kind) for clip in batch]) for kind in ("wave", "images", "motion"))
-                pieces += zip(batch, _encode(encoders, *arrays), strict=True)
+            seconds = batch[-1].start + batch[-1].seconds
+            if fault := file_fault(seconds, False, encoders.filters):
+                yield Rejection(entry.line, entry.name, *fault)
+                return
+            faults = [clip_fault(clip, encoders.codec.sample_rate, encoders.filters) for clip in batch]
+            rejections = [_clip_rejection(entry, c, f) for c, f in zip(batch, faults, strict=True) if f]
+            yield Decoded([c for c, f in zip(batch, faults, strict=True) if not f], rejections, len(batch))
     except MediaError as error:
-        return Outcome([], [Rejection(entry.line, entry.name, error.reason.value, str(error))])
-    rejections = [
-        Rejection(entry.line, entry.name, Reason.SILENT.value, f"nothing above -80 dB in the clip at {start:g} s")
-        for start in silent
+        yield Rejection(entry.line, entry.name, error.reason.value, str(error))
+        return
+    if fault := file_fault(seconds, True, encoders.filters):
+        yield Rejection(entry.line, entry.name, *fault)
+
+
+def _clip_rejection(entry: Entry, clip: Clip, fault: tuple[str, str]) -> Rejection:
+    return Rejection(entry.line, entry.name, *fault, clip.start)
+
+
+def encode(task: EntryTask, decoded: Decoded) -> Encoded:
+    """Asks the networks of the filters, then encodes what they keep as one batch.
+
+    Raises ValueError where weights or networks are not what their configuration says.
+    """
+    entry, encoders = task.entry, task.encoders
+    kept = [(clip, dict[str, float]()) for clip in decoded.clips]
+    rejections = list(decoded.rejections)
+    for classifier in encoders.filters.classifiers:
+        if not kept or entry.domain not in classifier.domains:
+            continue
+        network = load_network(classifier.file, torch.device(encoders.device))
+        found = scores(classifier, network, [clip for clip, _ in kept], encoders.codec.sample_rate)
+        faults = [score_fault(classifier, score) for score in found]
+        rejections += [_clip_rejection(entry, clip, f) for (clip, _), f in zip(kept, faults, strict=True) if f]
+        for (_, known), score in zip(kept, found, strict=True):
+            known.update({} if score is None else {classifier.name: score})
+        kept = [pair for pair, fault in zip(kept, faults, strict=True) if not fault]
+    kept, silenced = _separated(task, kept)
+    features = _encode(encoders, *_stacks([clip for clip, _ in kept])) if kept else []
+    rejections = sorted(rejections + silenced, key=lambda rejection: rejection.start or 0.0)
+    return Encoded([ClipFacts(c.start, c.seconds, known) for c, known in kept], features, rejections, decoded.seen)
+
+
+Judged = list[tuple[Clip, dict[str, float]]]
+
+
+def _separated(task: EntryTask, kept: Judged) -> tuple[Judged, list[Rejection]]:
+    encoders, separator = task.encoders, task.encoders.filters.separator
+    if separator is None or not kept or task.entry.domain not in separator.domains:
+        return kept, []
+    rate, network = encoders.codec.sample_rate, load_network(separator.file, torch.device(encoders.device))
+    clips = separated(separator, network, [clip for clip, _ in kept], rate)
+    faults = [
+        (Reason.SILENT.value, "nothing is left of it") if clip.silent else silence_fault(clip, rate, encoders.filters)
+        for clip in clips
     ]
-    whole = len(pieces) + len(silent) == 1
-    return Outcome([_record(task, i, *piece, whole) for i, piece in enumerate(pieces)], rejections)
+    pairs = list(zip(clips, (known for _, known in kept), strict=True))
+    rejections = [_clip_rejection(task.entry, clip, f) for clip, f in zip(clips, faults, strict=True) if f]
+    return [pair for pair, fault in zip(pairs, faults, strict=True) if not fault], rejections
 
 
-def _record(task: EntryTask, index: int, clip: Clip, features: _Features, whole: bool) -> Record:
-    entry = task.entry
-    notes = clip_annotation(entry, clip.start, clip.seconds, whole)
-    texts = texts_of(entry.captions, notes, np.random.default_rng([task.seed, entry.line, index]))
-    source = {"audio": entry.name, "start": entry.start + clip.start}
-    return Record(
-        id=f"line-{entry.line:06d}-{index:04d}",
-        domain=entry.domain,
-        captions=texts,
-        annotation={**notes, "source": source},
-        seconds=clip.seconds,
-        **vars(features),
-    )
+def _stacks(clips: list[Clip]) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
+    wave, images, motion = (np.stack([getattr(clip, kind) for clip in clips]) for kind in ("wave", "images", "motion"))
+    return wave, images, motion
 
 
-def encode_scenes(task: SceneTask) -> Outcome:
+@dataclass(frozen=True)
+class Shared:
+    """Decoded clips whose arrays lie in memory that the processes share: ten seconds of video are 48 MB."""
+
+    decoded: Decoded  # its clips without arrays
+    arrays: list[tuple[Tensor, Tensor, Tensor]]  # wave, images, motion of each clip
+
+    def restored(self) -> Decoded:
+        """With the arrays, where they lie."""
+        clips = [
+            replace(clip, wave=wave.numpy(), images=images.numpy(), motion=motion.numpy())
+            for clip, (wave, images, motion) in zip(self.decoded.clips, self.arrays, strict=True)
+        ]
+        return replace(self.decoded, clips=clips)
+
+
+def share_entry(task: EntryTask) -> Iterator[Shared | Rejection]:
+    """`decode_entry` for a process that encodes elsewhere. torch hands tensors over without copying them."""
+    for found in decode_entry(task):
+        if isinstance(found, Rejection):
+            yield found
+            continue
+        bare = np.empty((0, 0), np.float32), np.empty((0, 0, 0, 0), np.uint8)
+        clips = [replace(clip, wave=bare[0], images=bare[1], motion=bare[1]) for clip in found.clips]
+        arrays = [tuple(torch.from_numpy(a) for a in (c.wave, c.images, c.motion)) for c in found.clips]
+        yield Shared(replace(found, clips=clips), arrays)  # type: ignore[arg-type]
+
+
+def make_scenes(task: SceneTask) -> Iterator[list[Record]]:
+    """What a worker sends of `encode_scenes`."""
+    yield encode_scenes(task)
+
+
+def encode_scenes(task: SceneTask) -> list[Record]:
     """Renders scenes and encodes them as one batch, with all the captions that their annotations allow."""
     indices = range(task.first, task.last)
     scenes = [draw_scene(task.seed, index, task.domain) for index in indices]
@@ -168,7 +252,7 @@ def encode_scenes(task: SceneTask) -> Outcome:
                 **vars(arrays),
             )
         )
-    return Outcome(records, [])
+    return records
 
 
 def _nearest(seconds: float, rate: float) -> NDArray[np.int64]:
@@ -179,14 +263,14 @@ def _nearest(seconds: float, rate: float) -> NDArray[np.int64]:
 
 @cache
 def _built(encoders: Encoders) -> tuple[AudioCodec, VideoEncoder]:
-    runtime = Runtime.here(compile=True)
+    runtime = Runtime.here(torch.device(encoders.device), compile=True)
     return build_codec(encoders.codec, runtime), build_video_encoder(encoders.video, runtime)
 
 
 @torch.inference_mode()
 def _encode(
     encoders: Encoders, waves: NDArray[np.float32], images: NDArray[np.uint8], motion: NDArray[np.uint8]
-) -> list[_Features]:
+) -> list[Features]:
     """waves (B, c, n) float32, images (B, N, 3, size, size) and motion (B, M, 3, size, size) uint8, no rows without
     video."""
     codec, video = _built(encoders)
@@ -196,4 +280,4 @@ def _encode(
         seen = [features.float().cpu().numpy() for features in video(*pictures)]
     else:
         seen = [np.empty((len(waves), 0, encoders.video.dim), np.float32)] * 2
-    return [_Features(*arrays) for arrays in zip(mean, std, *seen, strict=True)]
+    return [Features(*arrays) for arrays in zip(mean, std, *seen, strict=True)]

@@ -58,7 +58,7 @@ class Features:
 class Part:
     """Shards that were written: their entries for an index.json, and what they hold."""
 
-    shards: list[dict[str, Any]]
+    shards: tuple[dict[str, Any], ...]
     samples: int
     domains: dict[str, int]  # samples of each
     seconds: float
@@ -96,7 +96,7 @@ class PartWriter:
     def finish(self) -> Part:
         """Writes what is left and an index.json, and reads every byte back. Raises OSError, ShardError."""
         self._mds.finish()
-        part = Part(list(self._mds.shards), len(self._ids), dict(self._domains), self._seconds)
+        part = Part(tuple(self._mds.shards), len(self._ids), dict(self._domains), self._seconds)
         for shard in part.shards:
             check_shard(self.folder, shard, hashes=True)
         return part

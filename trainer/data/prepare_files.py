@@ -1,0 +1,210 @@
+"""The files of a manifest to shard folders: any number of ranks, which may be killed at any time and begin again.
+
+A rank makes the blocks that are its own by their number, then what others have not begun, and waits until all are
+there; the lowest rank that lives writes what makes streams of them. `blocks.py` and `ranks.py` say what lies where.
+"""
+
+import json
+import os
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import torch
+
+from ...models.config import ModelConfig
+from ..prepare_report import REPORT, write_report
+from ..stopping import Stop, StoppedError
+from .blocks import OpenFile, Plan, begin, finished, is_finished, make_plan, write_block
+from .counts import Counts, sentence
+from .encode import Encoded, Encoders, EntryTask, Rejection, Shared, encode, encode_entry, share_entry
+from .filters import FiltersConfig
+from .manifest import Entry, read_manifest
+from .merge import merge
+from .prepare import Summary
+from .ranks import PATIENCE, Ranks
+from .source import Reason
+from .store import Store, open_store
+from .workers import End, Piece, Workers
+
+POLL = 1.0  # seconds between two looks for what others have left
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which rank of how many this is, and where its encoders compute."""
+
+    rank: int = 0
+    ranks: int = 1
+    device: str = ""  # a device of the main process; empty: in the workers, on the CPU
+    patience: float = PATIENCE  # seconds without a sign of life after which a rank counts as dead
+
+    @classmethod
+    def here(cls, device: str | None = None) -> Self:
+        """As torchrun, deepspeed and launch/slurm/rank.sh say it, or srun itself. Without a `device` this rank's GPU is
+        taken, where there is one; "cpu" leaves it alone."""
+        rank, ranks, local = 0, 1, 0
+        for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
+            if names[0] in os.environ:
+                rank, ranks, local = (int(os.environ.get(name, "0")) for name in names)
+                break
+        if device is None and torch.cuda.is_available():
+            device = f"cuda:{local % torch.cuda.device_count()}"
+        return cls(rank, ranks, "" if device in (None, "cpu") else device)
+
+
+def prepare_files(
+    out: str,
+    model: ModelConfig,
+    manifest: Path,
+    seed: int,
+    workers: int,
+    filters: FiltersConfig | None = None,
+    place: Place | None = None,
+) -> Summary:
+    """Decodes, cuts, filters and encodes the files of a manifest into `out/audio` and `out/music`, where they occur.
+
+    What is left out is listed in `out/rejected.jsonl` and counted in `out/prepare_report.html`. `seed` settles the
+    wording of captions that are written from annotations. `out` is a folder, or the address of one in a bucket. The
+    result depends on neither the number of ranks and workers nor on how often they were killed and begun again.
+
+    Raises:
+        ValueError: the manifest is wrong (before any work), `out` was begun with something else, or nothing was kept.
+        OSError: the disk is full or not writable, the bucket fails, or a worker process was killed.
+        StoppedError: the process was asked to stop. After this and an OSError the same command goes on.
+    """
+    entries = read_manifest(manifest)
+    plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
+    place = place or Place()
+    store = open_store(out, place.rank)
+    try:
+        begin(store, plan)
+        if not store.has(REPORT):
+            _make(store, plan, entries, place, workers)
+    except OSError as error:
+        raise OSError(f"{error}; what is finished stays in {store}, and the same command goes on from there") from error
+    return _summary(store)
+
+
+def _make(store: Store, plan: Plan, entries: list[Entry], place: Place, workers: int) -> None:
+    encoders = Encoders(plan.codec, plan.video, plan.filters, place.device or "cpu")
+    function = share_entry if place.device else encode_entry
+    with (
+        Workers(function, workers) as pool,
+        Ranks(store, place.rank, place.ranks, place.patience) as ranks,
+        store.scratch() as spool,
+        Stop() as stop,
+    ):
+        work = _Work(store, plan, entries, encoders, ranks, spool)
+        if place.rank == 0:
+            ranks.show(plan.lines, sum(len(plan.lines_of(number)) for number in work.finished))
+        while True:
+            for message in pool.run(work.next_task):
+                _check(stop, store)
+                work.take(message)
+            if len(work.finished) == plan.blocks:
+                break
+            _wait(stop, store)
+        while not store.has(REPORT):
+            if ranks.lowest():
+                write_report(store, plan, entries, merge(store, plan))
+                store.clean(ranks.living())
+            else:
+                _wait(stop, store)
+
+
+def _wait(stop: Stop, store: Store) -> None:
+    """Until it is time to look again what others have left."""
+    end = time.monotonic() + POLL
+    while time.monotonic() < end:
+        _check(stop, store)
+        time.sleep(0.1)
+
+
+def _check(stop: Stop, store: Store) -> None:
+    if stop.asked:
+        raise StoppedError(f"asked to stop; what is finished stays in {store}, and the same command goes on from there")
+
+
+class _Work:
+    """The blocks that a rank has in hand."""
+
+    def __init__(
+        self, store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, ranks: Ranks, spool: Path
+    ) -> None:
+        self.store, self.plan, self.entries, self.encoders = store, plan, entries, encoders
+        self.ranks, self.spool = ranks, spool
+        self.finished = finished(store)  # blocks, as far as this rank knows
+        self._own = iter(range(ranks.rank, plan.blocks, ranks.count))
+        self._tasks: deque[EntryTask] = deque()
+        self._open: dict[int, dict[int, OpenFile]] = {}  # by block, then by line
+        self._looked = -POLL
+
+    def next_task(self) -> EntryTask | None:
+        """The next file; None while there is nothing that nobody has in hand."""
+        if not self._tasks and (number := self._next_block()) is not None:
+            files = {self.entries[i].line: OpenFile(self.entries[i]) for i in self.plan.lines_of(number)}
+            self._open[number] = files
+            self._tasks.extend(EntryTask(self.encoders, file.entry, number) for file in files.values())
+            self._tell()
+        return self._tasks.popleft() if self._tasks else None
+
+    def _next_block(self) -> int | None:
+        for number in self._own:
+            # Another rank that had nothing left may have made it.
+            if number not in self.finished and not is_finished(self.store, number):
+                return number
+            self.finished.add(number)
+        if time.monotonic() - self._looked < POLL:
+            return None
+        self._looked = time.monotonic()
+        self.finished |= finished(self.store)
+        left = set(range(self.plan.blocks)) - self.finished - self._open.keys()
+        free = sorted(left - self.ranks.elsewhere()) if left else []
+        # From the end, where whose own they are comes last, and not all ranks the same.
+        return free[-1 - self.ranks.rank % len(free)] if free else None
+
+    def take(self, message: Piece[EntryTask] | End[EntryTask]) -> None:
+        """Some more of a file, or its end; with the last of a block the block is written."""
+        task = message.task
+        files = self._open[task.block]
+        file = files[task.entry.line]
+        if isinstance(message, Piece):
+            value: Encoded | Rejection | Shared = message.value
+            file.add(encode(task, value.restored()) if isinstance(value, Shared) else value, self.spool)
+            return
+        if message.crash:
+            detail = f"decoding it ended the process by {message.crash}"
+            file.add(Rejection(task.entry.line, task.entry.name, Reason.UNDECODABLE.value, detail), self.spool)
+        file.ended = True
+        self.ranks.mine.lines += 1
+        self.ranks.mine.clips += file.clips
+        if all(file.ended for file in files.values()):
+            write_block(self.store, self.plan, task.block, list(files.values()))
+            for file in files.values():
+                file.close()
+            del self._open[task.block]
+            self.finished.add(task.block)
+            self._tell()
+
+    def _tell(self) -> None:
+        self.ranks.mine.blocks = sorted(self._open)
+        self.ranks.tell()
+
+
+def _summary(store: Store) -> Summary:
+    """Of a finished preparation. Raises ValueError where nothing was kept."""
+    report = json.loads(store.read(REPORT) or b"{}")
+    counts = Counts(report["counts"])
+    rejected = Counts({"all": counts["rejected files"]})
+    rejected.add(Counts({"all": counts["rejected clips"]}))
+    summary = Summary(counts["clips"], sum(counts["seconds"].values()), rejected["all"])
+    if not summary.kept:
+        first = report["first rejection"]
+        raise ValueError(
+            f"no clip could be kept: {sentence(summary.rejected)}; the first is line {first['line']}: "
+            f"{first['reason']} ({first['detail']})"
+        )
+    return summary

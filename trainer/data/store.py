@@ -1,0 +1,197 @@
+"""Where a preparation is written: a folder, or a bucket with what mosaicml-streaming knows of it.
+
+Names have "/" between their parts, whatever the system. What is written appears whole or not at all, and replaces what
+had its name.
+"""
+
+import shutil
+import tempfile
+import uuid
+from collections.abc import Container, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from ..files import sync
+from .streaming_import import UPLOADERS, CloudDownloader, CloudUploader, retry
+
+ATTEMPTS = 5  # at a bucket: 1, 2, 4 and 8 seconds apart
+TEMPORARY = "work/temporary"
+
+
+class Store(Protocol):
+    """Files that all ranks can reach."""
+
+    def names(self, under: str) -> set[str]:
+        """Of all files whose name begins so; what is not finished has no name."""
+        ...
+
+    def has(self, name: str) -> bool: ...
+
+    def read(self, name: str) -> bytes | None:
+        """None where there is no such file."""
+        ...
+
+    def write(self, name: str, data: bytes, lasting: bool = True) -> None:
+        """What need not outlast a power cut is written faster. Raises OSError with a sentence."""
+        ...
+
+    def put(self, file: Path, name: str) -> None:
+        """Moves a file from a `scratch` folder there. Raises OSError with a sentence."""
+        ...
+
+    def scratch(self) -> AbstractContextManager[Path]:
+        """A folder with room for what is to be written, gone afterwards."""
+        ...
+
+    def clean(self, living: Container[int]) -> None:
+        """Removes what killed ranks have left in their scratch folders."""
+        ...
+
+
+def open_store(path: str, rank: int) -> Store:
+    """Raises ValueError for an address of an unknown kind, OSError where a bucket does not answer."""
+    return Bucket(path) if is_remote(path) else Folder(Path(path), rank)
+
+
+def is_remote(path: str) -> bool:
+    return "://" in path
+
+
+class Folder:
+    """On a disk, which ranks on several machines share."""
+
+    def __init__(self, path: Path, rank: int) -> None:
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file; choose another --out")
+        self.path = path
+        self._scratch = path / TEMPORARY / f"{rank:05d}"
+        shutil.rmtree(self._scratch, ignore_errors=True)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self, under: str) -> set[str]:
+        folder = self.path / under.rpartition("/")[0]
+        files = (file.relative_to(self.path).as_posix() for file in folder.rglob("*") if file.is_file())
+        return {name for name in files if name.startswith(under) and not name.startswith(f"{TEMPORARY}/")}
+
+    def has(self, name: str) -> bool:
+        return (self.path / name).is_file()
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self.path / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def write(self, name: str, data: bytes, lasting: bool = True) -> None:
+        with self.scratch() as folder:
+            file = folder / "file"
+            with self._saying(name):
+                file.write_bytes(data)
+            self.put(file, name, lasting)
+
+    def put(self, file: Path, name: str, lasting: bool = True) -> None:
+        target = self.path / name
+        with self._saying(name):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if lasting:
+                sync(file)
+            file.replace(target)  # a power cut may undo it, and then the same command does it again
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """On the same disk, so that a rename moves a file to its place."""
+        folder = self._scratch / uuid.uuid4().hex[:8]
+        with self._saying(TEMPORARY):
+            folder.mkdir(parents=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def clean(self, living: Container[int]) -> None:
+        for folder in (self.path / TEMPORARY).glob("*"):
+            if int(folder.name) not in living:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    @contextmanager
+    def _saying(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror or error}: could not write {self.path / name}") from error
+
+
+class Bucket:
+    """Of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
+
+    def __init__(self, url: str) -> None:
+        scheme, _, rest = url.partition("://")
+        if scheme not in UPLOADERS or not rest.strip("/"):
+            raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER behind one of {', '.join(UPLOADERS)}://")
+        self.url = url.rstrip("/")
+        self._local = tempfile.TemporaryDirectory(prefix="prepare-")
+        with self._saying("reach"):
+            self._uploader = CloudUploader.get((self._local.name, self.url), retry=ATTEMPTS, exist_ok=True)
+
+    def __str__(self) -> str:
+        return self.url
+
+    def names(self, under: str) -> set[str]:
+        with self._saying("list", under):
+            keys: list[str] = retry(num_attempts=ATTEMPTS)(lambda: self._uploader.list_objects(under))()
+        base = self.url.partition("://")[2].partition("/")[2]
+        return {key.removeprefix(base).lstrip("/") for key in keys}
+
+    def has(self, name: str) -> bool:
+        return name in self.names(name)
+
+    def read(self, name: str) -> bytes | None:
+        if not self.has(name):
+            return None
+        with self.scratch() as folder:
+            download(f"{self.url}/{name}", folder / "file")
+            return (folder / "file").read_bytes()
+
+    def write(self, name: str, data: bytes, lasting: bool = True) -> None:
+        with self.scratch() as folder:
+            file = folder / "file"
+            file.write_bytes(data)
+            self.put(file, name)
+
+    def put(self, file: Path, name: str) -> None:
+        # The uploader knows a file by its place under its own folder, and removes it.
+        place = Path(self._local.name, name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        file.replace(place)
+        with self._saying("write", name):
+            self._uploader.upload_file(name)
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        with tempfile.TemporaryDirectory(dir=self._local.name) as folder:
+            yield Path(folder)
+
+    def clean(self, living: Container[int]) -> None:
+        """What a killed rank has left lies in the system's temporary folder on its own machine."""
+
+    @contextmanager
+    def _saying(self, what: str, name: str = "") -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # each storage has its own
+            raise OSError(f"{error}: could not {what} {self.url}/{name}") from error
+
+
+def download(url: str, file: Path) -> None:
+    """Raises OSError with a sentence; the file is whole or not there."""
+    beside = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        retry(num_attempts=ATTEMPTS)(lambda: CloudDownloader.direct_download(url, str(beside)))()
+        beside.replace(file)
+    except Exception as error:  # each storage has its own
+        raise OSError(f"{error}: could not read {url}") from error
+    finally:
+        beside.unlink(missing_ok=True)
