@@ -51,8 +51,9 @@ def diffusers() -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without the libraries' lists of weights that a file holds and a part of the model does not want."""
-    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    """Without the libraries' lists of weights that a file holds and a part of the model does not want, and without each
+    try to reach a hub."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

@@ -32,7 +32,8 @@ class Source:
         if not self.place:
             raise ValueError(f"{self.key}: empty, and this encoder has weights; {self.remedy}")
         try:
-            yield
+            with quietly():
+                yield
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             reason = lines[0][:200] if lines else type(error).__name__
@@ -55,7 +56,7 @@ class Source:
 
         Raises ValueError where a weight is missing, or has another shape than the folder's own config.json says.
         """
-        with self.reading(), quietly():
+        with self.reading():
             model, info = cls.from_pretrained(
                 self.place, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True, **options
             )
