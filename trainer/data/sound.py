@@ -76,10 +76,20 @@ def cut(source: Source, codec: CodecConfig, segment: Segment) -> Iterator[Piece]
         yield piece(filled)
 
 
-def whole(source: Source, codec: CodecConfig) -> Wave:
-    """All of it, (audio_channels, n), scaled where its peak is above 1. Raises MediaError."""
-    blocks = list(_resampled(source, codec, Segment(), _Decoded()))
-    if not any(len(block) for block in blocks):
+def whole(source: Source, codec: CodecConfig, segment: Segment | None = None, longest: float | None = None) -> Wave:
+    """All of a segment (default: of the file), (audio_channels, n), scaled where its peak is above 1.
+
+    Raises:
+        MediaError: it is damaged or empty.
+        ValueError: it is longer than `longest` seconds; no more than these are decoded.
+    """
+    blocks, samples = [], 0
+    for block in _resampled(source, codec, segment or Segment(), _Decoded()):
+        blocks.append(block)
+        samples += len(block)
+        if longest is not None and samples > longest * codec.sample_rate:
+            raise ValueError(f"longer than {longest:g} s")
+    if not samples:
         raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: shorter than one sample at {codec.sample_rate} Hz")
     return _levelled(np.concatenate(blocks), source.name)
 

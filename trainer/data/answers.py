@@ -1,0 +1,39 @@
+"""Answers that a model has given, kept on disk at once, so that nothing is asked twice whatever happens meanwhile."""
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Lock
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`text` is what was accepted; empty where nothing was, and `reason` says why."""
+
+    text: str
+    reason: str = ""
+
+
+class Answers:
+    """A file of answers by key, for several threads; close it at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = Lock()
+        try:
+            self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+            self._file.execute("create table if not exists answers (key text primary key, text text, reason text)")
+        except sqlite3.DatabaseError as error:
+            raise ValueError(f"{path}: not a file of answers ({error}); move it away to begin anew") from error
+
+    def get(self, key: str) -> Answer | None:
+        with self._lock:
+            row = self._file.execute("select text, reason from answers where key = ?", (key,)).fetchone()
+        return None if row is None else Answer(*row)
+
+    def put(self, key: str, answer: Answer) -> None:
+        """On disk when this returns."""
+        with self._lock:
+            self._file.execute("insert or replace into answers values (?, ?, ?)", (key, answer.text, answer.reason))
+
+    def close(self) -> None:
+        self._file.close()
