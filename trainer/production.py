@@ -74,6 +74,8 @@ class Manifest:
         prompt, sampling = job.prompt, sampling_of(job.prompt, self.own)
         given = {k: v for k, v in strict.to_dict(prompt).items() if v is not None and k not in ("out", "text", "task")}
         given |= {name: os.path.abspath(given[name]) for name in PATHS if name in given}
+        if not prompt.start:
+            del given["start"]
         if prompt.seconds is not None:
             given["asked_seconds"] = given.pop("seconds")
         settled = {"steps": sampling.steps, "guidance": sampling.guidance, "weights": os.path.abspath(self.weights)}
