@@ -90,10 +90,12 @@ def run(a: argparse.Namespace) -> None:
     import torch
 
     from audiox_turbo.trainer.generator import Generator
+    from audiox_turbo.trainer.jobs import make_folders
     from audiox_turbo.trainer.production import Manifest, produce
     from audiox_turbo.trainer.prompts import listed
     from audiox_turbo.trainer.sounds import sampling_of
 
+    make_folders(a.jobs)
     begin = time.perf_counter()
     generator = Generator(a.weights, a.device, {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype])
     where = f"on {generator.device} in {a.dtype}; ready in {time.perf_counter() - begin:.1f} s"

@@ -139,11 +139,21 @@ def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
     produce(generator, wanted[1:2], 8, Manifest(tmp_path, weights, generator.sampling))
     assert (tmp_path / "0002.wav").read_bytes() == before and left(wanted) == []
     # What is there and is something else is neither taken for the wanted sound nor overwritten.
-    with pytest.raises(ValueError, match=r"line 2: .*0002.wav was made with another text: 'a kick', now 'a hiss'"):
+    with pytest.raises(ValueError, match=r"line 2: .*0002.wav was made with text 'a kick', not 'a hiss'"):
         left(jobs("a bell", "a hiss"))
     (tmp_path / "0004.wav").write_text("mine")
     with pytest.raises(ValueError, match=r"line 4: .*0004.wav exists and is not in"):
         left(jobs("a bell", "a kick", "a dog", "a siren"))
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_anything_is_made(generate, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = generate("--weights", tmp_path / "none", "--text", "a bell", "--out", tmp_path / "file" / "x.wav")
+    assert done.code == 1 and "file (a file, no folder); give another" in done.err, done.err
+    (tmp_path / "p.jsonl").write_text('{"text": "a bell"}')
+    where = ("--prompts", tmp_path / "p.jsonl", "--out-dir", tmp_path / "file")
+    done = generate("--weights", tmp_path / "none", *where)
+    assert done.code == 1 and "out: no sound can be written to" in done.err, done.err
 
 
 def test_a_full_gpu_says_what_to_do(generator, tmp_path, monkeypatch):

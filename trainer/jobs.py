@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from .mux import check
 from .prompts import PATHS, Prompt, listed
@@ -55,3 +56,16 @@ def _check_out(job: Job, owner: Job) -> None:
     if job.out.is_dir():
         raise ValueError(f"out: {job.out} is a folder; give the name of a file")
     check(job.out, Path(job.prompt.video) if job.prompt.video else None)
+
+
+def make_folders(jobs: Sequence[Job]) -> None:
+    """Those that the sounds go to. Raises ValueError where one cannot be made or written to: now, and not when the
+    first sound is finished."""
+    for folder in {job.out.parent for job in jobs}:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            why = "a file, no folder" if folder.is_file() else str(error.strerror).lower()
+            raise ValueError(f"out: no sound can be written to {folder} ({why}); give another") from None

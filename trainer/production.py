@@ -64,7 +64,7 @@ class Manifest:
         if differing:
             key = differing[0]
             raise ValueError(
-                f"{job.where}{job.out} was made with another {key}: {entry.get(key)!r}, now {wanted[key]!r}; move it "
+                f"{job.where}{job.out} was made with {key} {entry.get(key)!r}, not {wanted[key]!r}; move it "
                 f"away, choose another folder, or make it anew with --force"
             )
         return True

@@ -180,7 +180,7 @@ class _Track:
 
     def __init__(self, name: str, container: av.container.InputContainer) -> None:
         if not container.streams.audio:
-            raise MediaError(Reason.NO_AUDIO, f"{name}: holds {[s.type for s in container.streams]}")
+            raise MediaError(Reason.NO_AUDIO, f"{name}: no sound, it holds {[s.type for s in container.streams]}")
         self.stream = container.streams.audio[0]
         self.begin = begin_of(container)
         self._name, self._container = name, container
