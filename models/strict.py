@@ -6,6 +6,8 @@ import types
 import typing
 from typing import Any
 
+SHOWN = 80  # characters of a value that is refused
+
 
 def parse(cls: type, data: object, path: str = "") -> Any:
     """Build the dataclass `cls` from parsed JSON.
@@ -16,12 +18,14 @@ def parse(cls: type, data: object, path: str = "") -> Any:
     Raises ValueError with the dotted path, the value and what is allowed.
     """
     if not isinstance(data, dict):
-        raise ValueError(f"{path or 'the configuration'}: {data!r} is not an object with keys")
+        raise ValueError(f"{path or 'the configuration'}: {_seen(data)} is not an object with keys")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            raise ValueError(f"{_join(path, key)}: unknown key (value {data[key]!r}); allowed: {', '.join(fields)}")
+            raise ValueError(
+                f"{_join(path, key)}: unknown key (value {_seen(data[key])}); allowed: {', '.join(fields)}"
+            )
     values: dict[str, Any] = {}
     for name, field in fields.items():
         where = _join(path, name)
@@ -57,6 +61,12 @@ def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
 
 def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
+
+
+def _seen(value: Any) -> str:
+    """A value as a message shows it: of a long one its beginning."""
+    text = repr(value)
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def _describe(hint: Any) -> str:
@@ -96,7 +106,7 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return float(value)
     if hint in (bool, int, str) and type(value) is hint:
         return value
-    raise ValueError(f"{path}: {value!r} is not allowed; expected {_describe(hint)}")
+    raise ValueError(f"{path}: {_seen(value)} is not allowed; expected {_describe(hint)}")
 
 
 def _first(hints: list[Any], value: Any, path: str, union: Any) -> Any:
@@ -105,4 +115,4 @@ def _first(hints: list[Any], value: Any, path: str, union: Any) -> Any:
             return _value(hint, value, path)
         except ValueError:
             continue
-    raise ValueError(f"{path}: {value!r} is not allowed; expected {_describe(union)}")
+    raise ValueError(f"{path}: {_seen(value)} is not allowed; expected {_describe(union)}")
