@@ -7,6 +7,7 @@ examples:
 
 The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
 Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
+An evaluation that was stopped goes on after the last weights that it had judged, by the same command.
 """
 
 import argparse
@@ -45,9 +46,10 @@ def run(arguments: argparse.Namespace) -> None:
     import torch
 
     from audiox_turbo.trainer.evaluate import Candidate, Plan, evaluate
-    from audiox_turbo.trainer.files import write_json
+    from audiox_turbo.trainer.files import hash_file, write_json
     from audiox_turbo.trainer.generator import Generator
     from audiox_turbo.trainer.making import changed
+    from audiox_turbo.trainer.parts import Parts
     from audiox_turbo.trainer.report import write_html
     from audiox_turbo.trainer.tables import as_text, tables
 
@@ -60,14 +62,17 @@ def run(arguments: argparse.Namespace) -> None:
     for folder in arguments.weights:
         generator = Generator(folder, dtype=dtypes[arguments.dtype])
         sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
-        candidates.append(Candidate(folder.resolve().name, folder.resolve().name, generator, sampling))
+        name, digest = folder.resolve().name, hash_file(folder / "model.safetensors")
+        candidates.append(Candidate(name, name, generator, sampling, digest))
     first = candidates[0]
     for steps in arguments.also_steps:
         less = changed(first.sampling, steps, None)
         name = f"{first.name} at {steps} steps"
-        candidates.append(Candidate(name, first.weights, first.generator, less, tasks=False))
-    evaluation = evaluate(candidates, arguments.judge, plan)
+        candidates.append(Candidate(name, first.weights, first.generator, less, first.digest, tasks=False))
+    parts = Parts(arguments.out.parent / "parts")
+    evaluation = evaluate(candidates, arguments.judge, plan, parts)
     write_json(arguments.out, evaluation.report)
+    parts.clear()
     print("\n\n".join(as_text(table) for table in tables(evaluation.report)))
     print(f"\n{arguments.out}")
     if arguments.html:

@@ -5,7 +5,7 @@
 #   bash launch/measure.sh runs/measured        # on a GPU of 80 GB and more
 #   SMALL=1 bash launch/measure.sh runs/tried   # the same commands on a small model, anywhere
 set -uo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 OUT=${1:?usage: bash launch/measure.sh FOLDER}
 PYTHON=${PYTHON:-.venv/bin/python}
 mkdir -p "$OUT"
@@ -28,7 +28,11 @@ part() {  # name, seconds at most, command
         echo "-- $name: failed after $((SECONDS - begin)) s; the end of $OUT/$name.log:"
         tail -n 5 "$OUT/$name.log"
     fi
-    [[ $name == tests ]] && tail -n 3 "$OUT/$name.txt" || grep -vE '^(\[|MA |CPU Virt|begin|before|after|end) *' "$OUT/$name.txt" | tail -n 20
+    if [[ $name == tests ]]; then
+        tail -n 3 "$OUT/$name.txt"
+    else
+        grep -vE '^(\[|MA |CPU Virt|begin|before|after|end) *' "$OUT/$name.txt" | tail -n 20
+    fi
 }
 
 bench() {  # name, seconds at most, arguments of launch/bench.py

@@ -21,7 +21,12 @@ def main() -> int:
     parser.add_argument("--clock", type=float, default=5.0, help="seconds that clocks may differ by (default 5)")
     parser.add_argument("--bandwidth", type=float, default=0.0, help="GB/s an all-reduce must reach (default: any)")
     parser.add_argument("--megabytes", type=int, default=64, help="size of that all-reduce (default 64)")
-    parser.add_argument("--patience", type=float, default=120.0, help="seconds for a node to appear (default 120)")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=120.0,
+        help="seconds that a node may take to appear, and to answer (default 120)",
+    )
     command.add_launched(parser)
     arguments = parser.parse_args()
 

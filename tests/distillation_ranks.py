@@ -9,13 +9,15 @@ import torch
 from audiox_turbo.models import strict
 from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer import checkpoint
+from audiox_turbo.trainer.command import code_of
 from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.distill_config import DistillConfig
 from audiox_turbo.trainer.loop import Batches, train
+from audiox_turbo.trainer.stopping import StoppedError
 from tests import training_ranks
 from tests.models import stirred
 from tests.small import small_distill_config
-from tests.training_ranks import MadeUp, Stopped, StoppedAt, digest
+from tests.training_ranks import MadeUp, Stopped, StoppedAt, ask, digest
 
 
 def teacher(config: DistillConfig) -> AudioX:
@@ -70,9 +72,18 @@ def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
     return {"rows": rows, "bytes": counted, "planned": planned}
 
 
-def whole(folder: Path, config: DistillConfig, stop: int = 0, resume: bool = False) -> dict[str, Any]:
-    """A run, as launch/distill.py does it, on made-up samples; with `stop` it breaks off before that update."""
+def whole(
+    folder: Path,
+    config: DistillConfig,
+    stop: int = 0,
+    resume: bool = False,
+    asked: tuple[int, list[int]] | None = None,
+) -> dict[str, Any]:
+    """A run, as launch/distill.py does it, on made-up samples; with `stop` it breaks off before that update, with
+    `asked` some ranks are asked to stop in an update."""
     task = begun(config)
+    if asked:
+        ask(task, *asked)
     reader: Batches = MadeUp(config)
     if stop:
         reader = StoppedAt(reader, stop)
@@ -80,10 +91,17 @@ def whole(folder: Path, config: DistillConfig, stop: int = 0, resume: bool = Fal
         train(task, reader, config, training_ranks.WORLD, folder, resume, 1e12, {"config": strict.to_dict(config)})
     except Stopped:
         return {"stopped": stop}
+    except StoppedError as error:
+        return {"said": str(error), "code": code_of(error)}
     finally:
         task.destroy()
     return {}
 
 
+def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
+    """A run that is asked to stop several times, and goes on; how each part of it ended."""
+    return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
+
+
 if __name__ == "__main__":
-    training_ranks.main({f.__name__: f for f in (rounds, whole)}, small_distill_config)
+    training_ranks.main({f.__name__: f for f in (rounds, whole, asked)}, small_distill_config)

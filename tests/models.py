@@ -1,10 +1,13 @@
-"""A small model as after some training, and inputs for it."""
+"""A small model as after some training, inputs for it, and a judge for what it makes."""
 
 from pathlib import Path
 
 import torch
 
 from audiox_turbo.models.audiox import AudioX, SamplingConfig
+from audiox_turbo.models.judge import Judge
+from audiox_turbo.trainer.files import write_json
+from audiox_turbo.trainer.judge import JUDGE, save_judge
 from tests.small import small_config
 
 BATCH, TOKENS = 3, 16
@@ -16,6 +19,13 @@ def stirred(config, **arguments):
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
+
+
+def untrained_judge(folder, codec):
+    """A judge that knows nothing, with scores as if it had been examined: for what only needs one."""
+    save_judge(Judge(JUDGE), folder)
+    zeros = dict.fromkeys(("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"), 0.0)
+    write_json(folder / "scores.json", {"hears": vars(codec), "raw": zeros, "codec": zeros})
 
 
 def inputs(config, tokens=TOKENS, batch=BATCH):

@@ -19,11 +19,13 @@ from audiox_turbo.models.judge import Judge
 from audiox_turbo.trainer import judging
 from audiox_turbo.trainer.benchmark import draw_prompts
 from audiox_turbo.trainer.config import TASKS
-from audiox_turbo.trainer.judge import JUDGE, save_judge
+from audiox_turbo.trainer.judge import JUDGE
 from audiox_turbo.trainer.making import changed, make, nfe
+from audiox_turbo.trainer.parts import Parts
 from audiox_turbo.trainer.request import Request
 from audiox_turbo.trainer.t2a_bench import Outcome, T2ABench, differences, drawn_again, spread
 from audiox_turbo.trainer.unseen import check_embedded
+from tests.models import untrained_judge
 
 SAMPLING = SamplingConfig("euler", 25, 3.0)
 
@@ -96,6 +98,27 @@ def test_differences_are_the_second_minus_the_first(bench):
         bench_scores = bench.run(Echo(bench), "truth", SAMPLING, bar).scores
     row = differences(outcome("teacher", False), outcome("student", True), seed=0)
     assert (row["model"], row["against"], row["cat_acc"], row["ts_acc_low"]) == ("student", "teacher", 1, 1)
+
+
+def test_what_is_judged_is_kept(bench, tmp_path):
+    """Once for each key, and what is read back is what was judged."""
+    judged = []
+
+    def judge():
+        judged.append("again")
+        with tqdm() as bar:
+            return bench.run(Echo(bench), "truth", SAMPLING, bar), [{"task": "V2A", "score": float("nan")}]
+
+    first, tasks = Parts(tmp_path / "parts").get({"digest": "a"}, judge)
+    kept, same = Parts(tmp_path / "parts").get({"digest": "a"}, judge)
+    assert len(judged) == 1 and kept.row == first.row and json.dumps(same) == json.dumps(tasks)
+    assert torch.equal(kept.waves, first.waves)
+    for name, values in vars(first.scores).items():
+        assert np.array_equal(getattr(kept.scores, name), values) and values.dtype == getattr(kept.scores, name).dtype
+    Parts(tmp_path / "parts").get({"digest": "b"}, judge)
+    assert len(judged) == 2
+    Parts(tmp_path / "parts").clear()
+    assert not list(tmp_path.iterdir())
 
 
 def test_spread_holds_the_value_of_a_mean():
@@ -171,11 +194,7 @@ def folders(tmp_path_factory, small) -> Path:
     data = json.loads((folder / "other" / "config.json").read_text())
     data["model"]["codec"]["sample_rate"] = 16000
     (folder / "other" / "config.json").write_text(json.dumps(data))
-    save_judge(Judge(JUDGE), folder / "judge")
-    scores = {"hears": vars(small.model.codec), "raw": {}, "codec": {}}
-    for name in ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"):
-        scores["raw"][name] = scores["codec"][name] = 0.0
-    (folder / "judge" / "scores.json").write_text(json.dumps(scores))
+    untrained_judge(folder / "judge", small.model.codec)
     return folder
 
 

@@ -7,6 +7,7 @@ A scenario is a function of a folder and keyword arguments; all ranks run it. Wh
 import json
 import os
 import resource
+import signal
 import subprocess
 import sys
 import traceback
@@ -23,11 +24,13 @@ import xxhash
 from audiox_turbo.models import strict
 from audiox_turbo.models.encoders.build import build_text_encoder
 from audiox_turbo.trainer import checkpoint, zero
+from audiox_turbo.trainer.command import code_of
 from audiox_turbo.trainer.config import RunConfig
 from audiox_turbo.trainer.data.reader import Reader
 from audiox_turbo.trainer.data.tasks import Batch, Conditions
-from audiox_turbo.trainer.loop import Batches, restore, train
+from audiox_turbo.trainer.loop import Batches, Step, Task, restore, train
 from audiox_turbo.trainer.pretrain import Pretraining
+from audiox_turbo.trainer.stopping import StoppedError
 from tests.small import small_config
 
 WORLD: zero.World
@@ -134,11 +137,32 @@ def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"curve": curve}
 
 
+def ask(task: Task, at: int, ranks: list[int]) -> None:
+    """These ranks get a batch system's signal in the middle of this step."""
+    step = task.step
+
+    def stepped(number: int, batch: Batch) -> Step:
+        if number == at and WORLD.rank in ranks:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return step(number, batch)
+
+    task.step = stepped
+
+
 def whole(
-    folder: Path, config: RunConfig, stop: int = 0, resume: bool = False, poison: bool = False, record: bool = False
+    folder: Path,
+    config: RunConfig,
+    stop: int = 0,
+    resume: bool = False,
+    poison: bool = False,
+    record: bool = False,
+    asked: tuple[int, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step."""
+    """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step, with `asked` some
+    ranks are asked to stop in a step."""
     task = Pretraining(config, WORLD)
+    if asked:
+        ask(task, *asked)
     reader: Batches = Reader(config, build_text_encoder(config.model.text), WORLD.rank, WORLD.ranks)
     if poison:
         reader = MadeUp(config, {step: 1 for step in range(3, 99)})
@@ -151,11 +175,18 @@ def whole(
         train(task, reader, config, WORLD, folder, resume, 1e12, about(config))
     except Stopped:
         return {"stopped": stop}
+    except StoppedError as error:
+        return {"said": str(error), "code": code_of(error)}
     except FloatingPointError as error:
         return {"error": str(error)}
     finally:
         task.engine.destroy()
     return {}
+
+
+def asked(folder: Path, config: RunConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
+    """A run that is asked to stop several times, and goes on; how each part of it ended."""
+    return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
 
 
 def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict[str, Any]:
@@ -261,7 +292,7 @@ def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (losses, whole, reload, poisoned, file_too_large, full_disk, preview)
+    f.__name__: f for f in (losses, whole, asked, reload, poisoned, file_too_large, full_disk, preview)
 }
 
 

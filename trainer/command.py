@@ -76,11 +76,17 @@ def exit_code(act: Callable[[], None]) -> int:
     try:
         act()
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"error: {redacted(message(error))}", file=sys.stderr)
+        _say(error, "error: ")
         return code_of(error)
     except Exception as stopped:
         if code_of(stopped) is not ExitCode.STOPPED:
             raise
-        print(stopped, file=sys.stderr)
+        _say(stopped)
         return ExitCode.STOPPED
     return ExitCode.DONE
+
+
+def _say(error: Exception, before: str = "") -> None:
+    """What all ranks raise, as an error's `everywhere` says, is said by one."""
+    if not getattr(error, "everywhere", False) or os.environ.get("RANK", "0") == "0":
+        print(f"{before}{redacted(message(error))}", file=sys.stderr)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from ..models.audiox import SamplingConfig, count_parameters
 from ..models.judge import Judge
@@ -20,7 +19,9 @@ from .generator import Generator
 from .hardware import describe
 from .judge import Annotation, annotate
 from .judging import load_or_train_judge
+from .logs import progress
 from .making import changed
+from .parts import Parts
 from .report_media import Column, Sound
 from .t2a_bench import Outcome, T2ABench, differences
 from .unseen import check_embedded, draw_unseen
@@ -51,6 +52,7 @@ class Candidate:
     weights: str
     generator: Generator
     sampling: SamplingConfig
+    digest: str = ""  # hash of the weights
     tasks: bool = True  # besides T2A-bench
 
 
@@ -62,8 +64,10 @@ class Evaluation:
     sounds: list[Sound]
 
 
-def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan) -> Evaluation:
+def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan, parts: Parts) -> Evaluation:
     """Judges every candidate on the same prompts and clips; the second and later ones are compared with the first.
+
+    What `parts` holds of an evaluation that was stopped is not judged again.
 
     Raises:
         ValueError: weights make other clips than the embedded scenes or differ in their codec, two candidates share a
@@ -94,7 +98,9 @@ def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan) ->
     }
     outcomes = []
     for candidate in candidates:
-        outcome, rows = _judge(candidate, judge, bench, plan)
+        key = {"candidate": _model(candidate), "digest": candidate.digest, "dtype": str(candidate.generator.dtype)}
+        key |= {"tasks": candidate.tasks, "plan": report["plan"], "judge": report["judge"]}
+        outcome, rows = parts.get(key, partial(_judge, candidate, judge, bench, plan))
         outcomes.append(outcome)
         report["tasks"] += rows
     report["results"] = [outcome.row for outcome in outcomes]
@@ -106,7 +112,7 @@ def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan) ->
 def _judge(candidate: Candidate, judge: Judge, bench: T2ABench, plan: Plan) -> tuple[Outcome, list[Row]]:
     config, clips = candidate.generator.model.config, len(bench.prompts)
     each = plan.tasks if candidate.tasks else 0
-    with tqdm(total=clips + clips_needed(each), desc=candidate.name, unit=" clips") as bar:
+    with progress(clips + clips_needed(each), candidate.name, " clips") as bar:
         outcome = bench.run(candidate.generator, candidate.name, candidate.sampling, bar)
         if not each:
             return outcome, []

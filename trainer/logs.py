@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,23 @@ from tqdm import tqdm
 from .files import write_text
 
 
+class Lines:
+    """A progress bar's states one below another: a file has no cursor to go back."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(total: int, title: str, unit: str, start: int = 0, active: bool = True) -> tqdm:
+    """A bar on a terminal; a line a minute in a file."""
+    looks = {"dynamic_ncols": True, "mininterval": 0.5} if sys.stderr.isatty() else {"file": Lines(), "mininterval": 60}
+    return tqdm(total=total, initial=start, desc=title, unit=unit, disable=not active, **looks)
+
+
 class Logs:
     """Bar, event files and metrics.jsonl of a run; on other ranks than 0 everything is silent."""
 
@@ -28,7 +46,7 @@ class Logs:
         _forget_after(folder / "metrics.jsonl", start)
         self.file = (folder / "metrics.jsonl").open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
-        self.bar = tqdm(total=steps, initial=start, desc=title, unit="step", dynamic_ncols=True, mininterval=0.5)
+        self.bar = progress(steps, title, "step", start)
 
     def __enter__(self) -> Self:
         return self

@@ -19,14 +19,15 @@ from .data.pairs import FACTS, PairFacts, check_begun, solved_as, to_pair
 from .data.reader import Reader, Samples, check_streams
 from .data.record import Record
 from .data.shards import ShardWriter
-from .data.tasks import Assembler
 from .distill_config import DistillConfig
 from .distill_run import load_teacher
 from .draws import Draws
 from .files import write_json
+from .logs import progress
 from .pretrain import prepared
 from .stopping import Stop, StoppedError
 from .teacher import Teacher
+from .watchdog import Watchdog
 
 PART = 32  # global batches a folder: what an interruption costs at most
 
@@ -53,56 +54,74 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
         each=min(PART, batches),
     )
     check_begun(out, facts)
-    world = zero.start(config.training.threads)
-    if world.rank == 0:
-        write_json(out / FACTS, strict.to_dict(facts))
-    ops = backends.choose(config, world, out, config.teacher.precision)
-    model = prepared(weights, replace(config.training, fp8=False), ops)
-    frozen = zero.Frozen(model, config.teacher.precision, config.teacher.sharded, world.device)
-    encode_text = build_text_encoder(config.model.text)
-    teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
-    reader = Reader(config, encode_text, world.rank, ranks)
-    held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
-    torch.distributed.barrier()  # every rank has looked before any writes
-    missing = [part for part, shares in enumerate(held) if not all(shares)]
-    if missing:
-        making = _Making(config, facts, teacher, world, out)
-        samples = reader.samples(missing[0] * facts.each)
-        left = batches - missing[0] * facts.each
-        with making.stop, tqdm(total=left * batch, unit=" pairs", desc=out.name, disable=world.rank != 0) as bar:
-            for part in range(missing[0], facts.parts):
-                taken = itertools.islice(samples, min(facts.each, batches - part * facts.each))
-                if part in missing:
-                    making.part(part, taken, reader.assemble, bar)
-                else:
-                    bar.update(batch * sum(1 for _ in taken))
-    torch.distributed.barrier()
+    with Watchdog(config.timeouts) as watchdog:
+        world = zero.start(config.training.threads, config.timeouts.start)
+        watchdog.connect(world.rank, world.ranks)
+        if world.rank == 0:
+            write_json(out / FACTS, strict.to_dict(facts))
+        held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
+        torch.distributed.barrier()  # every rank has looked before any writes
+        missing = [part for part, shares in enumerate(held) if not all(shares)]
+        if missing:
+            ops = backends.choose(config, world, out, config.teacher.precision)
+            model = prepared(weights, replace(config.training, fp8=False), ops)
+            frozen = zero.Frozen(model, config.teacher.precision, config.teacher.sharded, world.device)
+            _Making(config, facts, frozen, world, out, watchdog).parts(missing)
+        torch.distributed.barrier()
     return batches * batch
 
 
 class _Making:
     """One rank's share of every part."""
 
-    def __init__(self, config: DistillConfig, facts: PairFacts, teacher: Teacher, world: zero.World, out: Path) -> None:
-        self.config, self.facts, self.teacher, self.world, self.out = config, facts, teacher, world, out
+    def __init__(
+        self,
+        config: DistillConfig,
+        facts: PairFacts,
+        frozen: zero.Frozen,
+        world: zero.World,
+        out: Path,
+        watchdog: Watchdog,
+    ) -> None:
+        self.config, self.facts, self.world, self.out, self.watchdog = config, facts, world, out, watchdog
+        encode_text = build_text_encoder(config.model.text)
+        self.teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
+        self.reader = Reader(config, encode_text, world.rank, world.ranks)
         self.draws = Draws(facts.seed, world.device)
         self.times = levels(facts.steps, facts.shift)
-        self.stop = Stop()
+        self.stop, self.begun = Stop(), False
 
-    def part(self, part: int, samples: Iterator[Samples], assembler: Assembler, bar: tqdm) -> None:
+    def parts(self, missing: list[int]) -> None:
+        """Makes these parts, which lie in the order of the data. Raises StoppedError when asked to stop."""
+        facts, first = self.facts, missing[0]
+        samples, each = self.reader.samples(first * facts.each), facts.global_batch
+        left = facts.batches - first * facts.each
+        with self.stop, progress(left * each, self.out.name, " pairs", active=self.world.rank == 0) as bar:
+            for part in range(first, facts.parts):
+                taken = itertools.islice(samples, min(facts.each, facts.batches - part * facts.each))
+                if part in missing:
+                    self._part(part, taken, bar)
+                else:
+                    bar.update(each * sum(1 for _ in taken))
+
+    def _part(self, part: int, samples: Iterator[Samples], bar: tqdm) -> None:
         """All ranks compute, which a sharded teacher needs; a rank writes what it has not written before."""
         folder, model = self.facts.folder(self.out, part, self.world.rank), self.config.model
         writer = nullcontext() if folder.is_dir() else ShardWriter(folder, model.codec, model.text, model.video)
         with writer as shards:
             for s in samples:
-                for record in self._pairs(s, assembler):
+                self.watchdog.enter("step" if self.begun else "first step", s.step)
+                self.begun = True
+                for record in self._pairs(s):
                     if shards is not None:
                         shards.write(record)
                 bar.update(self.facts.global_batch)
                 if self.stop.agreed():
                     raise StoppedError(f"asked to stop: {part} of {self.facts.parts} parts are made; run it again")
+            self.watchdog.enter("writing part", part)
 
-    def _pairs(self, s: Samples, assembler: Assembler) -> Iterator[Record]:
+    def _pairs(self, s: Samples) -> Iterator[Record]:
+        assembler = self.reader.assemble
         choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.places, strict=True)]
         latents = [assembler.latent(r, s.step, p) for r, p in zip(s.records, s.places, strict=True)]
         whole = assembler.batch(s.records, choices, latents, s.places)

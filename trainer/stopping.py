@@ -17,9 +17,10 @@ SIGNALS = (signal.SIGUSR2, signal.SIGTERM)
 
 
 class StoppedError(Exception):
-    """What was asked to stop has done so, and can go on; the message says from where."""
+    """What was asked to stop has done so, and can go on; the message says from where. All ranks raise it."""
 
     exit_code = ExitCode.STOPPED
+    everywhere = True
 
 
 class Stop:

@@ -11,6 +11,7 @@ bound); so another one watches the clock. Both run while the main thread waits i
 
 import json
 import os
+import socket
 import sys
 import threading
 import time
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("launch", "trainer", "models", "kernels")
 COLLECTIVES = "distributed_c10d.py"  # torch's file of collective operations
 SHARE = 0.1  # of the shortest bound: the time between two signs of life
+LONGEST = 2.0  # seconds between them, whatever the bounds: what a rank has to say is heard soon
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ class Watchdog:
         self.bounds = bounds
         self.place = Place()
         self.rank, self.ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-        self.pause = SHARE * min(bounds.start, bounds.first_step, bounds.step, bounds.save)
+        self.pause = min(LONGEST, SHARE * min(bounds.start, bounds.first_step, bounds.step, bounds.save))
+        self.nodes: list[str] = []  # each rank's, where there are several
         self.seen = {self.rank: Seen(self.place, time.monotonic(), time.monotonic())}
         self.store: dist.TCPStore | None = None
         self.verdict: tuple[ExitCode, str] | None = None
@@ -84,15 +87,17 @@ class Watchdog:
         """Once the process group is there. All ranks call this."""
         if ranks == 1:
             return
-        host, port = os.environ["MASTER_ADDR"], [0]
+        host, port = os.environ["MASTER_ADDR"], 0
         short = timedelta(seconds=10 * self.pause)
         if rank == 0:
             self.store = dist.TCPStore(host, 0, None, True, timeout=short, wait_for_workers=False)
-            port = [self.store.port]
-        dist.broadcast_object_list(port, src=0)
+            port = self.store.port
+        told: list[Any] = [None] * ranks
+        dist.all_gather_object(told, (port, os.environ.get("SLURMD_NODENAME") or socket.gethostname()))
         if rank != 0:
-            self.store = dist.TCPStore(host, port[0], None, False, timeout=short, wait_for_workers=False)
-        now = time.monotonic()
+            self.store = dist.TCPStore(host, told[0][0], None, False, timeout=short, wait_for_workers=False)
+        nodes = [node for _, node in told]
+        self.nodes, now = nodes if len(set(nodes)) > 1 else [], time.monotonic()
         others = [other for other in (range(ranks) if rank == 0 else (0,)) if other != rank]
         self.seen = self.seen | {other: Seen(Place(), now, now) for other in others}
         threading.Thread(target=self._talk, name="heartbeat", daemon=True).start()
@@ -222,11 +227,13 @@ class Watchdog:
         if silent:
             seen = self.seen[silent[0]]
             return (
-                f"{_ranks(silent)} stopped or dead: no sign of life for {time.monotonic() - seen.alive:.0f} s, last "
-                f"heard of in {seen.place}; {end}"
+                f"{self._ranks(silent)} stopped or dead: no sign of life for {time.monotonic() - seen.alive:.0f} s, "
+                f"last heard of in {seen.place}; {end}"
             )
         if failed:
-            return f"{_ranks(failed)} at fault, in {self.seen[failed[0]].place}: {self.seen[failed[0]].place.failed}"
+            return (
+                f"{self._ranks(failed)} at fault, in {self.seen[failed[0]].place}: {self.seen[failed[0]].place.failed}"
+            )
         return f"no progress for {bound:g} s: {self._places()}; {end}"
 
     def _places(self) -> str:
@@ -235,7 +242,13 @@ class Watchdog:
         for rank, seen in self.seen.items():
             groups.setdefault((seen.waits, str(seen)), []).append(rank)
         ordered = sorted(groups.items(), key=lambda group: (group[0][0], len(group[1])))
-        return ", ".join(f"{_ranks(ranks)} {where}" for (_, where), ranks in ordered)
+        return ", ".join(f"{self._ranks(ranks)} {where}" for (_, where), ranks in ordered)
+
+    def _ranks(self, ranks: list[int]) -> str:
+        names = [f"{rank} (on {self.nodes[rank]})" if self.nodes else str(rank) for rank in ranks[:8]]
+        if len(ranks) == 1:
+            return f"rank {names[0]} is"
+        return f"ranks {', '.join(names)}{' and more' if len(ranks) > 8 else ''} are"
 
     def _patience(self, seen: Seen) -> float:
         """How long a rank may be silent: what was heard last of it is old, and it has to be about where this one is."""
@@ -276,9 +289,3 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
 
 def _fields(place: Place) -> list[Any]:
     return [place.phase, place.step, place.failed]
-
-
-def _ranks(ranks: list[int]) -> str:
-    if len(ranks) == 1:
-        return f"rank {ranks[0]} is"
-    return f"ranks {', '.join(map(str, ranks[:8]))}{' and more' if len(ranks) > 8 else ''} are"

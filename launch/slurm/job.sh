@@ -1,63 +1,123 @@
+# shellcheck shell=bash
 # What the batch scripts beside this file share; they source it. Submit from the root of the repository.
 #
-# Variables that a submission may set (sbatch --export=ALL,NAME=VALUE):
-#   PYTHON        the interpreter (default: .venv/bin/python if there is one, else python)
+# Variables that a submission may set (OUTPUT=runs/a sbatch ..., or sbatch --export=ALL,OUTPUT=runs/a ...):
 #   OUTPUT        folder of the run
-#   SET           overrides of the configuration, blank-separated: "training.steps=5000 optimizer.lr=2e-5"
+#   PYTHON        the interpreter (default: .venv/bin/python if there is one, else python)
 #   PREFLIGHT     options of launch/preflight.py, e.g. "--memory 75 --bandwidth 200"; "no" leaves it out
-#   MAX_RETRIES   starts in a row without a new checkpoint before a job gives up (default 3)
-#   ONE_HOST      set where several Slurm nodes are one machine
+#   MAX_RETRIES   starts in a row that save nothing new before a job gives up (default 5)
+#   WAIT          seconds that the other ranks have to leave in, once one has ended (default 15)
+#   MASTER_ADDR   where the ranks meet (default: the first node)
 
 set -uo pipefail
 cd "$SLURM_SUBMIT_DIR" || exit 1
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python)}
 NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
-# A started-again job gets other ports, so that a process which is still ending does not hold one.
-MASTER_PORT=$((20000 + (SLURM_JOB_ID * 7 + ${SLURM_RESTART_COUNT:-0}) % 20000))
 MASTER_ADDR=${MASTER_ADDR:-${NODES%% *}}
-export NODES MASTER_PORT MASTER_ADDR OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
+# Every launch has a port of its own: the one before it may still be closing. Below what systems hand out themselves.
+MASTER_PORT=$((10000 + (SLURM_JOB_ID * 97 + ${SLURM_RESTART_COUNT:-0} * 13) % 20000))
+export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own, apart from ExitCode of trainer/command.py
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
-say() { echo "[$(date -u +%FT%TZ)] job $SLURM_JOB_ID, start $((${SLURM_RESTART_COUNT:-0} + 1)): $*"; }
+LIMIT_NEAR=
+ASK=USR2 # the signal that asks a rank to stop
+trap 'LIMIT_NEAR=yes' USR2 # from Slurm before the time limit, or from a person: scancel --batch --signal=USR2 JOB
 
-overrides() { # --set A=B for each of SET
-  for item in ${SET:-}; do printf -- '--set\n%s\n' "$item"; done
+say() { echo "[$(date '+%F %T')] job $SLURM_JOB_ID: $*"; }
+say "start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_NTASKS tasks of $NODES"
+
+next_port() { # nobody listens on it on this node, which is the first
+  export MASTER_PORT=$((MASTER_PORT + 1))
+  while (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 }
 
-ranks() { # COMMAND...: on every task; its code is the worst of theirs
-  srun --kill-on-bad-exit=0 --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" launch/slurm/rank.sh "$PYTHON" "$@"
+ranks() { # COMMAND...: on every task; its code is the highest of theirs, or srun's own
+  next_port
+  srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+    launch/slurm/rank.sh "$PYTHON" "$@" &
+  local pid=$! told=
+  while kill -0 $pid 2>/dev/null; do
+    if [ -z "$LIMIT_NEAR" ]; then
+      wait $pid # until it ends, or until the limit is near
+    else # more than once: a rank that is still starting does not listen yet
+      [ -n "$told" ] || say "asked to stop before the time limit: the ranks keep what they have and leave"
+      told=yes
+      scancel --signal="$ASK" "$SLURM_JOB_ID" 2>/dev/null
+      sleep 2
+    fi
+  done
+  wait $pid
 }
 
-count_start() { # gives up after MAX_RETRIES starts in a row without a new checkpoint
+work() { # COMMAND...: returns when it is done. Ranks that were lost are started again here; all else ends the job
+  local code
+  while :; do
+    count_start "$(basename "$1" .py)"
+    check_nodes
+    [ -z "$LIMIT_NEAR" ] || again 75 "the time limit is too near to start"
+    ranks "$@"
+    code=$?
+    [ $code = 0 ] && return
+    if [ -n "$LIMIT_NEAR" ] || ! lost $code; then leave $code; fi
+    say "a rank was lost (code $code, the lines above name it); starts again on the same nodes"
+  done
+}
+
+lost() { # CODE: hung, or 128 + the number of the signal that ended a rank
+  [ "$1" = 78 ] || { [ "$1" -gt 128 ] && [ "$1" -le 192 ]; }
+}
+
+leave() { # CODE: ends the job, which goes back into the queue where another time may go well; see docs/cluster.md
+  case $1 in
+    75) again "$1" "stopped as it was asked to, and saved" ;;
+    1) say "failed: mend what the sentence after 'error:' says, then submit again" ;;
+    2) say "failed: the command line is wrong" ;;
+    76) say "a node is not as it should be: see the line above, and submit again without it, sbatch --exclude=NODE ..." ;;
+    77) say "data or checkpoints are damaged: launch/verify.py lists what; restore it, then submit again" ;;
+    79) say "diverged: see the line above" ;;
+    *)
+      if lost "$1"; then
+        again "$1" "${LIMIT_NEAR:+stopped before the time limit: }a rank ended with code $1"
+      fi
+      again "$1" "Slurm could not start the ranks (code $1); is a node gone?"
+      ;;
+  esac
+  say "ends with code $1; it is not put back into the queue"
+  exit "$1"
+}
+
+again() { # CODE, WHY
+  say "$2; goes back into the queue and on from the last checkpoint"
+  scontrol requeue "$SLURM_JOB_ID" && exit "$1"
+  say "Slurm does not requeue it: submit it again by the same command"
+  exit "$1"
+}
+
+count_start() { # WORK: gives up after MAX_RETRIES starts in a row that saved nothing new
+  local here count=0 before='' limit=${MAX_RETRIES:-5} file=$OUTPUT/$1.starts
   mkdir -p "$OUTPUT" || exit 1
-  local step count=0 at=none
-  step=$(tr -dc 0-9 <"$OUTPUT/latest.json" 2>/dev/null || true)
-  [ -f "$OUTPUT/starts" ] && read -r count at <"$OUTPUT/starts"
-  [ "$at" = "$SLURM_JOB_ID:${step:-0}" ] || count=0
-  if [ "$count" -ge "${MAX_RETRIES:-3}" ]; then
-    say "gives up: $count starts in a row made no new checkpoint after step ${step:-0}; see the errors above"
+  here="$SLURM_JOB_ID $(progress | cksum | tr ' ' -)"
+  [ -f "$file" ] && read -r count before <"$file"
+  if [ "${before%% *}" != "$SLURM_JOB_ID" ] && squeue -h -t RUNNING -j "${before%% *}" 2>/dev/null | grep -q .; then
+    say "job ${before%% *} is at work in $OUTPUT: cancel that one first, or give another OUTPUT"
     exit 1
   fi
-  echo "$((count + 1)) $SLURM_JOB_ID:${step:-0}" >"$OUTPUT/starts"
+  [ "$before" = "$here" ] || count=0
+  if [ "$count" -ge "$limit" ]; then
+    say "gives up: $count starts in a row saved nothing new; see the lines above. What was saved before is intact"
+    exit 1
+  fi
+  echo "$((count + 1)) $here" >"$file"
+  [ "$count" = 0 ] || say "attempt $((count + 1)) of at most $limit from the same point"
+}
+
+progress() { # what has been saved: which checkpoint is the last, which files lie in the folder that a script names
+  cat "$OUTPUT/latest.json" 2>/dev/null
+  [ -z "${KEPT:-}" ] || find "$KEPT" -type f 2>/dev/null | sort
 }
 
 check_nodes() {
   [ "${PREFLIGHT:-}" = no ] && return
   # shellcheck disable=SC2086  # several options
-  ranks launch/preflight.py --output "$OUTPUT" ${PREFLIGHT:-} || finish $?
-  MASTER_PORT=$((MASTER_PORT + 1))
-}
-
-finish() { # CODE: back into the queue if it is one to try again after, see docs/reliability.md
-  case $1 in
-    0) say "done" ;;
-    75) again "asked to stop, and saved" ;;
-    78 | 12[89] | 1[3-5][0-9]) again "ended with code $1: a rank was lost" ;; # 128 + a signal's number
-    *) say "ends with code $1 and is not put back into the queue" ;;
-  esac
-  exit "$1"
-}
-
-again() {
-  say "$1; goes back into the queue"
-  scontrol requeue "$SLURM_JOB_ID"
+  ranks launch/preflight.py --output "$OUTPUT" ${PREFLIGHT:-} || leave $?
 }

@@ -43,6 +43,7 @@ TWO_RANKS = [
     Item("rounds bf16 3", "rounds", stage(3, *LOW, "teacher.sharded=true")),
     Item("through", "whole", RESUMED),
     *[item for end in ENDS for item in interrupted(end, f"{end}", RESUMED)],
+    Item("asked", "asked", (*RESUMED, "checkpoint.every=100"), arguments={"asks": [[3, [1]], [6, [0, 1]]]}),
     Item("through bf16", "whole", (*RESUMED, *LOW)),
     *interrupted(BF16, f"{BF16} bf16", (*RESUMED, *LOW)),
 ]

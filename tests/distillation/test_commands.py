@@ -2,8 +2,10 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from audiox_turbo.models import strict
 from audiox_turbo.models.encoders.build import build_text_encoder
 from audiox_turbo.models.sampler import euler, levels
+from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.data.pairs import PairReader
 from audiox_turbo.trainer.data.record import from_columns
 from audiox_turbo.trainer.data.streaming_import import StreamingDataset
@@ -175,6 +178,25 @@ def test_two_ranks_make_the_pairs_of_one_in_parts(commands, scenes):
         other = made[2][origin]
         assert record.annotation["condition"] == other.annotation["condition"]
         np.testing.assert_allclose(record.latent_mean, other.latent_mean, rtol=2e-3, atol=2e-3)  # float16
+
+
+def test_pairs_that_were_asked_to_stop_are_gone_on_with(commands):
+    """33 global batches are two parts; it is asked within one of them, and none is published in half."""
+    out = commands.folder / "asked"
+    arguments = ("--config", commands.folder / "config.json", "--teacher", commands.folder / "teacher", "--out", out)
+    command = [sys.executable, "launch/pairs.py", *map(str, arguments), "--count", str(33 * 8)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(out.glob("*part_*")):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR2)
+    _, said = process.communicate(timeout=100)
+    assert process.returncode == ExitCode.STOPPED and "asked to stop: 0 of 2 parts are made; run it again" in said, said
+    assert not list(out.glob("*part_*"))
+    assert commands.with_teacher("pairs", "--out", out, "--count", 33 * 8).returncode == 0
+    whole = commands.folder / "pairs_1"  # of the test above
+    for folder in whole.glob("part_*"):
+        for file in folder.iterdir():
+            assert file.read_bytes() == (out / folder.name / file.name).read_bytes()
 
 
 def test_the_first_noise_is_the_rollouts(commands):

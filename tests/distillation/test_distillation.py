@@ -2,6 +2,7 @@
 ZeRO stage, and an interruption changes nothing."""
 
 import copy
+import json
 import re
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 from audiox_turbo.models.discriminator import DiscriminatorHead
 from audiox_turbo.models.encoders.build import build_text_encoder
+from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.rng import Purpose, sample_rng
 from tests.distillation.conftest import BF16, ENDS, ROLES
@@ -191,6 +193,16 @@ class TestResume:
         through = "through bf16" if "bf16" in str(end) else "through"
         folders = [two.checkpoint(name, 10) for name in (through, f"resumed {end}")]
         assert differing(*folders, role, kinds) == []
+
+    def test_asked_to_stop_in_a_round_saves_at_its_end(self, two):
+        """One rank is asked in update 3, which ends no round; then both in the last round, which is the end anyway."""
+        stopped = {"said": "asked to stop: step 6 of 10 is saved; go on with --resume", "code": ExitCode.STOPPED}
+        assert two.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
+        for role in ROLES:
+            kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+            assert differing(two.checkpoint("through", 10), two.checkpoint("asked", 10), role, kinds) == []
+        lines = (two.folders["asked"] / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 11)), "no update twice, and none left out"
 
     def test_checkpoints_stand_before_the_first_round_and_at_the_ends_of_rounds(self, two):
         names = sorted(path.name for path in (two.folders["through"] / "checkpoints").iterdir())

@@ -87,6 +87,7 @@ TWO_RANKS = [
     Item("poison on", "whole", stage(2, "training.max_skipped=2"), arguments={"poison": True}),
     *resumed("fp32", *stage(2)),
     *resumed("bf16", *stage(2, "training.precision=bf16")),
+    Item("asked", "asked", stage(2, "checkpoint.every=100"), arguments={"asks": [[4, [1]], [8, [0, 1]]]}),
     Item("file too large", "file_too_large", stage(2)),
     Item("full disk", "full_disk", stage(2)),
     Item("reload 3", "reload", stage(3, *CURVE), arguments={"source": "curve 2"}),

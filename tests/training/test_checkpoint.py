@@ -20,6 +20,7 @@ import torch.distributed as dist
 from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer import checkpoint
 from audiox_turbo.trainer.checkpoint import CheckpointError
+from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.export import export
 from audiox_turbo.trainer.hardware import free_port
 from audiox_turbo.trainer.rng import Purpose, sample_rng
@@ -41,6 +42,15 @@ class TestResume:
         assert two.results(f"{precision} resumed") == [{}, {}], "nothing went wrong"
         assert differing(two.checkpoint(f"{precision} through", 12), two.checkpoint(f"{precision} resumed", 12)) == []
         assert differing(two.checkpoint(f"{precision} through", 8), two.checkpoint(f"{precision} resumed", 8)) == []
+
+    def test_asked_to_stop_saves_the_step_it_is_in(self, two):
+        """One rank is asked in step 4, then both in step 8, and nothing else makes it save there."""
+        said = [f"asked to stop: step {step} of 12 is saved; go on with --resume" for step in (5, 9)]
+        ends = [{"said": words, "code": ExitCode.STOPPED} for words in said]
+        assert two.results("asked") == 2 * [{"ends": [*ends, {}]}]
+        assert differing(two.checkpoint("fp32 through", 12), two.checkpoint("asked", 12)) == []
+        lines = (two.folders["asked"] / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 13)), "no step twice, and none left out"
 
     @pytest.mark.long
     @pytest.mark.parametrize(("number", "precision"), OTHERS)

@@ -1,0 +1,72 @@
+"""The check of every node names the one that lacks something, on every rank's exit code, and never hangs."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from audiox_turbo.trainer.command import ExitCode
+from tests.small import ROOT
+
+pytestmark = pytest.mark.slow
+BAD = ExitCode.BAD_NODE
+# Name: ranks, each a node n1, n2, ...; options; faults of ranks; what is said.
+SCENARIOS = {
+    "sound": (3, ["--disk", "0.001"], {}, r"^preflight: 3 nodes, 3 ranks; all-reduce of 4 MB: [\d.]+ GB/s$"),
+    "absent": (
+        3,
+        ["--patience", "4"],
+        {2: "absent"},
+        r"n3 \(rank 2\) did not tell its name within 4 s; is the node up",
+    ),
+    "first absent": (
+        3,
+        ["--patience", "4"],
+        {0: "absent"},
+        r"n1 \(rank 0\) does not answer at 127\.0\.0\.1:\d+ within",
+    ),
+    "clock": (3, [], {1: "clock"}, r"n2: its clock is -60\.\d s from the others'$"),
+    "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are wanted; n2: 3\.0 GB"),
+    "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are wanted; n2: "),
+    "no GPU": (
+        2,
+        ["--memory", "70"],
+        {1: "memory"},
+        r"n1: 0 GPUs for 1 ranks; n2: GPU 0 has 5\.0 GB free, 70 are wanted",
+    ),
+    "slow": (4, ["--bandwidth", "1000"], {2: "link"}, r"an all-reduce of 4 MB .* 1000 are wanted; slow: n3 \(n1-n2"),
+    "slow, three": (3, ["--bandwidth", "1000"], {0: "link"}, r"wanted; slow: n1 \(n1-n2 1\d\d ms, n2-n3"),
+    "stuck": (3, ["--patience", "4"], {1: "driver"}, r"n2 \(rank 1\) did not tell its state within 4 s"),
+}
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What each rank of each scenario ended with and printed."""
+    plan = {
+        name: {"ranks": ranks, "options": ["--output", "/", "--megabytes", "4", *options], "faults": faults}
+        for name, (ranks, options, faults, _) in SCENARIOS.items()
+    }
+    command = [sys.executable, "-m", "tests.cluster.preflight_ranks"]
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_the_node_is_named(said, name):
+    ranks, _, faults, words = SCENARIOS[name]
+    found = said[name]
+    assert len(found) == ranks - list(faults.values()).count("absent")
+    expected = 0 if name == "sound" else BAD
+    assert [code for code, _ in found.values()] == [expected] * len(found), found
+    first = next(iter(sorted(found)))
+    assert re.search(words, found[first][1].strip(), re.MULTILINE), found
+    if "absent" not in name and name != "stuck":
+        assert not any(text for rank, (_, text) in found.items() if rank != "0"), "one rank says it"
+
+
+def test_a_rank_that_does_not_come_back_ends_itself(said):
+    assert "error: n2 (rank 1): looking at its GPU and disk takes longer than 4 s" in said["stuck"]["1"][1]
