@@ -98,7 +98,11 @@ def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan, pa
     }
     outcomes = []
     for candidate in candidates:
-        key = {"candidate": _model(candidate), "digest": candidate.digest, "dtype": str(candidate.generator.dtype)}
+        key: dict[str, Any] = {
+            "candidate": _model(candidate),
+            "digest": candidate.digest,
+            "dtype": str(candidate.generator.dtype),
+        }
         key |= {"tasks": candidate.tasks, "plan": report["plan"], "judge": report["judge"]}
         outcome, rows = parts.get(key, partial(_judge, candidate, judge, bench, plan))
         outcomes.append(outcome)
