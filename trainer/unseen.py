@@ -73,11 +73,6 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
     )
 
 
-def video_features(config: ModelConfig, record: Record) -> Tensor:
-    """A record's image and motion features as the conditioner takes them: (S, D)."""
-    return _assembler(config).video(record)
-
-
 def _assembler(config: ModelConfig) -> Assembler:
     """The training's own way from records to conditions, with its usual holes; no stream is ever read."""
     data = DataConfig((StreamConfig("", {"T2A": 1.0}),), prefix=(PREFIX, PREFIX))
