@@ -73,3 +73,9 @@ def test_the_choice_is_made_on_other_prompts_than_are_reported():
             results[folder_name(variant, seed)] = both
     text = tables(variants, (0, 1), results)
     assert "| **early** | 0.20 |" in text and "| late | 0.90 |" in text and "| base | 0.10 |" in text
+
+
+def test_a_teacher_that_no_run_could_begin_with_is_refused_before_the_first(tmp_path):
+    with pytest.raises(ValueError, match="teacher"):
+        Ablations(plan(tmp_path), ["base"]).run(1)
+    assert not list(tmp_path.iterdir())

@@ -18,6 +18,7 @@ from typing import Any
 from tqdm import tqdm
 
 from .config import RunConfig, load_config
+from .data.pairs import check_pairs
 from .distill_config import load_distill_config
 from .distill_flops import rounds_within
 from .files import write_json, write_text
@@ -112,11 +113,21 @@ class Ablations:
         jobs = list(once.values())
         for variant, _ in jobs:
             self._steps(variant)  # every configuration is refused now or never
+        self._check_given()
         with ThreadPoolExecutor(parallel) as pool, tqdm(total=len(jobs), unit=" runs", desc="ablations") as bar:
             for name in pool.map(lambda job: self._train(*job), jobs):
                 self._judge(name)
                 bar.update()
         write_text(self.plan.out / "table.md", tables(self.variants, self.plan.seeds, self.results))
+
+    def _check_given(self) -> None:
+        """Raises ValueError for a teacher or pairs that the distillations would refuse one after the other."""
+        if all(variant.teacher for variant in self.variants):
+            return
+        from .distill_run import load_teacher  # imports DeepSpeed, which tables need not wait for
+
+        base = load_distill_config(self.plan.student, [f"warm_start.pairs={self.plan.pairs}", *self.plan.common])
+        check_pairs(base, load_teacher(base, self.plan.teacher)[1])
 
     def _steps(self, variant: Variant) -> int:
         """Training steps that the budget pays."""
