@@ -6,6 +6,7 @@ examples:
   deepspeed --num_gpus 2 launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
+  python launch/bench.py decode --config configs/2p7b.json
   python launch/bench.py encode --config configs/2p7b.json --random-weights
 """
 
@@ -46,9 +47,12 @@ def parse() -> argparse.Namespace:
     encode = commands.add_parser("encode", help="features of clips by the frozen encoders, part by part")
     encode.add_argument("--random-weights", action="store_true", help="networks of the configured sizes; reads none")
     encode.add_argument("--media", type=Path, help="a video with sound: how fast it is decoded and cut")
+    decode = commands.add_parser("decode", help="a film to clips, beside the ffmpeg program with the same filters")
+    decode.add_argument("--film", type=Path, help="with sound (default: a busy one that is made for it)")
+    decode.add_argument("--seconds", type=float, default=30, help="of that (default: 30)")
     for kind, clips in ((infer, 1), (encode, 4)):
         kind.add_argument("--batch", type=int, default=clips, help=f"clips together (default: {clips})")
-    for kind in (kernels, train, distill, infer, data, encode):
+    for kind in (kernels, train, distill, infer, data, encode, decode):
         command.add_config(kind)
         kind.add_argument("--rounds", type=int, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
@@ -74,12 +78,7 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     from audiox_turbo.trainer import bench  # imports DeepSpeed
 
     result = bench.train(config, arguments.rounds, arguments.inner)
-    print(f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'x plain':>8} {'MFU':>6}")
-    for row in result["rows"]:
-        print(
-            f"{row['variant']:20} {row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f} "
-            f"{row['ratio_to_plain']:8.3f} {row['mfu']:6.3f}"
-        )
+    print(*bench.table(result), sep="\n")
     return result
 
 
@@ -88,11 +87,7 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
     from audiox_turbo.trainer import bench_distill  # imports DeepSpeed
 
     result = bench_distill.distill(config, arguments.rounds)
-    print(f"{'part':40} {'calls a round':>14} {'ms':>9}")
-    for row in result["rows"]:
-        print(f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}")
-    print(f"a round {result['round_s']:.3f} s, its parts alone {result['parts_s']:.3f} s")
-    print(f"ratio {result['ratio']:.3f} ({result['ratio_low']:.3f} to {result['ratio_high']:.3f})")
+    print(*bench_distill.table(result), sep="\n")
     return result
 
 
@@ -105,10 +100,7 @@ def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
     samplings += [SamplingConfig(steps=steps, guidance=3.0) for steps in arguments.steps]
     dtype = getattr(torch, DTYPES[arguments.dtype])
     result = bench_infer.infer(config.model, samplings, arguments.batch, dtype, arguments.rounds)
-    print(f"{'steps':>6} {'NFE':>5} {'way':16} {'ms':>9} {'low':>9} {'high':>9} {'x plain':>8} {'RTF':>7} {'MFU':>6}")
-    for row in result["rows"]:
-        times = f"{row['ms']:9.1f} {row['low_ms']:9.1f} {row['high_ms']:9.1f} {row['times_plain']:8.2f}"
-        print(f"{row['steps']:6} {row['nfe']:5} {row['way']:16} {times} {row['rtf']:7.4f} {row['mfu']:6.3f}")
+    print(*bench_infer.table(result), sep="\n")
     return result
 
 
@@ -117,10 +109,7 @@ def run_data(arguments: argparse.Namespace) -> dict[str, Any]:
     from audiox_turbo.trainer import bench_data  # imports DeepSpeed
 
     result = bench_data.data(config, arguments.samples, arguments.rounds, arguments.folder)
-    print(f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'MB/s':>8}")
-    for row in result["rows"]:
-        speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"
-        print(f"{row['variant']:20} {speeds} {row['mb_per_s']:8.0f}")
+    print(*bench_data.table(result), sep="\n")
     return result
 
 
@@ -130,7 +119,17 @@ def run_encode(a: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-RUN = dict(kernels=run_kernels, train=run_train, distill=run_distill, infer=run_infer, data=run_data, encode=run_encode)
+def run_decode(arguments: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(arguments.config, arguments.set)
+    from audiox_turbo.trainer import bench_decode
+
+    result = bench_decode.decode(config.model, arguments.rounds, arguments.seconds, arguments.film)
+    print(*bench_decode.table(result), sep="\n")
+    return result
+
+
+RUN: dict[str, Any] = dict(kernels=run_kernels, train=run_train, distill=run_distill, infer=run_infer)
+RUN |= dict(data=run_data, encode=run_encode, decode=run_decode)
 
 
 def main() -> int:

@@ -139,3 +139,12 @@ def random_batch(config: BaseConfig) -> Batch:
 
 def _discard(_: object) -> None:
     return None
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines to print."""
+    lines = [f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'x plain':>8} {'MFU':>6}"]
+    for row in result["rows"]:
+        speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"
+        lines.append(f"{row['variant']:20} {speeds} {row['ratio_to_plain']:8.3f} {row['mfu']:6.3f}")
+    return lines

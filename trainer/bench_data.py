@@ -110,3 +110,12 @@ def _write(config: RunConfig, folder: Path, samples: int) -> None:
                 codec.seconds,
             )
             writer.write(record)
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines to print."""
+    lines = [f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'MB/s':>8}"]
+    for row in result["rows"]:
+        speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"
+        lines.append(f"{row['variant']:20} {speeds} {row['mb_per_s']:8.0f}")
+    return lines

@@ -195,3 +195,12 @@ def _timed(call: Callable[[], None]) -> float:
 def _finish() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines to print."""
+    lines = [f"{'part':40} {'calls a round':>14} {'ms':>9}"]
+    lines += [f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}" for row in result["rows"]]
+    lines.append(f"a round {result['round_s']:.3f} s, its parts alone {result['parts_s']:.3f} s")
+    lines.append(f"ratio {result['ratio']:.3f} ({result['ratio_low']:.3f} to {result['ratio_high']:.3f})")
+    return lines

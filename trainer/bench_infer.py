@@ -112,3 +112,14 @@ def _ours(
         sample(guided(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
 
     return call
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines to print."""
+    lines = [
+        f"{'steps':>6} {'NFE':>5} {'way':16} {'ms':>9} {'low':>9} {'high':>9} {'x plain':>8} {'RTF':>7} {'MFU':>6}"
+    ]
+    for row in result["rows"]:
+        times = f"{row['ms']:9.1f} {row['low_ms']:9.1f} {row['high_ms']:9.1f} {row['times_plain']:8.2f}"
+        lines.append(f"{row['steps']:6} {row['nfe']:5} {row['way']:16} {times} {row['rtf']:7.4f} {row['mfu']:6.3f}")
+    return lines

@@ -94,14 +94,18 @@ def _shown(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The pictures at both rates; one pass over the video serves them."""
     begin = reader.begin + start + piece.start
-    images, motion = (
-        [begin + i / rate for i in range(frames_in(codec.seconds, rate))]
+    kinds = [
+        {begin + i / rate: i for i in range(frames_in(codec.seconds, rate))}
         for rate in (frames.image_rate, frames.motion_rate)
-    )
-    times = sorted({*images, *motion})
-    pictures = dict(zip(times, reader.nearest(times), strict=True))
+    ]
+    images, motion = (np.empty((len(places), 3, frames.size, frames.size), np.uint8) for places in kinds)
+    times = sorted(set().union(*kinds))
+    for time, picture in zip(times, reader.views(times), strict=True):
+        for places, pictures in zip(kinds, (images, motion), strict=True):
+            if time in places:
+                pictures[places[time]] = picture
     reader.check_reaches(begin + piece.seconds)
-    return np.stack([pictures[time] for time in images]), np.stack([pictures[time] for time in motion])
+    return images, motion
 
 
 def _clip(piece: Piece, images: NDArray[np.uint8], motion: NDArray[np.uint8]) -> Clip:

@@ -1,6 +1,6 @@
 """Pictures of a video by their time stamps, small and square."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
@@ -91,7 +91,11 @@ class FrameReader:
 
     def nearest(self, times: list[float]) -> list[Picture]:
         """times in seconds by the file's stamps, ascending -> as many pictures (3, size, size) uint8."""
-        return [self._at(time) for time in times]
+        return [np.ascontiguousarray(picture) for picture in self.views(times)]
+
+    def views(self, times: Iterable[float]) -> Iterator[Picture]:
+        """As `nearest`, one by one and not copied yet: their memory is not in the order of their axes."""
+        return map(self._at, times)
 
     def check_begins(self, time: float) -> None:
         """Raises MediaError when the pictures begin more than VIDEO_SLACK seconds after a time that is asked for."""
@@ -165,8 +169,8 @@ class _Frame:
 
 
 class _Square:
-    """Frames to (3, size, size) uint8: upright, in their true proportions, the short side scaled to `size`, the middle
-    of the long one."""
+    """Frames to views (3, size, size) uint8: upright, in their true proportions, the short side scaled to `size`, the
+    middle of the long one."""
 
     def __init__(self, size: int, stream: av.VideoStream) -> None:
         self._size, self._aspect = size, float(stream.sample_aspect_ratio or 1)
@@ -185,7 +189,7 @@ class _Square:
         top, left = (height - self._size) // 2, (width - self._size) // 2
         square = rgb.to_ndarray()[top : top + self._size, left : left + self._size]
         turned = np.rot90(square, round(frame.rotation / 90))  # telephones store pictures lying on their side
-        return np.ascontiguousarray(turned.transpose(2, 0, 1))
+        return turned.transpose(2, 0, 1)
 
 
 def _pictures(name: str, container: av.container.InputContainer) -> av.VideoStream:
