@@ -129,7 +129,7 @@ def test_a_bucket(tmp_path, monkeypatch):
     server.start()
     try:
         address = "http://127.0.0.1:{1}".format(*server.get_host_and_port())
-        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        monkeypatch.setenv("S3_ENDPOINT_URL", address)
         bucket = boto3.resource("s3", endpoint_url=address, region_name="us-east-1").create_bucket(Bucket="sounds")
         soundfile.write(tmp_path / "a.wav", sine(seconds=3), 44100)
         bucket.upload_file(str(tmp_path / "a.wav"), "far/a.wav")

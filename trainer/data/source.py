@@ -156,7 +156,9 @@ def _fetched(address: str) -> Iterator[Source]:
     import fsspec  # takes a tenth of a second, which most workers have no use for
 
     name = redacted(address)
-    files, path = fsspec.core.url_to_fs(address)
+    endpoint = os.environ.get("S3_ENDPOINT_URL")  # as for the shards, which mosaicml-streaming writes
+    options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
+    files, path = fsspec.core.url_to_fs(address, **options)
     size = _tried(name, lambda: files.info(path))["size"]
     if size is not None and size > FETCHED:
         open_parts = lambda: files.open(path, "rb")  # noqa: E731
