@@ -61,7 +61,7 @@ def read_clips(
     """
     with ExitStack() as stack:
         sound = stack.enter_context(opened(audio))
-        segment = Segment(start, end, synced=video == audio)
+        segment = Segment(start, end, synced=video is not None)
         if video is None:
             empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
             for piece in cut(sound, codec, segment):
