@@ -2,9 +2,11 @@
 
 import json
 import multiprocessing
+import multiprocessing.process
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import soundfile
@@ -19,6 +21,8 @@ from audiox_turbo.models.config import (
     VideoConfig,
 )
 from audiox_turbo.trainer.command import exit_code
+from audiox_turbo.trainer.data import prepare_files as module
+from audiox_turbo.trainer.data.encode import Encoded, EntryTask, Rejection, encode_entry
 from audiox_turbo.trainer.data.prepare_files import Place, prepare_files
 from audiox_turbo.trainer.data.record import from_columns
 
@@ -60,13 +64,30 @@ def manifest(folder, *lines):
     return path
 
 
-def start_rank(out: Path, path: Path, rank: int = 0, ranks: int = 1, **arguments: Any) -> multiprocessing.Process:
-    """A rank of `prepare_files` with one worker in a process of its own, as a launcher starts it."""
+NOBODY = 65534
+
+
+def start_rank(
+    out: Path, path: Path, rank: int = 0, ranks: int = 1, workers: int = 1, nobody: bool = False
+) -> multiprocessing.process.BaseProcess:
+    """A rank of `prepare_files` in a process of its own, as a launcher starts it. With `nobody` its workers are a user
+    who may not read everything."""
     place = Place(rank, ranks, patience=3.0)
-    process = multiprocessing.get_context("forkserver").Process(target=_rank, args=(str(out), path, place, arguments))
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=_rank, args=(str(out), path, place, workers, nobody))
     process.start()
-    return process  # type: ignore[return-value]
+    return process
 
 
-def _rank(out: str, path: Path, place: Place, arguments: dict[str, Any]) -> None:
-    sys.exit(exit_code(lambda: print(prepare_files(out, MODEL, path, 0, 1, place=place, **arguments))))
+def _rank(out: str, path: Path, place: Place, workers: int, nobody: bool) -> None:
+    if nobody:
+        module.encode_entry = encode_as_nobody
+    sys.exit(exit_code(lambda: print(prepare_files(out, MODEL, path, 0, workers, place=place))))
+
+
+def encode_as_nobody(task: EntryTask) -> Iterator[Encoded | Rejection]:
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(NOBODY)
+        os.setuid(NOBODY)
+    yield from encode_entry(task)

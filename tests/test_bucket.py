@@ -1,0 +1,100 @@
+"""A preparation in a bucket: the same as in a folder, gone on with after the bucket has failed, and trained on."""
+
+from urllib.request import urlopen
+
+import boto3
+import pytest
+from moto.server import ThreadedMotoServer
+
+from audiox_turbo.trainer.data import store
+from audiox_turbo.trainer.data.prepare_files import prepare_files
+from audiox_turbo.trainer.data.store import open_store
+from audiox_turbo.trainer.hardware import free_port
+from tests.preparing import MODEL, contents, manifest, sound
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """Of an S3-compatible server on this machine."""
+    for name, value in (("ACCESS_KEY_ID", "nobody"), ("SECRET_ACCESS_KEY", "nothing"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(store, "ATTEMPTS", 1)
+    address = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("S3_ENDPOINT_URL", address)
+    server = ThreadedMotoServer("127.0.0.1", int(address.rpartition(":")[2]), verbose=False)
+    server.start()
+    urlopen(f"{address}/moto-api/reset", data=b"").close()  # what it holds outlasts it
+    client = boto3.client("s3", endpoint_url=address)
+    client.create_bucket(Bucket="sounds")
+    yield client
+    server.stop()
+
+
+def objects(client, folder):
+    """What `contents` gives of a folder."""
+    found = {}
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket="sounds", Prefix=f"{folder}/"):
+        for item in page.get("Contents", []):
+            name = item["Key"].removeprefix(f"{folder}/")
+            if not name.startswith("work/ranks/"):
+                found[name] = client.get_object(Bucket="sounds", Key=item["Key"])["Body"].read()
+    return found
+
+
+@pytest.fixture
+def made(tmp_path):
+    for i in range(6):
+        sound(tmp_path / f"{i}.flac", 1.0 + i)
+    lines = [{"audio": f"{i}.flac", "category": {"bell": 2}} for i in range(6)]
+    path = manifest(tmp_path, *lines, {"audio": "nowhere.flac"})
+    prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
+    return path, contents(tmp_path / "out")
+
+
+def test_the_same_as_in_a_folder(bucket, made):
+    path, expected = made
+    summary = prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1)
+    assert str(summary) == "kept 12 audio clips (21.0 s of sound), rejected 1 missing"
+    assert objects(bucket, "mine") == expected
+    assert prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1) == summary, "finished already"
+    with pytest.raises(ValueError, match="s3://sounds/mine was begun with seed 0, this command has 1; go on with"):
+        prepare_files("s3://sounds/mine", MODEL, path, seed=1, workers=1)
+
+
+def test_a_bucket_that_fails(bucket, made, monkeypatch):
+    """It answers no more after some files, and later again."""
+    path, expected = made
+    whole, names = store.Bucket.put, []
+
+    def put(self, file, name):
+        names.append(name)
+        if len(names) == 12:
+            self._uploader.s3 = boto3.client("s3", endpoint_url="http://127.0.0.1:9")
+        whole(self, file, name)
+
+    monkeypatch.setattr(store.Bucket, "put", put)
+    with pytest.raises(
+        OSError, match=r"Could not connect.*: could not \w+ s3://sounds/mine/.*; what is finished stays in"
+    ):
+        prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1)
+    monkeypatch.setattr(store.Bucket, "put", whole)
+    before = objects(bucket, "mine")
+    assert any(name.startswith("work/blocks/") for name in before) and "audio/features.json" not in before
+    prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1)
+    assert objects(bucket, "mine") == expected
+
+
+@pytest.mark.parametrize(
+    ("out", "kind", "message"),
+    [
+        ("ftp://sounds/mine", ValueError, "expected a folder, or BUCKET/FOLDER behind one of s3, "),
+        ("s3://", ValueError, "expected a folder, or BUCKET"),
+        ("s3://silence/mine", OSError, r"404.*Not Found: could not reach s3://silence/mine"),
+    ],
+)
+def test_addresses_that_cannot_be(bucket, out, kind, message):
+    with pytest.raises(kind, match=message):
+        open_store(out, 0)
