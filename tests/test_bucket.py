@@ -1,5 +1,7 @@
 """A preparation in a bucket: the same as in a folder, gone on with after the bucket has failed, and trained on."""
 
+import json
+from itertools import islice
 from urllib.request import urlopen
 
 import boto3
@@ -8,9 +10,13 @@ from moto.server import ThreadedMotoServer
 
 from audiox_turbo.trainer.data import store
 from audiox_turbo.trainer.data.prepare_files import prepare_files
+from audiox_turbo.trainer.data.reader import check_streams
+from audiox_turbo.trainer.data.shards import DamagedError
 from audiox_turbo.trainer.data.store import open_store
 from audiox_turbo.trainer.hardware import free_port
 from tests.preparing import MODEL, contents, manifest, sound
+from tests.reader_ranks import open_reader
+from tests.small import small_config
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 
@@ -98,3 +104,36 @@ def test_a_bucket_that_fails(bucket, made, monkeypatch):
 def test_addresses_that_cannot_be(bucket, out, kind, message):
     with pytest.raises(kind, match=message):
         open_store(out, 0)
+
+
+def test_training_reads_it(bucket, made, tmp_path):
+    """An epoch through the reader: every sample once; what was fetched is checked at the next start."""
+    path, _ = made
+    model = small_config().model
+    prepare_files("s3://sounds/mine", model, path, seed=0, workers=1)
+    stream = json.dumps([{"path": "s3://sounds/mine/audio", "tasks": {"T2A": 1.0}}])
+    overrides = f"data.streams={stream}", f"data.cache={tmp_path}/cache", "data.canonical_nodes=1"
+    config = small_config(None, *overrides, "training.global_batch=4")
+    seen = [id for batch in islice(open_reader(config).batches(0), 3) for id in batch.ids]
+    assert len(set(seen)) == 12
+    folder = tmp_path / "cache/s3/sounds/mine/audio"
+    assert {file.name for file in folder.iterdir() if file.is_file()} == {"features.json", "index.json"}
+    shard = next(folder.glob("*/shard.00000.mds"))
+    data = bytearray(shard.read_bytes())
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DamagedError, match=f"{shard} has changed"):
+        check_streams(config, hashes=True)
+    shard.unlink()
+    assert check_streams(config, hashes=True) == 12
+    (folder / "index.json").write_text("{}")
+    with pytest.raises(
+        DamagedError, match=r"index\.json is not that of s3://sounds/mine/audio, which is another one now"
+    ):
+        check_streams(config, hashes=False)
+
+
+def test_a_stream_in_a_bucket_wants_a_folder_here():
+    stream = json.dumps([{"path": "s3://sounds/mine/audio", "tasks": {"T2A": 1.0}}])
+    with pytest.raises(ValueError, match=r"data\.cache: missing; s3://sounds/mine/audio needs a folder"):
+        small_config(None, f"data.streams={stream}")

@@ -54,6 +54,7 @@ class DataConfig:
     streams: tuple[StreamConfig, ...]
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     workers: int = 0  # loader processes a rank
+    cache: str = ""  # folder on this machine for what is fetched of streams in a bucket (s3://...)
     canonical_nodes: int = 8  # settles the order of samples for every number of nodes; a multiple or divisor of it
     verify_hashes: bool = False  # compare every shard's hash at start; else when a process first reads of it
     accept_changes: bool = False  # go on with a run although its streams or their shards are others now
@@ -63,6 +64,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not self.streams:
             raise ValueError("streams: empty; give at least one folder of shards")
+        far = [stream.path for stream in self.streams if "://" in stream.path]
+        if far and not self.cache:
+            raise ValueError(f"cache: missing; {far[0]} needs a folder on this machine for what is fetched")
         _at_least("workers", self.workers, 0)
         _at_least("canonical_nodes", self.canonical_nodes, 1)
         for name in ("inpaint", "prefix"):

@@ -11,6 +11,7 @@ from ..models import strict
 from ..models.encoders.build import check_text_encoder
 from . import checkpoint
 from .config import BaseConfig, check_ranks, read_json
+from .data.cached import folder_of
 from .data.reader import check_streams
 from .files import hash_file, write_json
 from .fp8 import check_fp8
@@ -88,7 +89,8 @@ def write_config(folder: Path, config: BaseConfig) -> None:
 
 def _indexes(config: BaseConfig) -> dict[str, str]:
     """The hash of each stream's index, which holds those of its shards."""
-    files = {stream.path: Path(stream.path, "index.json") for stream in config.data.streams}
+    data = config.data
+    files = {stream.path: folder_of(stream.path, data.cache) / "index.json" for stream in data.streams}
     return {path: hash_file(file) for path, file in files.items() if file.is_file()}
 
 

@@ -12,8 +12,10 @@ from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..command import ExitCode
 from ..config import BaseConfig
+from .cached import fetch, folder_of
 from .record import Record, from_columns
 from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
+from .store import is_remote
 from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
 from .tasks import Assembler, Batch
 
@@ -26,9 +28,9 @@ class LoaderError(ShardError):
     exit_code = ExitCode.HUNG  # it may go well another time
 
 
-class _LocalDataset(StreamingDataset):
-    """Adds the number of the stream that a sample came from; takes shards as they lie on the disk, and reads none that
-    has changed."""
+class _CheckedDataset(StreamingDataset):
+    """Adds the number of the stream that a sample came from; takes shards as they lie on the disk, or fetches them from
+    a bucket, and reads none that has changed."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -36,9 +38,11 @@ class _LocalDataset(StreamingDataset):
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Raises ShardError for a shard that is gone: streaming would want to download it, and can wait for that for
-        ever."""
+        ever, where it knows of no bucket."""
         file, _ = self._file(shard_id)
-        if not file.is_file():
+        if self.streams[self.stream_per_shard[shard_id]].remote:
+            super().prepare_shard(shard_id, blocking)
+        elif not file.is_file():
             raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
 
     def _file(self, shard_id: int) -> tuple[Path, str | None]:
@@ -50,6 +54,7 @@ class _LocalDataset(StreamingDataset):
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
         shard, _ = self.spanner[sample_id]
         if shard not in self.checked:
+            self.prepare_shard(shard)
             check_hash(*self._file(shard))
             self.checked.add(shard)
         sample = super().get_item(sample_id, retry)
@@ -80,13 +85,20 @@ class Reader:
         self.config = config
         self.world = World.detect()
         self.steps_per_epoch = check_streams(config, hashes=data.verify_hashes and rank == 0) // batch
-        streams = [Stream(local=s.path, proportion=sum(s.tasks.values())) for s in data.streams]
+        streams = [
+            Stream(
+                remote=s.path if is_remote(s.path) else None,
+                local=str(folder_of(s.path, data.cache)),
+                proportion=sum(s.tasks.values()),
+            )
+            for s in data.streams
+        ]
         found = {file.name for file in SHARED.glob("[0-9]*_*")} if SHARED.is_dir() else set()
         if torch.distributed.is_initialized():
             # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once, or
             # another job that starts or ends meanwhile parts them.
             torch.distributed.barrier()
-        self.dataset = _LocalDataset(
+        self.dataset = _CheckedDataset(
             streams=streams,
             epoch_size=self.steps_per_epoch * batch,
             batch_size=batch // ranks,
@@ -204,7 +216,7 @@ def check_streams(config: BaseConfig, hashes: bool) -> int:
 
     With `hashes` every byte is read. Raises ShardError or ValueError.
     """
-    total = sum(_check_stream(Path(s.path), config.model, hashes) for s in config.data.streams)
+    total = sum(_check_stream(s.path, config.data.cache, config.model, hashes) for s in config.data.streams)
     if total < config.training.global_batch:
         raise ValueError(
             f"data.streams: {total} samples are fewer than training.global_batch {config.training.global_batch}; "
@@ -213,8 +225,12 @@ def check_streams(config: BaseConfig, hashes: bool) -> int:
     return total
 
 
-def _check_stream(folder: Path, model: ModelConfig, hashes: bool) -> int:
-    check_shards(folder, hashes)
+def _check_stream(path: str, cache: str, model: ModelConfig, hashes: bool) -> int:
+    folder = Path(path)
+    if is_remote(path):
+        folder = fetch(path, cache, hashes)
+    else:
+        check_shards(folder, hashes)
     features = read_features(folder)
     for name in ("codec", "video"):  # texts are stored as texts
         # Where the weights lie does not change what they are.
