@@ -7,11 +7,13 @@ examples:
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
   python launch/bench.py decode --config configs/2p7b.json
+  python launch/bench.py prepare --config configs/tiny.json --rounds 5
   python launch/bench.py encode --config configs/2p7b.json --random-weights
 """
 
 import argparse
 import contextlib
+import importlib
 import json
 import os
 import sys
@@ -49,10 +51,12 @@ def parse() -> argparse.Namespace:
     encode.add_argument("--media", type=Path, help="a video with sound: how fast it is decoded and cut")
     decode = commands.add_parser("decode", help="a film to clips, beside the ffmpeg program with the same filters")
     decode.add_argument("--film", type=Path, help="with sound (default: a busy one that is made for it)")
-    decode.add_argument("--seconds", type=float, default=30, help="of that (default: 30)")
+    prepare = commands.add_parser("prepare", help="a manifest by two ranks, beside one")
+    for kind in (decode, prepare):
+        kind.add_argument("--seconds", type=float, default=30, help="of the film that is made (default: 30)")
     for kind, clips in ((infer, 1), (encode, 4)):
         kind.add_argument("--batch", type=int, default=clips, help=f"clips together (default: {clips})")
-    for kind in (kernels, train, distill, infer, data, encode, decode):
+    for kind in (kernels, train, distill, infer, data, encode, decode, prepare):
         command.add_config(kind)
         kind.add_argument("--rounds", type=int, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
@@ -104,32 +108,27 @@ def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def run_data(arguments: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(arguments.config, arguments.set)
-    from audiox_turbo.trainer import bench_data  # imports DeepSpeed
-
-    result = bench_data.data(config, arguments.samples, arguments.rounds, arguments.folder)
-    print(*bench_data.table(result), sep="\n")
-    return result
-
-
 def run_encode(a: argparse.Namespace) -> dict[str, Any]:
     result = bench_encode.encode(load_config(a.config, a.set), a.random_weights, a.batch, a.rounds, a.media)
     print(*bench_encode.table(result), sep="\n")
     return result
 
 
-def run_decode(arguments: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(arguments.config, arguments.set)
-    from audiox_turbo.trainer import bench_decode
-
-    result = bench_decode.decode(config.model, arguments.rounds, arguments.seconds, arguments.film)
-    print(*bench_decode.table(result), sep="\n")
-    return result
+def run_media(a: argparse.Namespace) -> dict[str, Any]:
+    config = load_config(a.config, a.set)
+    bench = importlib.import_module(f"audiox_turbo.trainer.bench_{a.command}")  # that of data imports DeepSpeed
+    if a.command == "data":
+        result = bench.data(config, a.samples, a.rounds, a.folder)
+    elif a.command == "decode":
+        result = bench.decode(config.model, a.rounds, a.seconds, a.film)
+    else:
+        result = bench.prepare(a.config, a.set, a.rounds, a.seconds)
+    print(*bench.table(result), sep="\n")
+    return dict(result)
 
 
 RUN: dict[str, Any] = dict(kernels=run_kernels, train=run_train, distill=run_distill, infer=run_infer)
-RUN |= dict(data=run_data, encode=run_encode, decode=run_decode)
+RUN |= dict(data=run_media, encode=run_encode, decode=run_media, prepare=run_media)
 
 
 def main() -> int:

@@ -53,7 +53,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--device", help="of the encoders (default: this rank's GPU, else the CPU, in the workers)")
     files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
     scenes.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
-    command.add_launched(files)
+    command.add_launched(parser)
     for kind in (scenes, files):
         kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
         kind.add_argument("--seed", type=int, default=0, help="of scenes and of captions (default %(default)s)")

@@ -35,7 +35,7 @@ def decode(model: ModelConfig, rounds: int, seconds: float, film: Path | None = 
         raise ValueError("the ffmpeg program, which decoding is compared with, is not installed")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-decode-") as folder:
-        film = film or _busy_film(Path(folder, "busy.mp4"), seconds)
+        film = film or busy_film(Path(folder, "busy.mp4"), seconds)
         length, size = _length(film)
         with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
             task = (str(film), model.codec, model.video)
@@ -113,7 +113,7 @@ def _run(command: list[str]) -> None:
         raise ValueError(f"ffmpeg failed: {done.stderr.strip()[-300:]}")
 
 
-def _busy_film(path: Path, seconds: float) -> Path:
+def busy_film(path: Path, seconds: float) -> Path:
     noise = f"anoisesrc=sample_rate=48000:amplitude=0.3:duration={seconds}"
     pictures = ["-c:v", "libx264", "-preset", "veryfast", "-b:v", "5M", "-pix_fmt", "yuv420p"]
     sound = ["-c:a", "aac", "-b:a", "160k", "-ac", "2"]
