@@ -79,7 +79,7 @@ def test_each_task_gives_the_model_what_training_gave(generator, media, task):
 
 def test_a_prompt_of_one_clip_is_the_generators_own_sound(generator):
     own = generator.waves(generator.latents(Request(["a bell"]), 3))[0]
-    assert torch.equal(generator.make(text="a bell", seed=3), own)
+    torch.testing.assert_close(generator.make(text="a bell", seed=3), own, rtol=0, atol=1e-4)  # threads differ
 
 
 def test_the_length_is_what_is_asked_for_or_the_videos_or_a_clips(generator, media):
@@ -122,7 +122,9 @@ def test_every_clip_continues_from_the_one_before(generator):
     for wave, start, begin, end in zip(waves, begun.starts, seams, seams[1:], strict=False):
         piece = slice(begin, end - 100 if end < 40_000 else end)  # the next one fades in over 80 samples
         assert torch.equal(begun.wave[:, piece], wave[:, piece.start - start * 2048 : piece.stop - start * 2048])
-    assert torch.equal(sound(generator, text="a bell", seconds=5.0, seed=4).wave, begun.wave)
+    # These were computed by all threads, `make` takes one a clip: the last bits differ.
+    whole = sound(generator, text="a bell", seconds=5.0, seed=4).wave
+    torch.testing.assert_close(whole, begun.wave, rtol=0, atol=1e-4)
 
 
 def test_a_mended_sound_is_the_given_one_outside_the_hole(generator, media):

@@ -52,16 +52,20 @@ def sound(maker: Maker, latents: Tensor) -> Tensor:
     return torch.cat(list(side_by_side(maker.waves, latents.split(BATCH))))
 
 
-def side_by_side(function: Callable[[A], Tensor], parts: Sequence[A], workers: int | None = None) -> Iterator[Tensor]:
+def side_by_side(
+    function: Callable[[A], Tensor], parts: Sequence[A], workers: int | None = None, each: int | None = None
+) -> Iterator[Tensor]:
     """function(part) of each part, in order. On a CPU every core works on a part of its own: on small tensors two
-    cores on one part wait for each other more than they work."""
+    cores on one part wait for each other more than they work. A part is computed by `each` threads, however many parts
+    there are; without it, by its share of all."""
     threads = torch.get_num_threads()
     workers = min(threads if workers is None else workers, len(parts))
-    if workers < 2:
+    if workers < 2 and each in (None, threads):
         yield from map(function, parts)
         return
     # torch counts the threads of an operation per calling thread.
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(max(1, threads // workers),)) as pool:
+    share = (each or max(1, threads // workers),)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=share) as pool:
         yield from pool.map(function, parts)
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .generator import Generator
 
 OVERLAP = 0.3  # of a clip: the shortest beginning that training gives
+SMALL = 50_000_000  # parameters below which one thread makes a clip, and above which all do, one clip after the other
 FADE = 0.01  # seconds in which one clip, or the given sound, becomes the next
 
 
@@ -168,7 +169,7 @@ def make(
 ) -> list[Sound | ValueError]:
     """Finished sounds of prompts that are sampled alike, as one batch; in the place of one that cannot be made, why.
 
-    On a CPU every clip is made by itself, side by side with others: so a sound has the same bits in any batch. On a GPU
+    On a CPU every clip is made by itself, and by as many threads: so a sound has the same bits in any batch. On a GPU
     they are made together, and a sound is the same to rounding. `after` is told how many clips are done, and of how
     many, of the longest sound.
     """
@@ -209,6 +210,9 @@ def _rendered(
         latents = generator.latents(joined(requests, generator.model.config), seeds, sampling)
         return latents, generator.waves(latents).float().cpu()
     generator.levels(sampling)  # made once, before the threads ask for them
+    # As many threads a clip whatever the batch: another split of a sum is another last bit.
+    small = sum(p.numel() for p in generator.model.parameters()) < SMALL
+    apart: dict[str, int] = {"each": 1} if small else {"workers": 1}
     pairs = list(zip(requests, seeds, strict=True))
-    parts = list(side_by_side(lambda pair: generator.latents(pair[0], pair[1], sampling), pairs))
-    return torch.cat(parts), torch.cat(list(side_by_side(generator.waves, parts)))
+    parts = list(side_by_side(lambda pair: generator.latents(pair[0], pair[1], sampling), pairs, **apart))
+    return torch.cat(parts), torch.cat(list(side_by_side(generator.waves, parts, **apart)))
