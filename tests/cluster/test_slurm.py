@@ -63,9 +63,9 @@ class Training:
             assert self.run.end() == reference.end(), "bitwise what a run is that nobody disturbed"
 
 
-def undisturbed(base: Path, *arguments: str) -> soak.Run:
+def undisturbed(base: Path, name: str, *arguments: str) -> soak.Run:
     """The same training without Slurm and in one piece."""
-    run = soak.Run("pretrain", base, "undisturbed")
+    run = soak.Run("pretrain", base, f"{name}_undisturbed")
     run.start(("launch/pretrain.py", *arguments))
     assert run.wait() == [0, 0], run.said()
     run.clear()
@@ -104,7 +104,7 @@ def test_a_time_limit(slurm, base):
     training.says("goes back into the queue")
     assert training.job.state()["JobState"] in ("PENDING", "COMPLETING")
     slurm.run("scontrol", "update", f"JobId={training.job.number}", "TimeLimit=60")
-    training.checks_end(restarts=1, reference=undisturbed(base, *settings))
+    training.checks_end(restarts=1, reference=undisturbed(base, "limited", *settings))
 
 
 @pytest.mark.long
@@ -123,7 +123,7 @@ def test_lost_ranks_and_nodes(slurm, base):
         until(lambda: training.job.state()["JobState"] != "RUNNING", PATIENCE)
         slurm.start_node(node)
         until(lambda restarts=restarts: training.job.state()["Restarts"] == str(restarts + 1), PATIENCE)
-    training.checks_end(restarts=2, reference=undisturbed(base, "--set", "training.steps=200"))
+    training.checks_end(restarts=2, reference=undisturbed(base, "lost", "--set", "training.steps=200"))
 
 
 @pytest.mark.long
