@@ -180,7 +180,7 @@ def test_pairs_come_before_the_distillation_once(desk):
 
 
 def test_what_keeps_its_parts_is_ended_and_counted_by_them(desk):
-    """Evaluation and preparation listen to no request; what they have kept is progress."""
+    """An evaluation listens to no request, ranks of a preparation end one by one; what they have kept is progress."""
     process = desk.start(["asked-143"], str(desk.output), "--weights", "weights/a", script="evaluate")
     until(lambda: bool(desk.calls("srun")), 10)
     process.send_signal(signal.SIGUSR2)

@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from audiox_turbo.trainer import checkpoint
-from audiox_turbo.trainer.data.shards import check_shards
+from audiox_turbo.trainer.data.shards import check_shards, read_features
 from tests import soak
 from tests.cluster.slurm import Slurm, until, why_not
 from tests.models import untrained_judge
@@ -169,13 +169,20 @@ def test_pairs_and_distillation(slurm, base, tmp_path):
 
 
 @pytest.mark.long
-def test_preparation(slurm, base, tmp_path):
-    soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(np.arange(16000) / 5), 8000)
-    (tmp_path / "clips.jsonl").write_text(json.dumps({"audio": "a.wav", "captions": ["a tone"]}) + "\n")
+def test_preparation_on_two_nodes_goes_on_after_a_stop(slurm, base, tmp_path):
+    names = [f"{number:03}.wav" for number in range(200)]
+    for number, name in enumerate(names):
+        soundfile.write(tmp_path / name, 0.5 * np.sin(np.arange(16000) * (1 + number) / 50), 8000)
+    lines = [json.dumps({"audio": name, "captions": ["a tone"]}) + "\n" for name in names]
+    (tmp_path / "clips.jsonl").write_text("".join(lines))
     arguments = (str(tmp_path / "clips.jsonl"), str(base / "pretrain.json"), str(tmp_path / "shards"), "--workers", "1")
-    job = slurm.submit(tmp_path / "notes", "prepare", *arguments, nodes=1, PREFLIGHT="no")
-    assert job.wait(PATIENCE)["JobState"] == "COMPLETED", job.said()
-    assert check_shards(tmp_path / "shards" / "audio", hashes=True) is None
+    job = slurm.submit(tmp_path / "notes", "prepare", *arguments, PREFLIGHT="no")
+    until(lambda: (tmp_path / "shards" / "work").exists() or job.ended(), PATIENCE)
+    slurm.run("scancel", "--batch", "--signal=USR2", job.number)
+    state = job.wait(PATIENCE)
+    assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), job.said()
+    check_shards(tmp_path / "shards" / "audio", hashes=True)
+    assert read_features(tmp_path / "shards" / "audio").samples == len(names)
     assert f"done: {tmp_path / 'shards'}" in job.said()
 
 
