@@ -73,8 +73,9 @@ def undisturbed(base: Path, name: str, *arguments: str) -> soak.Run:
 
 
 def test_asked_to_stop_it_saves_comes_back_and_ends(slurm, base):
-    """What happens at a time limit, with the signal sent at once."""
-    training = Training(slurm, base, "asked", "--set", "training.steps=40", "--set", "checkpoint.every=1000")
+    """What happens at a time limit, with the signal sent at once. Slurm sends it to a rank's loader processes too."""
+    settings = ("training.steps=40", "checkpoint.every=1000", "data.workers=1")
+    training = Training(slurm, base, "asked", *(part for one in settings for part in ("--set", one)))
     training.reaches(3)
     slurm.run("scancel", "--batch", "--signal=USR2", training.job.number)
     training.says("stopped as it was asked to, and saved; goes back into the queue")
