@@ -73,9 +73,8 @@ def undisturbed(base: Path, name: str, *arguments: str) -> soak.Run:
 
 
 def test_asked_to_stop_it_saves_comes_back_and_ends(slurm, base):
-    """What happens at a time limit, with the signal sent at once. Slurm sends it to a rank's loader processes too."""
-    settings = ("training.steps=40", "checkpoint.every=1000", "data.workers=1")
-    training = Training(slurm, base, "asked", *(part for one in settings for part in ("--set", one)))
+    """What happens at a time limit, with the signal sent at once."""
+    training = Training(slurm, base, "asked", "--set", "training.steps=40", "--set", "checkpoint.every=1000")
     training.reaches(3)
     slurm.run("scancel", "--batch", "--signal=USR2", training.job.number)
     training.says("stopped as it was asked to, and saved; goes back into the queue")
@@ -97,8 +96,8 @@ def test_a_wrong_configuration_is_not_tried_again(slurm, base):
 
 @pytest.mark.long
 def test_a_time_limit(slurm, base):
-    """Slurm's own signal, sent near the limit of a minute."""
-    settings = ("--set", "training.steps=1000", "--set", "checkpoint.every=400")
+    """Slurm's own signal, sent near the limit of a minute; loader processes get it too."""
+    settings = ("--set", "training.steps=1000", "--set", "checkpoint.every=400", "--set", "data.workers=1")
     options = ("--time=1", "--signal=B:USR2@30")
     training = Training(slurm, base, "limited", *settings, options=options)
     training.says("asked to stop before the time limit")
