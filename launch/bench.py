@@ -6,6 +6,7 @@ examples:
   deepspeed --num_gpus 2 launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
+  deepspeed --num_gpus 2 launch/bench.py data --config configs/tiny.json --samples 0 --train 10
   python launch/bench.py decode --config configs/2p7b.json
   python launch/bench.py prepare --config configs/tiny.json --rounds 5
   python launch/bench.py encode --config configs/2p7b.json --random-weights
@@ -44,7 +45,8 @@ def parse() -> argparse.Namespace:
     infer.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
     infer.add_argument("--steps", nargs="+", type=int, default=[50], help="of the guided teacher (default: 50)")
     data = commands.add_parser("data", help="reading warm shards of the model's schema")
-    data.add_argument("--samples", type=int, default=1024, help="that are made for it (default: 1024)")
+    data.add_argument("--samples", type=int, default=1024, help="that are made for it; 0: its own (default: 1024)")
+    data.add_argument("--train", type=int, default=0, help="steps in a turn of a training that it feeds (default: none)")
     data.add_argument("--folder", type=Path, help="where they are put for the time being (default: the system's)")
     encode = commands.add_parser("encode", help="features of clips by the frozen encoders, part by part")
     encode.add_argument("--random-weights", action="store_true", help="networks of the configured sizes; reads none")
@@ -118,7 +120,7 @@ def run_media(a: argparse.Namespace) -> dict[str, Any]:
     config = load_config(a.config, a.set)
     bench = importlib.import_module(f"audiox_turbo.trainer.bench_{a.command}")  # that of data imports DeepSpeed
     if a.command == "data":
-        result = bench.data(config, a.samples, a.rounds, a.folder)
+        result = bench.data(config, a.samples, a.rounds, a.folder, a.train)
     elif a.command == "decode":
         result = bench.decode(config.model, a.rounds, a.seconds, a.film)
     else:

@@ -28,7 +28,7 @@ class TemporalTransformer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.project_in(x) + self.seconds()
         for block in self.blocks:
-            x = block(x, self.rope.on(x.device))
+            x = block(x, self.rope())
         return self.project_out(self.norm(x))
 
 

@@ -1,6 +1,7 @@
 """Embeddings of diffusion time and of positions in seconds."""
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,25 @@ def rope_table(seconds: Tensor, rate: float, head_width: int, base: float = 10_0
     return angles.cos().float(), angles.sin().float()
 
 
+class Fixed(nn.Module):
+    """Float32 tensors that go where the model goes and are never cast.
+
+    Not buffers: a model cast to bfloat16 casts its buffers, and a rotation by rounded angles is a different one. And
+    not moved when they are used: a copy from the host would have every step wait for the device.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fixed":
+        """What `to`, `cuda` and `bfloat16` call with what they do to a parameter."""
+        device = fn(self.tensors[0].new_empty(0)).device
+        self.tensors = tuple(tensor.to(device) for tensor in self.tensors)
+        super()._apply(fn, recurse)
+        return self
+
+
 class SecondsEmbedding(nn.Module):
     """Where a token stands in the clip: sinusoids of its fixed time in seconds through a linear layer.
 
@@ -46,27 +66,22 @@ class SecondsEmbedding(nn.Module):
         super().__init__()
         periods = 20.0 * 0.005 ** (torch.arange(frequencies, dtype=torch.float64) / (frequencies - 1))  # 20 s to 0.1 s
         angles = 2 * math.pi * seconds.double()[:, None] / periods
-        self.features = torch.cat((angles.sin(), angles.cos()), dim=1).float()  # not a buffer, see RopeTable
+        self.features = Fixed(torch.cat((angles.sin(), angles.cos()), dim=1).float())
         self.linear = nn.Linear(2 * frequencies, width)
 
     def forward(self) -> Tensor:
         """-> (N, width)."""
-        weight = self.linear.weight
-        return self.linear(self.features.to(weight.device, weight.dtype))
+        (features,) = self.features.tensors
+        return self.linear(features.to(self.linear.weight.dtype))
 
 
-class RopeTable:
-    """Cosines and sines of fixed positions, in float32 on whatever device asks.
-
-    Not a buffer: a model cast to bfloat16 casts its buffers, and a rotation by rounded angles is a different one.
-    """
+class RopeTable(Fixed):
+    """Cosines and sines of fixed positions."""
 
     def __init__(self, seconds: Tensor, rate: float, head_width: int) -> None:
-        self._tables = {torch.device("cpu"): rope_table(seconds, rate, head_width)}
+        super().__init__(*rope_table(seconds, rate, head_width))
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+    def forward(self) -> tuple[Tensor, Tensor]:
         """(cos, sin), each (N, head_width/2)."""
-        if device not in self._tables:
-            cos, sin = self._tables[torch.device("cpu")]
-            self._tables[device] = (cos.to(device), sin.to(device))
-        return self._tables[device]
+        cos, sin = self.tensors
+        return cos, sin

@@ -57,7 +57,7 @@ class Fusion(nn.Module):
         length = text_length + tokens[0].shape[1] + tokens[1].shape[1]
         queries = self.queries.to(context.dtype).expand(context.shape[0], -1, -1)
         queries = queries + self.gather(queries, context, length)
-        rope = self.rope.on(queries.device)
+        rope = self.rope()
         for block in self.blocks:
             queries = block(queries, rope)
         sets = queries.chunk(len(MODALITIES), dim=1)

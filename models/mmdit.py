@@ -108,7 +108,7 @@ class MMDiT(nn.Module):
         c = self.condition_in(condition)
         where = self.seconds_condition()
         c = c + F.pad(where, (0, 0, 0, c.shape[1] - where.shape[0]))
-        rope_x = self.rope_latent.on(x.device)
+        rope_x = self.rope_latent()
         rope_c = self._condition_rope(c)
         for i, block in enumerate(self.blocks[:n_blocks]):
             step = known.blocks[i] if known else time
@@ -135,6 +135,6 @@ class MMDiT(nn.Module):
         return self.modulation_out(time).float().chunk(2, dim=-1)
 
     def _condition_rope(self, c: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.rope_condition.on(c.device)
+        cos, sin = self.rope_condition()
         text = c.shape[1] - cos.shape[0]  # text has no position: angle 0
         return F.pad(cos, (0, 0, 0, text), value=1.0), F.pad(sin, (0, 0, 0, text))

@@ -10,7 +10,7 @@ from audiox_turbo.kernels.adaln import layer_norm_modulate
 from audiox_turbo.models import strict
 from audiox_turbo.models.audiox import AudioX, count_parameters, load_strict
 from audiox_turbo.models.conditioner import video_seconds
-from audiox_turbo.models.embeddings import RopeTable, rope_table
+from audiox_turbo.models.embeddings import Fixed, RopeTable, rope_table
 from audiox_turbo.trainer.config import load_config
 from tests.models import BATCH, TOKENS, inputs, stirred
 from tests.small import ROOT
@@ -164,9 +164,9 @@ class TestPositions:
         rate = config.codec.rate
         video = replace(config.video, motion_rate=2 * rate, steps=2 * config.codec.frames, pool=2)
         model = AudioX(replace(config, video=video))
-        cpu, n = torch.device("cpu"), config.codec.frames
-        latent = model.backbone.rope_latent.on(cpu)
-        condition = model.backbone.rope_condition.on(cpu)
+        n = config.codec.frames
+        latent = model.backbone.rope_latent()
+        condition = model.backbone.rope_condition()
         for ours, theirs in zip(latent, condition, strict=True):
             torch.testing.assert_close(theirs[:n], ours)  # video
             torch.testing.assert_close(theirs[n:], ours)  # audio
@@ -192,10 +192,17 @@ class TestPositions:
 
     def test_positions_stay_exact_in_a_model_cast_to_bfloat16(self, config):
         model = AudioX(config).to(torch.bfloat16)
-        assert all(x.dtype == torch.float32 for x in model.backbone.rope_latent.on(torch.device("cpu")))
+        assert all(x.dtype == torch.float32 for x in model.backbone.rope_latent())
+
+    def test_positions_go_where_the_model_goes(self, config):
+        """Copied when it is moved, not in every step, which would wait for the device."""
+        model = AudioX(config).to("meta")
+        fixed = [tensor for module in model.modules() if isinstance(module, Fixed) for tensor in module.tensors]
+        assert len(fixed) == 2 * 5 + 4  # rotations of two streams, three transformers; seconds of all but the queries
+        assert all(tensor.is_meta and tensor.dtype == torch.float32 for tensor in fixed)
 
     def test_a_token_without_a_position_is_not_rotated(self):
-        cos, sin = RopeTable(torch.tensor([torch.nan, 1.0]), 1.0, 8).on(torch.device("cpu"))
+        cos, sin = RopeTable(torch.tensor([torch.nan, 1.0]), 1.0, 8)()
         assert torch.equal(cos[0], torch.ones(4)) and torch.equal(sin[0], torch.zeros(4))
 
     def test_synchformers_grid(self):

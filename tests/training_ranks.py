@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiox_turbo.models import strict
 from audiox_turbo.models.encoders.build import build_text_encoder
@@ -291,8 +292,43 @@ def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"same": digests(task) == before, "latents": latents.flatten().tolist(), "shape": list(waves.shape)}
 
 
+class Waits(TorchDispatchMode):
+    """The operations for which a host would wait for its device: those whose result it has to know to go on."""
+
+    NAMES = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[bool, list[str]] = {False: [], True: []}  # by whether the optimizer steps
+        self.stepping = False
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.overloadpacket.__name__ in self.NAMES:
+            self.found[self.stepping].append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+def waits(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Of the fourth step: what a host would wait for in forward and backward, and in the optimizer's step."""
+    task, batches, mode = Pretraining(config, WORLD), MadeUp(config).batches(0), Waits()
+    step = task.engine.engine.step
+
+    def stepped(*arguments: Any) -> None:
+        mode.stepping = True
+        step(*arguments)
+        mode.stepping = False
+
+    for number in range(3):
+        task.step(number, next(batches))
+    task.engine.engine.step = stepped
+    with mode:
+        task.step(3, next(batches))
+    task.engine.destroy()
+    return {"before": mode.found[False], "stepping": mode.found[True]}
+
+
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (losses, whole, asked, reload, poisoned, file_too_large, full_disk, preview)
+    f.__name__: f for f in (losses, whole, asked, reload, poisoned, file_too_large, full_disk, preview, waits)
 }
 
 

@@ -1,5 +1,6 @@
-"""How fast a rank reads warm shards of a model's schema."""
+"""How fast a rank reads warm shards, and what of a training step reading takes."""
 
+import contextlib
 import itertools
 import statistics
 import tempfile
@@ -9,50 +10,79 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..models.encoders.embedded import WordEncoder
 from . import zero
+from .bench import without_weights
 from .config import RunConfig, StreamConfig
+from .data.ahead import Ahead
 from .data.reader import Reader
 from .data.record import Record
 from .data.shards import ShardWriter
 from .hardware import describe
+from .pretrain import Pretraining
 from .timing import interleaved
 
 BATCHES = 4  # a turn
 
 
-def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = None) -> dict[str, Any]:
-    """Samples/s and MB/s of one rank: whole batches as training takes them, records before their assembly, and the
+def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = None, train: int = 0) -> dict[str, Any]:
+    """Samples/s and MB/s of each rank: whole batches as training takes them, records before their assembly, and the
     bytes of the shards alone. Random samples of the configured shapes are written first, into a temporary folder in
-    `folder`; texts are encoded by hashing, which costs next to nothing.
+    `folder`; with `samples` 0 the configuration's own shards are read. Texts are encoded by hashing, which costs next to
+    nothing.
+
+    With `train` it also trains, in turns of so many steps: `steps` are what comes of it (`_fed`).
     """
-    zero.start(config.training.threads)
-    text = WordEncoder(replace(config.model.text, kind="words"))
-    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-data-") as made:
-        streams = tuple(
-            StreamConfig(str(Path(made, f"{i}-{Path(stream.path).name}")), stream.tasks)
-            for i, stream in enumerate(config.data.streams)
-        )
-        for stream in streams:
-            _write(config, Path(stream.path), samples // len(streams))
-        config = replace(config, data=replace(config.data, streams=streams))
-        files = sorted(Path(made).rglob("*.mds"))
-        each = sum(file.stat().st_size for file in files) / samples
-        batch, variants, readers = config.training.global_batch, {}, []
-        ways: dict[str, Callable[[Reader], Iterator[Any]]] = {
-            "batches": lambda reader: reader.batches(0),
-            "records": lambda reader: reader.samples(0),
-        }
-        for name, way in ways.items():
-            reader = Reader(config, text, 0, 1)
-            readers.append(reader)
-            variants[name] = _taking(way(reader), BATCHES)
-        variants["bytes alone"] = _bytes(files, int(BATCHES * batch * each))
-        seconds = interleaved(variants, rounds, inner=1, warmup=2)
+    config = without_weights(config)
+    world = zero.start(config.training.threads)
+    with _streams(config, samples, folder) as config:
+        rows, each = _rates(config, rounds, world)
+        facts = {"host": describe(), "ranks": world.ranks, "workers": config.data.workers}
+        facts |= {"rows": rows, "bytes_a_sample": each}
+        return facts | {"steps": _fed(config, rounds, train, world)} if train else facts
+
+
+@contextlib.contextmanager
+def _streams(config: RunConfig, samples: int, folder: Path | None) -> Iterator[RunConfig]:
+    """The configuration with shards to read, which the first rank writes where it is to have random ones."""
+    if not samples:
+        yield config
+        return
+    with contextlib.ExitStack() as stack:
+        places: list[str] = [""]
+        if torch.distributed.get_rank() == 0:
+            places = [stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-data-"))]
+            streams = config.data.streams
+            for i in range(len(streams)):
+                _write(config, Path(places[0], str(i)), samples // len(streams))
+        torch.distributed.broadcast_object_list(places)
+        made = [StreamConfig(str(Path(places[0], str(i))), s.tasks) for i, s in enumerate(config.data.streams)]
+        yield replace(config, data=replace(config.data, streams=tuple(made)))
+        torch.distributed.barrier()  # before it is removed
+
+
+def _rates(config: RunConfig, rounds: int, world: zero.World) -> tuple[list[dict[str, Any]], float]:
+    """Rows, and bytes a sample."""
+    text = WordEncoder(config.model.text)
+    files = sorted(file for stream in config.data.streams for file in Path(stream.path).glob("*.mds"))
+    variants, readers = {}, []
+    ways: dict[str, Callable[[Reader], Iterator[Any]]] = {
+        "batches": lambda reader: reader.batches(0),
+        "records": lambda reader: reader.samples(0),
+    }
+    for name, way in ways.items():
+        reader = Reader(config, text, world.rank, world.ranks)
+        readers.append(reader)
+        variants[name] = _taking(way(reader), BATCHES)
+    samples = sum(len(shard) for shard in readers[0].dataset.shards)
+    each = sum(file.stat().st_size for file in files) / samples
+    read = BATCHES * config.training.global_batch // world.ranks
+    variants["bytes alone"] = _bytes(files, int(read * each))
     rows = []
-    for name, values in seconds.items():
-        speeds = sorted(BATCHES * batch / s for s in values)
+    for name, values in interleaved(variants, rounds, inner=1, warmup=2).items():
+        speeds = sorted(read / s for s in values)
         median = statistics.median(speeds)
         rows.append(
             {
@@ -63,7 +93,32 @@ def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = Non
                 "mb_per_s": median * each / 1e6,
             }
         )
-    return {"host": describe(), "rows": rows, "bytes_a_sample": each, "workers": config.data.workers}
+    return rows, each
+
+
+def _fed(config: RunConfig, rounds: int, inner: int, world: zero.World) -> dict[str, float]:
+    """Training steps from the reader beside steps on a batch that is held, in turns: what a step waits for its batch
+    and what of the processor the reader takes, as shares of a step, and how much longer the steps are that it feeds."""
+    task, steps = Pretraining(config, world), itertools.count()
+    reader = Reader(config, WordEncoder(config.model.text), world.rank, world.ranks)
+    with Ahead(reader.batches(0), world.device) as batches:
+        held = next(batches)
+        for _ in range(3):  # compiles
+            task.step(next(steps), next(batches))
+        before = {"waited": batches.waited, "busy": batches.busy}
+        variants: dict[str, Callable[[], None]] = {
+            "held": lambda: _discard(task.step(next(steps), held)),
+            "fed": lambda: _discard(task.step(next(steps), next(batches))),
+        }
+        seconds = interleaved(variants, rounds, inner, warmup=0)
+        whole = sum(seconds["fed"]) * inner
+        ratios = [b / a for a, b in zip(seconds["held"], seconds["fed"], strict=True)]
+        return {
+            "step_s": statistics.median(seconds["fed"]),
+            "waited_share": (batches.waited - before["waited"]) / whole,
+            "processor_share": (batches.busy - before["busy"]) / whole,
+            "longer": statistics.median(ratios) - 1,
+        }
 
 
 def _taking(batches: Iterator[Any], count: int) -> Callable[[], None]:
@@ -118,4 +173,12 @@ def table(result: dict[str, Any]) -> list[str]:
     for row in result["rows"]:
         speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"
         lines.append(f"{row['variant']:20} {speeds} {row['mb_per_s']:8.0f}")
+    if steps := result.get("steps"):
+        waited, busy, longer = (100 * steps[name] for name in ("waited_share", "processor_share", "longer"))
+        lines.append(f"a step of {1000 * steps['step_s']:.1f} ms waits {waited:.2f} % of it for its batch")
+        lines.append(f"and is {longer:.2f} % longer than on a batch that is held; the reader takes {busy:.2f} % of a core")
     return lines
+
+
+def _discard(_: object) -> None:
+    return None

@@ -84,6 +84,7 @@ class LoopConfig:
     micro_batch: int  # samples a rank takes through the model at once
     seed: int = 0
     compile: bool = False  # torch.compile each transformer block
+    compile_conditioner: bool = False  # with it, what makes the condition tokens: as long again at the start
     fp8: bool = False  # products of the blocks in 8-bit floats, with torchao; on GPUs from Ada and Hopper on
     checkpointing: bool = False  # recompute each block's activations in the backward pass
     max_skipped: int = 10  # this many non-finite steps in a row stop the run
@@ -94,6 +95,8 @@ class LoopConfig:
             _at_least(name, getattr(self, name), 1)
         for name in ("seed", "threads"):
             _at_least(name, getattr(self, name), 0)
+        if self.compile_conditioner and not self.compile:
+            raise ValueError("compile_conditioner: true needs compile: true; set both, or neither")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .data.tasks import Batch
+from .hardware import sent
 from .rng import Purpose, sample_rng
 
 
@@ -53,4 +54,4 @@ class Draws:
         rngs = [sample_rng(self.seed, update, place, purpose) for place in batch.places.tolist()]
         uniform = torch.tensor([rng.uniform(levels[0], levels[1]) for rng in rngs], dtype=torch.float32)
         noise = np.stack([rng.standard_normal((count, *shape), dtype=np.float32) for rng in rngs], axis=1)
-        return torch.from_numpy(noise).to(self.device), uniform.to(self.device)
+        return sent(torch.from_numpy(noise), self.device), sent(uniform, self.device)

@@ -3,7 +3,6 @@
 import functools
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +17,7 @@ from ..models.sampler import sample
 from . import checkpoint, run
 from .checkpoint import Role
 from .config import BaseConfig
+from .data.ahead import Ahead
 from .data.tasks import Batch, Conditions
 from .logs import Logs
 from .memory import readable
@@ -91,8 +91,11 @@ def train(
     if world.rank == 0:
         run.write_config(output, config)
     steps, every = task.total, config.logging.every
-    with Stop() as stop, Logs(output, world.rank == 0, start, steps, output.name) as logs:
-        batches = ahead(reader.batches(start))
+    with (
+        Stop() as stop,
+        Logs(output, world.rank == 0, start, steps, output.name) as logs,
+        Ahead(reader.batches(start), world.device) as batches,
+    ):
         skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
         kinds: set[str] = set()
         for step in range(start, steps):
@@ -110,6 +113,7 @@ def train(
                 now = time.perf_counter()
                 speed = (done - logged) * config.training.global_batch / (now - clock)
                 values |= {"samples_per_s": speed, "mfu": flops / (now - clock) / peak}
+                values["reader_wait"] = batches.waited_since() / (now - clock)
                 logs.metrics(done, values, task.shown)
                 for warning in task.warnings(values):
                     logs.say(f"step {done}: {warning}")
@@ -125,15 +129,6 @@ def train(
                 due = False
                 if stopping and done < steps:
                     raise StoppedError(f"asked to stop: step {done} of {steps} is saved; go on with --resume")
-
-
-def ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches, each assembled in a thread while the one before it is trained on."""
-    with ThreadPoolExecutor(1, "reader") as pool:
-        coming = pool.submit(next, batches, None)
-        while (batch := coming.result()) is not None:
-            coming = pool.submit(next, batches, None)
-            yield batch
 
 
 def _saved(task: Task, done: int, output: Path, config: BaseConfig, about: dict[str, Any]) -> str:

@@ -123,7 +123,7 @@ class _Making:
     def _pairs(self, s: Samples) -> Iterator[Record]:
         assembler = self.reader.assemble
         choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.places, strict=True)]
-        latents = [assembler.latent(r, s.step, p) for r, p in zip(s.records, s.places, strict=True)]
+        latents = assembler.latents(s.records, s.step, s.places)
         whole = assembler.batch(s.records, choices, latents, s.places)
         ends = [
             self.teacher.endpoint(micro, self.draws.rollout(s.step, micro, 0)[0], self.times).cpu()

@@ -19,7 +19,7 @@ from .ema import Ema
 from .flops import training_flops
 from .flow_matching import flow_matching_loss, interpolate, noise_level
 from .fp8 import use_fp8
-from .hardware import peak_flops
+from .hardware import peak_flops, sent
 from .logs import NoiseBins
 from .loop import Previews, Step, train
 from .rng import Purpose, sample_rng
@@ -70,8 +70,8 @@ class Pretraining:
         """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
         z1, uniform = draw_noise(self.config.training.seed, step, batch)
         device, dtype = self.world.device, self.engine.dtype
-        z0, z1 = batch.latents.to(device, non_blocking=True), z1.to(device, non_blocking=True)
-        t = noise_levels(uniform, self.config.training).to(device, non_blocking=True)
+        z0, z1 = batch.latents.to(device, non_blocking=True), sent(z1, device)
+        t = sent(noise_levels(uniform, self.config.training), device)
         conditions = batch.conditions.to(device, dtype)
         v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
         return flow_matching_loss(v, z0, z1), t
@@ -117,14 +117,16 @@ def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> Aud
         use_fp8(model)
     model.backbone.checkpointing = training.checkpointing
     if training.compile:
-        compile_blocks(model)
+        compile_blocks(model, training.compile_conditioner)
     return model
 
 
-def compile_blocks(model: AudioX) -> None:
-    """torch.compile for each transformer block: blocks of one shape share their code, so it is compiled once."""
-    for block in model.backbone.blocks:
-        block.compile()
+def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
+    """torch.compile for each transformer block: blocks of one shape share their code, so it is compiled once. With
+    `conditioner` its temporal transformers and its fusion too, each as a whole."""
+    parts = [model.conditioner.video, model.conditioner.audio, model.conditioner.fusion] if conditioner else []
+    for module in (*model.backbone.blocks, *parts):
+        module.compile()
 
 
 def pretrain(config: RunConfig, output: Path, resume: bool) -> None:

@@ -30,12 +30,13 @@ class Nothing:
     def beside(self, conditions: Conditions) -> Conditions:
         """Of 2·B samples: the conditions of B, then nothing."""
         n, tokens = conditions.text.shape[:2]
-        text = F.pad(self.text, (0, 0, 0, max(0, tokens - self.text.shape[1])))[:, :tokens].to(conditions.text)
+        self.text, self.length = (x.to(conditions.text.device) for x in (self.text, self.length))  # copied once
+        text = F.pad(self.text, (0, 0, 0, max(0, tokens - self.text.shape[1])))[:, :tokens].to(conditions.text.dtype)
         return Conditions(
             torch.cat((conditions.video, torch.zeros_like(conditions.video))),
             torch.cat((conditions.audio, torch.zeros_like(conditions.audio))),
             torch.cat((conditions.text, text.expand(n, -1, -1))),
-            torch.cat((conditions.text_length, self.length.to(conditions.text_length).expand(n))),
+            torch.cat((conditions.text_length, self.length.expand(n))),
         )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import memory
 from .config import OptimizerConfig, ZeroConfig
 from .fragment import Fragment
-from .hardware import free_port
+from .hardware import free_port, keep_freed_memory
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -53,8 +53,10 @@ def start(threads: int = 0, timeout: float = 1800.0) -> World:
     local = int(os.environ["LOCAL_RANK"])
     if accelerator.device_name() != "cpu":
         accelerator.set_device(local)
-    elif not threads and "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
-        torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    else:
+        keep_freed_memory()
+        if not threads and "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
+            torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
     # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = accelerator.communication_backend_name()

@@ -146,10 +146,12 @@ class WordEncoder:
         lengths = torch.tensor([len(w) for w in words])
         rounded = -(-int(lengths.max()) // self.config.round_to) * self.config.round_to
         features = torch.zeros(len(texts), min(rounded, limit), self.config.dim)
-        for row, text in zip(features, words, strict=True):
-            own = torch.stack([_word(w, self.own) for w in text])
-            before = torch.stack([_word(w, self.before) for w in ["", *text[:-1]]])
-            row[: len(text)] = torch.cat((own, before, self.places[: len(text)]), dim=1)
+        # All words of the batch at once: of a training step on small models this is no small part.
+        own = torch.stack([_word(w, self.own) for text in words for w in text])
+        before = torch.stack([_word(w, self.before) for text in words for w in ("", *text[:-1])])
+        places = torch.cat([self.places[: len(text)] for text in words])
+        inside = torch.arange(features.shape[1]) < lengths.unsqueeze(1)
+        features[inside] = torch.cat((own, before, places), dim=1)
         return features, lengths
 
 

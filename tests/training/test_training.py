@@ -183,3 +183,12 @@ class TestSchedule:
         lines = (two.folders["fp32 through"] / "metrics.jsonl").read_text().splitlines()
         expected = [learning_rate(config.schedule, config.optimizer.lr, step, 12) for step in range(12)]
         assert [json.loads(line)["lr"] for line in lines] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_host_waits_for_the_device_only_where_the_ranks_agree(two, stage):
+    """Forward and backward are handed over whole. Before it steps the optimizer has to know whether any rank's gradient
+    is not finite: DeepSpeed asks that, and the norm, of a device that is then idle."""
+    for found in two.results(f"waits {stage}"):
+        assert found["before"] == []
+        assert 1 <= len(found["stepping"]) <= 3

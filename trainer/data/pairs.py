@@ -139,13 +139,13 @@ class PairReader:
 
 def paired(assembler: Assembler, samples: Samples) -> Batch:
     """Endpoints as latents, with the conditions and the noise that they were made from."""
-    choices, latents, noises = [], [], []
+    choices, noises = [], []
     for record in samples.records:
         condition: dict[str, Any] = record.annotation["condition"]
         given = torch.tensor(condition["given"], dtype=torch.float32)
         choices.append(Choice(condition["task"], condition["text"], condition["video"], given))
-        latents.append(torch.from_numpy(record.latent_mean.astype(np.float32)))
         seed, step, place = record.annotation["noise"]
-        noises.append(Draws.first(seed, step, place, tuple(latents[-1].shape)))
+        noises.append(Draws.first(seed, step, place, record.latent_mean.shape))
+    latents = torch.from_numpy(np.stack([record.latent_mean for record in samples.records])).float()
     batch = assembler.batch(samples.records, choices, latents, samples.places)
     return replace(batch, noise=torch.stack(noises))

@@ -4,9 +4,11 @@ B batch, L latent frames, C latent channels, S motion steps, D feature width, T 
 """
 
 import warnings
+from bisect import bisect_right
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -73,6 +75,16 @@ class Batch:
             noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
         )
 
+    def pinned(self) -> "Batch":
+        """The same in memory that a GPU copies from by itself."""
+        return replace(
+            self,
+            latents=self.latents.pin_memory(),
+            conditions=Conditions(*(x.pin_memory() for x in self.conditions.tensors())),
+            given=self.given.pin_memory(),
+            noise=None if self.noise is None else self.noise.pin_memory(),
+        )
+
     def split(self, size: int) -> list["Batch"]:
         """Micro-batches of `size` samples."""
         parts = []
@@ -114,15 +126,27 @@ class Assembler:
         Raises ValueError when a record lacks what all its possible tasks need.
         """
         choices = [self.choose(r, w, step, p) for r, w, p in zip(records, tasks, places, strict=True)]
-        return self.batch(records, choices, self._latents(records, step, places), places)
+        return self.batch(records, choices, self.latents(records, step, places), places)
 
-    def _latents(self, records: Sequence[Record], step: int, places: Sequence[int]) -> list[Tensor]:
-        """Drawing normal numbers is most of a batch's time and leaves Python free: half of it in another thread."""
-        pairs = list(zip(records, places, strict=True))
-        middle = len(pairs) // 2
-        other = self.thread.submit(lambda: [self.latent(r, step, p) for r, p in pairs[:middle]])
-        late = [self.latent(r, step, p) for r, p in pairs[middle:]]
-        return other.result() + late
+    def latents(self, records: Sequence[Record], step: int, places: Sequence[int]) -> Tensor:
+        """(B, L, C) float32, drawn from the records' means and deviations."""
+        latents = _stacked([r.latent_mean for r in records]).float()
+        # Not every codec has a deviation, and among bytes a value is found several times as fast as among numbers.
+        drawn = [i for i, record in enumerate(records) if record.latent_std.view(np.uint8).any()]
+        if drawn:
+            noise = np.zeros(latents.shape, np.float32)
+
+            def draw(samples: Sequence[int]) -> None:
+                for i in samples:
+                    rng = sample_rng(self.seed, step, places[i], Purpose.LATENT)
+                    rng.standard_normal(dtype=np.float32, out=noise[i])
+
+            # Drawing normal numbers is most of a batch's time and leaves Python free: half of it in another thread.
+            other = self.thread.submit(draw, drawn[::2])
+            draw(drawn[1::2])
+            other.result()
+            latents.addcmul_(_stacked([r.latent_std for r in records]).float(), torch.from_numpy(noise))
+        return latents
 
     def choose(self, record: Record, tasks: dict[str, float], step: int, place: int) -> Choice:
         """What a sample is conditioned on, dropout included."""
@@ -139,18 +163,18 @@ class Assembler:
         )
 
     def batch(
-        self, records: Sequence[Record], choices: Sequence[Choice], latents: Sequence[Tensor], places: Sequence[int]
+        self, records: Sequence[Record], choices: Sequence[Choice], latents: Tensor, places: Sequence[int]
     ) -> Batch:
-        """The choices carried out."""
+        """The choices carried out on latents (B, L, C)."""
         videos = torch.zeros(len(records), self.model.video.steps, self.model.video.dim, dtype=torch.float16)
         for row, record, choice in zip(videos, records, choices, strict=True):
             if choice.video:
                 self._show(record, row)
         text, length = self.encode_text([c.text for c in choices])
-        given, stacked = torch.stack([c.given for c in choices]), torch.stack(list(latents))
-        conditions = Conditions(videos, stacked * given[:, :, None], text, length)
+        given = torch.stack([c.given for c in choices])
+        conditions = Conditions(videos, latents * given[:, :, None], text, length)
         tasks, ids = tuple(c.task for c in choices), tuple(r.id for r in records)
-        return Batch(stacked, conditions, given, torch.tensor(places), tasks, ids)
+        return Batch(latents, conditions, given, torch.tensor(places), tasks, ids)
 
     def video(self, record: Record) -> Tensor:
         """Image and motion features on one time grid, added (section IV-A): (S, D) float16; zeros without a video."""
@@ -181,14 +205,6 @@ class Assembler:
         everything = u[3] < p.all
         return bool(u[0] < p.text or everything), bool(u[1] < p.video or everything), bool(u[2] < p.audio or everything)
 
-    def latent(self, record: Record, step: int, place: int) -> Tensor:
-        """(L, C) float32, drawn from the record's mean and deviation."""
-        mean, std = _tensor(record.latent_mean).float(), _tensor(record.latent_std).float()
-        if std.any():
-            rng = sample_rng(self.seed, step, place, Purpose.LATENT)
-            mean.addcmul_(std, torch.from_numpy(rng.standard_normal(tuple(std.shape), np.float32)))
-        return mean
-
 
 def nearest_images(model: ModelConfig) -> Tensor:
     """The image nearest in time to each motion feature (S,); of two as near, the earlier one.
@@ -213,19 +229,33 @@ def _tensor(array: NDArray[np.floating[Any]]) -> Tensor:
     return torch.from_numpy(array)
 
 
+def _stacked(arrays: Sequence[NDArray[np.floating[Any]]]) -> Tensor:
+    return torch.from_numpy(np.stack(arrays))
+
+
 def choose_task(record: Record, weights: dict[str, float], rng: np.random.Generator) -> str:
     """One of the stream's tasks that the record can serve, by weight."""
-    usable = {t: w for t, w in weights.items() if possible(record, t)}
-    if not usable:
+    names, bounds = _usable(tuple(weights.items()), bool(record.captions), len(record.motion) > 0)
+    if not names:
         raise ValueError(f"sample {record.id!r} serves none of the tasks {', '.join(weights)}: no caption or no video")
-    names = list(usable)
-    shares = np.array([usable[n] for n in names])
-    return names[int(rng.choice(len(names), p=shares / shares.sum()))]
+    return names[bisect_right(bounds, rng.random())]
+
+
+@lru_cache(maxsize=1024)
+def _usable(weights: tuple[tuple[str, float], ...], text: bool, video: bool) -> tuple[list[str], list[float]]:
+    """The tasks that a record with or without text and video can serve, and where the share of each ends in [0, 1]."""
+    usable = {task: weight for task, weight in weights if _serves(text, video, task)}
+    ends = np.cumsum(np.array(list(usable.values())) / (sum(usable.values()) or 1))
+    return list(usable), (ends / ends[-1:]).tolist()
 
 
 def possible(record: Record, task: str) -> bool:
     """Whether the record has the text and the video that the task conditions on."""
-    return (task not in USES_TEXT or bool(record.captions)) and (task not in USES_VIDEO or len(record.motion) > 0)
+    return _serves(bool(record.captions), len(record.motion) > 0, task)
+
+
+def _serves(text: bool, video: bool, task: str) -> bool:
+    return (text or task not in USES_TEXT) and (video or task not in USES_VIDEO)
 
 
 def choose_text(record: Record, task: str, rng: np.random.Generator) -> str:
