@@ -46,7 +46,7 @@ def parse() -> argparse.Namespace:
     infer.add_argument("--steps", nargs="+", type=int, default=[50], help="of the guided teacher (default: 50)")
     data = commands.add_parser("data", help="reading warm shards of the model's schema")
     data.add_argument("--samples", type=int, default=1024, help="that are made for it; 0: its own (default: 1024)")
-    data.add_argument("--train", type=int, default=0, help="steps in a turn of a training that it feeds (default: none)")
+    data.add_argument("--train", type=int, default=0, help="steps a turn of a training that it feeds (default: none)")
     data.add_argument("--folder", type=Path, help="where they are put for the time being (default: the system's)")
     encode = commands.add_parser("encode", help="features of clips by the frozen encoders, part by part")
     encode.add_argument("--random-weights", action="store_true", help="networks of the configured sizes; reads none")
@@ -71,11 +71,7 @@ def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:
 
     batch, dtype = arguments.batch or config.training.micro_batch, getattr(torch, DTYPES[arguments.dtype])
     result = bench_kernels.kernels(config.model, batch, dtype, arguments.rounds, arguments.inner)
-    print(f"copying {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, products {result['peak_flops'] / 1e12:.3g} TFLOP/s")
-    print(f"{'operation':36} {'by':26} {'forward ms':>11} {'of limit':>9} {'backward ms':>12} {'of limit':>9}")
-    for row in sorted(result["rows"] + result["alternatives"], key=lambda row: row["op"]):
-        ways = f"{row['forward_ms']:11.3f} {row['forward_of_limit']:9.2f} {row['backward_ms']:12.3f}"
-        print(f"{row['op']:36} {row['backend']:26} {ways} {row['backward_of_limit']:9.2f}")
+    print(*bench_kernels.table(result), sep="\n")
     return result
 
 

@@ -27,8 +27,12 @@ def bench(folder: Path, kind: str, config: object, *arguments: str) -> subproces
 def test_training_steps_are_compared_with_a_plain_loop(tmp_path, scenes):
     done = bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1")
     assert done.returncode == 0, done.stderr
-    rows = {row["variant"]: row for row in json.loads((tmp_path / "out.json").read_text())["rows"]}
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["variant"]: row for row in result["rows"]}
     assert rows["plain"]["ratio_to_plain"] == 1 and rows["deepspeed"]["samples_per_s"] > 0
+    assert rows["products alone"]["samples_per_s"] > rows["plain"]["samples_per_s"]
+    # What is counted by arithmetic, less the products that have no gradient to give: those at features and positions.
+    assert 0.85 * result["training_flops"] < result["product_flops"] < 1.02 * result["training_flops"]
 
 
 def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
@@ -67,9 +71,11 @@ def test_latents_are_made_in_three_ways(tmp_path, scenes):
 
 
 def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
-    done = bench(tmp_path, "data", small_config(scenes), "--rounds", "1", "--samples", "32", "--folder", str(tmp_path))
+    made = ("--samples", "32", "--folder", str(tmp_path), "--train", "1")
+    done = bench(tmp_path, "data", small_config(scenes), "--rounds", "1", *made)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
+    assert 0 <= result["steps"]["waited_share"] < 1 and result["steps"]["processor_share"] > 0
     assert [row["variant"] for row in result["rows"]] == ["batches", "records", "bytes alone"]
     for row in result["rows"]:
         assert row["mb_per_s"] == pytest.approx(row["samples_per_s"] * result["bytes_a_sample"] / 1e6)

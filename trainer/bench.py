@@ -1,5 +1,6 @@
 """Benchmarks: ours and its alternatives in one run, interleaved, medians of many."""
 
+import itertools
 import os
 import statistics
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from .flops import forward_flops, training_flops
 from .flow_matching import flow_matching_loss, interpolate
 from .hardware import describe, peak_flops
 from .pretrain import Pretraining, compile_blocks, draw_noise, noise_levels
+from .products import products_of
 from .timing import interleaved
 
 C = TypeVar("C", bound=BaseConfig)
@@ -23,24 +25,20 @@ C = TypeVar("C", bound=BaseConfig)
 
 def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
     """Training steps through DeepSpeed against a plain PyTorch loop over the same model (autocast, fused AdamW,
-    clipping), both with the configuration's compilation; the plain loop eagerly and in fp32 as well.
+    clipping), both with the configuration's compilation; the plain loop eagerly and in fp32 as well. And the matrix
+    products of the step alone, in the step's precision: whatever is done about the rest, no step is faster.
 
     Where several ranks on a CPU share the batch, the plain loop has it whole and every core, and the other ranks wait.
     """
     config = without_weights(config)
     world = zero.start(config.training.threads)
     batch = random_batch(config)
-    each = len(batch) // world.ranks
-    mine = batch.split(each)[world.rank]
-    task = Pretraining(config, world)
-    step = iter(range(10**9))
+    mine = batch.split(len(batch) // world.ranks)[world.rank]
+    task, step = Pretraining(config, world), itertools.count()
     variants: dict[str, Callable[[], None]] = {"deepspeed": lambda: _discard(task.step(next(step), mine))}
-    training = config.training
-    loops = {"plain": (training.precision, training.compile)}
-    if training.compile or training.precision != "fp32":
-        loops["plain eager fp32"] = ("fp32", False)
-    for name, (precision, compiled) in loops.items():
-        variants[name] = _alone(PlainLoop(config, world.device, precision, compiled, batch), world)
+    variants |= _plain(config, world, batch)
+    products = products_of(PlainLoop(config, world.device, "fp32", False, mine), task.engine.dtype, world.device)
+    variants["products alone"] = products
     seconds = interleaved(variants, rounds, inner, warmup=3)
     flops = training_flops(config.model, batch.conditions.text.shape[1])
     peak = peak_flops(world.device, task.engine.dtype) * world.ranks
@@ -60,8 +58,22 @@ def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
             }
         )
     parts = forward_flops(config.model, batch.conditions.text.shape[1])
-    facts = {"host": describe(), "ranks": world.ranks, "rows": rows}
+    facts = {"host": describe(), "ranks": world.ranks, "rows": rows, "product_flops": products.flops / len(mine)}
     return facts | {"forward_flops": parts, "training_flops": flops, "peak_flops": peak}
+
+
+def _plain(config: RunConfig, world: zero.World, batch: Batch) -> dict[str, Callable[[], None]]:
+    """Loops without DeepSpeed, by name."""
+    training = config.training
+    loops = {"plain": (training.precision, training.compile)}
+    if training.compile or training.precision != "fp32":
+        loops["plain eager fp32"] = ("fp32", False)
+    # As many samples at once as all ranks take together.
+    config = replace(config, training=replace(training, micro_batch=training.micro_batch * world.ranks))
+    return {
+        name: _alone(PlainLoop(config, world.device, precision, compiled, batch), world)
+        for name, (precision, compiled) in loops.items()
+    }
 
 
 def _alone(call: Callable[[], None], world: zero.World) -> Callable[[], None]:
@@ -88,7 +100,7 @@ class PlainLoop:
         self.config, self.device, self.batch = config, device, batch
         self.model = AudioX(config.model).to(device)
         if compiled:
-            compile_blocks(self.model)
+            compile_blocks(self.model, config.training.compile_conditioner)
         o = config.optimizer
         self.adamw = torch.optim.AdamW(
             self.model.parameters(), o.lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay, fused=True

@@ -30,8 +30,8 @@ BATCHES = 4  # a turn
 def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = None, train: int = 0) -> dict[str, Any]:
     """Samples/s and MB/s of each rank: whole batches as training takes them, records before their assembly, and the
     bytes of the shards alone. Random samples of the configured shapes are written first, into a temporary folder in
-    `folder`; with `samples` 0 the configuration's own shards are read. Texts are encoded by hashing, which costs next to
-    nothing.
+    `folder`; with `samples` 0 the configuration's own shards are read. Texts are encoded by hashing, which costs next
+    to nothing.
 
     With `train` it also trains, in turns of so many steps: `steps` are what comes of it (`_fed`).
     """
@@ -176,7 +176,9 @@ def table(result: dict[str, Any]) -> list[str]:
     if steps := result.get("steps"):
         waited, busy, longer = (100 * steps[name] for name in ("waited_share", "processor_share", "longer"))
         lines.append(f"a step of {1000 * steps['step_s']:.1f} ms waits {waited:.2f} % of it for its batch")
-        lines.append(f"and is {longer:.2f} % longer than on a batch that is held; the reader takes {busy:.2f} % of a core")
+        lines.append(
+            f"and is {longer:.2f} % longer than on a batch that is held; the reader takes {busy:.2f} % of a core"
+        )
     return lines
 
 

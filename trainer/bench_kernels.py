@@ -90,3 +90,14 @@ def flex(shape: Shape, device: torch.device) -> Callable[..., tuple[Tensor, Tens
 
 def _discard(_: object) -> None:
     return None
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines to print."""
+    speeds = f"copying {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, products {result['peak_flops'] / 1e12:.3g} TFLOP/s"
+    head = f"{'operation':36} {'by':26} {'forward ms':>11} {'of limit':>9} {'backward ms':>12} {'of limit':>9}"
+    lines = [speeds, head]
+    for facts in sorted(result["rows"] + result["alternatives"], key=lambda facts: facts["op"]):
+        ways = f"{facts['forward_ms']:11.3f} {facts['forward_of_limit']:9.2f} {facts['backward_ms']:12.3f}"
+        lines.append(f"{facts['op']:36} {facts['backend']:26} {ways} {facts['backward_of_limit']:9.2f}")
+    return lines
