@@ -45,7 +45,7 @@ SETTINGS = (
     "data.verify_hashes=true",
 )
 # What a process has not seen itself since it began: speed, and the last gradient of a role whose turn it was not.
-OF_THE_PROCESS = ("seconds", "samples_per_s", "mfu", "grad_norm/", "bytes/")
+OF_THE_PROCESS = ("seconds", "samples_per_s", "mfu", "reader_wait", "grad_norm/", "bytes/")
 ROLES = ("student", "fake", "discriminator")
 
 
