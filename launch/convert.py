@@ -39,6 +39,7 @@ def main() -> int:
 
             convert = {"synchformer": convert_synchformer, "clip": convert_clip}[arguments.encoder]
             count = convert(arguments.run, arguments.out)
+            print(f"{arguments.run} is a pickle, of which nothing but tensors was read")
             print(f"{arguments.out}: {count / 1e6:.1f} M parameters of {arguments.encoder}, from {arguments.run}")
             return
         kind = "weights" if arguments.raw else "ema"

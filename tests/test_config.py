@@ -334,3 +334,18 @@ def test_a_launch_as_a_user_does_it(scenes, tmp_path):
 def test_a_file_that_is_not_there_is_named_without_an_error_number(capsys):
     assert exit_code(lambda: print(open("nowhere.json"))) == 1
     assert capsys.readouterr().err == "error: nowhere.json: no such file or directory\n"
+
+
+def test_no_traceback_shows_a_credential(capsys, monkeypatch):
+    """An error that nobody foresaw, of a library that was given an address with a key in it."""
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k3ystr0ke+and/more")
+
+    def act():
+        raise RuntimeError("403 for s3://me:hush@host/a?X-Amz-Signature=abcdef, k3ystr0ke+and/more")
+
+    assert exit_code(act) == 1
+    said = capsys.readouterr().err
+    assert (
+        "Traceback" in said and "in act" in said and "RuntimeError: 403 for s3://[redacted]@host/a?[redacted]" in said
+    )
+    assert not any(secret in said for secret in ("hush", "abcdef", "k3ystr0ke"))

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from enum import IntEnum
 from pathlib import Path
@@ -72,17 +73,19 @@ def message(error: BaseException) -> str:
 
 
 def exit_code(act: Callable[[], None]) -> int:
-    """Carry a command out: 0, or another `ExitCode` after a sentence for what a user can mend."""
+    """Carry a command out: 0, or another `ExitCode` after a sentence for what a user can mend, or after a traceback for
+    what only we can. Neither shows a credential."""
     try:
         act()
     except (ValueError, OSError, FloatingPointError) as error:
         _say(error, "error: ")
         return code_of(error)
-    except Exception as stopped:
-        if code_of(stopped) is not ExitCode.STOPPED:
-            raise
-        _say(stopped)
-        return ExitCode.STOPPED
+    except Exception as error:
+        if code_of(error) is ExitCode.STOPPED:
+            _say(error)
+        else:
+            print(redacted(traceback.format_exc()), end="", file=sys.stderr)
+        return code_of(error)
     return ExitCode.DONE
 
 

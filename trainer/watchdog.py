@@ -262,7 +262,7 @@ class Watchdog:
         """At once: the main thread may be in a call that never returns."""
         assert self.verdict is not None
         code, sentence = self.verdict
-        print(f"\nerror: {sentence}", file=sys.stderr, flush=True)
+        print(f"\nerror: {redacted(sentence)}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
 
