@@ -19,12 +19,17 @@ from audiox_turbo.trainer import command
 def main() -> int:
     parser = command.parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="one of these, or a folder that holds some")
+    parser.add_argument("--rate", type=int, metavar="ROUNDS", help="compare its speed with the disk's and the hash's")
     arguments = parser.parse_args()
 
     def run(path: Path) -> None:
+        from audiox_turbo.trainer.bench_verify import rates
         from audiox_turbo.trainer.verify import verify
 
-        verify(path, tqdm.write)
+        if arguments.rate is not None:
+            print(rates(path, arguments.rate))
+        else:
+            verify(path, tqdm.write)
 
     return max(command.exit_code(partial(run, path)) for path in arguments.paths)
 

@@ -23,6 +23,7 @@ from audiox_turbo.trainer.data.streaming_import import StreamingDataset
 from audiox_turbo.trainer.draws import Draws
 from audiox_turbo.trainer.generator import load_weights
 from audiox_turbo.trainer.teacher import Teacher
+from audiox_turbo.trainer.verify import verify
 from tests.distillation_ranks import teacher
 from tests.launching import run_ranks
 from tests.small import ROOT, small_distill_config
@@ -122,6 +123,8 @@ def test_from_pairs_to_sound(commands):
     assert all(line[key] > 0 for line in lines for key in line if key.startswith("grad_norm/"))
     assert commands.run("convert", out, "--out", weights).returncode == 0
     assert load_weights(weights).sampling == commands.config.sampling
+    for folder in (commands.folder / "pairs", out, weights):
+        verify(folder, lambda line: None)
     made = commands.run("generate", "--weights", weights, "--text", "three bells", "--out", out / "bells.wav")
     assert made.returncode == 0, made.stderr
     sound, _ = soundfile.read(out / "bells.wav")

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from audiox_turbo.trainer import checkpoint
+from audiox_turbo.trainer.bench_verify import rates
 from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.distill_run import load_teacher
 from audiox_turbo.trainer.export import export
@@ -155,6 +156,13 @@ def test_a_changed_teacher_starts_no_student(folder):
     with pytest.raises(ChangedError, match=r"model\.safetensors has changed since its export") as caught:
         load_teacher(config, folder / "weights")
     assert code_of(caught.value) == ExitCode.CORRUPT
+
+
+def test_its_rate_is_compared(kept):
+    first, *rows = rates(kept / "scenes" / "audio", 2).splitlines()
+    assert first.startswith("3 files, ") and [row.split()[0] for row in rows] == ["read", "verify", "hash", "verify"]
+    with pytest.raises(ValueError, match="--rate 0: give 1 round or more"):
+        rates(kept / "scenes", 0)
 
 
 @pytest.mark.slow
