@@ -48,6 +48,7 @@ bench train 70 train --config "$single"
 bench train_full 100 train --config "$full" "${few[@]}"
 bench distill 70 distill --config "$distill" "${short[@]}" --set "model=$("$PYTHON" -c "
 import json; print(json.dumps(json.load(open('$single'))['model']))")"
+part memory 100 "$PYTHON" launch/plan.py --config "$single" --measure --json "$OUT/memory.json"
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"
     exit 1

@@ -12,14 +12,16 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import numpy as np
 import torch
 import xxhash
+from deepspeed.comm.comm import comms_logger
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiox_turbo.models import strict
@@ -327,8 +329,30 @@ def waits(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"before": mode.found[False], "stepping": mode.found[True]}
 
 
+def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Of a rank's second step: bytes of its tensors and of DeepSpeed's buffers, and of its collective operations."""
+    task, batches = Pretraining(config, WORLD), MadeUp(config).batches(0)
+    first, buffers = next(task.model.parameters()), [0]
+
+    def look(gradient: torch.Tensor) -> None:  # the buffers are there in the backward pass
+        buckets = getattr(task.engine.optimizer, "ipg_buckets", {}).values()
+        found = (b.buffer if isinstance(b.buffer, list) else [b.buffer] for b in buckets)
+        buffers.append(sum(buffer.nbytes for several in found for buffer in several))
+
+    first.register_hook(look)
+    deepspeed.comm.configure(enabled=True, prof_all=True)
+    for step in range(2):
+        comms_logger.reset_data()
+        task.step(step, next(batches))
+    logged = {name: sum(n * f[0] for n, f in sizes.items()) for name, sizes in comms_logger.comms_dict.items()}
+    deepspeed.comm.configure(enabled=False)
+    held = asdict(task.engine.bytes(task.ema.values))
+    task.engine.destroy()
+    return {"held": held, "buffers": max(buffers), "logged": logged}
+
+
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (losses, whole, asked, reload, poisoned, file_too_large, full_disk, preview, waits)
+    f.__name__: f for f in (losses, whole, asked, reload, poisoned, file_too_large, full_disk, preview, waits, counted)
 }
 
 

@@ -28,7 +28,7 @@ from .ema import Ema
 from .flow_matching import clean_estimate, flow_matching_loss, interpolate
 from .gan import adversarial_loss, discriminator_loss
 from .loop import Previews, Step
-from .memory import PERSISTENT, RoleBytes, frozen_bytes, role_bytes
+from .memory import RoleBytes, roles
 from .meter import Meter
 from .pretrain import prepared
 from .schedule import Phase, learning_rate
@@ -115,16 +115,9 @@ class Distillation:
 
     def planned_bytes(self) -> dict[str, RoleBytes]:
         """What each role's tensors will take on this rank, by arithmetic."""
-        rank, ranks, planned = self.world.rank, self.world.ranks, {}
-        own = self.config.deepspeed.get("zero_optimization", {})
-        persistent = own.get("stage3_param_persistence_threshold", PERSISTENT)
-        for name, engine in self.engines.items():
-            role, sizes = self._role(name), [math.prod(shape) for shape in engine.shapes.values()]
-            whole = role_bytes(sizes, role.zero, role.precision, rank, ranks, persistent)
-            planned[name] = whole if name == "student" else replace(whole, ema=0)
-        sizes = [math.prod(shape) for shape in self.engines["student"].shapes.values()]
-        teacher = self.config.teacher
-        return planned | {"teacher": frozen_bytes(sizes, teacher.precision, teacher.sharded, ranks)}
+        sizes = {name: [math.prod(shape) for shape in engine.shapes.values()] for name, engine in self.engines.items()}
+        planned = roles(self.config, sizes["student"], sizes["discriminator"])
+        return {role.name: role.bytes(self.world.rank, self.world.ranks) for role in planned}
 
     def bytes(self) -> dict[str, RoleBytes]:
         """What each role's tensors take on this rank, counted."""

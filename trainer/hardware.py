@@ -11,15 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-# Dense bf16 tensor core peaks in FLOP/s, from the makers' data sheets.
-PEAKS = {
-    "H100": 989e12,
-    "H200": 989e12,
-    "H800": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "RTX 4090": 165e12,
-}
+from .gpus import known
+
 PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "numpy")
 
 
@@ -67,10 +60,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     """FLOP/s that MFU is measured against: the data sheet's for a known GPU, otherwise the best of a few large matrix
     products on this device."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        for key, peak in PEAKS.items():
-            if key in name:
-                return peak if dtype == torch.bfloat16 else peak / 2
+        gpu = known(torch.cuda.get_device_name(device))
+        if gpu is not None:
+            return gpu.flops if dtype == torch.bfloat16 else gpu.flops / 2
     a = torch.randn(1024, 1024, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(12):

@@ -5,14 +5,18 @@ Activations, and buffers that come and go within a step, are not in it.
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
-from .config import ZeroConfig
+from .config import BaseConfig, RunConfig, ZeroConfig
+from .distill_config import DistillConfig
 
 PERSISTENT = 100_000  # DeepSpeed's default of stage3_param_persistence_threshold
+BUCKET = 500_000_000  # and of reduce_bucket_size, in elements
+LIVE = 1_000_000_000  # and of stage3_max_live_parameters and stage3_max_reuse_distance
 ALIGNED = 2  # elements that a rank's share is a multiple of (DeepSpeed's)
 STEP = 4  # AdamW's count of steps
 
@@ -75,6 +79,89 @@ def frozen_bytes(sizes: Sequence[int], precision: str, sharded: bool, ranks: int
     """By arithmetic, for a model that nobody trains: a copy on every rank, or all of it shared out."""
     low = 2 if precision == "bf16" else 4
     return RoleBytes(low * sum(math.ceil(size / ranks) if sharded else size for size in sizes), 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Role:
+    """A model on every rank: one that is trained, or with `zero` None one that nobody trains."""
+
+    name: str
+    sizes: tuple[int, ...]  # elements of its parameters, in the module's order
+    precision: str
+    zero: ZeroConfig | None
+    ema: bool = False
+    sharded: bool = False  # if nobody trains it
+    persistent: int = PERSISTENT
+    bucket: int = BUCKET
+    live: int = LIVE  # elements that may be gathered at a time
+    reuse: int = LIVE  # what is used again before so many others stays gathered
+
+    @property
+    def stage(self) -> int | None:
+        return None if self.zero is None else self.zero.stage
+
+    @property
+    def count(self) -> int:
+        return sum(self.sizes)
+
+    @property
+    def width(self) -> int:
+        """Bytes of an element that it computes with."""
+        return 4 if self.precision == "fp32" or self.stage == 0 else 2
+
+    def bytes(self, rank: int, ranks: int) -> RoleBytes:
+        """What its tensors take on a rank."""
+        if self.zero is None:
+            return frozen_bytes(self.sizes, self.precision, self.sharded, ranks)
+        held = role_bytes(self.sizes, self.zero, self.precision, rank, ranks, self.persistent)
+        return held if self.ema else replace(held, ema=0)
+
+    def saved(self) -> int:
+        """Bytes of a checkpoint, of all ranks together: fp32 weights, both moments, the moving average."""
+        return 0 if self.zero is None else 4 * self.count * (4 if self.ema else 3)
+
+    @property
+    def late(self) -> bool:
+        """Whether its gradients are reduced after the last backward pass: without ZeRO, and by what DeepSpeed takes at
+        stage 1 for gradients that are summed in another precision."""
+        return self.stage == 0 or (self.stage == 1 and self.precision == "bf16")
+
+    def buckets(self, overlap: bool) -> int:
+        """Bytes of DeepSpeed's buffers for gradients on their way to other ranks: at stages 1 and 2 there during a
+        backward pass, twice where it overlaps with the communication; at stage 3 always."""
+        if self.zero is None or self.late:
+            return 0
+        return self.bucket * self.width * (2 if overlap and self.stage != 3 else 1)
+
+    def reducing(self) -> int:
+        """Bytes of the copy in which late gradients are reduced."""
+        return self.count * self.width if self.late else 0
+
+    @property
+    def gathered(self) -> bool:
+        """Whether its weights lie in shares, and come together for every pass."""
+        return self.sharded if self.zero is None else self.stage == 3
+
+
+def roles(config: BaseConfig, model: Sequence[int], head: Sequence[int]) -> list[Role]:
+    """The models of a run, given the sizes of a model's parameters and of a discriminator's head."""
+    own: Mapping[str, Any] = config.deepspeed.get("zero_optimization", {})
+    names = {
+        "persistent": ("stage3_param_persistence_threshold", PERSISTENT),
+        "bucket": ("reduce_bucket_size", BUCKET),
+        "live": ("stage3_max_live_parameters", LIVE),
+        "reuse": ("stage3_max_reuse_distance", LIVE),
+    }
+    more: dict[str, Any] = {field: int(own.get(name, default)) for field, (name, default) in names.items()}
+    if isinstance(config, RunConfig):
+        return [Role("model", tuple(model), config.training.precision, config.zero, ema=True, **more)]
+    assert isinstance(config, DistillConfig)
+    teacher = config.teacher
+    trained = {"student": config.student, "fake": config.fake, "discriminator": config.discriminator}
+    return [
+        Role(name, tuple(head if name == "discriminator" else model), r.precision, r.zero, name == "student", **more)
+        for name, r in trained.items()
+    ] + [Role("teacher", tuple(model), teacher.precision, None, sharded=teacher.sharded, persistent=0)]
 
 
 def _touching(sizes: Sequence[int], start: int, end: int) -> int:

@@ -1,10 +1,8 @@
 """One launch of two ranks for all the files of this folder."""
 
-import json
-
 import pytest
 
-from tests.training.launches import Item, Launch
+from tests.training.launches import SHARES, Item, Launch
 
 ROLES = ("student", "fake", "discriminator")
 
@@ -18,9 +16,6 @@ BF16 = 7  # and one more, in bfloat16
 RESUMED = stage(
     2, "training.steps=4", "updates.student=2", "updates.fake_warm_up=1", "checkpoint.every=1", "checkpoint.keep=0"
 )
-# Left to itself DeepSpeed keeps small weights gathered at stage 3, here all of them, and what is used again soon.
-KEPT = ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
-PARTITIONED = "deepspeed=" + json.dumps({"zero_optimization": dict.fromkeys(KEPT, 0)})
 LOW = tuple(f"{role}.precision=bf16" for role in (*ROLES, "teacher"))
 
 
@@ -36,7 +31,7 @@ TWO_RANKS = [
     *[Item(f"rounds {n}", "rounds", stage(n)) for n in (1, 2, 3)],
     Item("rounds accumulated", "rounds", stage(2, "training.micro_batch=2")),
     Item("rounds sharded", "rounds", stage(2, "teacher.sharded=true")),
-    Item("rounds partitioned", "rounds", stage(3, PARTITIONED)),
+    Item("rounds partitioned", "rounds", stage(3, SHARES)),
     Item("rounds eq10", "rounds", stage(3, "distillation.loss=eq10", "teacher.sharded=true")),
     Item("rounds stopped", "rounds", stage(2, "distillation.loss=eq10_sg_teacher", "distillation.weight=kl")),
     *[Item(f"rounds bf16 {n}", "rounds", stage(n, *LOW)) for n in (1, 2)],

@@ -76,6 +76,21 @@ def resumed(name: str, *overrides: str) -> list[Item]:
     ]
 
 
+# Sizes, stages and precisions whose bytes `planning.py` has to know.
+SIZES = {"small": (), "larger": ("model.backbone.width=96", "model.backbone.depth=3", "model.fusion.depth=2")}
+# Left to itself DeepSpeed keeps small weights gathered at stage 3, here all of them, and what is used again soon.
+KEPT = ("stage3_param_persistence_threshold", "stage3_max_live_parameters", "stage3_max_reuse_distance")
+SHARES = "deepspeed=" + json.dumps({"zero_optimization": dict.fromkeys(KEPT, 0)})
+PLANNED = {
+    f"planned {size} {number} {precision}": stage(number, f"training.precision={precision}", *SIZES[size])
+    for size in SIZES
+    for number in range(4)
+    for precision in ("fp32", "bf16")
+}
+PLANNED["planned accumulated"] = stage(2, "training.micro_batch=2")
+PLANNED["planned in shares"] = stage(3, SHARES)
+PLANNED["planned in shares, accumulated"] = stage(3, SHARES, "training.micro_batch=2", "training.precision=bf16")
+
 TWO_RANKS = [
     *[Item(f"curve {s}", "losses", stage(s, *CURVE)) for s in range(4)],
     Item("curve 2 accumulated", "losses", stage(2, *CURVE, "training.micro_batch=2")),
@@ -93,6 +108,7 @@ TWO_RANKS = [
     Item("full disk", "full_disk", stage(2)),
     Item("reload 3", "reload", stage(3, *CURVE), arguments={"source": "curve 2"}),
     Item("reload 0", "reload", stage(0, *CURVE), arguments={"source": "curve 2"}),
+    *[Item(name, "counted", overrides) for name, overrides in PLANNED.items()],
 ]
 OTHERS = [
     (number, precision)
@@ -126,6 +142,7 @@ ONE_RANK = [
     Item("one from three", "reload", stage(1, *CURVE), arguments={"source": "curve 3"}),
     Item("one from zero", "reload", stage(3, *CURVE), arguments={"source": "curve 0"}),
     Item("preview", "preview", stage(2)),
+    *[Item(name, "counted", overrides, folder=f"{name}, one") for name, overrides in PLANNED.items()],
 ]
 
 

@@ -1,0 +1,86 @@
+"""What a run needs before anything is spent: memory of a GPU, time, GPU-hours, and how to lay it out.
+
+examples:
+  python launch/plan.py --config configs/2p7b.json --gpus 64 --gpu h800
+  python launch/plan.py --config configs/distill_2p7b.json --gpus 16 --gpu h100 --mfu 0.35 --json plan.json
+  python launch/plan.py --config configs/single_gpu.json --gpus 8 --gpu 4090 --network 1.25
+  python launch/plan.py --config configs/2p7b.json --gpus 8 64 512 --gpu a100-80 --each 30
+  python launch/plan.py --config configs/single_gpu.json --measure
+
+Times are reckoned from data sheets and an assumed utilisation (--mfu); nothing in them was measured.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from audiox_turbo.trainer import command
+from audiox_turbo.trainer.config import BaseConfig, load_config, read_json
+from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.files import write_text
+from audiox_turbo.trainer.gpus import GPUS, Gpu
+
+
+def load(path: Path, overrides: list[str]) -> BaseConfig:
+    """A distillation's configuration is known by its student."""
+    kind = load_distill_config if "student" in read_json(path) else load_config
+    return kind(path, overrides)
+
+
+def chosen(name: str) -> Gpu:
+    if name.lower() not in GPUS:
+        raise ValueError(f"--gpu {name}: not known; the table has {', '.join(GPUS)}")
+    return GPUS[name.lower()]
+
+
+def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    from audiox_turbo.trainer import planning_report, planning_scaling  # the model, seconds a typo need not cost
+    from audiox_turbo.trainer.planning import workload
+    from audiox_turbo.trainer.planning_time import Cluster
+
+    speeds = 1e9 * arguments.network, arguments.mfu, 1e9 * arguments.storage
+    clusters = [Cluster(chosen(arguments.gpu), n, arguments.per_node, *speeds) for n in arguments.gpus]
+    work, about = workload(config, tokens=arguments.text_tokens), {"config": str(arguments.config)}
+    if len(clusters) > 1:
+        found = about | planning_scaling.figures(work, clusters, arguments.each)
+        return found, planning_scaling.shown(found)
+    found = about | planning_report.figures(work, clusters[0])
+    return found, planning_report.shown(found)
+
+
+def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
+    from audiox_turbo.trainer.planning_measured import measured, shown  # imports DeepSpeed
+
+    found = measured(config)
+    return found, shown(found)
+
+
+def main() -> int:
+    parser = command.parser(__doc__)
+    command.add_config(parser, "JSON file of a pretraining or a distillation, see configs/")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[8], help="how many (default 8); several: a short table")
+    parser.add_argument("--gpu", default="h100", help=f"which: {', '.join(GPUS)} (default h100)")
+    parser.add_argument("--per-node", type=int, default=8, help="GPUs a node (default 8)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that passes reach (assumed: 0.4)")
+    parser.add_argument("--network", type=float, default=0.0, help="GB/s out of a node (default: usual for that GPU)")
+    parser.add_argument("--storage", type=float, default=2.0, help="GB/s that a node writes checkpoints at (default 2)")
+    parser.add_argument("--each", type=int, default=0, help="samples a GPU and update, instead of the global batch")
+    parser.add_argument("--text-tokens", type=int, default=0, help="of text a sample (default: the most there can be)")
+    parser.add_argument("--measure", action="store_true", help="take two steps here, and compare their memory instead")
+    parser.add_argument("--json", type=Path, help="file for all figures")
+    arguments = parser.parse_args()
+
+    def run() -> None:
+        config = load(arguments.config, arguments.set)
+        found, text = measure(config) if arguments.measure else plan(config, arguments)
+        print(text)
+        if arguments.json:
+            write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+
+    return command.exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,49 @@
+"""Plans say what runs do: bytes of every kind of tensor, of buffers and of collective operations."""
+
+import pytest
+
+from audiox_turbo.trainer.gpus import GPUS
+from audiox_turbo.trainer.planning import Arrangement, workload
+from audiox_turbo.trainer.planning_time import Cluster, spent
+from tests.small import small_config
+from tests.training.launches import PLANNED
+
+
+@pytest.fixture(scope="module")
+def works():
+    return {name: workload(small_config(None, *overrides), on_gpu=False) for name, overrides in PLANNED.items()}
+
+
+@pytest.fixture(params=[1, 2], ids=["one rank", "two ranks"])
+def launch(request, one, two):
+    return one if request.param == 1 else two
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_bytes_of_tensors_and_buffers_are_those_of_a_run(launch, works, name):
+    (role,) = works[name].roles
+    for rank, result in enumerate(launch.results(name)):
+        planned = role.bytes(rank, launch.ranks)
+        assert result["held"] == planned.__dict__
+        assert result["buffers"] == role.buckets(overlap=False)
+
+
+@pytest.mark.parametrize("name", PLANNED)
+def test_bytes_that_are_sent_are_those_of_a_run(two, works, name):
+    """Each of two ranks sends half of a vector to gather or scatter it, the whole of it to reduce it for both. At stage
+    3 DeepSpeed gathers what belongs to no layer of its own once more, some per cent."""
+    work, config = works[name], small_config(None, *PLANNED[name])
+    training, stage = config.training, config.zero.stage
+    plan = Arrangement(2, None, training.micro_batch, training.global_batch, checkpointing=False)
+    update = spent(work, work.updates[0], plan, Cluster(GPUS["h100"], 2))
+    for result in two.results(name):
+        logged = result["logged"]
+        sent = logged["all_reduce"] + logged.get("reduce_scatter_tensor", 0) // 2
+        sent += logged.get("all_gather_into_tensor", 0)  # which logs a rank's own share
+        assert update.sent == pytest.approx(sent, rel=0.05 if stage == 3 else 1e-3)
+    assert update.between == 0
+
+
+def test_a_third_size_would_be_told_apart(works):
+    """The sizes that are compared differ, so that a constant would be found out."""
+    assert len({work.parts["total"] for work in works.values()}) == 2

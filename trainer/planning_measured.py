@@ -1,0 +1,95 @@
+"""A plan's memory beside what two steps of the same configuration take on this machine."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..models.audiox import AudioX
+from . import zero
+from .bench import random_batch, without_weights
+from .config import BaseConfig, RunConfig, check_ranks
+from .distill import Distillation
+from .distill_config import DistillConfig
+from .hardware import describe
+from .planning import Arrangement, memory, workload
+from .pretrain import Pretraining
+
+STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+@dataclass(frozen=True)
+class Peak:
+    """The most memory that this process has had resident, or allocated on its GPU, since it was told to forget."""
+
+    device: torch.device
+
+    def forget(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            CLEAR.write_text("5")  # Linux: VmHWM begins anew at what is resident now
+
+    def bytes(self) -> int:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        return 1024 * int(line.split()[1])
+
+
+def measured(config: BaseConfig) -> dict[str, Any]:
+    """Bytes of this rank: of each role by arithmetic and counted; of the peak of a step planned and measured, as
+    allocated on a GPU or as growth of resident memory. Of a distillation the step is a student's.
+
+    Raises ValueError where the ranks do not divide the batch.
+    """
+    config = without_weights(config)
+    world, training = zero.start(config.training.threads), config.training
+    on_gpu, accumulation = world.device.type == "cuda", check_ranks(training, world.ranks)
+    batch = random_batch(config).split(training.global_batch // world.ranks)[world.rank]
+    peak = Peak(world.device)
+    peak.forget()
+    before = peak.bytes()
+    task, first = _task(config, world)
+    for step in (first, first + 1):  # the first makes what stays
+        peak.forget()
+        task.step(step, batch)
+    taken = peak.bytes() - before
+    if isinstance(task, Distillation):
+        counted = task.bytes()
+    else:
+        counted = {"model": task.engine.bytes(task.ema.values)}
+    work = workload(config, on_gpu)
+    plan = Arrangement(world.ranks, None, training.micro_batch, training.global_batch, training.checkpointing)
+    reckoned = memory(work, plan, overlap=on_gpu, accumulating=accumulation > 1)
+    return {
+        "host": describe(),
+        "ranks": world.ranks,
+        "planned": {role.name: asdict(role.bytes(world.rank, world.ranks)) for role in work.roles},
+        "counted": {name: asdict(held) for name, held in counted.items()},
+        "activations": reckoned.activations,
+        "buffers": reckoned.buffers,
+        "planned_peak": reckoned.total,
+        "measured_peak": taken,
+        "ratio": reckoned.total / taken,
+    }
+
+
+def _task(config: BaseConfig, world: zero.World) -> tuple[Pretraining | Distillation, int]:
+    """And the step that is to be measured."""
+    if isinstance(config, RunConfig):
+        return Pretraining(config, world), 0
+    assert isinstance(config, DistillConfig)
+    return Distillation(config, AudioX(config.model), world), config.cycle.before
+
+
+def shown(found: dict[str, Any]) -> str:
+    """As text."""
+    lines = []
+    for name, planned in found["planned"].items():
+        counted = found["counted"][name]
+        same = "the same" if counted == planned else "NOT the same"
+        lines.append(f"{name}: {sum(planned.values()):,} bytes planned, {sum(counted.values()):,} counted, {same}")
+    peak = f"{found['planned_peak'] / 1e9:.3f} GB planned, {found['measured_peak'] / 1e9:.3f} GB measured"
+    return "\n".join([*lines, f"peak of a step: {peak}, ratio {found['ratio']:.3f}"])
