@@ -11,7 +11,7 @@ import torch
 
 import launch.plan
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.models.embeddings import RopeTable, SecondsEmbedding
+from audiox_turbo.models.embeddings import Fixed
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.flow_matching import flow_matching_loss
 from audiox_turbo.trainer.gpus import GPUS, known
@@ -35,11 +35,8 @@ def models():
 def tables(model):
     """Positions, which a model has from the start."""
     for module in model.modules():
-        if isinstance(module, SecondsEmbedding):
-            yield module.features
-        for held in vars(module).values():
-            if isinstance(held, RopeTable):
-                yield from held.on(torch.device("cpu"))
+        if isinstance(module, Fixed):
+            yield from module.tensors
 
 
 def really(config, precision, batch, checkpointing):
