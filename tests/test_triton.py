@@ -43,22 +43,8 @@ def agree(ours, reference, tensors, dtype):
         close(a.grad, b.grad, dtype, f"gradient of input {i}")
 
 
-def every_dtype(name, cases, brief):
-    """All `cases` in all dtypes. The interpreter is slow: a case that takes seconds is quick in the dtypes that `brief`
-    names for it, and long in the others."""
-    chosen = []
-    for case in cases:
-        for dtype in TOLERANCE:
-            marks = [pytest.mark.long] if dtype not in brief.get(case, TOLERANCE) else []
-            chosen.append(pytest.param(case, dtype, marks=marks, id=f"{case}-{dtype}".replace("torch.", "")))
-    return pytest.mark.parametrize((name, "dtype"), chosen)
-
-
-ROWS = every_dtype(
-    "shape",
-    [(1, 1, 8), (2, 7, 24), (1, 215, 40), (1, 383, 17)],  # B, L, W
-    {(1, 215, 40): [torch.bfloat16], (1, 383, 17): [torch.float32]},
-)
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+ROWS = pytest.mark.parametrize("shape", [(1, 1, 8), (2, 7, 24), (1, 215, 40), (1, 383, 17)], ids=str)  # B, L, W
 
 
 def rows(shape, dtype):
@@ -67,24 +53,28 @@ def rows(shape, dtype):
     return x, branch, *torch.randn(shape[0], 3 * shape[2]).chunk(3, dim=-1)
 
 
+@DTYPES
 @ROWS
 def test_layer_norm_modulate(shape, dtype):
     x, _, _, shift, scale = rows(shape, dtype)
     agree(adaln.layer_norm_modulate_triton, adaln.layer_norm_modulate, (x, shift, scale), dtype)
 
 
+@DTYPES
 @ROWS
 def test_gated_residual(shape, dtype):
     x, branch, gate, _, _ = rows(shape, dtype)
     agree(gated_residual.gated_residual_triton, gated_residual.gated_residual, (x, branch, gate), dtype)
 
 
+@DTYPES
 @ROWS
 def test_gated_residual_with_norm(shape, dtype):
     ours = gated_residual.gated_residual_layer_norm_modulate_triton
     agree(ours, gated_residual.gated_residual_layer_norm_modulate, rows(shape, dtype), dtype)
 
 
+@DTYPES
 @ROWS
 def test_swiglu(shape, dtype):
     agree(swiglu.swiglu_triton, swiglu.swiglu, (torch.randn(*shape[:2], 2 * shape[2]).to(dtype),), dtype)
@@ -119,7 +109,8 @@ def joint(attend, rotations, length):
     return call
 
 
-@every_dtype(
+@DTYPES
+@pytest.mark.parametrize(
     "case",
     [  # latent tokens, condition tokens, head width, condition lengths
         (1, 7, 64, None),
@@ -129,7 +120,7 @@ def joint(attend, rotations, length):
         (215, 33, 64, None),
         (215, 383, 64, (383,)),
     ],
-    {(130, 70, 128, (33,)): [torch.bfloat16], (215, 33, 64, None): [torch.float16], (215, 383, 64, (383,)): []},
+    ids=str,
 )
 def test_joint_attention(case, dtype):
     latent, condition, head, lengths = case
@@ -200,6 +191,14 @@ def test_operators_are_registered_as_torch_wants_them():
     inputs = tuple(t.to(DEVICE).requires_grad_() for t in (x, shift, scale))
     torch.library.opcheck(adaln._layer_norm_modulate, inputs)
     torch.library.opcheck(swiglu._swiglu, (torch.randn(2, 3, 8, device=DEVICE, requires_grad=True),))
+    gate, branch = torch.randn(2, 8, device=DEVICE), torch.randn(2, 3, 8, device=DEVICE)
+    torch.library.opcheck(gated_residual._gated_residual, (inputs[0], branch, gate))
+    torch.library.opcheck(gated_residual._gated_residual_norm, (inputs[0], branch, gate, *inputs[1:]))
+    (x, rotation_x), (c, rotation_c) = (stream(1, n, 1, 16, torch.float32) for n in (3, 2))
+    streams = [t.to(DEVICE).requires_grad_() for t in x], [t.to(DEVICE).requires_grad_() for t in c]
+    lengths = torch.tensor([2], dtype=torch.int32, device=DEVICE)
+    attention = (*streams[0], *rotation_x, *streams[1], *rotation_c, lengths)
+    torch.library.opcheck(joint_attention._joint_attention, attention)
 
 
 @pytest.mark.long
