@@ -46,6 +46,7 @@ setup(
         "soxr>=0.5",
         "soundfile>=0.13",
         "tensorboard>=2.18",
+        "matplotlib>=3.9",
         "tqdm>=4.66",
         "xxhash>=3",
         "fsspec[http]>=2024.6",

@@ -7,6 +7,7 @@ examples:
   srun launch/slurm/rank.sh python launch/preflight.py --output runs/2p7b
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -29,6 +30,8 @@ def main() -> int:
     )
     command.add_launched(parser)
     arguments = parser.parse_args()
+    if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
+        parser.error(f"{', '.join(missing)}: not set; start it with a launcher, as the examples do")
 
     def run() -> None:
         from audiox_turbo.trainer.preflight import Wanted, preflight, report

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from audiox_turbo.models import strict
-from audiox_turbo.trainer.command import exit_code
+from audiox_turbo.trainer.command import ExitCode, code_of, exit_code
 from audiox_turbo.trainer.config import RunConfig, apply_override, check_ranks, load_config
 from audiox_turbo.trainer.run import write_config
 from tests.small import ROOT, small_config, small_json
@@ -349,3 +350,10 @@ def test_no_traceback_shows_a_credential(capsys, monkeypatch):
         "Traceback" in said and "in act" in said and "RuntimeError: 403 for s3://[redacted]@host/a?[redacted]" in said
     )
     assert not any(secret in said for secret in ("hush", "abcdef", "k3ystr0ke"))
+
+
+def test_what_a_gpu_or_its_network_does_may_go_well_another_time():
+    """Too little memory does not."""
+    for error in (torch.AcceleratorError("CUDA error: uncorrectable ECC"), torch.distributed.DistBackendError("NCCL")):
+        assert code_of(error) is ExitCode.HUNG
+    assert code_of(torch.OutOfMemoryError("CUDA out of memory")) is ExitCode.FAILED

@@ -18,8 +18,9 @@ from .config import OptimizerConfig
 from .data.tasks import Batch
 from .distill import Distillation
 from .distill_config import DistillConfig, RoleConfig
+from .distill_flops import update_flops
 from .flow_matching import flow_matching_loss
-from .hardware import describe
+from .hardware import describe, peak_flops
 from .pretrain import prepared
 from .schedule import Phase
 from .velocity import through
@@ -55,7 +56,7 @@ def distill(config: DistillConfig, rounds: int) -> dict[str, Any]:
     parts = Parts(config, world.device, batch.split(config.training.micro_batch)[0].to(world.device))
     task = Distillation(config, teacher, world)
     micro = len(batch) // config.training.micro_batch
-    turns = []
+    turns: list[dict[str, Any]] = []
     for turn in range(WARM_UPS + rounds):
         first = task.cycle.before + turn * task.cycle.round
         updates = range(first, first + task.cycle.round)
@@ -64,17 +65,20 @@ def distill(config: DistillConfig, rounds: int) -> dict[str, Any]:
             task.step(update, batch)
         _finish()
         whole = time.perf_counter() - begin
-        needed: Counter[str] = Counter()
+        needed, flops = Counter[str](), 0
         for update in updates:
             phase, k = task.cycle.phase(update), task.draws.interval(update, config.distillation.probabilities)
             each = calls(phase, k, config.distillation.adversarial > 0)
             needed += Counter({name: micro * count for name, count in each.items()})
             needed[f"{phase.value} optimizer"] += 1
+            flops += len(batch) * update_flops(config, phase, k, batch.conditions.text.shape[1])
         seconds = parts.seconds()
         total = sum(count * seconds[name] for name, count in needed.items())
-        turns.append({"round": whole, "parts": total, "seconds": seconds, "calls": dict(needed)})
+        turns.append({"round": whole, "parts": total, "seconds": seconds, "calls": dict(needed), "flops": flops})
     task.destroy()
-    return summary(turns[WARM_UPS:]) | {"host": describe()}
+    result = summary(turns[WARM_UPS:])
+    speed = statistics.median(turn["flops"] / turn["round"] for turn in turns[WARM_UPS:])
+    return result | {"mfu": speed / peak_flops(world.device, parts.dtypes["student"]), "host": describe()}
 
 
 def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
@@ -201,6 +205,8 @@ def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
     lines = [f"{'part':40} {'calls a round':>14} {'ms':>9}"]
     lines += [f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}" for row in result["rows"]]
-    lines.append(f"a round {result['round_s']:.3f} s, its parts alone {result['parts_s']:.3f} s")
+    lines.append(
+        f"a round {result['round_s']:.3f} s, its parts alone {result['parts_s']:.3f} s, MFU {result['mfu']:.2f}"
+    )
     lines.append(f"ratio {result['ratio']:.3f} ({result['ratio_low']:.3f} to {result['ratio_high']:.3f})")
     return lines

@@ -20,7 +20,7 @@ class ExitCode(IntEnum):
     STOPPED = 75  # asked to stop, saved
     BAD_NODE = 76
     CORRUPT = 77  # a checkpoint or data are damaged beyond recovery
-    HUNG = 78  # a rank is dead or stuck
+    HUNG = 78  # a rank is dead or stuck, a GPU or the network between GPUs failed
     DIVERGED = 79
 
 
@@ -62,6 +62,9 @@ def code_of(error: BaseException) -> ExitCode:
     """With which code a process ends that this error ends; an exception class says so by its `exit_code`."""
     if isinstance(error, FloatingPointError):
         return ExitCode.DIVERGED
+    torch = sys.modules.get("torch")  # else the error is none of torch's
+    if torch and isinstance(error, (torch.AcceleratorError, torch.distributed.DistBackendError)):
+        return ExitCode.HUNG  # a GPU or NCCL; too little memory is another class, and is there the next time too
     return ExitCode(getattr(error, "exit_code", ExitCode.FAILED))
 
 

@@ -29,7 +29,7 @@ from .stopping import Stop, StoppedError
 from .teacher import Teacher
 from .watchdog import Watchdog
 
-PART = 32  # global batches a folder: what an interruption costs at most
+PART = 4  # global batches a folder: what an interruption costs at most, and what a stop waits for
 
 
 def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> int:
@@ -99,10 +99,12 @@ class _Making:
         with self.stop, progress(left * each, self.out.name, " pairs", active=self.world.rank == 0) as bar:
             for part in range(first, facts.parts):
                 taken = itertools.islice(samples, min(facts.each, facts.batches - part * facts.each))
-                if part in missing:
-                    self._part(part, taken, bar)
-                else:
+                if part not in missing:
                     bar.update(each * sum(1 for _ in taken))
+                    continue
+                self._part(part, taken, bar)
+                if self.stop.agreed() and part != missing[-1]:
+                    raise StoppedError(f"asked to stop: {part + 1} of {facts.parts} parts are made; run it again")
 
     def _part(self, part: int, samples: Iterator[Samples], bar: tqdm) -> None:
         """All ranks compute, which a sharded teacher needs; a rank writes what it has not written before."""
@@ -116,8 +118,6 @@ class _Making:
                     if shards is not None:
                         shards.write(record)
                 bar.update(self.facts.global_batch)
-                if self.stop.agreed():
-                    raise StoppedError(f"asked to stop: {part} of {self.facts.parts} parts are made; run it again")
             self.watchdog.enter("writing part", part)
 
     def _pairs(self, s: Samples) -> Iterator[Record]:

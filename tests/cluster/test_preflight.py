@@ -70,3 +70,10 @@ def test_the_node_is_named(said, name):
 
 def test_a_rank_that_does_not_come_back_ends_itself(said):
     assert "error: n2 (rank 1): looking at its GPU and disk takes longer than 4 s" in said["stuck"]["1"][1]
+
+
+def test_without_a_launcher_it_says_so(monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    command = [sys.executable, "launch/preflight.py", "--output", "/"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == ExitCode.USAGE and re.search(r"RANK, .*not set; start it with a launcher", done.stderr)

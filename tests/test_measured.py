@@ -1,0 +1,62 @@
+"""Results of benchmarks beside their goals: what meets one and what does not, and a chart of each kind."""
+
+import json
+import re
+
+import pytest
+
+from audiox_turbo.trainer.measured import Finding, draw, findings, read
+
+HOST = {"cpu": "a processor, 2 cores"}
+
+
+def attention(backend, forward, backward):
+    return {"op": "joint_attention", "backend": backend, "forward_ms": forward, "backward_ms": backward}
+
+
+@pytest.fixture
+def results():
+    row = {"op": "gated_residual", "forward_ms": 2.0, "backward_ms": 4.0}
+    limits = {"forward_of_limit": 0.9, "backward_of_limit": 0.5}
+    rows = [attention("triton", 1.0, 3.0), attention("sdpa", 1.5, 2.4), attention("reference", 9.0, 9.0)]
+    rows += [row | limits | {"backend": "triton"}, row | limits | {"backend": "reference", "forward_ms": 1.0}]
+    train = {"variant": "deepspeed", "mfu": 0.5, "samples_per_s": 100.0}
+    infer = [{"steps": steps, "way": "ours, compiled", "ms": ms} for steps, ms in ((4, 25.0), (50, 400.0))]
+    return {
+        "kernels": {"host": HOST, "rows": rows, "alternatives": [attention("flex", 1.2, 5.0)]},
+        "train_full": {"host": HOST, "rows": [train]},
+        "train_fp8": {"host": HOST, "rows": [train | {"samples_per_s": 110.0}]},
+        "infer": {"host": HOST, "rows": infer},
+    }
+
+
+def test_what_meets_its_goal_and_what_does_not(results):
+    found = {f.what: (round(f.value, 3), f.met) for f in findings(results)}
+    assert found["joint_attention, forward, times the fastest alternative"] == (1.2, True)
+    assert found["joint_attention, backward, times the fastest alternative"] == (0.8, False)
+    assert found["gated_residual, forward, of the limit"] == (0.9, True)
+    assert found["gated_residual, backward, of the limit"] == (0.5, False)
+    assert found["MFU of a training step, 2p7b"] == (0.5, True)
+    assert found["  with FP8, times its speed"] == (1.1, False)
+    assert found["ms of the student's 4 steps, batch 1"] == (25.0, False)
+    assert found["  the teacher's 50 guided steps, times that"] == (16.0, True)
+    assert not any("distillation" in what for what in found)  # was not measured
+
+
+def test_a_finding_says_its_goal_and_whether_it_is_met():
+    assert re.fullmatch(r"a +0\.5 +at least 1 +MISSED", Finding("a", 0.5, 1.0).line())
+    assert re.fullmatch(r"a +0\.5 +at most 1 +met", Finding("a", 0.5, 1.0, most=True).line())
+    assert Finding("a", 0.5).line().split() == ["a", "0.5"]
+
+
+def test_charts_of_what_is_there(results, tmp_path):
+    drawn = draw(results, tmp_path)
+    assert [path.name for path in drawn] == ["kernels.svg", "infer.svg"]
+    assert all("<svg" in path.read_text() for path in drawn)
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no results"):
+        read(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps({"rows": []}))
+    assert read(tmp_path) == {"train": {"rows": []}}
