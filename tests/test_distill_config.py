@@ -34,6 +34,11 @@ def test_presets(preset, counts):
     assert small_distill_config(None, *plain, "updates.fake=3").updates.counts == (counts[0], 3, counts[2])
 
 
+def test_a_discriminator_whose_loss_weighs_nothing_has_no_turn():
+    assert small_distill_config(None, "distillation.adversarial=0").cycle.discriminator == 0
+    assert small_distill_config().cycle.discriminator > 0
+
+
 def test_the_paper_and_what_keeps_up_with_it():
     paper, shipped = (load_distill_config(ROOT / f"configs/distill_2p7b{name}.json") for name in ("_paper", ""))
     assert {paper.student.optimizer.lr, paper.fake.optimizer.lr, paper.discriminator.optimizer.lr} == {1e-5}

@@ -83,7 +83,7 @@ class DistillationConfig:
     loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
     weight: Literal["one", "kl"] = "one"  # ω_τ
     tau: tuple[float, ...] = (0.02, 0.98)  # lowest and highest level at which teacher and fake model are asked
-    adversarial: float = 1.0  # λ_adv
+    adversarial: float = 1.0  # λ_adv; at 0 the discriminator has no turn either
     critic_noise: tuple[float, ...] = (0.0, 0.2)  # lowest and highest t_d
     blocks: int = 6  # of the teacher, which the discriminator stands on
 
@@ -153,7 +153,10 @@ class DistillConfig(BaseConfig):
 
     @property
     def cycle(self) -> Cycle:
-        return Cycle(*self.updates.counts, self.warm_start.updates, self.updates.fake_warm_up)
+        student, fake, discriminator = self.updates.counts
+        if not self.distillation.adversarial:
+            discriminator = 0
+        return Cycle(student, fake, discriminator, self.warm_start.updates, self.updates.fake_warm_up)
 
 
 def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
