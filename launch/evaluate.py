@@ -12,6 +12,7 @@ An evaluation that was stopped goes on after the last weights that it had judged
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from audiox_turbo.trainer import command
@@ -29,6 +30,7 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="sampler steps (default: what the weights say)")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: what the weights say)")
+    parser.add_argument("--sampler", choices=("euler", "renoise"), help="(default: what the weights say)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the transformer (default: fp32)")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
@@ -61,7 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     candidates = []
     for folder in arguments.weights:
         generator = Generator(folder, dtype=dtypes[arguments.dtype])
-        sampling = changed(generator.sampling, arguments.steps, arguments.guidance)
+        own = generator.sampling
+        sampling = changed(replace(own, kind=arguments.sampler or own.kind), arguments.steps, arguments.guidance)
         name, digest = folder.resolve().name, hash_file(folder / "model.safetensors")
         candidates.append(Candidate(name, name, generator, sampling, digest))
     first = candidates[0]

@@ -25,8 +25,9 @@ def free_port() -> int:
 
 def keep_freed_memory() -> None:
     """Lets the C library keep what is freed for what is allocated next. By itself it gives large blocks back to the
-    kernel at once, and a training step on a CPU spends a tenth of its time on thousands of page faults."""
-    if platform.libc_ver()[0] == "glibc":
+    kernel at once, and a training step on a CPU spends a tenth of its time on thousands of page faults. Where the
+    environment sets either threshold (`MALLOC_TRIM_THRESHOLD_`) it stays."""
+    if platform.libc_ver()[0] == "glibc" and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
         mmap_threshold, trim_threshold = -3, -1  # malloc.h
         library = ctypes.CDLL(None)
         library.mallopt(mmap_threshold, 2**30)
