@@ -94,3 +94,10 @@ def test_the_command_refuses_before_it_starts(tmp_path):
     done = subprocess.run(command, cwd=Path(ROOT), capture_output=True, text=True, timeout=100)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: {tmp_path}/shards") and "\n" not in done.stderr.strip()
+
+
+def test_the_other_kind_of_configuration_is_named():
+    with pytest.raises(ValueError, match=r"tiny.json: optimizer: this configuration is for launch/pretrain\.py"):
+        load_distill_config(ROOT / "configs" / "tiny.json")
+    with pytest.raises(ValueError, match=r"tiny.json: student: this configuration is for launch/distill\.py"):
+        load_config(ROOT / "configs" / "distill_tiny.json")

@@ -6,9 +6,9 @@ needs is derived from it in `zero.py` and can be overridden in the `deepspeed` s
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from ..kernels.ops import KernelsConfig
 from ..models import strict
@@ -16,7 +16,10 @@ from ..models.audiox import SamplingConfig
 from ..models.config import ModelConfig
 from . import secrets
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 TASKS = ("T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion")
 
 
@@ -235,6 +238,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return parse_file(RunConfig, path, overrides)
 
 
+# Keys that only the one kind of configuration has.
+OF_ANOTHER = {"optimizer": "launch/pretrain.py", "student": "launch/distill.py"}
+
+
 def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
     """Parse a run's JSON file with `key.path=value` overrides applied into a dataclass.
 
@@ -244,6 +251,10 @@ def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
     for override in overrides:
         apply_override(data, override)
     secrets.refuse(data, str(path))
+    known = {field.name for field in fields(kind)}
+    for key, script in OF_ANOTHER.items():
+        if key in data and key not in known:
+            raise ValueError(f"{path}: {key}: this configuration is for {script}; run that, or give another --config")
     try:
         parsed: T = strict.parse(kind, data)
     except ValueError as error:
