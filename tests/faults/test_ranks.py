@@ -55,7 +55,7 @@ LONG = {
     "all killed in a save": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "all killed before publishing": Fault(PUBLISH, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "killed between the saves of two roles": Fault(
-        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(3, 10, 17)
+        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
     ),
     "all killed after publishing": Fault(PUBLISH, 3, "half", rank=None, code=None, steps=(5, 10, 15)),
 }
@@ -108,7 +108,9 @@ def check_left(run: Run, fault: Fault) -> None:
     assert seconds < STEP + 5, f"{seconds} s from the last step"
     for rank, code in enumerate(codes):
         if fault.says and code not in (None, -signal.SIGKILL):
-            assert re.search(f"error: .*{fault.says}", run.said(rank)), run.said(rank)[-3000:]
+            # Whose sentence it is need not name itself.
+            says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
+            assert re.search(f"error: .*{says}", run.said(rank)), run.said(rank)[-3000:]
     if fault.steps:
         assert [checkpoint._step(f) for f in reversed(checkpoint.complete(run.folder))] == list(fault.steps)
 
