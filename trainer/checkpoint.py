@@ -65,8 +65,8 @@ class Role:
 def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[str, Any], keep_every: int = 0) -> Path:
     """Write the state of all roles after `step` steps as one unit; all ranks call this.
 
-    The newest `keep` stay (0: all), and those of every `keep_every` steps (0: none of them). `about` goes into the
-    manifest. Raises OSError on every rank when any rank could not write; the checkpoints that were there before are
+    The newest `keep` stay (0: all), and the first at or after each multiple of `keep_every` (0: none of them): a
+    distillation saves where a round ends, which need not be at one. `about` goes into the manifest. Raises OSError on every rank when any rank could not write; the checkpoints that were there before are
     not touched.
     """
     folder = run / FOLDER / f"step_{step:08d}"
@@ -127,11 +127,18 @@ def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int
     write_json(folder.parent.parent / LATEST, {"step": manifest["step"]})
     # Damaged ones that were passed over may have a later step; they do not count.
     before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]
+    stay = _first_of_each([_step(f) for f in before], keep_every)
     for old in before[keep:] if keep else []:
-        if not (keep_every and _step(old) % keep_every == 0):
+        if _step(old) not in stay:
             leaving = old.with_name(old.name + ".partial")  # a kill must not leave half of one under a good name
             os.replace(old, leaving)
             shutil.rmtree(leaving)
+
+
+def _first_of_each(steps: list[int], keep_every: int) -> set[int]:
+    """Of these steps, latest first, the first at or after each multiple of `keep_every`; none for 0."""
+    first = {step // keep_every: step for step in steps} if keep_every else {}  # an earlier one takes a later one's place
+    return {step for multiple, step in first.items() if multiple > 0}
 
 
 def _step(folder: Path) -> int:

@@ -172,7 +172,7 @@ class ZeroConfig:
 class CheckpointConfig:
     every: int = 1000  # steps
     keep: int = 3  # newest ones kept; 0 keeps all
-    keep_every: int = 0  # besides, those of every so many steps for good; 0 keeps none of them
+    keep_every: int = 0  # besides, the first from each multiple of so many steps on, for good; 0 keeps none of them
 
     def __post_init__(self) -> None:
         _at_least("every", self.every, 1)

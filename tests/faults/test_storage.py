@@ -25,7 +25,7 @@ from audiox_turbo.trainer.data import reader as reader_module
 from audiox_turbo.trainer.data.reader import LoaderError
 from audiox_turbo.trainer.data.shards import ShardError, check_shards
 from tests.reader_ranks import open_reader
-from tests.small import ROOT, small_config, small_json
+from tests.small import ROOT, small_config, small_distill_config, small_json
 
 
 @pytest.fixture
@@ -63,6 +63,20 @@ class TestCheckpoints:
             publish(tmp_path, step, keep, keep_every)
         assert [checkpoint._step(f) for f in reversed(checkpoint.complete(tmp_path))] == left
         assert not list((tmp_path / checkpoint.FOLDER).glob("*.partial"))
+
+    def test_the_first_after_each_multiple_is_kept_where_a_round_ends(self, tmp_path, group):
+        """A distillation's saves, as the loop makes them: due at every tenth step, made where the round of 7 ends."""
+        config = small_distill_config(None, "training.steps=200")
+        due, saved = False, []
+        for update in range(config.cycle.total(200)):
+            due = due or (update + 1) % 10 == 0
+            if due and config.cycle.ends_round(update):
+                publish(tmp_path, update + 1, keep=1, keep_every=50)
+                due, saved = False, [*saved, update + 1]
+        expected = [next(step for step in saved if step >= multiple) for multiple in range(50, saved[-1] + 1, 50)]
+        assert expected[:2] == [52, 101], "no multiples themselves"
+        found = [checkpoint._step(f) for f in reversed(checkpoint.complete(tmp_path))]
+        assert found == sorted({*expected, saved[-1]})
 
     @pytest.mark.parametrize("content", [None, "", "{", '{"step": "x"}', '{"step": 2}', "[]"])
     def test_what_is_there_counts_whatever_latest_says(self, tmp_path, group, content):
