@@ -51,12 +51,16 @@ def to_dict(value: Any) -> Any:
 
 
 def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The first place under `path` where two JSON values differ, and what stands there."""
+    """The first of `differences`, or both as they are."""
+    return next(iter(differences(path, old, new)), (path, old, new))
+
+
+def differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """Every place under `path` where two JSON values differ, and what stands there."""
     if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            if old.get(key) != new.get(key):
-                return difference(_join(path, key), old.get(key), new.get(key))
-    return path, old, new
+        pairs = [(_join(path, key), old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
+        return [found for pair in pairs for found in differences(*pair)]
+    return [(path, old, new)] if old != new else []
 
 
 def _join(path: str, key: str) -> str:

@@ -66,8 +66,8 @@ def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[st
     """Write the state of all roles after `step` steps as one unit; all ranks call this.
 
     The newest `keep` stay (0: all), and the first at or after each multiple of `keep_every` (0: none of them): a
-    distillation saves where a round ends, which need not be at one. `about` goes into the manifest. Raises OSError on every rank when any rank could not write; the checkpoints that were there before are
-    not touched.
+    distillation saves where a round ends, which need not be at one. `about` goes into the manifest. Raises OSError on
+    every rank when any rank could not write; the checkpoints that were there before are not touched.
     """
     folder = run / FOLDER / f"step_{step:08d}"
     unfinished = folder.with_name(folder.name + ".partial")
@@ -137,7 +137,9 @@ def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int
 
 def _first_of_each(steps: list[int], keep_every: int) -> set[int]:
     """Of these steps, latest first, the first at or after each multiple of `keep_every`; none for 0."""
-    first = {step // keep_every: step for step in steps} if keep_every else {}  # an earlier one takes a later one's place
+    first = (
+        {step // keep_every: step for step in steps} if keep_every else {}
+    )  # an earlier one takes a later one's place
     return {step for multiple, step in first.items() if multiple > 0}
 
 

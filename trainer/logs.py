@@ -122,8 +122,18 @@ class NoiseBins:
         return values
 
 
+def last_step(folder: Path) -> int:
+    """Of those in a run's metrics; 0 for none."""
+    return max((line["step"] for line in _lines(folder / "metrics.jsonl")), default=0)
+
+
 def _forget_after(path: Path, step: int) -> None:
     """Drop lines of steps that a resumed run will write again."""
     if path.exists():
-        lines: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+        write_text(path, "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Those that are whole: a process that is killed may leave half of one."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]

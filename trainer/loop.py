@@ -1,6 +1,7 @@
 """The loop that pretraining and distillation share: fetch, step, log, save."""
 
 import functools
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -87,7 +88,8 @@ def train(
     Raises StoppedError when the run was asked to stop before its end, saved.
     """
     watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
-    start = restore(task, output, resume, world)
+    start = restore(task, output, resume, world, run.saves_every(output, config))
+    about = about | {"shards": run.indexes(config)}
     if world.rank == 0:
         run.write_config(output, config)
     steps, every = task.total, config.logging.every
@@ -140,8 +142,11 @@ def _saved(task: Task, done: int, output: Path, config: BaseConfig, about: dict[
     return f"step {done}: saved {readable(size)} in {seconds:.2f} s"
 
 
-def restore(task: Task, output: Path, resume: bool, world: World) -> int:
-    """The step to go on from: that of the newest undamaged checkpoint, or 0 in a folder without any."""
+def restore(task: Task, output: Path, resume: bool, world: World, every: int) -> int:
+    """The step to go on from: that of the newest undamaged checkpoint, or 0 in a folder without any.
+
+    Raises NothingLeftError where some were saved and none can be loaded; `every` is the run's `checkpoint.every`.
+    """
 
     def report(text: str) -> None:
         if world.rank == 0:
@@ -150,6 +155,7 @@ def restore(task: Task, output: Path, resume: bool, world: World) -> int:
     folder = checkpoint.newest(output, report) if resume else None
     if folder is None:
         if resume:
+            run.check_beginning(output, 1 + next(step for step in itertools.count(every - 1) if task.rests(step)))
             report(f"{output} has no checkpoint yet: starting at step 0")
         return 0
     step = int(checkpoint.load(folder, task.roles)["step"])

@@ -7,28 +7,43 @@ import os
 from pathlib import Path
 from typing import Any
 
+from xxhash import xxh3_128
+
 from ..models import strict
 from ..models.encoders.build import check_text_encoder
 from . import checkpoint
 from .config import BaseConfig, check_ranks, read_json
 from .data.cached import folder_of
 from .data.reader import check_streams
+from .distill_config import DistillConfig
 from .files import hash_file, write_json
 from .fp8 import check_fp8
+from .logs import last_step
 
 SHARDS = "shards.json"
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
-# step takes.
+# step takes, what is drawn for them, and which phase of a distillation it is in. Everything else may, and is said.
 FIXED = (
     "model",
     "data.streams",
     "data.canonical_nodes",
+    "data.dropout",
+    "data.inpaint",
+    "data.prefix",
     "training.seed",
     "training.global_batch",
-    "updates",  # of a distillation
+    "training.time",
+    "training.time_mean",
+    "training.time_even",
+    "updates",  # of a distillation, as all below
     "warm_start.updates",
     "warm_start.pairs",
+    "distillation.probabilities",
+    "distillation.tau",
+    "distillation.critic_noise",
 )
+ACCEPTED = ("data.streams", "data.dropout", "data.inpaint", "data.prefix")  # with data.accept_changes
+TURNS = "distillation.adversarial"  # above 0 the discriminator has turns, which make a round longer
 
 
 def check(config: BaseConfig, output: Path, resume: bool) -> None:
@@ -40,9 +55,13 @@ def check(config: BaseConfig, output: Path, resume: bool) -> None:
     if config.training.fp8:
         check_fp8()
     check_output(output, resume)
-    check_unchanged(output, config)
+    changes = check_unchanged(output, config)
+    check_same_shards(output, config)
     check_streams(config, hashes=False)
+    check_same_shards(output, config)  # of a stream in a bucket the index is here only now
     check_text_encoder(config.model.text)
+    if changes and os.environ.get("RANK", "0") == "0":
+        print("\n".join([f"{output} goes on with another configuration:", *changes]), flush=True)
 
 
 def check_output(folder: Path, resume: bool) -> None:
@@ -53,45 +72,96 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} is a file; give another --output")
 
 
-def check_unchanged(folder: Path, config: BaseConfig) -> None:
-    """Raises ValueError when something of `FIXED`, or a shard, differs from the run in the folder; names it with both
-    values. `data.accept_changes` lets streams and shards pass."""
-    if not (folder / "config.json").exists():
-        return
-    before, now = read_json(folder / "config.json"), strict.to_dict(config)
-    accepted = config.data.accept_changes
-    if (folder / SHARDS).exists() and not accepted:
-        indexes = read_json(folder / SHARDS)
-        for path, index in _indexes(config).items():
-            if indexes.get(path, index) != index:
-                raise ValueError(
-                    f"{path}: its shards are not those that the run in {folder} was trained on (another index.json); "
-                    f"bring them back, or go on with these by --set data.accept_changes=true"
-                )
+def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
+    """What differs from the configuration of the run in the folder, a line for each value.
+
+    The newest checkpoint's own counts, and of a run that has none `config.json`. Raises ValueError when something of
+    `FIXED` differs, with both values; `data.accept_changes` lets `ACCEPTED` pass.
+    """
+    before, now = _begun(folder), strict.to_dict(config)
+    if before is None:
+        return []
     for path in FIXED:
-        if accepted and path == "data.streams":
+        if config.data.accept_changes and path in ACCEPTED:
             continue
         old, new = _at(before, path), _at(now, path)
         if path == "model":
             old, new = without_places(old), without_places(new)
         if old != new:
-            where, a, b = strict.difference(path, old, new)
+            raise ValueError(_refusal(folder, *strict.difference(path, old, new)))
+    old, new = _at(before, TURNS), _at(now, TURNS)
+    if bool(old) != bool(new):
+        raise ValueError(_refusal(folder, TURNS, old, new))
+    return [f"  {where}: {a!r} before, {b!r} now" for where, a, b in strict.differences("", before, now)]
+
+
+def check_same_shards(folder: Path, config: BaseConfig) -> None:
+    """Raises ValueError when the shards of a stream, or the pairs of a warm start that goes on, are others than those
+    that the run in the folder was trained on. `data.accept_changes` lets them pass."""
+    manifest = checkpoint.newest_manifest(folder) or {}
+    before = manifest.get("shards")
+    if before is None:
+        before = read_json(folder / SHARDS) if (folder / SHARDS).exists() else {}
+    if config.data.accept_changes:
+        return
+    for path, index in indexes(config, manifest.get("step", 0)).items():
+        if before.get(path, index) != index:
             raise ValueError(
-                f"{where}: the run in {folder} has {a!r}, this configuration {b!r}; go on with the former, or start a "
-                f"new run in another --output"
+                f"{path}: its shards are not those that the run in {folder} was trained on (another index.json); "
+                f"bring them back, or go on with these by --set data.accept_changes=true"
             )
+
+
+def check_beginning(folder: Path, first_save: int) -> None:
+    """Raises NothingLeftError in a folder without checkpoints whose metrics say that there was one: steps were made
+    after step `first_save`, at whose end the first is saved."""
+    made = last_step(folder)
+    if made > first_save:
+        raise checkpoint.NothingLeftError(
+            f"{folder}: its metrics reach step {made}, so step {first_save} was saved, and no checkpoint is there; "
+            f"restore {folder / checkpoint.FOLDER}, or begin anew in another --output"
+        )
+
+
+def saves_every(folder: Path, config: BaseConfig) -> int:
+    """`checkpoint.every` with which the run in the folder was started last; where that is unknown this one's."""
+    try:
+        return int(read_json(folder / "config.json")["checkpoint"]["every"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return config.checkpoint.every
 
 
 def write_config(folder: Path, config: BaseConfig) -> None:
     write_json(folder / "config.json", strict.to_dict(config))
-    write_json(folder / SHARDS, _indexes(config))
+    write_json(folder / SHARDS, indexes(config))
 
 
-def _indexes(config: BaseConfig) -> dict[str, str]:
-    """The hash of each stream's index, which holds those of its shards."""
+def indexes(config: BaseConfig, step: int = 0) -> dict[str, str]:
+    """The hash of each stream's index, which holds those of its shards; and one of all indexes of the pairs that are
+    trained on from `step` on."""
     data = config.data
     files = {stream.path: folder_of(stream.path, data.cache) / "index.json" for stream in data.streams}
-    return {path: hash_file(file) for path, file in files.items() if file.is_file()}
+    found = {path: hash_file(file) for path, file in files.items() if file.is_file()}
+    if isinstance(config, DistillConfig) and step < config.paired_updates:
+        pairs = Path(config.warm_start.pairs)
+        hashes = [hash_file(file) for file in sorted(pairs.glob("part_*/index.json"))]
+        found |= {str(pairs): xxh3_128(" ".join(hashes)).hexdigest()} if hashes else {}
+    return found
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder: the one that is sealed in its newest checkpoint."""
+    sealed: dict[str, Any] | None = (checkpoint.newest_manifest(folder) or {}).get("config")
+    if sealed is None and (folder / "config.json").exists():
+        return read_json(folder / "config.json")
+    return sealed
+
+
+def _refusal(folder: Path, where: str, old: Any, new: Any) -> str:
+    return (
+        f"{where}: the run in {folder} has {old!r}, this configuration {new!r}; go on with the former, or start a new "
+        f"run in another --output"
+    )
 
 
 def _at(data: Any, path: str) -> Any:

@@ -1,6 +1,7 @@
 """The submissions that the documents show: ranks that divide the batch, shards that the configurations read."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def ranks(options: str, script: str) -> int:
 
 def divides(options: str, script: str, config: str, *arguments: str) -> None:
     load = load_distill_config if script == "distill" else load_config
-    settings = [value for name, value in zip(arguments, arguments[1:], strict=False) if name == "--set"]
+    settings = [value for name, value in pairwise(arguments) if name == "--set"]
     check_ranks(load(ROOT / config, settings).training, ranks(options, script))
 
 
