@@ -20,6 +20,7 @@ from ...models.config import CodecConfig, VideoConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_video_encoder
 from ...models.encoders.runtime import Runtime
+from ..secrets import redacted
 from .captions import captions
 from .filter_models import load_network, score_fault, scores, separated
 from .filters import FiltersConfig, clip_fault, file_fault, silence_fault
@@ -140,6 +141,12 @@ def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
             yield Decoded([c for c, f in zip(batch, faults, strict=True) if not f], rejections, len(batch))
     except MediaError as error:
         yield Rejection(entry.line, entry.name, error.reason.value, str(error))
+        return
+    except (OSError, MemoryError):
+        raise  # the machine's fault, not the file's
+    except Exception as error:  # one odd file of a million must not end the work on all of them
+        detail = redacted(f"{entry.name}: {type(error).__name__}: {error}")
+        yield Rejection(entry.line, entry.name, Reason.UNDECODABLE.value, detail)
         return
     if fault := file_fault(seconds, True, encoders.filters):
         yield Rejection(entry.line, entry.name, *fault)

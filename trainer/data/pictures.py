@@ -14,7 +14,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from .source import MediaError, Reason, Source, begin_of, opened, sought
+from .source import MediaError, Reason, Source, begin_of, check_decoder, opened, sought
 
 VIDEO_SLACK = 0.5  # seconds by which pictures may end before the sound or begin after it: the nearest stands for them
 _BACK = (1.0, 10.0)  # seconds before a segment at which a picture that needs no other is looked for
@@ -140,6 +140,7 @@ class FrameReader:
 
     def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
         stream = _pictures(self._source.name, container)
+        check_decoder(self._source.name, stream)
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = self._threads
             stream.codec_context.thread_type = "AUTO"

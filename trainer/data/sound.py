@@ -19,7 +19,7 @@ import soxr
 from numpy.typing import NDArray
 
 from ...models.config import CodecConfig
-from .source import MediaError, Reason, Source, begin_of, sought
+from .source import MediaError, Reason, Source, begin_of, check_decoder, sought
 
 FULL_SCALE = 0.98  # from here on neighbours of one value have run into a limit
 REMAINDER = 0.1  # of a clip: what a file of several clips leaves over is kept from this length on
@@ -182,6 +182,7 @@ class _Track:
         if not container.streams.audio:
             raise MediaError(Reason.NO_AUDIO, f"{name}: no sound, it holds {[s.type for s in container.streams]}")
         self.stream = container.streams.audio[0]
+        check_decoder(name, self.stream)
         self.begin = begin_of(container)
         self._name, self._container = name, container
         if self.stream.codec_context.name == "flac":
@@ -189,7 +190,7 @@ class _Track:
         # FFmpeg knows how to fold surround sound; one and two channels are mixed below.
         layout = "stereo" if self.stream.channels > 2 else None
         self._converter = av.AudioResampler(format="fltp", layout=layout)
-        self._kind: tuple[int, int, str] | None = None
+        self._kind: tuple[int, str, str] | None = None
 
     @property
     def rate(self) -> int:
@@ -211,7 +212,7 @@ class _Track:
             yield from frames
 
     def check_kind(self, frame: av.AudioFrame) -> None:
-        found = (frame.sample_rate, len(frame.layout.channels), frame.format.name)
+        found = (frame.sample_rate, frame.layout.name, frame.format.name)
         if self._kind not in (None, found):
             changes = f"changes from {self._kind} to {found} (Hz, channels, format)"
             raise MediaError(Reason.UNDECODABLE, f"{self._name}: {changes}")

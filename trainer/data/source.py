@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, Self, TypeVar
 
 import av
 
@@ -38,6 +38,14 @@ _OPTIONS = {
 _SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "flac", "ogg", "aiff", "caf", "mpegts"}
 
 Result = TypeVar("Result")
+
+
+class _File(Protocol):
+    def read(self, size: int) -> bytes: ...
+
+    def seek(self, offset: int, whence: int = ...) -> int: ...
+
+    def tell(self) -> int: ...
 
 
 class Reason(StrEnum):
@@ -106,6 +114,12 @@ def opened(location: str | Path | Source) -> Iterator[Source]:
         yield Source(str(location), lambda: str(path))
 
 
+def check_decoder(name: str, stream: av.stream.Stream) -> None:
+    """Raises MediaError where FFmpeg has none for a track."""
+    if getattr(stream, "codec_context", None) is None:
+        raise MediaError(Reason.UNDECODABLE, f"{name}: no decoder for track {stream.index} ({stream.type})")
+
+
 def begin_of(container: av.container.InputContainer) -> float:
     """The time stamp in seconds at which a file begins, for players too: that of its earliest track."""
     return (container.start_time or 0) / av.time_base
@@ -135,7 +149,7 @@ def naming(name: str) -> Iterator[None]:
         raise MediaError(Reason.UNDECODABLE, f"{name}: {error.strerror}") from error
 
 
-def _check(name: str, file: BinaryIO, size: int) -> None:
+def _check(name: str, file: _File, size: int) -> None:
     if not size:
         raise MediaError(Reason.ZERO_LENGTH, f"{name}: 0 bytes")
     riff, _, kind = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
@@ -161,8 +175,8 @@ def _fetched(address: str) -> Iterator[Source]:
     files, path = fsspec.core.url_to_fs(address, **options)
     size = _tried(name, lambda: files.info(path))["size"]
     if size is not None and size > FETCHED:
-        open_parts = lambda: files.open(path, "rb")  # noqa: E731
-        with naming(name), open_parts() as file:
+        open_parts = lambda: _Parts(name, _tried(name, lambda: files.open(path, "rb")))  # noqa: E731
+        with open_parts() as file:
             _check(name, file, size)
         yield Source(name, open_parts)
         return
@@ -171,6 +185,35 @@ def _fetched(address: str) -> Iterator[Source]:
         file.seek(0)
         _check(name, file, os.fstat(file.fileno()).st_size)
         yield Source(name, lambda: f"/proc/self/fd/{file.fileno()}")
+
+
+class _Parts:
+    """An object that is read where it lies; a read that fails is tried again at its place."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        self._name, self._file = name, file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        place = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(place)
+            data: bytes = self._file.read(size)
+            return data
+
+        return _tried(self._name, read)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
 
 
 def _copy(name: str, files: Any, path: str, file: BinaryIO) -> None:
