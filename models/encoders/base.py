@@ -41,3 +41,7 @@ class VideoEncoder(Protocol):
         """images (B, N, 3, size, size) at image_rate, motion (B, M, 3, size, size) at motion_rate, both uint8
         -> image features (B, N, D) and motion features (B, steps, D)."""
         ...
+
+    def check_frames(self, count: int) -> None:
+        """Raises ValueError where `count` motion frames of a clip do not give the configured steps."""
+        ...

@@ -30,10 +30,14 @@ class ClipSyncEncoder:
 
         Raises ValueError where M frames do not give the configured steps.
         """
-        steps = STEPS * segments_in(motion.shape[1])
+        self.check_frames(motion.shape[1])
+        return self.images(images), self.motion(motion)
+
+    def check_frames(self, count: int) -> None:
+        """Raises ValueError where `count` motion frames of a clip do not give the configured steps."""
+        steps = STEPS * segments_in(count)
         if steps != self.config.steps:
             raise ValueError(
-                f"model.video.steps: {motion.shape[1]} motion frames of a clip give {steps} Synchformer features, the "
+                f"model.video.steps: {count} motion frames of a clip give {steps} Synchformer features, the "
                 f"configuration says {self.config.steps}; set it to {steps}"
             )
-        return self.images(images), self.motion(motion)

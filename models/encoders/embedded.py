@@ -196,13 +196,15 @@ class FrameEncoder:
 
     def __call__(self, images: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, N, 3, size, size) uint8, motion (B, steps, 3, size, size) uint8 -> (B, N, D), (B, steps, D)."""
-        if motion.shape[1] != self.config.steps:
-            raise ValueError(
-                f"video: {motion.shape[1]} motion frames, the configuration says {self.config.steps} steps"
-            )
+        self.check_frames(motion.shape[1])
         change = torch.diff(self._pooled(motion), dim=1, prepend=self._pooled(motion[:, :1]))
         change = torch.cat((change.clamp_min(0), change.clamp_max(0)), dim=-1)  # appearing and vanishing
         return self._pooled(images) @ self.image, change @ self.motion
+
+    def check_frames(self, count: int) -> None:
+        """Raises ValueError where `count` motion frames of a clip are not as many as the configured steps."""
+        if count != self.config.steps:
+            raise ValueError(f"video: {count} motion frames, the configuration says {self.config.steps} steps")
 
     def _pooled(self, frames: Tensor) -> Tensor:
         batch = frames.shape[0]

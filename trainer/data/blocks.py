@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from ...models import strict
 from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
 from ..files import hash_file
+from . import networks
 from .counts import Counts
 from .encode import ClipFacts, Encoded, Features, Rejection
 from .filters import FiltersConfig
@@ -30,9 +31,10 @@ from .sentences import texts_of
 from .shards import DamagedError, Part, PartWriter
 from .store import Store
 
-FORMAT = 1
+FORMAT = 2
 PLAN = "prepare.json"
 FOLDER = "work/blocks"
+PLACES = ("weights", "image_weights", "motion_weights", "file")  # keys of a plan that say where networks lie
 EXAMPLE = ("caption", "category", "time_relation", "genre", "mood", "instruments", "tempo")  # what the report shows
 SIZE, COUNT = 64, 256  # a block has 64 lines, fewer where there would not be 256 blocks for the ranks to share
 
@@ -50,7 +52,7 @@ class Plan:
     text: TextConfig
     video: VideoConfig
     filters: FiltersConfig
-    networks: dict[str, str]  # xxh3 of each file that the filters name
+    networks: dict[str, str]  # of `networks.hashes`
 
     @property
     def blocks(self) -> int:
@@ -61,8 +63,13 @@ class Plan:
         return range(block * self.block, min((block + 1) * self.block, self.lines))
 
     @property
+    def settled(self) -> Any:
+        """What decides the result, as JSON: all of it but where networks lie."""
+        return _placeless(strict.to_dict(self))
+
+    @property
     def digest(self) -> str:
-        return digest(strict.to_dict(self))
+        return digest(self.settled)
 
 
 @dataclass(frozen=True)
@@ -78,11 +85,7 @@ class Block:
 
 
 def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersConfig, seed: int) -> Plan:
-    """Raises ValueError where a file that the filters name is missing."""
-    files = [c.file for c in filters.classifiers] + ([filters.separator.file] if filters.separator else [])
-    for file in files:
-        if not Path(file).is_file():
-            raise ValueError(f"filters: {file} is not there; give the TorchScript or ONNX file of the network")
+    """Raises ValueError where the weights of a network are missing."""
     return Plan(
         FORMAT,
         hash_file(manifest),
@@ -93,28 +96,43 @@ def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersCo
         model.text,
         model.video,
         filters,
-        {file: hash_file(Path(file)) for file in files},
+        networks.hashes(model, filters),
     )
 
 
 def begin(store: Store, plan: Plan) -> None:
-    """Writes the plan, or finds the same one there.
+    """Writes the plan, unless the same one is there. Raises what `begun` does."""
+    if not begun(store, plan):
+        store.write(PLAN, json_bytes(strict.to_dict(plan)))
+        begun(store, plan)  # another command may have begun at the same moment
 
-    Raises ValueError where the folder was begun with another one, or holds something else.
+
+def begun(store: Store, plan: Plan) -> bool:
+    """Whether a folder was begun with this plan; False where nothing is there.
+
+    Raises ValueError where it was begun with another one, or holds something else.
     """
     data = store.read(PLAN)
-    if data is None:
-        if store.names(""):
+    if data is None and store.names(""):
+        data = store.read(PLAN)  # another rank may have begun between the two looks
+        if data is None:
             raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
-        store.write(PLAN, json_bytes(strict.to_dict(plan)))
-        data = store.read(PLAN)  # that of another command, if both began at once
-    before, now = json.loads(data or b"{}"), strict.to_dict(plan)
+    if data is None:
+        return False
+    before, now = _placeless(json.loads(data)), plan.settled
     if before != now:
         where, old, new = strict.difference("", before, now)
         raise ValueError(
             f"{store} was begun with {where} {old!r}, this command has {new!r}; go on with the former, or choose "
             f"another --out"
         )
+    return True
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _placeless(inner) for key, inner in value.items() if key not in PLACES}
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
 
 
 def finished(store: Store) -> set[int]:

@@ -119,6 +119,23 @@ class Encoded:
     seen: int
 
 
+def check_encoders(encoders: Encoders) -> Iterator[None]:
+    """Loads every network, asks those of the filters about a silent clip, counts the frames of a clip; gives nothing.
+
+    Raises ValueError where weights or networks are not what their configuration says.
+    """
+    codec, frames, filters = encoders.codec, encoders.video, encoders.filters
+    rows = np.zeros((frames_in(codec.seconds, frames.image_rate), 3, frames.size, frames.size), np.uint8)
+    clip = Clip(0.0, codec.seconds, np.zeros((codec.audio_channels, codec.samples), np.float32), rows, rows[:0])
+    device = torch.device(encoders.device)
+    for classifier in filters.classifiers:
+        scores(classifier, load_network(classifier.file, device), [clip], codec.sample_rate)
+    if filters.separator:
+        separated(filters.separator, load_network(filters.separator.file, device), [clip], codec.sample_rate)
+    _built(encoders)[1].check_frames(frames_in(codec.seconds, frames.motion_rate))
+    yield from ()
+
+
 def encode_entry(task: EntryTask) -> Iterator[Encoded | Rejection]:
     """A file, a few clips at a time. It may end in a rejection of the whole file, whatever came before."""
     for found in decode_entry(task):

@@ -17,9 +17,9 @@ import torch
 from ...models.config import ModelConfig
 from ..prepare_report import REPORT, write_report
 from ..stopping import Stop, StoppedError
-from .blocks import OpenFile, Plan, begin, finished, is_finished, make_plan, write_block
+from .blocks import OpenFile, Plan, begin, begun, finished, is_finished, make_plan, write_block
 from .counts import Counts, sentence
-from .encode import Encoded, Encoders, EntryTask, Rejection, Shared, encode, encode_entry, share_entry
+from .encode import Encoded, Encoders, EntryTask, Rejection, Shared, check_encoders, encode, encode_entry, share_entry
 from .filters import FiltersConfig
 from .manifest import Entry, read_manifest
 from .merge import merge
@@ -78,18 +78,33 @@ def prepare_files(
     entries = read_manifest(manifest)
     plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
     place = place or Place()
+    encoders = Encoders(plan.codec, plan.video, plan.filters, place.device or "cpu")
     store = open_store(out, place.rank)
     try:
-        begin(store, plan)
+        if not begun(store, plan):
+            _check_encoders(encoders, in_worker=not place.device)
+            begin(store, plan)
         if not store.has(REPORT):
-            _make(store, plan, entries, place, workers)
+            _make(store, plan, entries, encoders, place, workers)
     except OSError as error:
         raise OSError(f"{error}; what is finished stays in {store}, and the same command goes on from there") from error
     return _summary(store)
 
 
-def _make(store: Store, plan: Plan, entries: list[Entry], place: Place, workers: int) -> None:
-    encoders = Encoders(plan.codec, plan.video, plan.filters, place.device or "cpu")
+def _check_encoders(encoders: Encoders, in_worker: bool) -> None:
+    """Before anything is written, so that a slip in the configuration can be mended. What encodes in workers is loaded
+    in one, which gives its memory back. Raises ValueError."""
+    if not in_worker:
+        list(check_encoders(encoders))
+        return
+    left = [encoders]
+    with Workers(check_encoders, 1) as pool:
+        for message in pool.run(lambda: left.pop() if left else None):
+            if isinstance(message, End) and message.crash:
+                raise ChildProcessError(f"loading the encoders ended the process by {message.crash}")
+
+
+def _make(store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, place: Place, workers: int) -> None:
     function = share_entry if place.device else encode_entry
     with (
         Workers(function, workers) as pool,

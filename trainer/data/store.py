@@ -4,6 +4,7 @@ Names have "/" between their parts, whatever the system. What is written appears
 had its name.
 """
 
+import os
 import shutil
 import tempfile
 import uuid
@@ -72,9 +73,13 @@ class Folder:
         return str(self.path)
 
     def names(self, under: str) -> set[str]:
-        folder = self.path / under.rpartition("/")[0]
-        files = (file.relative_to(self.path).as_posix() for file in folder.rglob("*") if file.is_file())
-        return {name for name in files if name.startswith(under) and not name.startswith(f"{TEMPORARY}/")}
+        top, names = self.path / under.rpartition("/")[0], set[str]()
+        for folder, folders, files in os.walk(top, onerror=_unless_gone):
+            place = Path(folder).relative_to(self.path).as_posix()
+            if place == Path(TEMPORARY).parent.as_posix():
+                folders[:] = [name for name in folders if name != Path(TEMPORARY).name]
+            names |= {name if place == "." else f"{place}/{name}" for name in files}
+        return {name for name in names if name.startswith(under)}
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -122,6 +127,12 @@ class Folder:
             yield
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror or error}: could not write {self.path / name}") from error
+
+
+def _unless_gone(error: OSError) -> None:
+    """Another rank may remove a folder while it is looked through; what else keeps from looking is told."""
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 class Bucket:
