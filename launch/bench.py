@@ -40,7 +40,10 @@ def parse() -> argparse.Namespace:
     kernels.add_argument("--inner", type=int, default=10, help="calls in a turn (default: 10)")
     train = commands.add_parser("train", help="training steps through DeepSpeed against a plain PyTorch loop")
     train.add_argument("--inner", type=int, default=5, help="steps in a turn (default: 5)")
+    train.add_argument("--only", choices=("deepspeed", "plain"), default="", help="one of them (default: all)")
+    train.add_argument("--batches", nargs="+", type=int, default=[], help="also steps of so many samples")
     distill = commands.add_parser("distill", help="a round of distillation against its parts timed alone")
+    distill.add_argument("--no-parts", action="store_true", help="a round alone, which takes half the memory")
     infer = commands.add_parser("infer", help="making latents: a student's 4 steps and a teacher's guided ones")
     infer.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
     infer.add_argument("--steps", nargs="+", type=int, default=[50], help="of the guided teacher (default: 50)")
@@ -79,7 +82,7 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.set)
     from audiox_turbo.trainer import bench  # imports DeepSpeed
 
-    result = bench.train(config, arguments.rounds, arguments.inner)
+    result = bench.train(config, arguments.rounds, arguments.inner, arguments.only, arguments.batches)
     print(*bench.table(result), sep="\n")
     return result
 
@@ -88,7 +91,7 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_distill_config(arguments.config, arguments.set)
     from audiox_turbo.trainer import bench_distill  # imports DeepSpeed
 
-    result = bench_distill.distill(config, arguments.rounds)
+    result = bench_distill.distill(config, arguments.rounds, not arguments.no_parts)
     print(*bench_distill.table(result), sep="\n")
     return result
 

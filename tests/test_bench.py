@@ -6,17 +6,20 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from audiox_turbo.kernels.ops import OPS
 from audiox_turbo.models import strict
-from audiox_turbo.trainer import backends, bench_distill
+from audiox_turbo.trainer import backends, bench, bench_data, bench_distill, planning_measured
 from audiox_turbo.trainer.schedule import Phase
 from tests.small import ROOT, small_config, small_distill_config
 
 pytestmark = pytest.mark.slow
 
+TRITON = "kernels.swiglu=triton"
 
-def bench(folder: Path, kind: str, config: object, *arguments: str) -> subprocess.CompletedProcess:
+
+def run_bench(folder: Path, kind: str, config: object, *arguments: str) -> subprocess.CompletedProcess:
     (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
     command = [sys.executable, "launch/bench.py", kind, "--config", str(folder / "config.json"), *arguments]
     return subprocess.run(
@@ -25,19 +28,22 @@ def bench(folder: Path, kind: str, config: object, *arguments: str) -> subproces
 
 
 def test_training_steps_are_compared_with_a_plain_loop(tmp_path, scenes):
-    done = bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1")
+    done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     rows = {row["variant"]: row for row in result["rows"]}
     assert rows["plain"]["ratio_to_plain"] == 1 and rows["deepspeed"]["samples_per_s"] > 0
     assert rows["products alone"]["samples_per_s"] > rows["plain"]["samples_per_s"]
+    assert "samples/s" in done.stdout and "forward of a sample, GFLOP: latent stream" in done.stdout
+    assert result["kernels"] == dict.fromkeys(OPS, "reference") and "kernels: joint_attention reference" in done.stdout
+    assert f"torch {result['host']['torch']}" in done.stdout and "commit" in result["host"]
     # What is counted by arithmetic, less the products that have no gradient to give: those at features and positions.
     assert 0.85 * result["training_flops"] < result["product_flops"] < 1.02 * result["training_flops"]
 
 
 def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     config = small_distill_config(scenes, "updates.student=2")
-    done = bench(tmp_path, "distill", config, "--rounds", "1")
+    done = run_bench(tmp_path, "distill", config, "--rounds", "1")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     called = {row["part"]: row["calls"] for row in result["rows"]}
@@ -46,12 +52,12 @@ def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     assert called[bench_distill.FAKE_TRAINED] == called[bench_distill.HEAD] == 2 and called[bench_distill.TRUNK] == 4
     assert [called[f"{name} optimizer"] for name in ("student", "fake", "discriminator")] == [2, 1, 1]
     assert result["ratio"] == pytest.approx(result["round_s"] / result["parts_s"])
-    refused = bench(tmp_path, "distill", small_distill_config(scenes, "distillation.loss=eq10"))
+    refused = run_bench(tmp_path, "distill", small_distill_config(scenes, "distillation.loss=eq10"))
     assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
 
 
 def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, scenes):
-    done = bench(tmp_path, "kernels", small_config(scenes), "--rounds", "1", "--inner", "1", "--dtype", "fp32")
+    done = run_bench(tmp_path, "kernels", small_config(scenes), "--rounds", "1", "--inner", "1", "--dtype", "fp32")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     rows = backends.read_table(tmp_path / "out.json")
@@ -62,7 +68,7 @@ def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, sce
 
 
 def test_latents_are_made_in_three_ways(tmp_path, scenes):
-    done = bench(tmp_path, "infer", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
+    done = run_bench(tmp_path, "infer", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["steps"], row["nfe"]) for row in rows] == [(4, 4)] * 3 + [(2, 4)] * 3
@@ -72,7 +78,7 @@ def test_latents_are_made_in_three_ways(tmp_path, scenes):
 
 def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
     made = ("--samples", "32", "--folder", str(tmp_path), "--train", "1")
-    done = bench(tmp_path, "data", small_config(scenes), "--rounds", "1", *made)
+    done = run_bench(tmp_path, "data", small_config(scenes), "--rounds", "1", *made)
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     assert 0 <= result["steps"]["waited_share"] < 1 and result["steps"]["processor_share"] > 0
@@ -80,6 +86,47 @@ def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
     for row in result["rows"]:
         assert row["mb_per_s"] == pytest.approx(row["samples_per_s"] * result["bytes_a_sample"] / 1e6)
     assert not list(tmp_path.glob("bench-data-*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: bench.train(small_config(None, TRITON), 1, 1),
+        lambda: bench_data.data(small_config(None, TRITON), 0, 1),
+        lambda: bench_distill.distill(small_distill_config(None, TRITON), 1),
+        lambda: planning_measured.measured(small_config(None, TRITON)),
+    ],
+    ids=["train", "data", "distill", "memory"],
+)
+def test_operations_that_cannot_run_here_are_refused(measure):
+    with pytest.raises(ValueError, match=r"kernels\.swiglu: 'triton' needs an NVIDIA GPU"):
+        measure()
+
+
+def test_fp8_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    for measure in (
+        lambda: bench.train(small_config(None, "training.fp8=true"), 1, 1),
+        lambda: bench_distill.distill(small_distill_config(None, "training.fp8=true"), 1),
+        lambda: planning_measured.measured(small_config(None, "training.fp8=true")),
+    ):
+        with pytest.raises(ValueError, match="needs torchao"):
+            measure()
+
+
+def test_steps_of_other_batches_and_rounds_without_parts(tmp_path, scenes):
+    done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "1", "--only", "deepspeed", "--batches", "2")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["variant"], row["samples"]) for row in rows] == [("deepspeed", 8), ("deepspeed, batch 2", 2)]
+    with pytest.raises(ValueError, match=r"--batches 5: between 1 and training\.micro_batch, 4"):
+        bench.train(small_config(), 1, 1, batches=[5])
+    done = run_bench(tmp_path, "distill", small_distill_config(scenes), "--rounds", "1", "--no-parts")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["round_s"] > 0 and result["mfu"] > 0 and "ratio" not in result
+    assert "TFLOP counted" in done.stdout and "kernels: " in done.stdout
 
 
 def test_a_late_step_costs_the_rollout_before_it():

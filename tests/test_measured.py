@@ -7,7 +7,7 @@ import pytest
 
 from audiox_turbo.trainer.measured import Finding, draw, findings, read
 
-HOST = {"cpu": "a processor, 2 cores"}
+HOST = {"cpu": "a processor, 2 cores", "gpu": "a GPU"}
 
 
 def attention(backend, forward, backward):
@@ -20,11 +20,12 @@ def results():
     limits = {"forward_of_limit": 0.9, "backward_of_limit": 0.5}
     rows = [attention("triton", 1.0, 3.0), attention("sdpa", 1.5, 2.4), attention("reference", 9.0, 9.0)]
     rows += [row | limits | {"backend": "triton"}, row | limits | {"backend": "reference", "forward_ms": 1.0}]
-    train = {"variant": "deepspeed", "mfu": 0.5, "samples_per_s": 100.0}
+    train = {"variant": "deepspeed", "samples": 8, "mfu": 0.5, "samples_per_s": 100.0, "peak_bytes": 60e9}
+    half = train | {"variant": "deepspeed, batch 4", "samples": 4, "samples_per_s": 80.0}
     infer = [{"steps": steps, "way": "ours, compiled", "ms": ms} for steps, ms in ((4, 25.0), (50, 400.0))]
     return {
         "kernels": {"host": HOST, "rows": rows, "alternatives": [attention("flex", 1.2, 5.0)]},
-        "train_full": {"host": HOST, "rows": [train]},
+        "train_full": {"host": HOST, "rows": [train, half]},
         "train_fp8": {"host": HOST, "rows": [train | {"samples_per_s": 110.0}]},
         "infer": {"host": HOST, "rows": infer},
     }
@@ -32,13 +33,16 @@ def results():
 
 def test_what_meets_its_goal_and_what_does_not(results):
     found = {f.what: (round(f.value, 3), f.met) for f in findings(results)}
+    assert "gpu" in results["kernels"]["host"]
     assert found["joint_attention, forward, times the fastest alternative"] == (1.2, True)
     assert found["joint_attention, backward, times the fastest alternative"] == (0.8, False)
     assert found["gated_residual, forward, of the limit"] == (0.9, True)
     assert found["gated_residual, backward, of the limit"] == (0.5, False)
     assert found["MFU of a training step, 2p7b"] == (0.5, True)
     assert found["  with FP8, times its speed"] == (1.1, False)
-    assert found["ms of the student's 4 steps, batch 1"] == (25.0, False)
+    assert found["  times the speed of the next smaller batch (flat: 0.98)"] == (1.25, True)
+    assert found["  GB allocated at most"] == (60.0, None)
+    assert found["ms of the student's 4 steps, batch 1, ours, compiled"] == (25.0, False)
     assert found["  the teacher's 50 guided steps, times that"] == (16.0, True)
     assert not any("distillation" in what for what in found)  # was not measured
 
@@ -47,12 +51,36 @@ def test_a_finding_says_its_goal_and_whether_it_is_met():
     assert re.fullmatch(r"a +0\.5 +at least 1 +MISSED", Finding("a", 0.5, 1.0).line())
     assert re.fullmatch(r"a +0\.5 +at most 1 +met", Finding("a", 0.5, 1.0, most=True).line())
     assert Finding("a", 0.5).line().split() == ["a", "0.5"]
+    assert Finding("a", 1.2, 1.0, wish=1.3).line().endswith("met; 1.3 missed")
 
 
 def test_charts_of_what_is_there(results, tmp_path):
     drawn = draw(results, tmp_path)
-    assert [path.name for path in drawn] == ["kernels.svg", "infer.svg"]
+    assert [path.name for path in drawn] == ["kernels.svg", "train.svg", "infer.svg"]
     assert all("<svg" in path.read_text() for path in drawn)
+    (alone,) = draw({"train": results["train_full"]}, tmp_path / "alone")
+    assert alone.name == "train.svg"
+
+
+def test_a_kernel_of_ours_that_did_not_run_on_a_gpu_is_not_replaced_by_the_reference(results):
+    kernels = results["kernels"]
+    kernels["rows"] = [row for row in kernels["rows"] if (row["op"], row["backend"]) != ("gated_residual", "triton")]
+    kernels["failed"] = ["gated_residual by triton: out of resources"]
+    found = {f.what: f for f in findings(results)}
+    assert found["gated_residual, our kernel"].met is False
+    assert "DID NOT RUN" in found["gated_residual, our kernel"].line()
+    assert "gated_residual by triton: out of resources" in found
+    assert not any(what.startswith("gated_residual, forward") for what in found)
+    kernels["host"] = {"cpu": "a processor"}  # where the compiled reference is ours
+    found = {f.what: f.value for f in findings(results)}
+    assert found["joint_attention, forward, times the fastest alternative"] == pytest.approx(1 / 9)
+
+
+def test_a_round_without_its_parts_has_its_memory(results):
+    results = {"distill": {"host": HOST, "round_s": 2.0, "mfu": 0.4, "peak_bytes": 100e9}}
+    found = {f.what: f.value for f in findings(results)}
+    assert found["a round of distillation: GB allocated at most"] == 100 and found["  its seconds"] == 2
+    assert not any("parts" in what for what in found)
 
 
 def test_a_folder_without_results_is_refused(tmp_path):

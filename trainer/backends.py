@@ -49,24 +49,28 @@ def check(wanted: KernelsConfig, precision: str) -> None:
 
 
 def choose(config: BaseConfig, world: "World", output: Path, precision: str) -> Ops:
-    """The operations of a run in `output`, the same on all ranks; rank 0 chooses and says what."""
-    chosen: list[Choice | None] = [None]
+    """The operations of a run in `output`, where what was measured for them is kept."""
+    return chosen(config, world, precision, output).ops()
+
+
+def chosen(config: BaseConfig, world: "World", precision: str, output: Path | None = None) -> Choice:
+    """The same on all ranks; rank 0 chooses and says what."""
+    found: list[Choice | None] = [None]
     if world.rank == 0:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        held = output / TABLE
+        held = output / TABLE if output else None
         shape = Shape.of(config.model, config.training.micro_batch)
         table = read_table(Path(config.kernels.table)) if config.kernels.table else None
-        if held.exists():
+        if held and held.exists():
             table = read_table(held)
         choice, measured = decide(config.kernels, shape, world.device, dtype, table, config.training.compile)
-        if measured:
-            output.mkdir(parents=True, exist_ok=True)
+        if measured and held:
             write_json(held, {"rows": [*(table or []), *measured]})
         print("kernels: " + "; ".join(choice.lines()), flush=True)
-        chosen = [choice]
-    torch.distributed.broadcast_object_list(chosen)
-    assert chosen[0] is not None
-    return chosen[0].ops()
+        found = [choice]
+    torch.distributed.broadcast_object_list(found)
+    assert found[0] is not None
+    return found[0]
 
 
 def decide(

@@ -1,79 +1,135 @@
 """Benchmarks: ours and its alternatives in one run, interleaved, medians of many."""
 
+import gc
 import itertools
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
 
 from ..models.audiox import AudioX
-from . import zero
+from . import backends, zero
 from .config import BaseConfig, LoggingConfig, RunConfig
 from .data.tasks import Batch, Conditions
-from .flops import forward_flops, training_flops
+from .flops import counted, forward_flops, training_flops
 from .flow_matching import flow_matching_loss, interpolate
-from .hardware import describe, peak_flops
-from .pretrain import Pretraining, compile_blocks, draw_noise, noise_levels
+from .fp8 import check_fp8
+from .hardware import describe, described, peak_flops
+from .pretrain import Pretraining, draw_noise, noise_levels, prepared
 from .products import products_of
 from .timing import interleaved
 
 C = TypeVar("C", bound=BaseConfig)
+Maker = Callable[[], dict[str, Callable[[], None]]]  # of variants that share a model, by name
 
 
-def train(config: RunConfig, rounds: int, inner: int) -> dict[str, Any]:
-    """Training steps through DeepSpeed against a plain PyTorch loop over the same model (autocast, fused AdamW,
-    clipping), both with the configuration's compilation; the plain loop eagerly and in fp32 as well. And the matrix
-    products of the step alone, in the step's precision: whatever is done about the rest, no step is faster.
+def train(config: RunConfig, rounds: int, inner: int, only: str = "", batches: Sequence[int] = ()) -> dict[str, Any]:
+    """Training steps through DeepSpeed, with the operations that the configuration's `kernels` say, against a plain
+    PyTorch loop over the same model (reference operations, autocast, fused AdamW, clipping), both with the
+    configuration's compilation and recomputation. With `only` of one variant alone. DeepSpeed's model also takes steps
+    of other `batches` (samples; one rank alone has those), each in one micro-batch.
 
-    Where several ranks on a CPU share the batch, the plain loop has it whole and every core, and the other ranks wait.
+    On a CPU all take turns; with them the plain loop eagerly and in fp32, and the matrix products of the step alone, in
+    the step's precision: whatever is done about the rest, no step is faster. Where several ranks share the batch, the
+    plain loop has it whole and every core, and the other ranks wait. On a GPU, where two large models do not fit, one
+    is made, measured and freed after the other, and `peak_bytes` is the most that was allocated for it.
+
+    Raises ValueError where the configuration asks for what cannot run here.
     """
+    backends.check(config.kernels, config.training.precision)
+    if config.training.fp8:
+        check_fp8()
+    if batches and not 0 < min(batches) <= max(batches) <= config.training.micro_batch:
+        raise ValueError(f"--batches {max(batches)}: between 1 and training.micro_batch, {config.training.micro_batch}")
     config = without_weights(config)
     world = zero.start(config.training.threads)
     batch = random_batch(config)
     mine = batch.split(len(batch) // world.ranks)[world.rank]
-    task, step = Pretraining(config, world), itertools.count()
-    variants: dict[str, Callable[[], None]] = {"deepspeed": lambda: _discard(task.step(next(step), mine))}
-    variants |= _plain(config, world, batch)
-    products = products_of(PlainLoop(config, world.device, "fp32", False, mine), task.engine.dtype, world.device)
-    variants["products alone"] = products
-    seconds = interleaved(variants, rounds, inner, warmup=3)
-    flops = training_flops(config.model, batch.conditions.text.shape[1])
-    peak = peak_flops(world.device, task.engine.dtype) * world.ranks
+    dtype = torch.bfloat16 if config.training.precision == "bf16" and config.zero.stage else torch.float32
+    choice = backends.chosen(config, world, config.training.precision)
+    on_gpu = world.device.type == "cuda"
+
+    sizes = {f"deepspeed, batch {n}": n for n in batches}
+
+    def deepspeed() -> dict[str, Callable[[], None]]:
+        task, step = Pretraining(config, world, choice.ops()), itertools.count()
+
+        def stepping(part: Batch) -> Callable[[], None]:
+            return lambda: _discard(task.step(next(step), part))
+
+        others = {name: stepping(random_batch(config, n)) for name, n in sizes.items()}
+        return {"deepspeed": stepping(mine)} | others
+
+    makers = _plain(config, world, batch, on_gpu) | {"deepspeed": deepspeed}
+    if only:
+        makers = {only: makers[only]}
+    facts: dict[str, Any] = {"host": describe(), "ranks": world.ranks, "kernels": choice.names}
+    # Each batch has compiled code of its own, as in a run that has no other.
+    torch._dynamo.config.automatic_dynamic_shapes = not sizes
+    if on_gpu:
+        seconds, peaks = apart(makers, rounds, inner, world.device)
+    else:
+        variants = {name: call for make in makers.values() for name, call in make().items()}
+        if not only:
+            loop = PlainLoop(config, world.device, "fp32", False, mine)
+            variants["products alone"] = products = products_of(loop, dtype, world.device)
+            facts["product_flops"] = products.flops / len(mine)
+        seconds, peaks = interleaved(variants, rounds, inner, warmup=3), {}
+    parts = forward_flops(config.model, batch.conditions.text.shape[1])
+    flops, peak = training_flops(config.model, batch.conditions.text.shape[1]), peak_flops(world.device, dtype)
+    facts |= {"forward_flops": parts, "training_flops": flops, "peak_flops": peak * world.ranks}
     rows = []
     for name, values in seconds.items():
-        speeds = sorted(len(batch) / s for s in values)
-        ratios = [a / b for a, b in zip(seconds["plain"], values, strict=True)]
+        samples = sizes.get(name, len(batch))
+        speeds = sorted(samples / s for s in values)
         median = statistics.median(speeds)
-        rows.append(
-            {
-                "variant": name,
-                "samples_per_s": median,
-                "low": speeds[0],
-                "high": speeds[-1],
-                "ratio_to_plain": statistics.median(ratios),
-                "mfu": median * flops / peak,
-            }
-        )
-    parts = forward_flops(config.model, batch.conditions.text.shape[1])
-    facts = {"host": describe(), "ranks": world.ranks, "rows": rows, "product_flops": products.flops / len(mine)}
-    return facts | {"forward_flops": parts, "training_flops": flops, "peak_flops": peak}
+        row = {"variant": name, "samples": samples, "samples_per_s": median, "low": speeds[0], "high": speeds[-1]}
+        if "plain" in seconds:
+            ratios = [a / b for a, b in zip(seconds["plain"], values, strict=True)]
+            row["ratio_to_plain"] = statistics.median(ratios) * samples / len(batch)
+        if name in peaks:
+            row["peak_bytes"] = peaks[name]
+        rows.append(row | {"mfu": median * flops / facts["peak_flops"]})
+    return facts | {"rows": rows}
 
 
-def _plain(config: RunConfig, world: zero.World, batch: Batch) -> dict[str, Callable[[], None]]:
-    """Loops without DeepSpeed, by name."""
+def apart(
+    makers: dict[str, Maker], rounds: int, inner: int, device: torch.device
+) -> tuple[dict[str, list[float]], dict[str, int]]:
+    """Seconds of each variant, and the most bytes that were allocated for it: made, measured and freed in turn. A plain
+    loop that does not fit is named and left out."""
+    seconds: dict[str, list[float]] = {}
+    peaks: dict[str, int] = {}
+    for name, make in makers.items():
+        torch.cuda.reset_peak_memory_stats(device)
+        try:
+            seconds |= interleaved(make(), rounds, inner, warmup=3, device=device)
+            peaks[name] = torch.cuda.max_memory_allocated(device)
+        except torch.OutOfMemoryError as error:
+            if name == "deepspeed":
+                raise
+            print(f"{name}: does not fit: {str(error).splitlines()[0]}", flush=True)
+        gc.collect()
+        torch.cuda.empty_cache()
+    return seconds, peaks
+
+
+def _plain(config: RunConfig, world: zero.World, batch: Batch, on_gpu: bool) -> dict[str, Maker]:
+    """What makes loops without DeepSpeed, by name."""
     training = config.training
     loops = {"plain": (training.precision, training.compile)}
-    if training.compile or training.precision != "fp32":
+    if not on_gpu and (training.compile or training.precision != "fp32"):
         loops["plain eager fp32"] = ("fp32", False)
     # As many samples at once as all ranks take together.
     config = replace(config, training=replace(training, micro_batch=training.micro_batch * world.ranks))
-    return {
-        name: _alone(PlainLoop(config, world.device, precision, compiled, batch), world)
-        for name, (precision, compiled) in loops.items()
-    }
+
+    def maker(name: str, precision: str, compiled: bool) -> Maker:
+        return lambda: {name: _alone(PlainLoop(config, world.device, precision, compiled, batch), world)}
+
+    return {name: maker(name, *how) for name, how in loops.items()}
 
 
 def _alone(call: Callable[[], None], world: zero.World) -> Callable[[], None]:
@@ -98,9 +154,9 @@ class PlainLoop:
     def __init__(self, config: RunConfig, device: torch.device, precision: str, compiled: bool, batch: Batch) -> None:
         torch.manual_seed(config.training.seed)
         self.config, self.device, self.batch = config, device, batch
-        self.model = AudioX(config.model).to(device)
-        if compiled:
-            compile_blocks(self.model, config.training.compile_conditioner)
+        with device:
+            model = AudioX(config.model)
+        self.model = prepared(model, replace(config.training, compile=compiled, fp8=False)).to(device)
         o = config.optimizer
         self.adamw = torch.optim.AdamW(
             self.model.parameters(), o.lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay, fused=True
@@ -131,10 +187,10 @@ def without_weights(config: C) -> C:
     return replace(config, model=replace(config.model, text=text), logging=LoggingConfig())
 
 
-def random_batch(config: BaseConfig) -> Batch:
-    """A rank's batch of the configured shapes, full texts, numbers from a fixed seed."""
+def random_batch(config: BaseConfig, samples: int = 0) -> Batch:
+    """A batch of the configured shapes and size (or of so many samples), full texts, numbers from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
-    model, n = config.model, config.training.global_batch
+    model, n = config.model, samples or config.training.global_batch
     text = model.text
     shapes = (
         (n, model.codec.frames, model.codec.channels),
@@ -155,8 +211,16 @@ def _discard(_: object) -> None:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
-    lines = [f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'x plain':>8} {'MFU':>6}"]
+    lines = [*described(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
+    lines.append(f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'x plain':>8} {'MFU':>6} {'peak GB':>8}")
     for row in result["rows"]:
         speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"
-        lines.append(f"{row['variant']:20} {speeds} {row['ratio_to_plain']:8.3f} {row['mfu']:6.3f}")
+        ratio = f"{row['ratio_to_plain']:8.3f}" if "ratio_to_plain" in row else f"{'':8}"
+        peak = f"{row['peak_bytes'] / 1e9:8.1f}" if "peak_bytes" in row else ""
+        lines.append(f"{row['variant']:20} {speeds} {ratio} {row['mfu']:6.3f} {peak}".rstrip())
     return lines
+
+
+def chosen_names(names: dict[str, str]) -> str:
+    """The implementation of each operation, as a line."""
+    return "kernels: " + ", ".join(f"{op} {name}" for op, name in names.items())

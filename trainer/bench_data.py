@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..models.encoders.embedded import WordEncoder
-from . import zero
+from . import backends, zero
 from .bench import without_weights
 from .config import RunConfig, StreamConfig
 from .data.ahead import Ahead
@@ -36,6 +36,7 @@ def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = Non
 
     With `train` it also trains, in turns of so many steps: `steps` are what comes of it (`_fed`).
     """
+    backends.check(config.kernels, config.training.precision)
     config = without_weights(config)
     world = zero.start(config.training.threads)
     with _streams(config, samples, folder) as config:
@@ -100,7 +101,8 @@ def _rates(config: RunConfig, rounds: int, world: zero.World) -> tuple[list[dict
 def _fed(config: RunConfig, rounds: int, inner: int, world: zero.World) -> dict[str, float]:
     """Training steps from the reader beside steps on batches that are held, in turns: what a step waits for its batch
     and what of the processor the reader takes, as shares of a step, and how much longer the steps are that it feeds."""
-    task, steps = Pretraining(config, world), itertools.count()
+    ops = backends.chosen(config, world, config.training.precision).ops()
+    task, steps = Pretraining(config, world, ops), itertools.count()
     reader = Reader(config, WordEncoder(config.model.text), world.rank, world.ranks)
     with Ahead(reader.batches(0), world.device) as batches:
         held = itertools.cycle([next(batches) for _ in range(HELD)])

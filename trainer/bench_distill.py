@@ -10,17 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..kernels.ops import Ops
 from ..models.audiox import AudioX
 from ..models.discriminator import DiscriminatorHead
-from . import zero
-from .bench import random_batch, without_weights
+from . import backends, zero
+from .bench import chosen_names, random_batch, without_weights
 from .config import OptimizerConfig
 from .data.tasks import Batch
 from .distill import Distillation
 from .distill_config import DistillConfig, RoleConfig
 from .distill_flops import update_flops
+from .flops import counted, forward_flops
 from .flow_matching import flow_matching_loss
-from .hardware import describe, peak_flops
+from .fp8 import check_fp8
+from .hardware import describe, described, peak_flops
 from .pretrain import prepared
 from .schedule import Phase
 from .velocity import through
@@ -42,19 +45,34 @@ def calls(phase: Phase, k: int, adversarial: bool) -> Counter[str]:
     return Counter({FORWARD: k + 1, TRUNK: 2, HEAD: 1})
 
 
-def distill(config: DistillConfig, rounds: int) -> dict[str, Any]:
-    """Rounds through the trainer, each beside its parts timed alone on plain PyTorch modules of the same precision and
-    compilation. One rank.
+def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict[str, Any]:
+    """Rounds through the trainer with the operations that the configuration's `kernels` say, each beside its parts
+    timed alone on plain PyTorch modules of the same operations, precision and compilation. One rank. The parts' modules
+    are four more models in memory: without them, a round's time, MFU and memory are what is left.
 
-    Raises ValueError for another reading of Eq. 10 than the default, whose parts differ.
+    Raises ValueError where the configuration asks for what cannot run here, and with parts for another reading of
+    Eq. 10 than the default, whose parts differ.
     """
-    if config.distillation.loss != "dmd":
+    backends.check(config.kernels, config.precision)
+    if config.training.fp8:
+        check_fp8()
+    if with_parts and config.distillation.loss != "dmd":
         raise ValueError(f"distillation.loss: {config.distillation.loss!r}; the parts counted here are those of 'dmd'")
-    config = without_weights(config)
+    enough = (WARM_UPS + rounds) * sum(config.updates.counts)  # no round lies behind the end of the schedules
+    training = replace(config.training, steps=max(config.training.steps, enough))
+    config = without_weights(replace(config, training=training))
     world, batch = zero.start(config.training.threads), random_batch(config)
-    teacher = AudioX(config.model)
-    parts = Parts(config, world.device, batch.split(config.training.micro_batch)[0].to(world.device))
-    task = Distillation(config, teacher, world)
+    choice = backends.chosen(config, world, config.precision)
+    on_gpu, tokens = world.device.type == "cuda", batch.conditions.text.shape[1]
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats(world.device)
+    parts = None
+    if with_parts:
+        part = batch.split(config.training.micro_batch)[0].to(world.device)
+        parts = Parts(config, world.device, part, choice.ops())
+    with world.device:
+        teacher = AudioX(config.model)
+    task = Distillation(config, teacher, world, choice.ops())
     micro = len(batch) // config.training.micro_batch
     turns: list[dict[str, Any]] = []
     for turn in range(WARM_UPS + rounds):
@@ -71,18 +89,26 @@ def distill(config: DistillConfig, rounds: int) -> dict[str, Any]:
             each = calls(phase, k, config.distillation.adversarial > 0)
             needed += Counter({name: micro * count for name, count in each.items()})
             needed[f"{phase.value} optimizer"] += 1
-            flops += len(batch) * update_flops(config, phase, k, batch.conditions.text.shape[1])
-        seconds = parts.seconds()
-        total = sum(count * seconds[name] for name, count in needed.items())
-        turns.append({"round": whole, "parts": total, "seconds": seconds, "calls": dict(needed), "flops": flops})
+            flops += len(batch) * update_flops(config, phase, k, tokens)
+        turns.append({"round": whole, "flops": flops})
+        if parts is not None:
+            seconds = parts.seconds()
+            total = sum(count * seconds[name] for name, count in needed.items())
+            turns[-1] |= {"parts": total, "seconds": seconds, "calls": dict(needed)}
     task.destroy()
-    result = summary(turns[WARM_UPS:])
-    speed = statistics.median(turn["flops"] / turn["round"] for turn in turns[WARM_UPS:])
-    return result | {"mfu": speed / peak_flops(world.device, parts.dtypes["student"]), "host": describe()}
+    turns = turns[WARM_UPS:]
+    speed = statistics.median(turn["flops"] / turn["round"] for turn in turns)
+    facts: dict[str, Any] = {"host": describe(), "kernels": choice.names, "rounds": len(turns)}
+    facts |= {"round_s": statistics.median(turn["round"] for turn in turns)}
+    facts |= {"round_flops": statistics.median(turn["flops"] for turn in turns)}
+    facts |= {"mfu": speed / peak_flops(world.device, _dtype(config.student.precision))}
+    if on_gpu:
+        facts["peak_bytes"] = torch.cuda.max_memory_allocated(world.device)
+    return facts | {"forward_flops": forward_flops(config.model, tokens)} | (summary(turns) if with_parts else {})
 
 
 def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the turns; `ratio` is that of neighbours."""
+    """Medians over the turns of the parts; `ratio` is that of neighbours."""
     ratios = sorted(turn["round"] / turn["parts"] for turn in turns)
     rows = [
         {
@@ -94,8 +120,6 @@ def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     return {
         "rows": rows,
-        "rounds": len(turns),
-        "round_s": statistics.median(turn["round"] for turn in turns),
         "parts_s": statistics.median(turn["parts"] for turn in turns),
         "ratio": statistics.median(ratios),
         "ratio_low": ratios[0],
@@ -106,21 +130,23 @@ def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
 class Parts:
     """The parts of a round on modules of their own, one micro-batch at a time."""
 
-    def __init__(self, config: DistillConfig, device: torch.device, batch: Batch) -> None:
+    def __init__(self, config: DistillConfig, device: torch.device, batch: Batch, ops: Ops) -> None:
         self.config, self.batch, n = config, batch, len(batch)
         self.z, self.t = torch.randn_like(batch.latents), torch.full((n,), 0.5, device=device)
         self.both = batch.conditions.__class__(*(torch.cat((x, x)) for x in batch.conditions.tensors()))
+        with device:
+            student, fake, teacher = (AudioX(config.model) for _ in range(3))
         models: dict[str, nn.Module] = {
-            "student": prepared(AudioX(config.model), config.training),
-            "fake": prepared(AudioX(config.model), config.training),
+            "student": prepared(student, config.training, ops),
+            "fake": prepared(fake, config.training, ops),
             "discriminator": DiscriminatorHead(config.model.backbone.width),
         }
         roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
         self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()} | {
             "teacher": _dtype(config.teacher.precision)
         }
-        teacher = prepared(AudioX(config.model), replace(config.training, fp8=False)).requires_grad_(False)
-        self.models = {name: m.to(device, self.dtypes[name]) for name, m in (models | {"teacher": teacher}).items()}
+        models["teacher"] = prepared(teacher, replace(config.training, fp8=False), ops).requires_grad_(False)
+        self.models = {name: model.to(device, self.dtypes[name]) for name, model in models.items()}
         self.optimizers = {name: Optimizer(self.models[name], role.optimizer) for name, role in roles.items()}
 
     def seconds(self) -> dict[str, float]:
@@ -203,10 +229,16 @@ def _finish() -> None:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
-    lines = [f"{'part':40} {'calls a round':>14} {'ms':>9}"]
-    lines += [f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}" for row in result["rows"]]
+    lines = [*described(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
+    if "rows" in result:
+        lines.append(f"{'part':40} {'calls a round':>14} {'ms':>9}")
+        lines += [f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}" for row in result["rows"]]
     lines.append(
-        f"a round {result['round_s']:.3f} s, its parts alone {result['parts_s']:.3f} s, MFU {result['mfu']:.2f}"
+        f"a round {result['round_s']:.3f} s, {result['round_flops'] / 1e12:.4g} TFLOP counted, MFU {result['mfu']:.2f}"
     )
-    lines.append(f"ratio {result['ratio']:.3f} ({result['ratio_low']:.3f} to {result['ratio_high']:.3f})")
+    if "peak_bytes" in result:
+        lines.append(f"at most {result['peak_bytes'] / 1e9:.1f} GB allocated")
+    if "rows" in result:
+        spread = f"{result['ratio_low']:.3f} to {result['ratio_high']:.3f}"
+        lines.append(f"its parts alone {result['parts_s']:.3f} s; ratio {result['ratio']:.3f} ({spread})")
     return lines

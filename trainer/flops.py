@@ -56,6 +56,12 @@ def forward_flops(model: ModelConfig, text_tokens: int, n_blocks: int | None = N
     return parts | {"total": sum(parts.values())}
 
 
+def counted(parts: dict[str, int]) -> str:
+    """The parts of `forward_flops`, as a line."""
+    listed = ", ".join(f"{name} {flops / 1e9:.4g}" for name, flops in parts.items())
+    return f"forward of a sample, GFLOP: {listed}"
+
+
 def training_flops(model: ModelConfig, text_tokens: int) -> int:
     """Forward and backward of one sample, without what checkpointing recomputes (the numerator of MFU)."""
     return 3 * forward_flops(model, text_tokens)["total"]

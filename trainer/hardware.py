@@ -4,6 +4,7 @@ import ctypes
 import os
 import platform
 import socket
+import subprocess
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from .gpus import known
 
-PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "numpy")
+PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "flash-attn", "torchao", "numpy")
+DRIVER = Path("/sys/module/nvidia/version")
 
 
 def free_port() -> int:
@@ -40,7 +42,7 @@ def sent(x: Tensor, device: torch.device) -> Tensor:
 
 
 def describe() -> dict[str, str]:
-    """Processor, accelerator and versions, for every report."""
+    """Processor, accelerator, versions and the commit, for every report."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -49,12 +51,31 @@ def describe() -> dict[str, str]:
     facts = {"cpu": f"{name}, {os.cpu_count()} cores", "python": platform.python_version()}
     if torch.cuda.is_available():
         facts["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        facts |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        facts["driver"] = DRIVER.read_text().strip() if DRIVER.exists() else "unknown"
     for package in PACKAGES:
         try:
             facts[package] = version(package)
         except PackageNotFoundError:
             facts[package] = "absent"
-    return facts
+    return facts | {"commit": _commit()}
+
+
+def described(host: dict[str, str]) -> list[str]:
+    """What `describe` found, as lines above a table."""
+    first = [host[name] for name in ("gpu", "cpu") if name in host]
+    rest = [f"{name} {value}" for name, value in host.items() if name not in ("gpu", "cpu") and value != "absent"]
+    return ["; ".join(first), ", ".join(rest)]
+
+
+def _commit() -> str:
+    """Of this source, with "-dirty" where it was changed; "unknown" where git does not say."""
+    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:

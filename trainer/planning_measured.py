@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
+from ..kernels.ops import Ops
 from ..models.audiox import AudioX
-from . import zero
+from . import backends, zero
 from .bench import random_batch, without_weights
 from .config import BaseConfig, RunConfig, check_ranks
 from .distill import Distillation
 from .distill_config import DistillConfig
+from .fp8 import check_fp8
 from .hardware import describe
 from .planning import Arrangement, memory, workload
 from .pretrain import Pretraining
@@ -42,16 +44,22 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     """Bytes of this rank: of each role by arithmetic and counted; of the peak of a step planned and measured, as
     allocated on a GPU or as growth of resident memory. Of a distillation the step is a student's.
 
-    Raises ValueError where the ranks do not divide the batch.
+    Raises ValueError where the ranks do not divide the batch, or the configuration asks for what cannot run here.
     """
+    assert isinstance(config, (RunConfig, DistillConfig))
+    precision = config.training.precision if isinstance(config, RunConfig) else config.precision
+    backends.check(config.kernels, precision)
+    if config.training.fp8:
+        check_fp8()
     config = without_weights(config)
     world, training = zero.start(config.training.threads), config.training
     on_gpu, accumulation = world.device.type == "cuda", check_ranks(training, world.ranks)
     batch = random_batch(config).split(training.global_batch // world.ranks)[world.rank]
+    ops = backends.chosen(config, world, precision).ops()  # measured before, so that its memory does not count
     peak = Peak(world.device)
     peak.forget()
     before = peak.bytes()
-    task, first = _task(config, world)
+    task, first = _task(config, world, ops)
     for step in (first, first + 1):  # the first makes what stays
         peak.forget()
         task.step(step, batch)
@@ -76,12 +84,14 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     }
 
 
-def _task(config: BaseConfig, world: zero.World) -> tuple[Pretraining | Distillation, int]:
+def _task(config: BaseConfig, world: zero.World, ops: Ops) -> tuple[Pretraining | Distillation, int]:
     """And the step that is to be measured."""
     if isinstance(config, RunConfig):
-        return Pretraining(config, world), 0
+        return Pretraining(config, world, ops), 0
     assert isinstance(config, DistillConfig)
-    return Distillation(config, AudioX(config.model), world), config.cycle.before
+    with world.device:
+        teacher = AudioX(config.model)
+    return Distillation(config, teacher, world, ops), config.cycle.before
 
 
 def shown(found: dict[str, Any]) -> str:

@@ -36,7 +36,9 @@ class Pretraining:
         self.config, self.world = config, world
         training = config.training
         torch.manual_seed(training.seed)
-        self.model = prepared(AudioX(config.model, config.sampling), training, ops)
+        with world.device:  # on a GPU billions of random numbers take no time
+            model = AudioX(config.model, config.sampling)
+        self.model = prepared(model, training, ops)
         accumulation = check_ranks(training, world.ranks)
         self.engine = zero.Engine(
             self.model.to(world.device),
