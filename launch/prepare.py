@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from audiox_turbo.trainer import command
@@ -50,6 +51,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--config", type=Path, default=Path("configs/tiny.json"), help=f"{config} (default %(default)s)"
     )
     files.add_argument("--filters", type=Path, help="JSON file of what is kept (default: whatever is whole and sounds)")
+    files.add_argument(
+        "--limit", type=float, default=1800, metavar="SECONDS",
+        help="without a clip, after which a file is given up (default %(default)g)",
+    )  # fmt: skip
+    files.add_argument(
+        "--unreachable", type=int, default=10, metavar="COUNT",
+        help="addresses in a row without an answer at which to stop, 0 for never (default %(default)s)",
+    )  # fmt: skip
     files.add_argument("--device", help="of the encoders (default: this rank's GPU, else the CPU, in the workers)")
     files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
     scenes.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
@@ -92,10 +101,12 @@ def main() -> int:
         from audiox_turbo.trainer.config import parse_file
         from audiox_turbo.trainer.data.filters import FiltersConfig
         from audiox_turbo.trainer.data.prepare_files import Place, prepare_files
+        from audiox_turbo.trainer.data.store import local_folder
 
         model = load_config(args.config, args.set).model
         filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
-        place = Place.here(args.device)
+        command.cache_compiled(local_folder(args.out))
+        place = replace(Place.here(args.device), limit=args.limit, unreachable=args.unreachable)
         summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
         if place.rank == 0:
             print(f"{args.out}: {summary}")

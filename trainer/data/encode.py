@@ -31,6 +31,7 @@ from .scenes import annotation, draw_scene
 from .source import MediaError, Reason
 from .synth import FRAME_RATE, FRAMES, render_audio, render_video
 
+LARGEST = float(np.finfo(np.float16).max)  # in which features are stored
 BATCH = 4  # clips of a file that are encoded together: 10 s of them with 224-pixel video take 180 MB
 
 
@@ -193,8 +194,16 @@ def encode(task: EntryTask, decoded: Decoded) -> Encoded:
         kept = [pair for pair, fault in zip(kept, faults, strict=True) if not fault]
     kept, silenced = _separated(task, kept)
     features = _encode(encoders, *_stacks([clip for clip, _ in kept])) if kept else []
+    clips, good = list[ClipFacts](), list[Features]()
+    for (clip, known), arrays in zip(kept, features, strict=True):
+        if odd := sum(np.count_nonzero(~(np.abs(array) <= LARGEST)) for array in vars(arrays).values()):
+            fault = Reason.NOT_FINITE.value, f"{odd} values are not finite, or beyond float16"
+            rejections.append(_clip_rejection(entry, clip, fault))
+        else:
+            clips.append(ClipFacts(clip.start, clip.seconds, known))
+            good.append(arrays)
     rejections = sorted(rejections + silenced, key=lambda rejection: rejection.start or 0.0)
-    return Encoded([ClipFacts(c.start, c.seconds, known) for c, known in kept], features, rejections, decoded.seen)
+    return Encoded(clips, good, rejections, decoded.seen)
 
 
 Judged = list[tuple[Clip, dict[str, float]]]

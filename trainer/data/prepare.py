@@ -15,7 +15,7 @@ from .counts import sentence
 from .encode import Encoders, SceneTask, make_scenes
 from .record import DOMAINS, Record
 from .shards import ShardWriter, partial_sibling, refuse_existing
-from .workers import Piece, Workers
+from .workers import End, Piece, Workers
 
 BLOCK = 64  # scenes a task; part of the result, since a batch decides how its sums are ordered
 
@@ -105,5 +105,10 @@ def _in_order(tasks: list[SceneTask], workers: int) -> Iterator[list[Record]]:
         for message in pool.run(lambda: left.popleft() if left else None):
             if isinstance(message, Piece):
                 made[message.task] = message.value
+            elif isinstance(message, End) and message.crash:
+                raise ChildProcessError(
+                    f"a worker process was ended ({message.crash}) at {message.task}, most often for want of memory: "
+                    f"take fewer than {workers} workers"
+                )
             while tasks and tasks[0] in made:
                 yield made.pop(tasks.pop(0))

@@ -6,6 +6,8 @@ there; the lowest rank that lives writes what makes streams of them. `blocks.py`
 
 import json
 import os
+import signal
+import sys
 import time
 from collections import deque
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from .blocks import OpenFile, Plan, begin, begun, finished, is_finished, make_pl
 from .counts import Counts, sentence
 from .encode import Encoded, Encoders, EntryTask, Rejection, Shared, check_encoders, encode, encode_entry, share_entry
 from .filters import FiltersConfig
-from .manifest import Entry, read_manifest
+from .manifest import ADDRESS, Entry, read_manifest
 from .merge import merge
 from .prepare import Summary
 from .ranks import PATIENCE, Ranks
@@ -30,6 +32,8 @@ from .store import Store, open_store
 from .workers import End, Piece, Workers
 
 POLL = 1.0  # seconds between two looks for what others have left
+UNREACHABLE = 10  # addresses in a row that give no answer: the network or the storage is away
+LIMIT = 1800.0  # seconds in which a file gives no clip, after which it is given up
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Place:
     ranks: int = 1
     device: str = ""  # a device of the main process; empty: in the workers, on the CPU
     patience: float = PATIENCE  # seconds without a sign of life after which a rank counts as dead
+    unreachable: int = UNREACHABLE  # addresses in a row without an answer at which a rank stops; 0: never
+    limit: float = LIMIT  # seconds without a clip after which a file is given up
 
     @classmethod
     def here(cls, device: str | None = None) -> Self:
@@ -72,7 +78,8 @@ def prepare_files(
 
     Raises:
         ValueError: the manifest is wrong (before any work), `out` was begun with something else, or nothing was kept.
-        OSError: the disk is full or not writable, the bucket fails, or a worker process was killed.
+        OSError: the disk is full or not writable, a bucket or what media lie on fails, memory runs out, or a worker
+            process was ended.
         StoppedError: the process was asked to stop. After this and an OSError the same command goes on.
     """
     entries = read_manifest(manifest)
@@ -107,18 +114,20 @@ def _check_encoders(encoders: Encoders, in_worker: bool) -> None:
 def _make(store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, place: Place, workers: int) -> None:
     function = share_entry if place.device else encode_entry
     with (
-        Workers(function, workers) as pool,
+        Workers(function, workers, place.limit) as pool,
         Ranks(store, place.rank, place.ranks, place.patience) as ranks,
         store.scratch() as spool,
         Stop() as stop,
     ):
-        work = _Work(store, plan, entries, encoders, ranks, spool)
+        work = _Work(store, plan, entries, encoders, ranks, spool, place.unreachable)
         if place.rank == 0:
             ranks.show(plan.lines, sum(len(plan.lines_of(number)) for number in work.finished))
         while True:
             for message in pool.run(work.next_task):
                 _check(stop, store)
-                work.take(message)
+                if message is not None:
+                    work.take(message)
+            work.write()
             if len(work.finished) == plan.blocks:
                 break
             _wait(stop, store)
@@ -147,7 +156,14 @@ class _Work:
     """The blocks that a rank has in hand."""
 
     def __init__(
-        self, store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, ranks: Ranks, spool: Path
+        self,
+        store: Store,
+        plan: Plan,
+        entries: list[Entry],
+        encoders: Encoders,
+        ranks: Ranks,
+        spool: Path,
+        unreachable: int,
     ) -> None:
         self.store, self.plan, self.entries, self.encoders = store, plan, entries, encoders
         self.ranks, self.spool = ranks, spool
@@ -155,16 +171,28 @@ class _Work:
         self._own = iter(range(ranks.rank, plan.blocks, ranks.count))
         self._tasks: deque[EntryTask] = deque()
         self._open: dict[int, dict[int, OpenFile]] = {}  # by block, then by line
+        self._complete: list[int] = []  # blocks that wait to be written
+        self._under_way: set[int] = set()  # lines
+        self._killed: set[int] = set()  # lines whose process was killed once
+        self._again: deque[EntryTask] = deque()  # of these
+        self._unreachable, self._most_unreachable = 0, unreachable  # in a row
         self._looked = -POLL
 
     def next_task(self) -> EntryTask | None:
-        """The next file; None while there is nothing that nobody has in hand."""
-        if not self._tasks and (number := self._next_block()) is not None:
+        """The next file; None while there is nothing that nobody has in hand, or a file is tried by itself."""
+        if self._under_way & self._killed or (self._again and self._under_way):
+            return None
+        if not self._again and not self._tasks and (number := self._next_block()) is not None:
             files = {self.entries[i].line: OpenFile(self.entries[i]) for i in self.plan.lines_of(number)}
             self._open[number] = files
             self._tasks.extend(EntryTask(self.encoders, file.entry, number) for file in files.values())
             self._tell()
-        return self._tasks.popleft() if self._tasks else None
+        waiting = self._again or self._tasks
+        if not waiting:
+            return None
+        task = waiting.popleft()
+        self._under_way.add(task.entry.line)
+        return task
 
     def _next_block(self) -> int | None:
         for number in self._own:
@@ -182,31 +210,77 @@ class _Work:
         return free[-1 - self.ranks.rank % len(free)] if free else None
 
     def take(self, message: Piece[EntryTask] | End[EntryTask]) -> None:
-        """Some more of a file, or its end; with the last of a block the block is written."""
+        """Some more of a file, or its end; with the last of a block the block is written.
+
+        Raises ConnectionError where too many addresses in a row give no answer.
+        """
         task = message.task
-        files = self._open[task.block]
-        file = files[task.entry.line]
+        line, files = task.entry.line, self._open[task.block]
         if isinstance(message, Piece):
             value: Encoded | Rejection | Shared = message.value
-            file.add(encode(task, value.restored()) if isinstance(value, Shared) else value, self.spool)
+            files[line].add(encode(task, value.restored()) if isinstance(value, Shared) else value, self.spool)
             return
-        if message.crash:
-            detail = f"decoding it ended the process by {message.crash}"
-            file.add(Rejection(task.entry.line, task.entry.name, Reason.UNDECODABLE.value, detail), self.spool)
+        self._under_way.discard(line)
+        if message.crash == signal.SIGKILL.name and line not in self._killed:
+            files[line].close()
+            files[line] = OpenFile(task.entry)
+            self._killed.add(line)
+            self._again.append(task)
+            warning = (
+                f"the worker process of {task} was killed, most often for want of memory: it is tried again by itself"
+            )
+            print(f"{warning}; fewer --workers may be faster", file=sys.stderr, flush=True)
+            return
+        if fault := _fault(message, line in self._killed):
+            files[line].add(Rejection(line, task.entry.name, *fault), self.spool)
+        self._end(task.block, files[line])
+
+    def _end(self, block: int, file: OpenFile) -> None:
         file.ended = True
         self.ranks.mine.lines += 1
         self.ranks.mine.clips += file.clips
-        if all(file.ended for file in files.values()):
-            write_block(self.store, self.plan, task.block, list(files.values()))
-            for file in files.values():
+        self._count_unreachable(file)
+        if all(file.ended for file in self._open[block].values()):
+            self._complete.append(block)
+        if not self._unreachable:
+            self.write()
+
+    def _count_unreachable(self, file: OpenFile) -> None:
+        if not any(ADDRESS.match(place) for place in (file.entry.audio, file.entry.video) if place):
+            return
+        reasons = [rejection.reason for rejection in file.rejections]
+        self._unreachable = self._unreachable + 1 if Reason.UNREACHABLE.value in reasons else 0
+        if 0 < self._most_unreachable <= self._unreachable:
+            raise ConnectionError(
+                f"{self._unreachable} addresses in a row gave no answer, the last one: {file.rejections[0].detail} "
+                f"(--unreachable 0 leaves out any number of them)"
+            )
+
+    def write(self) -> None:
+        """The blocks that are complete. While addresses give no answer they wait: the fault may not be the files'."""
+        for number in self._complete:
+            files = list(self._open[number].values())
+            write_block(self.store, self.plan, number, files)
+            for file in files:
                 file.close()
-            del self._open[task.block]
-            self.finished.add(task.block)
+            del self._open[number]
+            self.finished.add(number)
+        if self._complete:
+            self._complete = []
             self._tell()
 
     def _tell(self) -> None:
         self.ranks.mine.blocks = sorted(self._open)
         self.ranks.tell()
+
+
+def _fault(end: End[EntryTask], killed: bool) -> tuple[str, str] | None:
+    """Why a file is left out whose process has not come to its end."""
+    if end.stuck:
+        return Reason.STUCK.value, "gave no clip in the longest time that a file may take (--limit)"
+    if end.crash and killed:
+        return Reason.UNDECODABLE.value, f"decoding it ended its process twice, by {end.crash} when it was alone"
+    return (Reason.UNDECODABLE.value, f"decoding it ended the process by {end.crash}") if end.crash else None
 
 
 def _summary(store: Store) -> Summary:

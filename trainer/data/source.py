@@ -37,6 +37,10 @@ _OPTIONS = {
 # Formats in which a seek ends at a known place: they have an index, or time stamps in the stream to search by.
 _SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "flac", "ogg", "aiff", "caf", "mpegts"}
 
+# What the machine lacks, or a file system that is away for a while: all files after this one would meet it as well.
+_LACKING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
+
 Result = TypeVar("Result")
 
 
@@ -60,6 +64,8 @@ class Reason(StrEnum):
     ZERO_LENGTH = "zero length"
     SILENT = "silent"
     TRUNCATED = "truncated"
+    STUCK = "stuck"
+    NOT_FINITE = "features not finite"
     GAP = "gap in the time stamps"
 
 
@@ -84,8 +90,9 @@ class Source:
     @contextmanager
     def container(self) -> Iterator[av.container.InputContainer]:
         """What FFmpeg makes of it; errors of opening and decoding inside become a MediaError with its name."""
-        with naming(self.name), ExitStack() as stack:
+        with ExitStack() as stack:
             found = self._open()
+            stack.enter_context(naming(self.name, found if isinstance(found, str) else None))
             if not isinstance(found, str):
                 stack.enter_context(found)
             yield stack.enter_context(av.open(found, metadata_errors="replace", options=_OPTIONS))
@@ -97,7 +104,7 @@ def opened(location: str | Path | Source) -> Iterator[Source]:
 
     Raises:
         MediaError: it is missing, unreadable, unreachable or empty, or a wav shorter than it declares.
-        OSError: the disk is full.
+        OSError: the disk is full, memory or file handles have run out, or a file system does not answer.
     """
     if isinstance(location, Source):
         yield location
@@ -137,16 +144,36 @@ def sought(container: av.container.InputContainer, stream: av.stream.Stream, sta
 
 
 @contextmanager
-def naming(name: str) -> Iterator[None]:
-    """Turns what opening and decoding raise into a MediaError with the file's name."""
+def naming(name: str, path: str | None = None) -> Iterator[None]:
+    """Turns what opening and decoding raise into a MediaError with the file's name.
+
+    Raises OSError where it is no fault of the file. FFmpeg calls damage an input/output error, too: then the file at
+    `path` is read from beginning to end to see which it is.
+    """
     try:
         yield
     except FileNotFoundError as error:
         raise MediaError(Reason.MISSING, f"{name}: no such file") from error
     except OSError as error:
+        from_system = not isinstance(error, av.error.FFmpegError)
+        if error.errno in _LACKING | _AWAY and (from_system or (path is not None and not _readable(path))):
+            stays = (
+                "" if error.errno in _LACKING else "; a file that stays so may be removed, and counts as missing then"
+            )
+            raise OSError(error.errno, f"{name}: {error.strerror or error}{stays}") from error
         raise MediaError(Reason.UNREADABLE, f"{name}: {error.strerror or error}") from error
     except av.error.FFmpegError as error:
         raise MediaError(Reason.UNDECODABLE, f"{name}: {error.strerror}") from error
+
+
+def _readable(path: str) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(_BLOCK):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def _check(name: str, file: _File, size: int) -> None:
@@ -245,7 +272,7 @@ def _tried(name: str, action: Callable[[], Result]) -> Result:
             raise
         except Exception as error:  # each file system of fsspec has its own kinds
             problem: BaseException = error
-        if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(problem, OSError) and problem.errno in _LACKING:
             raise problem
         if isinstance(problem, FileNotFoundError):
             # That of HTTP says so of every failure, and has the true one as its cause.

@@ -4,6 +4,7 @@ Names have "/" between their parts, whatever the system. What is written appears
 had its name.
 """
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -57,6 +58,14 @@ def open_store(path: str, rank: int) -> Store:
 
 def is_remote(path: str) -> bool:
     return "://" in path
+
+
+def local_folder(path: str) -> Path:
+    """On this machine, for what a preparation there need not keep. Of a bucket, one for each address."""
+    if not is_remote(path):
+        return Path(path, "work")
+    name = hashlib.sha256(path.rstrip("/").encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir(), f"prepare-{os.getuid()}-{name}")
 
 
 class Folder:

@@ -3,8 +3,10 @@
 A pipe holds little: who is not read from waits, so that decoding runs no further ahead than one piece a process.
 """
 
+import math
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ Task = TypeVar("Task")
 # It runs no thread of torch, as the main process does, a copy of which could hang.
 _CONTEXT = get_context("forkserver")
 # Signals by which code that decodes a damaged file ends its process. SIGKILL comes from outside: memory ran out.
-_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL)
+_CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGKILL)
+TICK = 0.5  # seconds after which `run` says that nothing has come
+GRACE = 10.0  # seconds for a process to end: one that waits for a dead file system does not
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ class Piece(Generic[Task]):
 
 @dataclass(frozen=True)
 class End(Generic[Task]):
-    """A task has given everything; or it ended its process by a signal, and gives nothing more."""
+    """A task has given everything; or it ended its process by a signal, or was given up, and gives nothing more."""
 
     task: Task
     crash: str = ""  # the signal's name
+    stuck: bool = False  # it gave nothing for the longest time that it may take
 
 
 @dataclass(frozen=True)
@@ -54,27 +59,29 @@ class _Worker(Generic[Task]):
         self.process.start()
         theirs.close()
         self.task: Task | None = None
+        self.since = 0.0  # when it last gave something, or was given its task
 
     def give(self, task: Task) -> None:
-        self.task = task
+        self.task, self.since = task, time.monotonic()
         # One that is dead already is found where its answer is waited for.
         with suppress(BrokenPipeError):
             self.pipe.send(task)
 
     def close(self) -> None:
-        self.process.terminate()
-        self.process.join()
+        self.process.kill()
+        self.process.join(GRACE)
         self.pipe.close()
 
 
 class Workers(Generic[Task]):
-    """A context manager around `count` processes that call `function` on each task and send what it yields."""
+    """A context manager around `count` processes that call `function` on each task and send what it yields. A task that
+    gives nothing for `limit` seconds is given up."""
 
-    def __init__(self, function: Callable[[Task], Iterator[Any]], count: int) -> None:
+    def __init__(self, function: Callable[[Task], Iterator[Any]], count: int, limit: float = math.inf) -> None:
         if count < 1:
             raise ValueError(f"workers is {count}, must be at least 1")
         self._function = function
-        self._count = count
+        self._count, self._limit = count, limit
         self._workers: list[_Worker[Task]] = []
 
     def __enter__(self) -> Self:
@@ -87,14 +94,15 @@ class Workers(Generic[Task]):
         for worker in self._workers:
             worker.close()
 
-    def run(self, next_task: Callable[[], Task | None]) -> Iterator[Piece[Task] | End[Task]]:
-        """The pieces and ends of tasks, as they come; those of one task come in its order.
+    def run(self, next_task: Callable[[], Task | None]) -> Iterator[Piece[Task] | End[Task] | None]:
+        """The pieces and ends of tasks as they come, those of one task in its order. None where nothing came for a
+        moment.
 
         A task is asked for when a process is free; None means that there is none now. The iterator ends when no process
         has one. An exception in a process is raised here.
 
         Raises:
-            ChildProcessError: a process was killed.
+            ChildProcessError: a process ended without a task's doing.
         """
         while True:
             while (worker := self._free()) and (task := next_task()) is not None:
@@ -102,8 +110,14 @@ class Workers(Generic[Task]):
             busy = {worker.pipe: worker for worker in self._workers if worker.task is not None}
             if not busy:
                 return
-            for pipe in wait(list(busy)):
-                yield self._received(busy[pipe])  # type: ignore[index]
+            ready = wait(list(busy), TICK)
+            for pipe in ready:
+                yield self._received(busy.pop(pipe))  # type: ignore[call-overload]
+            if not ready:
+                yield None
+            for worker in busy.values():
+                if time.monotonic() - worker.since > self._limit:
+                    yield self._given_up(worker)
 
     def _free(self) -> _Worker[Task] | None:
         """A process without a task; new ones are started up to their number."""
@@ -120,6 +134,7 @@ class Workers(Generic[Task]):
             value = worker.pipe.recv()
         except (EOFError, ConnectionResetError):
             return self._lost(worker, task)
+        worker.since = time.monotonic()
         if isinstance(value, _Failed):
             raise value.error
         if value is None:
@@ -132,12 +147,17 @@ class Workers(Generic[Task]):
         code = worker.process.exitcode or 0
         worker.close()
         if -code not in _CRASHES:
-            raise ChildProcessError(
-                f"a worker process ended ({signal.Signals(-code).name if code < 0 else f'code {code}'}), most often "
-                f"for want of memory: take fewer than {self._count} workers, or leave out {task}, which it had"
-            )
+            how = signal.Signals(-code).name if code < 0 else f"code {code}"
+            raise ChildProcessError(f"a worker process was ended ({how}) at {task}")
         self._workers.remove(worker)
         return End(task, signal.Signals(-code).name)
+
+    def _given_up(self, worker: _Worker[Task]) -> End[Task]:
+        task = worker.task
+        assert task is not None
+        worker.close()
+        self._workers.remove(worker)
+        return End(task, stuck=True)
 
 
 def _serve(pipe: Connection, function: Callable[[Task], Iterator[Any]]) -> None:
