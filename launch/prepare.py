@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -77,10 +78,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def cores() -> int:
-    """Of this rank: Slurm binds a task to its own, other launchers let all ranks of a machine see all."""
-    if "SLURM_CPUS_PER_TASK" in os.environ:
-        return int(os.environ["SLURM_CPUS_PER_TASK"])
-    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    """Of this rank: what Slurm says with -c, or has bound it to; else its share of what all ranks of a machine see."""
+    given, seen = os.environ, len(os.sched_getaffinity(0))
+    if "SLURM_CPUS_PER_TASK" in given:
+        return int(given["SLURM_CPUS_PER_TASK"])
+    if seen < int(given.get("SLURM_CPUS_ON_NODE", "0")):
+        return seen
+    tasks = re.findall(r"(\d+)(?:\(x\d+\))?(?:,|$)", given.get("SLURM_STEP_TASKS_PER_NODE", ""))  # as 8(x3),2
+    ranks = given.get("LOCAL_WORLD_SIZE") or max(map(int, tasks), default=1)
+    return max(1, seen // int(ranks))
 
 
 def main() -> int:

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -272,6 +273,32 @@ def test_answers_are_kept(tmp_path):
     (tmp_path / "b").write_text("not a file of answers at all, and longer than the header of one" * 20)
     with pytest.raises(ValueError, match="not a file of answers"):
         Answers(tmp_path / "b")
+
+
+def test_answers_that_another_process_holds(tmp_path):
+    answers = Answers(tmp_path / "a")
+    other = sqlite3.connect(tmp_path / "a", isolation_level=None)
+    other.execute("begin exclusive")
+    answers._file.execute("pragma busy_timeout = 10")
+    for act in (lambda: answers.put("k", Answer("{}")), lambda: answers.get("k")):
+        with pytest.raises(OSError, match="/a: database is locked; what was answered is kept, and the same command"):
+            act()
+    with pytest.raises(OSError, match="none/a: unable to open"):
+        Answers(tmp_path / "none/a")
+
+
+def test_no_empty_manifest_is_left_by_a_kill(tmp_path, model, monkeypatch):
+    """While it is written, it is not there."""
+    seen = []
+
+    def write(path, text):
+        seen.append((path.name, (tmp_path / "out.jsonl").exists()))
+        raise OSError("killed")
+
+    monkeypatch.setattr("audiox_turbo.trainer.files.write_text", write)
+    with pytest.raises(OSError, match="killed"):
+        annotate(manifest(tmp_path, *clips("good")), tmp_path / "out.jsonl", model.endpoint, 1, False)
+    assert seen == [("out.jsonl", False)] and not (tmp_path / "out.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -96,7 +96,7 @@ def test_a_bucket_that_fails(bucket, made, monkeypatch):
 @pytest.mark.parametrize(
     ("out", "kind", "message"),
     [
-        ("ftp://sounds/mine", ValueError, "expected a folder, or BUCKET/FOLDER behind one of s3, "),
+        ("ftp://sounds/mine", ValueError, "expected a folder, or BUCKET/FOLDER behind one of s3://, "),
         ("s3://", ValueError, "expected a folder, or BUCKET"),
         ("s3://silence/mine", OSError, r"404.*Not Found: could not reach s3://silence/mine"),
     ],

@@ -17,6 +17,7 @@ import torch
 
 from audiox_turbo.launch.generate import main
 from audiox_turbo.models.audiox import SamplingConfig
+from audiox_turbo.trainer import production
 from audiox_turbo.trainer.generator import Generator
 from audiox_turbo.trainer.jobs import Job, jobs_of
 from audiox_turbo.trainer.production import Manifest, produce
@@ -166,6 +167,26 @@ def test_a_full_gpu_says_what_to_do(generator, tmp_path, monkeypatch):
         produce(generator, jobs, 2)
 
 
+def test_a_sound_that_cannot_be_written_does_not_stop_its_batch(generator, weights, tmp_path, monkeypatch):
+    """As where a video's packets are damaged: its line is named, the others are there, and told of."""
+    truly, told = production.write, []
+
+    def write(out, *rest):
+        if out.name == "0002.wav":
+            raise ValueError(f"out: {out}, with the pictures of a.mp4: Invalid argument")
+        truly(out, *rest)
+
+    monkeypatch.setattr(production, "write", write)
+    jobs = jobs_of([(i, Prompt(text="a bell", seed=i)) for i in (1, 2, 3)], tmp_path, 1)
+    manifest = Manifest(tmp_path, weights, generator.sampling)
+    made = produce(generator, jobs, 3, manifest, lambda job, *_: told.append(job.out.name))
+    ((failed, error),) = made.failures
+    assert failed.where == "line 2: " and "Invalid argument" in str(error)
+    assert made.sounds == 2 and told == ["0001.wav", "0003.wav"]
+    manifest.tidy()
+    assert [path.name for path in sorted(tmp_path.glob("*.wav"))] == told == list(manifest.entries)
+
+
 @pytest.mark.slow
 def test_a_file_of_prompts(generate, weights, media, tmp_path):
     lines = [
@@ -214,3 +235,22 @@ def test_sound_for_a_video(generate, weights, media, tmp_path):
     heard = made.sound[0, 8000:40_000]
     assert np.corrcoef(heard, wave)[0, 1] > 0.95  # AAC of what is mostly noise
     assert np.abs(made.sound[0, :7000]).max() < 1e-3
+
+
+@pytest.mark.slow
+def test_a_given_sound_from_the_command_line(generate, weights, media, tmp_path):
+    common = ("--weights", weights, "--seed", 3, "--text", "a bell")
+    done = generate(*common, "--audio", media / "short.wav", "--mask", "0.4-0.8", "--out", tmp_path / "mended.wav")
+    assert done.code == 0, done.err
+    assert "inpainting of “a bell”" in done.out and "new from " in done.out
+    given, mended = (soundfile.read(path)[0] for path in (media / "short.wav", tmp_path / "mended.wav"))
+    assert len(mended) == len(given)
+    np.testing.assert_allclose(mended[:1600], given[:1600], atol=1e-4)  # 0.2 s: before the hole and its seam
+    assert not np.allclose(mended[3600:6000], given[3600:6000], atol=1e-2)
+    done = generate(*common, "--continue-from", media / "short.wav", "--prefix", 0.6, "--seconds", 1.5,
+                    "--out", tmp_path / "longer.wav")  # fmt: skip
+    assert done.code == 0, done.err
+    assert "completion of “a bell”" in done.out
+    longer = soundfile.read(tmp_path / "longer.wav")[0]
+    assert len(longer) == 12_000
+    np.testing.assert_allclose(longer[:3200], given[:3200], atol=1e-4)

@@ -166,6 +166,10 @@ def test_a_disk_without_room(tmp_path):
             lambda out: (out / "audio/000002/shard.00000.mds").unlink(),
             r"shard\.00000\.mds is gone; remove .*000002\.json",
         ),
+        (
+            lambda out: os.truncate(out / "audio/000002/shard.00000.mds", 1000),
+            r"shard\.00000\.mds has 1000 bytes, not \d+; remove .*000002\.json",
+        ),
     ],
 )
 def test_a_damaged_block_is_named_and_made_anew(tmp_path, damage, message):

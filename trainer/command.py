@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -22,6 +23,9 @@ class ExitCode(IntEnum):
     CORRUPT = 77  # a checkpoint or data are damaged beyond recovery
     HUNG = 78  # a rank is dead or stuck, a GPU or the network between GPUs failed
     DIVERGED = 79
+
+
+INTERRUPTED = 128 + signal.SIGINT  # as a shell says it
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -83,6 +87,9 @@ def exit_code(act: Callable[[], None]) -> int:
     except (ValueError, OSError, FloatingPointError) as error:
         _say(error, "error: ")
         return code_of(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
     except Exception as error:
         if code_of(error) is ExitCode.STOPPED:
             _say(error)

@@ -116,7 +116,7 @@ def produce(
     with tqdm(total=len(jobs), unit=" sounds", disable=None if len(jobs) > 1 else True, leave=False) as bar:
         for chunk in _batches(generator, jobs, batch):
             begin = time.perf_counter()
-            prompts = [job.prompt for job in chunk]
+            prompts, written = [job.prompt for job in chunk], list[tuple[Job, Sound]]()
             try:
                 results = make(generator, prompts, lambda done, of: bar.set_postfix_str(f"clip {done} of {of}"))
             except torch.OutOfMemoryError:
@@ -126,15 +126,20 @@ def produce(
                 ) from None
             for job, sound in zip(chunk, results, strict=True):
                 if isinstance(sound, Sound):
-                    _publish(job, sound, generator.sample_rate, manifest)
+                    try:
+                        _publish(job, sound, generator.sample_rate, manifest)
+                    except ValueError as error:  # the pictures of its video are damaged
+                        made.failures.append((job, error))
+                        continue
+                    written.append((job, sound))
                     made.sounds += 1
                     made.heard += sound.seconds
                 else:
                     made.failures.append((job, sound))
             took = time.perf_counter() - begin
             made.took += took
-            for job, sound in zip(chunk, results, strict=True):
-                if tell and isinstance(sound, Sound):
+            for job, sound in written:
+                if tell:
                     tell(job, sound, took / len(chunk))
             bar.update(len(chunk))
     return made

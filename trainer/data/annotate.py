@@ -63,7 +63,7 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
     Raises:
         ValueError: `out` exists, the manifest is wrong, the endpoint refuses the key or the model, or has given no
             answer FAILURES times in a row; what was answered is kept.
-        OSError: the disk is full.
+        OSError: the disk is full, or another process holds the answers.
     """
     if out.exists():
         raise ValueError(f"{out} exists, and nothing is written over it; take another name")
@@ -78,12 +78,11 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
         asker = Asker(endpoint)
         for job, answer in _answered(jobs, answers, asker, concurrency, again, summary):
             lines[job.index] = _filled(job, answer, endpoint.model, summary)
-    out.touch(exist_ok=False)
-    files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     if summary.unfilled:
         rows = sorted(summary.unfilled, key=lambda row: row["line"])
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         files.write_text(out.with_name(out.name + ".unfilled.jsonl"), text)
+    files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))  # last: all is done
     return summary
 
 

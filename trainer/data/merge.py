@@ -66,10 +66,12 @@ def _check_there(store: Store, domain: str, parts: list[Part]) -> None:
     there = store.names(f"{domain}/")
     for part in parts:
         for shard in part.shards:
-            name = f"{domain}/{shard['raw_data']['basename']}"
-            if name not in there:
-                number = int(shard["raw_data"]["basename"].partition("/")[0])
+            raw = shard["raw_data"]
+            name = f"{domain}/{raw['basename']}"
+            size = store.size(name)
+            if name not in there or size not in (None, raw["bytes"]):
+                problem = f"has {size} bytes, not {raw['bytes']}" if name in there else "is gone"
                 raise DamagedError(
-                    f"{store}/{name} is gone; remove {store}/{record_name(number)} and run the same command again, "
-                    f"which makes the block anew"
+                    f"{store}/{name} {problem}; remove {store}/{record_name(int(raw['basename'].partition('/')[0]))} "
+                    f"and run the same command again, which makes the block anew"
                 )

@@ -17,6 +17,7 @@ from typing import Self
 import torch
 
 from ...models.config import ModelConfig
+from ..generator import found_device
 from ..prepare_report import REPORT, write_report
 from ..stopping import Stop, StoppedError
 from .blocks import OpenFile, Plan, begin, begun, finished, is_finished, make_plan, write_block
@@ -50,15 +51,29 @@ class Place:
     @classmethod
     def here(cls, device: str | None = None) -> Self:
         """As torchrun, deepspeed and launch/slurm/rank.sh say it, or srun itself. Without a `device` this rank's GPU is
-        taken, where there is one; "cpu" leaves it alone."""
+        taken, where there is one; "cpu" leaves it alone. Raises ValueError where they make no sense, or it
+        is not here."""
         rank, ranks, local = 0, 1, 0
         for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
             if names[0] in os.environ:
-                rank, ranks, local = (int(os.environ.get(name, "0")) for name in names)
+                rank, ranks, local = _numbers(names)
                 break
         if device is None and torch.cuda.is_available():
             device = f"cuda:{local % torch.cuda.device_count()}"
-        return cls(rank, ranks, "" if device in (None, "cpu") else device)
+        return cls(rank, ranks, "" if device in (None, "cpu") else str(found_device(device)))
+
+
+def _numbers(names: tuple[str, str, str]) -> tuple[int, int, int]:
+    """Rank, number of ranks and rank on this machine from the environment."""
+    given = {name: os.environ.get(name, "0" if name == names[2] else "") for name in names}
+    said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    try:
+        rank, ranks, local = (int(value) for value in given.values())
+    except ValueError:
+        raise ValueError(f"{said}: {names[0]} and {names[1]} must be numbers; a launcher sets both") from None
+    if not 0 <= rank < ranks:
+        raise ValueError(f"{said}: {names[0]} must be from 0 to {names[1]} - 1; a launcher sets both")
+    return rank, ranks, local
 
 
 def prepare_files(

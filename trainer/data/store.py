@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Protocol
 
 from ..files import sync
-from .streaming_import import UPLOADERS, CloudDownloader, CloudUploader, retry
+from .streaming_import import CloudDownloader, CloudUploader, retry
 
+SCHEMES = ("s3", "gs", "oci", "alipan")  # of which mosaicml-streaming lists objects, too
 ATTEMPTS = 5  # at a bucket: 1, 2, 4 and 8 seconds apart
 TEMPORARY = "work/temporary"
 
@@ -32,6 +33,10 @@ class Store(Protocol):
 
     def read(self, name: str) -> bytes | None:
         """None where there is no such file."""
+        ...
+
+    def size(self, name: str) -> int | None:
+        """Bytes; None where there is no such file, or asking would take a request of its own."""
         ...
 
     def write(self, name: str, data: bytes, lasting: bool = True) -> None:
@@ -99,6 +104,12 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def size(self, name: str) -> int | None:
+        try:
+            return (self.path / name).stat().st_size
+        except FileNotFoundError:
+            return None
+
     def write(self, name: str, data: bytes, lasting: bool = True) -> None:
         with self.scratch() as folder:
             file = folder / "file"
@@ -149,8 +160,9 @@ class Bucket:
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
-        if scheme not in UPLOADERS or not rest.strip("/"):
-            raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER behind one of {', '.join(UPLOADERS)}://")
+        if scheme not in SCHEMES or not rest.strip("/"):
+            schemes = ", ".join(f"{name}://" for name in SCHEMES)
+            raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER behind one of {schemes}")
         self.url = url.rstrip("/")
         self._local = tempfile.TemporaryDirectory(prefix="prepare-")
         with self._saying("reach"):
@@ -174,6 +186,9 @@ class Bucket:
         with self.scratch() as folder:
             download(f"{self.url}/{name}", folder / "file")
             return (folder / "file").read_bytes()
+
+    def size(self, name: str) -> int | None:
+        return None
 
     def write(self, name: str, data: bytes, lasting: bool = True) -> None:
         with self.scratch() as folder:
