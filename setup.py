@@ -51,6 +51,7 @@ setup(
         "xxhash>=3",
         "fsspec[http]>=2024.6",
         "jsonschema>=4.20",
+        "filelock>=3.16",
         "openai>=1.50",
     ],
     extras_require={

@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from filelock import FileLock
 
 from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer import checkpoint, sealed
@@ -155,6 +157,21 @@ class TestSharedMemory:
         assert theirs and all(file.exists() for file in theirs)
         for _ in range(12):
             next(batches)
+
+    def test_jobs_name_theirs_one_after_the_other(self, scenes, tmp_path, monkeypatch):
+        """Streaming looks for a free name and then takes it: another job that looks meanwhile would find the same."""
+        monkeypatch.setattr(reader_module, "TURN", tmp_path / "turn")
+        with ThreadPoolExecutor(1) as other:
+            with FileLock(tmp_path / "turn"):
+                opening = other.submit(open_reader, small_config(scenes))
+                assert not wait([opening], timeout=1).done
+            assert next(opening.result(60).batches(0)).latents.isfinite().all()
+
+    def test_a_job_that_takes_for_ever_is_not_waited_for(self, scenes, tmp_path, monkeypatch):
+        monkeypatch.setattr(reader_module, "TURN", tmp_path / "turn")
+        monkeypatch.setattr(reader_module, "PATIENCE", 0.1)
+        with FileLock(tmp_path / "turn", is_singleton=False), ThreadPoolExecutor(1) as other:
+            assert other.submit(open_reader, small_config(scenes)).result(60).steps_per_epoch > 0
 
     def test_what_another_left_is_neither_used_nor_removed(self):
         dataset = SimpleNamespace(_shm_prefix_int=7)

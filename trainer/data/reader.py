@@ -1,5 +1,8 @@
 """Shards to batches: weighted streams, one order of samples for every number of ranks, exact resume."""
 
+import contextlib
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
@@ -7,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
@@ -20,6 +24,8 @@ from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, Wor
 from .tasks import Assembler, Batch
 
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
+TURN = Path(tempfile.gettempdir(), f"audiox-turbo-{os.getuid()}.lock")
+PATIENCE = 60.0  # seconds
 
 
 class LoaderError(ShardError):
@@ -93,19 +99,20 @@ class Reader:
             )
             for s in data.streams
         ]
-        found = {file.name for file in SHARED.glob("[0-9]*_*")} if SHARED.is_dir() else set()
-        if torch.distributed.is_initialized():
-            # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once, or
-            # another job that starts or ends meanwhile parts them.
-            torch.distributed.barrier()
-        self.dataset = _CheckedDataset(
-            streams=streams,
-            epoch_size=self.steps_per_epoch * batch,
-            batch_size=batch // ranks,
-            shuffle=True,
-            shuffle_seed=config.training.seed,
-            num_canonical_nodes=data.canonical_nodes,
-        )
+        with _turn(self.world):
+            found = {file.name for file in SHARED.glob("[0-9]*_*")} if SHARED.is_dir() else set()
+            if torch.distributed.is_initialized():
+                # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once,
+                # or another job that starts or ends meanwhile parts them.
+                torch.distributed.barrier()
+            self.dataset = _CheckedDataset(
+                streams=streams,
+                epoch_size=self.steps_per_epoch * batch,
+                batch_size=batch // ranks,
+                shuffle=True,
+                shuffle_seed=config.training.seed,
+                num_canonical_nodes=data.canonical_nodes,
+            )
         _refuse_stale(self.dataset, found)
         # Processes are made anew for every epoch; what they import, for seconds, stays ready where they fork from.
         processes = get_context("forkserver")
@@ -194,6 +201,20 @@ def places(world: World, samples: int) -> list[int]:
     """Where a rank's samples stand in the global batch: mosaicml-streaming deals samples to nodes in turn, and those of
     a node to its ranks in turn."""
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
+
+
+@contextlib.contextmanager
+def _turn(world: World) -> Iterator[None]:
+    """A user's jobs on a machine name their shared memory one after the other: two that look at once find the same name
+    free. A job that takes longer than `PATIENCE`, because a rank of its does not come, is no longer waited for."""
+    lock = FileLock(TURN)
+    if world.is_local_leader:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=PATIENCE)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _refuse_stale(dataset: StreamingDataset, found: set[str]) -> None:
