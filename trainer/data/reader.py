@@ -24,7 +24,7 @@ from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, Wor
 from .tasks import Assembler, Batch
 
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
-TURN = Path(tempfile.gettempdir(), f"audiox-turbo-{os.getuid()}.lock")
+TURN = Path(SHARED if SHARED.is_dir() else tempfile.gettempdir(), f"audiox-turbo-{os.getuid()}.lock")
 PATIENCE = 60.0  # seconds
 
 
