@@ -106,3 +106,33 @@ def numbered_film(
         if track is not None:
             container.mux(track.encode(None))
     return path
+
+
+def mixed(path, pictures=None, sound="aac", seconds=4.0, shown=None, rate=48000, **options):
+    """A file with both tracks in turn, as a recorder writes it; pictures for `shown` seconds, noise for the bytes."""
+    rng = np.random.default_rng(0)
+    with av.open(str(path), "w", options=options) as container:
+        video = container.add_stream(pictures, rate=10) if pictures else None
+        if video:
+            video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        audio = container.add_stream(sound, rate=rate)
+        audio.layout, audio.bit_rate = "stereo", 128_000
+        kind = audio.codec_context.format.name
+        for i in range(round(10 * max(seconds, shown or seconds))):
+            if video and i < 10 * (shown or seconds):
+                noise = rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+                container.mux(video.encode(av.VideoFrame.from_ndarray(noise, format="rgb24")))
+            if i < 10 * seconds:
+                wave = (0.3 * rng.standard_normal((2, rate // 10))).clip(-1, 1).astype(np.float32)
+                if kind.startswith("s16"):
+                    wave = (wave * 32767).astype(np.int16)
+                elif kind.startswith("s32"):
+                    wave = (wave * 2.0**30).astype(np.int32)
+                block = wave if kind.endswith("p") else np.ascontiguousarray(wave.T.reshape(1, -1))
+                frame = av.AudioFrame.from_ndarray(block, format=kind, layout="stereo")
+                frame.sample_rate, frame.pts, frame.time_base = rate, i * (rate // 10), Fraction(1, rate)
+                container.mux(audio.encode(frame))
+        for stream in (video, audio):
+            if stream:
+                container.mux(stream.encode(None))
+    return path

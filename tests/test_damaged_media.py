@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from audiox_turbo.trainer.data.shards import check_shards
+from tests.media_files import mixed
 from tests.preparing import manifest, records, sound, start_rank
 
 pytestmark = pytest.mark.slow
@@ -42,8 +43,11 @@ def corrupted(path):
     path.write_bytes(data)
 
 
-def damage(kind, folder, name):
-    """A file of a kind of damage -> its line, and the reason that is expected."""
+CUT = (("flac", None, "flac"), ("mp4", "libx264", "aac"), ("mkv", "libx264", "aac"), ("mp3", None, "libmp3lame"))
+
+
+def damage(kind, folder, name, turn=0):
+    """A file of a kind of damage, in one container or another by `turn` -> its line, the reason that is expected."""
     path = folder / f"{name}.flac"
     line = {"audio": path.name}
     if kind == "missing":
@@ -70,6 +74,11 @@ def damage(kind, folder, name):
     rng = np.random.default_rng(0)
     sound(path, wave=0.3 * rng.standard_normal(16000).clip(-3, 3))  # noise: a byte of flac is a byte of sound
     if kind == "truncated":
+        ending, pictures, coding = CUT[turn % len(CUT)]
+        if ending != "flac":
+            options = {"movflags": "faststart"} if ending == "mp4" else {}
+            path = mixed(folder / f"{name}.{ending}", pictures, coding, seconds=2.0, **options)
+            line = {"video" if pictures else "audio": path.name}
         os.truncate(path, path.stat().st_size // 2)
         return line, "truncated"
     if kind == "corrupt stream":
@@ -112,7 +121,7 @@ def test_a_tenth_is_damaged(folder, forkserver, count):
     lines, expected = [], {}
     for i in range(count):
         if i % 10 == 7:
-            line, reason = damage(KINDS[i // 10 % 10], folder, f"bad{i}")
+            line, reason = damage(KINDS[i // 10 % 10], folder, f"bad{i}", turn=i // 100)
             expected[i + 1] = reason
         elif i % 10 == 3:
             film(folder / f"good{i}.mp4")

@@ -1,6 +1,7 @@
 """Files on which the libraries fail in ways of their own: each is left out by its name, and the work goes on."""
 
 import errno
+import os
 
 import fsspec
 import numpy as np
@@ -14,7 +15,7 @@ from audiox_turbo.trainer.data.encode import Encoders, EntryTask, Rejection, dec
 from audiox_turbo.trainer.data.manifest import Entry
 from audiox_turbo.trainer.data.media import read_clips, read_sound
 from audiox_turbo.trainer.data.source import MediaError, Reason
-from tests.media_files import encode, film, sine, warble
+from tests.media_files import encode, film, mixed, sine, warble
 from tests.preparing import MODEL
 
 
@@ -96,3 +97,43 @@ def test_a_connection_that_breaks_while_parts_are_read(tmp_path, monkeypatch):
     with pytest.raises(MediaError, match=r"memory://parts/a\.wav: Odd: connection reset, in 3 attempts") as caught:
         list(read_clips("memory://parts/a.wav", None, MODEL.codec, MODEL.video))
     assert caught.value.reason is Reason.UNREACHABLE
+
+
+CUT = {
+    "a.mkv": ("mpeg4", "aac", "declares 4.0. s and ends after"),
+    "b.mkv": ("libx264", "aac", "declares 4.0. s and ends after"),
+    "a.mka": (None, "aac", "declares 4.0. s and ends after"),
+    "a.webm": ("libvpx", "libopus", "declares 4.0. s and ends after"),
+    "a.flv": ("flv", "aac", "(declares 4.0. s and ends after|the last packet is cut)"),
+    "a.avi": ("mpeg4", "libmp3lame", r"declares \d+ bytes and holds"),
+    "a.w64": (None, "pcm_s16le", r"declares \d+ bytes and holds"),
+    "a.wma": (None, "wmav2", r"declares \d+ bytes and holds"),
+    "a.wmv": ("msmpeg4", "wmav2", r"declares \d+ bytes and holds"),
+    "a.mp3": (None, "libmp3lame", "declares 4.0. s of sound and holds"),
+    "a.mp4": ("libx264", "aac", "declares 4.0. s of sound and holds"),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_container_that_was_cut_is_no_shorter_file(tmp_path, name):
+    pictures, sound, message = CUT[name]
+    options = {"movflags": "faststart"} if name.endswith("mp4") else {}
+    path = mixed(tmp_path / name, pictures, sound, **options)
+    assert read_sound(path, MODEL.codec).shape[1] / MODEL.codec.sample_rate == pytest.approx(4.0, abs=0.1)
+    os.truncate(path, round(0.6 * path.stat().st_size))
+    with pytest.raises(MediaError, match=f"{name}: {message}") as caught:
+        read_sound(path, MODEL.codec)
+    assert caught.value.reason is Reason.TRUNCATED
+
+
+def test_sound_may_end_before_the_pictures_or_after_them(tmp_path):
+    """A container's length is that of its longest track."""
+    for seconds, shown in ((2.0, 4.0), (4.0, 2.0)):
+        path = mixed(tmp_path / "a.mkv", "mpeg4", seconds=seconds, shown=shown)
+        assert read_sound(path, MODEL.codec).shape[1] / MODEL.codec.sample_rate == pytest.approx(seconds, abs=0.1)
+
+
+def test_a_container_that_declares_no_length(tmp_path):
+    """As one that was written to a pipe."""
+    path = mixed(tmp_path / "a.mka", sound="ac3", live="1")
+    assert read_sound(path, MODEL.codec).shape[1] / MODEL.codec.sample_rate == pytest.approx(4.0, abs=0.1)

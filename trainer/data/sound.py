@@ -1,8 +1,8 @@
 """Sound from a source: decoded, mixed, resampled, and cut into blocks of a clip's length.
 
 What FFmpeg lets pass is looked for here: a flac frame with a wrong checksum, a file that yields less sound than it
-declares, sound that its time stamps say is missing. A file that declares no length (raw aac, mp3 without a Xing header)
-can be cut without anybody noticing; it counts as a short file.
+declares, sound that its time stamps say is missing. A file that declares no length (raw aac, mp3 without a Xing header,
+MPEG streams) can be cut without anybody noticing; it counts as a short file.
 
 Shapes: c channels, n samples.
 """
@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
+from typing import cast
 
 import av
 import numpy as np
@@ -28,6 +29,9 @@ PREROLL = 1.0  # seconds before a segment at which decoding begins: codecs carry
 ROUNDING = 1e-3  # seconds: containers that round their time stamps round to this
 # Containers whose stream duration is a count and not a guess from the bit rate.
 _COUNTED = {"flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "aiff", "caf", "wv"}
+# Containers that declare the length of the longest track, which need not be the sound.
+_LONGEST = {"matroska,webm", "flv"}
+OTHERS = 0.5  # seconds that such a file with other tracks may lack: the last picture need not say how long it is shown
 
 Wave = NDArray[np.float32]
 
@@ -185,6 +189,7 @@ class _Track:
         check_decoder(name, self.stream)
         self.begin = begin_of(container)
         self._name, self._container = name, container
+        self._reached = 0.0  # seconds: where the packets of all tracks end, of a container in _LONGEST
         if self.stream.codec_context.name == "flac":
             self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
         # FFmpeg knows how to fold surround sound; one and two channels are mixed below.
@@ -198,7 +203,7 @@ class _Track:
 
     def frames(self, since: float) -> Iterator[av.AudioFrame]:
         """Frames of the packets whose time stamp is at least `since` seconds after the file's beginning, or unknown."""
-        packets = self._container.demux(self.stream)
+        packets = self._packets()
         for packet in packets:
             if packet.pts is not None and float(packet.pts * packet.time_base) - self.begin < since:
                 continue
@@ -210,6 +215,16 @@ class _Track:
                 place = "the last packet is cut" if at_end else f"the packet at byte {packet.pos} is damaged"
                 raise MediaError(reason, f"{self._name}: {place} ({error.strerror})") from error
             yield from frames
+
+    def _packets(self) -> "Iterator[av.Packet[av.AudioStream]]":
+        if self._container.format.name not in _LONGEST:
+            yield from self._container.demux(self.stream)
+            return
+        for packet in self._container.demux():
+            if packet.pts is not None and packet.time_base is not None:
+                self._reached = max(self._reached, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+            if packet.stream.index == self.stream.index:
+                yield cast("av.Packet[av.AudioStream]", packet)
 
     def check_kind(self, frame: av.AudioFrame) -> None:
         found = (frame.sample_rate, frame.layout.name, frame.format.name)
@@ -234,12 +249,24 @@ class _Track:
                 raise MediaError(
                     Reason.TRUNCATED, f"{name}: declares {declared:.2f} s of sound and holds {seconds:.2f} s"
                 )
+        self._check_longest()
         if seconds <= segment.start:
             asked = f", the segment starts at {segment.start:g} s" if segment.start else ""
             raise MediaError(Reason.ZERO_LENGTH, f"{name}: holds {seconds:.2f} s of sound{asked}")
         if segment.end is not None and seconds < segment.end - SLACK:
             raise MediaError(
                 Reason.TRUNCATED, f"{name}: holds {seconds:.2f} s of sound, the segment ends at {segment.end:g} s"
+            )
+
+    def _check_longest(self) -> None:
+        container, alone = self._container, len(self._container.streams) == 1
+        # Where one declares nothing, FFmpeg guesses the length of a track alone by its bit rate.
+        if container.format.name not in _LONGEST or not container.duration or (alone and self.stream.bit_rate):
+            return
+        declared = container.duration / av.time_base
+        if self._reached < declared - (SLACK if alone else OTHERS):
+            raise MediaError(
+                Reason.TRUNCATED, f"{self._name}: declares {declared:.2f} s and ends after {self._reached:.2f} s"
             )
 
 

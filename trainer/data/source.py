@@ -7,7 +7,6 @@ read in parts where it lies.
 import errno
 import os
 import stat
-import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -15,11 +14,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO, Protocol, Self, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import av
 
 from ..secrets import redacted
+from .declared import File, cut_short
 from .manifest import ADDRESS
 
 FETCHED = 1 << 29  # bytes
@@ -42,14 +42,6 @@ _LACKING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM
 _AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 
 Result = TypeVar("Result")
-
-
-class _File(Protocol):
-    def read(self, size: int) -> bytes: ...
-
-    def seek(self, offset: int, whence: int = ...) -> int: ...
-
-    def tell(self) -> int: ...
 
 
 class Reason(StrEnum):
@@ -176,20 +168,11 @@ def _readable(path: str) -> bool:
     return True
 
 
-def _check(name: str, file: _File, size: int) -> None:
+def _check(name: str, file: File, size: int) -> None:
     if not size:
         raise MediaError(Reason.ZERO_LENGTH, f"{name}: 0 bytes")
-    riff, _, kind = struct.unpack("<4sI4s", file.read(12).ljust(12, b"\0"))
-    if (riff, kind) != (b"RIFF", b"WAVE"):
-        return
-    # FFmpeg takes what there is of a wav that was cut; programs that write to a pipe declare a length near 2**31 or
-    # 2**32 because they do not know it.
-    while len(head := file.read(8)) == 8:
-        chunk, length = struct.unpack("<4sI", head)
-        left = size - file.tell()
-        if chunk == b"data" and left < length < 0x7FFF0000:
-            raise MediaError(Reason.TRUNCATED, f"{name}: declares {length} bytes of sound and holds {left}")
-        file.seek(length + length % 2, os.SEEK_CUR)
+    if problem := cut_short(file, size):
+        raise MediaError(Reason.TRUNCATED, f"{name}: {problem}")
 
 
 @contextmanager
