@@ -58,7 +58,7 @@ def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
         check_fp8()
     if with_parts and config.distillation.loss != "dmd":
         raise ValueError(f"distillation.loss: {config.distillation.loss!r}; the parts counted here are those of 'dmd'")
-    enough = (WARM_UPS + rounds) * sum(config.updates.counts)  # no round lies behind the end of the schedules
+    enough = (WARM_UPS + rounds) * config.updates.counts[0]  # no round lies behind the end of the schedules
     training = replace(config.training, steps=max(config.training.steps, enough))
     config = without_weights(replace(config, training=training))
     world, batch = zero.start(config.training.threads), random_batch(config)
