@@ -17,6 +17,9 @@ from .joint_attention import StreamInput
 # Where flash-attn's function for sequences of several lengths stands: version 3 (Hopper), 4, 2.
 FLASH = ("flash_attn_interface", "flash_attn.cute", "flash_attn")
 
+Varlen = Callable[..., Tensor | tuple[Tensor, ...]]
+_found: list[Varlen] = []  # flash-attn's function, once it is known: compiled code has it as a constant
+
 
 def joint_attention_sdpa(
     latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
@@ -40,10 +43,18 @@ def joint_attention_flash(
     latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """By flash-attn, the newest version that is installed, without a mask and without waiting for the device."""
+    return by_sequences(flash_function(), latent, condition, condition_length)
+
+
+def by_sequences(
+    attend: Varlen, latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """By a function for sequences of several lengths: (queries, keys, values, the bounds of both, the longest of
+    both)."""
     q, k, v = (x.flatten(0, 1) for x in joined(latent, condition))  # (B·(L+C), H, D)
     (B, L), C = latent.qkv.shape[:2], condition.qkv.shape[1]
     bounds = sequence_bounds(B, L, C, condition_length, q.device)
-    out = flash_function()(q, k, v, bounds, bounds, max_seqlen_q=L + C, max_seqlen_k=L + C)
+    out = attend(q, k, v, bounds, bounds, L + C, L + C)
     out = out[0] if isinstance(out, tuple) else out
     return split(out.unflatten(0, (B, L + C)), L)
 
@@ -72,11 +83,14 @@ def sequence_bounds(B: int, L: int, C: int, condition_length: Tensor | None, dev
     return F.pad(torch.stack((used, ends), dim=1).flatten(), (1, 0))
 
 
-def flash_function() -> Callable[..., Tensor | tuple[Tensor, ...]]:
+def flash_function() -> Varlen:
     """flash-attn's function for sequences of several lengths. Raises ImportError where none is installed."""
+    if _found:
+        return _found[0]
     for name in FLASH:
         try:
-            function: Callable[..., Tensor | tuple[Tensor, ...]] = importlib.import_module(name).flash_attn_varlen_func
+            function: Varlen = importlib.import_module(name).flash_attn_varlen_func
+            _found.append(function)
             return function
         except (ImportError, AttributeError):
             continue

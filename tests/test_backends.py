@@ -1,6 +1,7 @@
 """Which implementation of an operation runs: choice, refusal, tables; and that a model computes the same with each."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from audiox_turbo.kernels import joined_attention, ops
 from audiox_turbo.kernels.joint_attention import StreamInput, joint_attention
 from audiox_turbo.kernels.ops import BACKENDS, OPS, REFERENCE, KernelsConfig
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer import backends
+from audiox_turbo.trainer import backends, bench_kernels
 from audiox_turbo.trainer.kernel_cases import Shape, cases
 from tests.small import small_config
 
@@ -27,7 +28,7 @@ def streams(lengths, latent=6, condition=9, heads=2, head=16):
     return one(latent), one(condition), torch.tensor(lengths)
 
 
-def flash_of_torch(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k):
+def flash_of_torch(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **_):
     """What flash-attn's function for several lengths does: every sequence attends to itself alone."""
     assert cu_seqlens_q.dtype == torch.int32 and int(cu_seqlens_q[-1]) == len(q)
     out = torch.empty_like(q)
@@ -97,7 +98,7 @@ def test_on_a_cpu_auto_is_the_reference_and_nothing_is_measured():
     assert choice.lines()[0] == "joint_attention: reference (auto on cpu)"
 
 
-def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch):
+def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
     """A device that has every backend: the choice is the fastest row for this device, dtype and shape."""
     gpu = torch.device("cuda")
     monkeypatch.setattr(backends, "device_name", lambda device: "a GPU")
@@ -124,12 +125,19 @@ def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch):
     wanted = KernelsConfig(gated_residual="triton")
     choice, measured = backends.decide(wanted, SHAPE, gpu, torch.bfloat16, table)
     assert choice.names["joint_attention"] == "flash"
-    assert choice.reasons["joint_attention"] == "auto, table: flash 3 ms, cudnn 6 ms"
+    assert choice.reasons["joint_attention"] == "auto, table at batch 2: flash 3 ms, cudnn 6 ms"
     assert choice.names["gated_residual"] == "triton" and choice.reasons["gated_residual"] == "as configured"
     assert choice.names["swiglu"] == "reference"  # which was measured as the fastest
     assert asked == ["layer_norm_modulate", "gated_residual_layer_norm_modulate", "swiglu"]
     again, nothing = backends.decide(wanted, SHAPE, gpu, torch.bfloat16, table + measured)
     assert again.names == choice.names and nothing == []
+    said = capsys.readouterr().out
+    assert "swiglu: the table has no row for {'device': 'a GPU'" in said and "joint_attention" not in said
+    larger = replace(SHAPE, batch=16)  # the same model: the rows at the nearest batch hold
+    other = [row("swiglu", "triton", 9.0, shape=replace(SHAPE, batch=64).facts())]
+    again, nothing = backends.decide(wanted, larger, gpu, torch.bfloat16, table + measured + other)
+    assert again.names["swiglu"] == "triton" and again.names["joint_attention"] == "flash" and nothing == []
+    assert again.reasons["joint_attention"].startswith("auto, table at batch 2")
 
 
 def test_measuring_fills_a_table_that_can_be_read_back(tmp_path):
@@ -144,8 +152,9 @@ def test_measuring_fills_a_table_that_can_be_read_back(tmp_path):
     assert [row["op"] for row in rows] == ["joint_attention", *OPS]
     for row in rows:
         assert row["forward_ms"] > 0 and row["backward_ms"] > 0
-        assert backends.fits(row, SHAPE, CPU, torch.float32)
-        assert not backends.fits(row, SHAPE, CPU, torch.bfloat16)
+        assert backends.nearest([row], backends.where(SHAPE, CPU, torch.float32)) == [row]
+        assert backends.nearest([row], backends.where(SHAPE, CPU, torch.bfloat16)) == []
+        assert backends.nearest([row], backends.where(replace(SHAPE, heads=3), CPU, torch.float32)) == []
 
 
 def test_a_backend_that_fails_takes_no_part(monkeypatch, capsys):
@@ -157,6 +166,63 @@ def test_a_backend_that_fails_takes_no_part(monkeypatch, capsys):
     rows = backends.measure("swiglu", case, ["triton", "reference"], SHAPE, CPU, torch.float32, False, 1, 1)
     assert [row["backend"] for row in rows] == ["reference"]
     assert "swiglu: triton does not run here: no kernel image\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("off", ["output", "gradient", "nan"])
+def test_a_backend_that_computes_something_else_takes_no_part(monkeypatch, capsys, off):
+    swiglu = BACKENDS["swiglu"]["reference"]
+
+    def wrong(x):
+        y = swiglu(x)
+        if off == "gradient":
+            return y + 0.1 * (x - x.detach())[..., : y.shape[-1]]
+        return y * (1.1 if off == "output" else float("nan"))
+
+    monkeypatch.setitem(BACKENDS, "swiglu", {"triton": wrong, "reference": swiglu})
+    case = cases(SHAPE, CPU, torch.float32)["swiglu"]
+    found, failed = backends.timings("swiglu", case, BACKENDS["swiglu"], CPU, 1, 1)
+    assert list(found) == ["reference"] and "off by" in failed["triton"]
+    assert "swiglu: triton does not run here: output or gradient" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("way", ["flex_attention", "sdpa, math", "torch's flash, sequences"])
+def test_alternatives_compute_the_same(monkeypatch, way):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", flash_of_torch)
+    case = cases(SHAPE, CPU, torch.float32)["joint_attention"]
+    attend = bench_kernels.alternatives(SHAPE, CPU)[way]
+    with torch.no_grad():  # FlexAttention has no backward on a CPU
+        found, expected = (case._kept(case.forward(call)) for call in (attend, joint_attention))
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_calls_that_are_timed_take_turns_with_copies_of_the_inputs(backward):
+    """So that a GPU's cache does not hold what they read; and what comes out is that of one call."""
+    case = cases(SHAPE, CPU, torch.float32)["gated_residual"]
+    seen = []
+
+    def implementation(x, branch, gate):
+        seen.append(x.data_ptr())
+        return x + branch * gate.unsqueeze(1)
+
+    call = case.timed(implementation, backward, fresh=3 * case.forward_bytes)
+    for _ in range(3):
+        call()
+    assert len(set(seen)) == 6  # three copies of two streams
+    again = case.timed(implementation, backward)
+    seen.clear()
+    again(), again()
+    assert len(set(seen)) == (0 if backward else 2)
+
+
+def test_everything_but_triton_is_compiled_as_in_a_run(monkeypatch):
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic: ("compiled", call, dynamic))
+    for backend, call in BACKENDS["joint_attention"].items():
+        expected = call if backend == "triton" else ("compiled", call, False)
+        assert backends.as_run("joint_attention", backend, compiled=True) == expected
+        assert backends.as_run("joint_attention", backend, compiled=False) is call
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")

@@ -1,6 +1,7 @@
 """Which implementation of each operation a run uses: as configured, as a table says, or measured at start."""
 
 import json
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ import torch
 from ..kernels.ops import BACKENDS, OPS, KernelsConfig, Ops, available, missing, resolve
 from .config import BaseConfig
 from .files import write_json
-from .kernel_cases import Case, Shape, cases
-from .timing import interleaved
+from .kernel_cases import FRESH, Case, Shape, cases
+from .timing import captured, interleaved, replayed
 
 if TYPE_CHECKING:
     from .zero import World  # imports DeepSpeed, which making sound does without
 
 TABLE = "kernels.json"  # in a run's folder: what was measured when it began, so that it goes on with the same
 ROUNDS, WARM_UPS = 5, 2
+OFF = {torch.float32: 2e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}  # of the largest value: a wrong result
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,15 @@ def decide(
 ) -> tuple[Choice, list[dict[str, Any]]]:
     """A choice, and what was measured for it as rows of a table.
 
-    "auto" takes the fastest forward and backward of the table's rows for this device, dtype and shape; where there are
-    none it measures. With one candidate, as on a CPU, there is nothing to measure: there the reference is the faster of
-    the two that run (docs/performance.md).
+    "auto" takes the fastest forward and backward of the table's rows for this device, dtype and model, those at the
+    nearest batch; where there are none it says so and measures. With one candidate, as on a CPU, there is nothing to
+    measure: there the reference is the faster of the two that run (docs/performance.md).
     """
     names: dict[str, str] = {}
     reasons: dict[str, str] = {}
     measured: list[dict[str, Any]] = []
     ready: dict[str, Case] | None = None
+    given = where(shape, device, dtype)
     for op in OPS:
         name = getattr(wanted, op)
         candidates = available(op, device, dtype) if device.type == "cuda" else ["reference"]
@@ -100,18 +103,21 @@ def decide(
         if len(candidates) == 1:
             names[op], reasons[op] = candidates[0], f"auto on {device.type}"
             continue
-        fitting = [row for row in table or [] if row["op"] == op and fits(row, shape, device, dtype)]
-        rows = [row for row in fitting if row["backend"] in candidates]
-        where = "table"
+        rows = nearest([row for row in table or [] if row["op"] == op and row["backend"] in candidates], given)
+        source = f"table at batch {rows[0]['shape']['batch']}" if rows else "measured"
         if not rows:
+            if table:
+                print(f"kernels: {op}: the table has no row for {given}: measured here", flush=True)
             ready = ready or cases(shape, device, dtype)
             rows = measure(op, ready[op], candidates, shape, device, dtype, compiled)
             measured += rows
-            where = "measured"
+        if not rows:
+            names[op], reasons[op] = "reference", "auto: nothing else runs here"
+            continue
         ms = {row["backend"]: row["forward_ms"] + row["backward_ms"] for row in rows}
         names[op] = min(ms, key=ms.__getitem__)
         listed = ", ".join(f"{b} {ms[b]:.3g} ms" for b in sorted(ms, key=ms.__getitem__))
-        reasons[op] = f"auto, {where}: {listed}"
+        reasons[op] = f"auto, {source}: {listed}"
     return Choice(names, reasons), measured
 
 
@@ -128,34 +134,61 @@ def measure(
 ) -> list[dict[str, Any]]:
     """Rows of a table, one for each backend that runs here."""
     implementations = {backend: as_run(op, backend, compiled) for backend in backends}
-    found = timings(op, case, implementations, device, rounds, inner)
+    found, _ = timings(op, case, implementations, device, rounds, inner)
     return [row(op, backend, shape, device, dtype, *seconds) for backend, seconds in found.items()]
 
 
 def as_run(op: str, backend: str, compiled: bool) -> Callable[..., Any]:
-    """An implementation as a run with compiled blocks has it; kernels of their own are not made faster by that."""
+    """An implementation as a run with compiled blocks has it: what libraries leave to PyTorch (norm, rotation,
+    concatenation, splitting) is compiled around their kernels; each stream's length has code of its own."""
     implementation = BACKENDS[op][backend]
-    return torch.compile(implementation) if compiled and backend in ("reference", "sdpa") else implementation
+    return torch.compile(implementation, dynamic=False) if compiled and backend != "triton" else implementation
 
 
 def timings(
     op: str, case: Case, implementations: dict[str, Callable[..., Any]], device: torch.device, rounds: int, inner: int
-) -> dict[str, tuple[list[float], list[float]]]:
-    """Seconds forward and backward of each implementation, which take turns. One that fails is named and left out."""
-    calls = {}
+) -> tuple[dict[str, tuple[list[float], list[float]]], dict[str, str]]:
+    """Seconds forward and backward of each implementation, which take turns; on a GPU by its own clock, as CUDA graphs
+    whose inputs are in no cache. And why those were left out that fail, or whose outputs or gradients are not the
+    reference's."""
+    calls: dict[str, list[Callable[[], None]]] = {}
+    failed: dict[str, str] = {}
+    expected = case.results(BACKENDS[op]["reference"])
     for name, implementation in implementations.items():
         try:
-            pair = [case.timed(implementation, backward) for backward in (False, True)]
-            for call in pair:
-                call()
-            calls[name] = pair
+            if wrong := _differing(case.results(implementation), expected):
+                raise ValueError(wrong)
+            calls[name] = [_call(case, implementation, backward, inner, device) for backward in (False, True)]
         except Exception as error:  # of whatever library
-            print(f"kernels: {op}: {name} does not run here: {str(error).splitlines()[0]}", flush=True)
-    forward, backward = (
-        interleaved({name: pair[way] for name, pair in calls.items()}, rounds, inner, WARM_UPS, device)
-        for way in (0, 1)
-    )
-    return {name: (forward[name], backward[name]) for name in calls}
+            failed[name] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            print(f"kernels: {op}: {name} does not run here: {failed[name]}", flush=True)
+    ways = []
+    for way in (0, 1):
+        turns = {name: pair[way] for name, pair in calls.items()}
+        on_gpu = device.type == "cuda"
+        ways.append(
+            replayed(turns, rounds, inner, device) if on_gpu else interleaved(turns, rounds, inner, WARM_UPS, device)
+        )
+    return {name: (ways[0][name], ways[1][name]) for name in calls}, failed
+
+
+def _call(
+    case: Case, implementation: Callable[..., Any], backward: bool, inner: int, device: torch.device
+) -> Callable[[], None]:
+    if device.type == "cuda":
+        return captured(lambda: case.timed(implementation, backward, FRESH), inner)
+    call = case.timed(implementation, backward)
+    call()
+    return call
+
+
+def _differing(results: list[torch.Tensor], expected: list[torch.Tensor]) -> str:
+    """What of outputs and gradients is off; nothing where all is well."""
+    for place, (a, b) in enumerate(zip(results, expected, strict=True)):
+        worst = ((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-3)).item()
+        if not worst <= OFF[min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)]:
+            return f"output or gradient {place} is off by {worst:.2g} of the reference's largest value"
+    return ""
 
 
 def row(
@@ -177,8 +210,15 @@ def where(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, A
     return {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."), "shape": shape.facts()}
 
 
-def fits(row: dict[str, Any], shape: Shape, device: torch.device, dtype: torch.dtype) -> bool:
-    return all(row.get(name) == value for name, value in where(shape, device, dtype).items())
+def nearest(rows: list[dict[str, Any]], given: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those for this device, dtype and model whose batch is nearest to the one given."""
+
+    def but_batch(facts: dict[str, Any]) -> tuple[Any, ...]:
+        return facts["device"], facts["dtype"], {k: v for k, v in facts["shape"].items() if k != "batch"}
+
+    fitting = [row for row in rows if but_batch(row) == but_batch(given)]
+    ratio = {n: abs(math.log(n / given["shape"]["batch"])) for n in {row["shape"]["batch"] for row in fitting}}
+    return [row for row in fitting if row["shape"]["batch"] == min(ratio, key=ratio.__getitem__)]
 
 
 def device_name(device: torch.device) -> str:
@@ -194,7 +234,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
         for row in rows:
             if row["op"] not in OPS or row["backend"] not in BACKENDS[row["op"]]:
                 raise ValueError(f"{row['op']} by {row['backend']} is not known")
-            float(row["forward_ms"]), float(row["backward_ms"]), row["device"], row["dtype"], row["shape"]
+            float(row["forward_ms"]), float(row["backward_ms"]), row["device"], row["dtype"], row["shape"]["batch"]
     except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: no table of launch/bench.py kernels ({error}); write it anew") from None
     return list(rows)
