@@ -104,7 +104,7 @@ def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
     samplings = [SamplingConfig("renoise", steps=4, guidance=1.0)]
     samplings += [SamplingConfig(steps=steps, guidance=3.0) for steps in arguments.steps]
     dtype = getattr(torch, DTYPES[arguments.dtype])
-    result = bench_infer.infer(config.model, samplings, arguments.batch, dtype, arguments.rounds)
+    result = bench_infer.infer(config.model, samplings, arguments.batch, dtype, arguments.rounds, config.kernels)
     print(*bench_infer.table(result), sep="\n")
     return result
 

@@ -9,66 +9,76 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 OUT=${1:?usage: bash launch/measure.sh FOLDER}
 PYTHON=${PYTHON:-.venv/bin/python}
-mkdir -p "$OUT"
+gpu() { nvidia-smi --query-gpu="$1" --format=csv,noheader,nounits 2>/dev/null | head -n 1; }
 
-full=configs/2p7b.json distill=configs/distill_2p7b.json batch=30 rounds=10 micro=8
-distilled=(--set training.global_batch=8 --set training.micro_batch=8)
+full=configs/2p7b.json distill=configs/distill_2p7b.json memory=configs/single_gpu.json batch=30 rounds=5
+sized=(--set training.global_batch=8 --set training.micro_batch=8) other=(--batches 2 4) distilled=("${sized[@]}" --no-parts)
+chosen='bfloat16 or padding or one_modulation or compilation' scale=1
 if [[ -n ${SMALL:-} ]]; then
-    full=configs/tiny.json distill=configs/distill_tiny.json batch=4 rounds=1 distilled=()
-elif (($(nvidia-smi --query-gpu=memory.total --format=csv,noheader,nounits | head -n 1) < 130000)); then
-    # Four roles of 2.4 B parameters do not fit: those of the largest model that is made for one GPU.
-    distilled+=(--set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('configs/single_gpu.json'))['model']))")")
+    full=configs/tiny.json distill=configs/distill_tiny.json memory=configs/tiny.json batch=4 rounds=1
+    distilled=("${sized[@]}") chosen='swiglu and bfloat16' scale=4 # a CPU takes its time
+elif [[ ! $(gpu memory.total) =~ ^[0-9]+$ ]]; then
+    echo "no GPU here (nvidia-smi lists none); SMALL=1 runs the same commands on a small model" >&2
+    exit 1
+elif (($(gpu memory.total) < 130000)); then
+    # Four roles of 2.4 B parameters do not fit: those of the largest model that is made for one GPU, and beside its parts.
+    distilled=("${sized[@]}" --set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('$memory'))['model']))")")
 fi
-END=$((SECONDS + 530))
+"$PYTHON" -c 'import audiox_turbo, deepspeed' 2>/dev/null || {
+    echo "$PYTHON has no audiox_turbo or DeepSpeed: run make setup, or name another with PYTHON=" >&2
+    exit 1
+}
+mkdir -p "$OUT" || exit
+for name in tests kernels train_full distill infer train_fp8 train_zero2 train_plain memory; do
+    rm -f "$OUT/$name".{json,txt,log,svg} # of an earlier time
+done
+BEGIN=$SECONDS DUE=0
 failed=()
 
-part() {  # name, seconds at most, command; none begins when the time is over
-    local name=$1 limit=$2 begin=$SECONDS
+part() {  # name, seconds, command: it may also take what those before it have left
+    local name=$1 begin=$SECONDS limit
+    DUE=$((DUE + scale * $2)) limit=$((BEGIN + DUE - SECONDS))
     shift 2
-    ((limit <= END - SECONDS)) || limit=$((END - SECONDS))
-    if ((limit <= 0)); then
-        failed+=("$name")
-        echo "-- $name: no time left"
-        return
-    fi
-    if timeout "$limit" "$@" >"$OUT/$name.txt" 2>"$OUT/$name.log"; then
+    if timeout -k 5 "$limit" "$@" >"$OUT/$name.txt" 2>"$OUT/$name.log"; then
         echo "-- $name: $((SECONDS - begin)) s"
     else
         failed+=("$name")
-        echo "-- $name: failed after $((SECONDS - begin)) s; the end of $OUT/$name.log:"
+        echo "-- $name: failed after $((SECONDS - begin)) of $limit s; the end of $OUT/$name.log:"
         tail -n 5 "$OUT/$name.log"
     fi
     if [[ $name == tests ]]; then
         tail -n 3 "$OUT/$name.txt"
     else
-        grep -vE '^(\[|MA |CPU Virt|begin|before|after|end) *' "$OUT/$name.txt" | tail -n 20
+        grep -vE '^(\[|MA |CPU Virt|begin|before|after|end) *' "$OUT/$name.txt" | tail -n 40
     fi
 }
 
-bench() {  # name, seconds at most, arguments of launch/bench.py
-    local name=$1 limit=$2
+bench() {  # name, seconds, arguments of launch/bench.py
+    local name=$1 seconds=$2
     shift 2
-    part "$name" "$limit" "$PYTHON" launch/bench.py "$@" --rounds "$rounds" --out "$OUT/$name.json"
+    part "$name" "$seconds" "$PYTHON" launch/bench.py "$@" --rounds "$rounds" --out "$OUT/$name.json"
 }
 
-train() {  # name, micro-batch, arguments: a step of one micro-batch
-    local name=$1 size=$2
+train() {  # name, seconds, arguments: a step of one micro-batch, by the operations that were the fastest
+    local name=$1 seconds=$2 table=()
     shift 2
-    bench "$name" 80 train --config "$full" --set training.global_batch="$size" --set training.micro_batch="$size" \
-        --set training.checkpointing=true "$@"
+    [[ ! -f $OUT/kernels.json ]] || table=(--set "kernels.table=$OUT/kernels.json")
+    bench "$name" "$seconds" train --config "$full" "${sized[@]}" "${table[@]}" "$@"
 }
 
-# What matters most comes first.
-part tests 80 "$PYTHON" -m pytest -q tests/test_triton.py -m 'not long' -p no:cacheprovider
-bench kernels 120 kernels --config "$full" --batch "$batch"
-train train_full "$micro" --set zero.stage=1
-bench infer 60 infer --config "$full"
-bench distill 80 distill --config "$distill" "${distilled[@]}"
-train train_fp8 "$micro" --set zero.stage=1 --set training.fp8=true
-train train_zero2 "$micro" --set zero.stage=2
-train train_batch4 4 --set zero.stage=1
-train train_batch2 2 --set zero.stage=1
-part memory 80 "$PYTHON" launch/plan.py --config configs/single_gpu.json --measure --json "$OUT/memory.json"
+# 525 s in all, what matters most first: a part that is stuck takes nothing from those after it. A GPU's parts spend
+# theirs on importing (12 s each) and compiling (which later ones find done), not on the steps that are measured.
+part tests 55 "$PYTHON" -m pytest -q tests/test_triton.py -m 'not long' -k "$chosen" -p no:cacheprovider
+bench kernels 140 kernels --config "$full" --batch "$batch"
+train train_full 85 --set zero.stage=1 --only deepspeed "${other[@]}"
+bench distill 65 distill --config "$distill" "${distilled[@]}"
+bench infer 45 infer --config "$full"
+if [[ -z ${SMALL:-} ]] || "$PYTHON" -c 'import torchao' 2>/dev/null; then
+    train train_fp8 40 --set zero.stage=1 --set training.fp8=true --only deepspeed
+fi
+train train_zero2 30 --set zero.stage=2 --only deepspeed
+train train_plain 35 --only plain
+part memory 30 "$PYTHON" launch/plan.py --config "$memory" "${sized[@]}" --measure --json "$OUT/memory.json"
 "$PYTHON" launch/measured.py "$OUT" --charts "$OUT"
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"

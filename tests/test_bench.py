@@ -10,7 +10,7 @@ import torch
 
 from audiox_turbo.kernels.ops import OPS
 from audiox_turbo.models import strict
-from audiox_turbo.trainer import backends, bench, bench_data, bench_distill, planning_measured
+from audiox_turbo.trainer import backends, bench, bench_data, bench_distill, bench_infer, planning_measured
 from audiox_turbo.trainer.schedule import Phase
 from tests.small import ROOT, small_config, small_distill_config
 
@@ -73,7 +73,24 @@ def test_latents_are_made_in_three_ways(tmp_path, scenes):
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["steps"], row["nfe"]) for row in rows] == [(4, 4)] * 3 + [(2, 4)] * 3
     assert [row["way"] for row in rows[:3]] == ["plain", "ours", "ours, compiled"]
-    assert rows[0]["times_plain"] == 1 and all(row["ms"] > 0 for row in rows)
+    assert rows[0]["times_plain"] == 1 and all(row["ms"] > 0 and row["off"] < 1e-4 for row in rows)
+    assert "kernels: joint_attention reference" in done.stdout and "forward of a sample, GFLOP" in done.stdout
+
+
+def test_a_way_that_makes_other_latents_is_left_out(capsys):
+    latents = torch.randn(2, 5, 3)
+    ways = {"plain": lambda: latents, "same": lambda: latents.clone(), "other": lambda: 1.01 * latents}
+    ways["nothing"] = lambda: latents * float("nan")
+    off = bench_infer._differences(ways, torch.float32)
+    assert list(ways) == ["plain", "same"] and off["same"] == 0 and off["other"] == pytest.approx(0.01, rel=1e-3)
+    assert "nothing: left out" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
+def test_the_operations_of_sampling_are_the_configurations():
+    config = small_config(None, TRITON)
+    with pytest.raises(ValueError, match=r"kernels\.swiglu: 'triton' needs an NVIDIA GPU"):
+        bench_infer.infer(config.model, [config.sampling], 1, torch.float32, 1, config.kernels)
 
 
 def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):

@@ -1,12 +1,19 @@
 """Results of benchmarks beside their goals: what meets one and what does not, and a chart of each kind."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 
 import pytest
 
+from audiox_turbo.trainer.config import load_config
+from audiox_turbo.trainer.distill_config import load_distill_config
 from audiox_turbo.trainer.measured import Finding, draw, findings, read
+from tests.small import ROOT
 
+MEASURE = ROOT / "launch" / "measure.sh"
 HOST = {"cpu": "a processor, 2 cores", "gpu": "a GPU"}
 
 
@@ -88,3 +95,63 @@ def test_a_folder_without_results_is_refused(tmp_path):
         read(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps({"rows": []}))
     assert read(tmp_path) == {"train": {"rows": []}}
+
+
+def measure(folder, memory="", **environment):
+    """launch/measure.sh on a machine whose nvidia-smi says so much of a GPU's memory, with a Python that only notes
+    what it is asked for -> how it ended, and what that was."""
+    programs, log = folder / "programs", folder / "asked.jsonl"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text(f"#!/bin/sh\necho '{memory}'\n")
+    noting = (
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"if 'json.load' in sys.argv[-1]:\n    os.execv('{sys.executable}', ['{sys.executable}', *sys.argv[1:]])\n"
+        f"if sys.argv[1] != '-c':\n    open('{log}', 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n"
+    )
+    (programs / "python").write_text(noting)
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": str(programs / "python")}
+    done = subprocess.run(
+        ["bash", MEASURE, folder / "out"], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    return done, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_measuring_without_a_gpu_is_refused_before_anything_is_made(tmp_path):
+    done, asked = measure(tmp_path)
+    assert done.returncode == 1 and "no GPU here" in done.stderr
+    assert asked == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["81559", "143771", "small"])
+def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
+    """Every command's arguments and configuration are such as its program takes; results of before are gone."""
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import bench
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "memory.json").write_text("old")
+    (tmp_path / "out" / "mine.json").write_text("kept")
+    done, asked = measure(tmp_path, machine, **({"SMALL": "1"} if machine == "small" else {}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["mine.json"]
+    names = []
+    for program, *arguments in asked:
+        if program == "launch/bench.py":
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            given = bench.parse()
+            load = load_distill_config if given.command == "distill" else load_config
+            config = load(ROOT / given.config, given.set)
+            names.append(given.out.stem)
+            if given.command == "distill":
+                assert given.no_parts == (machine == "143771")
+                assert config.model.backbone.depth == {"81559": 12, "143771": 24, "small": 3}[machine]
+    needed = ["kernels", "train_full", "distill", "infer", "train_fp8", "train_zero2", "train_plain"]
+    assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
+
+
+def test_the_parts_of_measuring_have_their_time():
+    seconds = re.findall(r"^ *(?:part|bench|train) \w+ (\d+) ", MEASURE.read_text(), re.MULTILINE)
+    assert len(seconds) == 9 and sum(map(int, seconds)) <= 530

@@ -4,6 +4,7 @@ import copy
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,28 +15,48 @@ from ..models.audiox import AudioX, SamplingConfig
 from ..models.config import ModelConfig
 from ..models.sampler import guided, noise_levels, sample
 from . import backends
-from .flops import forward_flops
-from .hardware import describe, peak_flops
+from .bench import chosen_names
+from .flops import counted, forward_flops
+from .hardware import describe, described, peak_flops
 from .kernel_cases import Shape
 from .making import nfe
 from .pretrain import compile_blocks
-from .timing import interleaved
+from .timing import captured, interleaved
+
+PRECISIONS = {torch.float32: "fp32"}
+# What latents made in two ways may differ by: roundings add up over the steps of a sampling.
+SAME = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
 
 
 def infer(
-    model: ModelConfig, samplings: Sequence[SamplingConfig], batch: int, dtype: torch.dtype, rounds: int
+    model: ModelConfig,
+    samplings: Sequence[SamplingConfig],
+    batch: int,
+    dtype: torch.dtype,
+    rounds: int,
+    kernels: KernelsConfig,
 ) -> dict[str, Any]:
-    """Seconds of a batch's latents with random weights and full texts, for each sampling in three ways:
+    """Seconds of a batch's latents with random weights and full texts, for each sampling in several ways, and how far
+    each way's latents are from those of the first:
 
     - "plain": reference operations, modulations computed at every step, guidance as two forwards;
     - "ours": the chosen operations, modulations computed once for all batches, guidance as one forward;
     - "ours, compiled": the same with compiled blocks;
     - "ours, CUDA graph": that, captured once and replayed, where there is a GPU and the capture succeeds.
+
+    Raises ValueError where `kernels` ask for what cannot run here.
     """
+    backends.check(kernels, PRECISIONS.get(dtype, "bf16"))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
-    plain = AudioX(model).to(device, dtype).eval().requires_grad_(False)
-    ops = backends.decide(KernelsConfig(), Shape.of(model, 2 * batch), device, dtype)[0].ops()
+    with device:
+        plain = AudioX(model).to(device, dtype).eval().requires_grad_(False)
+    for parameter in plain.parameters():  # those that start at zero would hide what stands before them
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    table = backends.read_table(Path(kernels.table)) if kernels.table else None
+    choice = backends.decide(kernels, Shape.of(model, 2 * batch), device, dtype, table)[0]
+    ops = choice.ops()
     ours, compiled = (_sharing(plain).use(ops) for _ in range(2))
     compile_blocks(compiled)
     both = [_condition(model, batch, device, dtype) for _ in range(2)]
@@ -43,15 +64,17 @@ def infer(
     peak = peak_flops(device, dtype)
     rows = []
     for sampling in samplings:
-        ways: dict[str, Callable[[], None]] = {
+        ways: dict[str, Callable[[], Tensor]] = {
             "plain": _plainly(plain, sampling, both, noise, dtype),
             "ours": _ours(ours, sampling, both, noise, dtype),
             "ours, compiled": _ours(compiled, sampling, both, noise, dtype),
         }
         with torch.inference_mode():
-            if device.type == "cuda" and (replay := _captured(ways["ours, compiled"])):
+            if device.type == "cuda" and (replay := _replaying(ways["ours, compiled"])):
                 ways["ours, CUDA graph"] = replay
-            seconds = interleaved(ways, rounds, inner=1, warmup=2, device=device)
+            off = _differences(ways, dtype)
+            turns: dict[str, Callable[[], None]] = {name: _discarding(call) for name, call in ways.items()}
+            seconds = interleaved(turns, rounds, inner=1, warmup=2, device=device)
         flops = nfe(sampling) * batch * forward_flops(model, model.text.max_tokens)["total"]
         for way, values in seconds.items():
             median = statistics.median(values)
@@ -68,27 +91,53 @@ def infer(
                     "times_plain": statistics.median(ratios),
                     "rtf": median / batch / model.codec.seconds,
                     "mfu": flops / median / peak,
+                    "off": off[way],
                 }
             )
-    return {"host": describe(), "rows": rows}
+    facts = {"host": describe(), "kernels": choice.names, "rows": rows}
+    return facts | {"forward_flops": forward_flops(model, model.text.max_tokens)}
 
 
-def _captured(call: Callable[[], None]) -> Callable[[], None] | None:
-    """Replays what `call` does on the GPU; nothing where it does what a graph cannot hold."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiled, and what is allocated once is there, before the capture
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
+def _replaying(call: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
+    """Replays what `call` does on the GPU, into the same latents; nothing where it does what a graph cannot hold."""
+    made: list[Tensor] = []
+
+    def into() -> None:
+        made[:] = [call()]
+
     try:
-        with torch.cuda.graph(graph):
-            call()
+        replay = captured(lambda: into, 1)
     except RuntimeError as error:
         print(f"no CUDA graph: {error}", file=sys.stderr)
         return None
-    return graph.replay
+    (latents,) = made
+
+    def again() -> Tensor:
+        latents.zero_()  # what is there afterwards the graph has made
+        replay()
+        return latents
+
+    return again
+
+
+def _differences(ways: dict[str, Callable[[], Tensor]], dtype: torch.dtype) -> dict[str, float]:
+    """Root mean square of each way's latents less those of the first, over theirs. A way where it is too large is named
+    and left out of `ways`."""
+    latents = {name: call().float().clone() for name, call in ways.items()}
+    first = next(iter(latents.values()))
+    off = {name: ((x - first).square().mean() / first.square().mean()).sqrt().item() for name, x in latents.items()}
+    for name, value in off.items():
+        if not value <= SAME[dtype]:
+            print(f"{name}: left out: its latents are off by {value:.2g} of those made plainly", flush=True)
+            del ways[name]
+    return off
+
+
+def _discarding(call: Callable[[], Tensor]) -> Callable[[], None]:
+    def discard() -> None:
+        call()
+
+    return discard
 
 
 def _sharing(network: AudioX) -> AudioX:
@@ -105,7 +154,7 @@ def _condition(model: ModelConfig, batch: int, device: torch.device, dtype: torc
 
 def _plainly(
     network: AudioX, sampling: SamplingConfig, both: list[tuple[Tensor, Tensor]], noise: Tensor, dtype: torch.dtype
-) -> Callable[[], None]:
+) -> Callable[[], Tensor]:
     def velocity(z: Tensor, t: Tensor) -> Tensor:
         v = network.backbone(z.to(dtype), t, *both[0]).float()
         if sampling.guidance == 1:
@@ -113,32 +162,33 @@ def _plainly(
         v_uncond = network.backbone(z.to(dtype), t, *both[1]).float()
         return v_uncond + sampling.guidance * (v - v_uncond)
 
-    def call() -> None:
-        sample(velocity, lambda: noise, sampling)
+    def call() -> Tensor:
+        return sample(velocity, lambda: noise, sampling)
 
     return call
 
 
 def _ours(
     network: AudioX, sampling: SamplingConfig, both: list[tuple[Tensor, Tensor]], noise: Tensor, dtype: torch.dtype
-) -> Callable[[], None]:
+) -> Callable[[], Tensor]:
     times = torch.tensor(noise_levels(sampling)[:-1], device=noise.device)
     levels = [network.backbone.levels(t) for t in times.split(1)]
 
-    def call() -> None:
+    def call() -> Tensor:
         steps = iter(levels)
 
         def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
             return network.backbone(z.to(dtype), next(steps).expand(len(z)), condition, length)
 
-        sample(guided(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
+        return sample(guided(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
 
     return call
 
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
-    lines = [
+    lines = [*described(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
+    lines += [
         f"{'steps':>6} {'NFE':>5} {'way':16} {'ms':>9} {'low':>9} {'high':>9} {'x plain':>8} {'RTF':>7} {'MFU':>6}"
     ]
     for row in result["rows"]:
