@@ -25,7 +25,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .command import ExitCode
+from .command import ExitCode, code_of
 from .ema import Ema
 from .files import sync, write_json
 from .fragment import Fragment
@@ -47,6 +47,12 @@ class NothingLeftError(CheckpointError):
     """A run was saved, and nothing of it can be loaded."""
 
     exit_code = ExitCode.CORRUPT
+
+
+class LostDeviceError(OSError):
+    """A GPU, or the network between GPUs, failed on some rank while all were saving."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
 
 
 @dataclass
@@ -295,19 +301,20 @@ class _Pieces:
 
 
 def _everywhere(failure: str, act: Callable[[], T]) -> list[T]:
-    """Run on every rank and collect what each returns; an OSError on any rank is raised on all of them."""
+    """Run on every rank and collect what each returns; an error on any rank is raised on all of them, as an OSError."""
     result: Any = None
-    error = ""
+    error, code = "", ExitCode.DONE
     try:
         result = act()
     except (OSError, RuntimeError, SafetensorError) as caught:  # the last is how safetensors reports a full disk
-        error = f"rank {dist.get_rank()}: {caught}"
+        error, code = f"rank {dist.get_rank()}: {caught}", code_of(caught)
     gathered: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, (result, error))
-    errors = [e for _, e in gathered if e]
+    dist.all_gather_object(gathered, (result, error, code))
+    errors = [e for _, e, _ in gathered if e]
     if errors:
-        raise OSError(f"{failure}: {'; '.join(errors)}")
-    return [r for r, _ in gathered]
+        kind = LostDeviceError if any(code == ExitCode.HUNG for *_, code in gathered) else OSError
+        raise kind(f"{failure}: {'; '.join(errors)}")
+    return [r for r, *_ in gathered]
 
 
 def _from_first(act: Callable[[], T]) -> T:

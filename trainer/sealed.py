@@ -35,7 +35,7 @@ def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """Raises ManifestError when it is missing, damaged, or of another format."""
+    """Raises ManifestError when it is missing, damaged, of another format, or cannot be read."""
     file = folder / MANIFEST
     try:
         manifest: dict[str, Any] = json.loads(file.read_text())
@@ -46,6 +46,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return manifest
     except FileNotFoundError:
         raise ManifestError(f"{file} is missing") from None
+    except OSError as error:
+        raise ManifestError(_unreadable(file, error)) from None
     except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file} is damaged: {error!r}") from None
 
@@ -67,13 +69,20 @@ def text_fault(file: Path, value: Any) -> str:
 
 def file_fault(file: Path, entry: dict[str, Any], advance: Callable[[int], object] = ignore) -> str:
     """How a file differs from what a manifest says of it, or ""; `advance` hears of bytes as they are read."""
-    if not file.is_file():
-        return f"{file} is missing"
-    if file.stat().st_size != entry["bytes"]:
-        return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-    if hash_file(file, advance=advance) != entry["xxh3"]:
-        return f"{file} has changed: its hash is not the manifest's"
+    try:
+        if not file.is_file():
+            return f"{file} is missing"
+        if file.stat().st_size != entry["bytes"]:
+            return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
+        if hash_file(file, advance=advance) != entry["xxh3"]:
+            return f"{file} has changed: its hash is not the manifest's"
+    except OSError as error:  # of the disk, or no right to read it: as good as damaged
+        return _unreadable(file, error)
     return ""
+
+
+def _unreadable(file: Path, error: OSError) -> str:
+    return f"{file} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
 def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import torch
 import torch.distributed as dist
 
 from .command import ExitCode, code_of
@@ -43,6 +44,7 @@ class Place:
     phase: str = "start-up"
     step: int = 0
     failed: str = ""  # the error that ended its work, if it is not one that explains itself
+    code: int = ExitCode.FAILED  # of that error
 
     def __str__(self) -> str:
         return self.phase if self.phase in ("start-up", "end") else f"{self.phase} {self.step}"
@@ -114,11 +116,12 @@ class Watchdog:
             self.place = Place("end")
             if self.store is not None:
                 dist.barrier()  # else rank 0 takes the store away while others still look for a sign of life
-        elif isinstance(error, (ValueError, OSError, FloatingPointError)):
+        elif isinstance(error, (ValueError, OSError, FloatingPointError, torch.AcceleratorError)):
             self._announce(code_of(error), f"rank {self.rank}: {error}")
         elif isinstance(error, Exception) and self.store is not None:
             # Often the consequence of another rank's end: who is silent now is the cause.
-            self.place = replace(self.place, failed=f"{type(error).__name__}: {str(error).strip()}".split("\n")[0])
+            failed = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
+            self.place = replace(self.place, failed=failed, code=code_of(error))
             if self.judged.wait(self._bound(self.place) + 10 * self.pause):
                 self._leave()
         self.over.set()
@@ -146,7 +149,7 @@ class Watchdog:
         while not self.over.wait(self.pause):
             beat += 1
             try:
-                self.store.set(f"rank/{self.rank}", json.dumps([beat, *_fields(self.place), *whereabouts()]))
+                self.store.set(f"rank/{self.rank}", json.dumps([beat, astuple(self.place), *whereabouts()]))
                 if self.store.check(["verdict"]):
                     self._hear(self.store.get("verdict"))
                 there = [rank for rank in others if self.store.check([f"rank/{rank}"])]
@@ -155,13 +158,13 @@ class Watchdog:
             except Exception:  # rank 0 is gone or silent; the other thread knows how long it has been
                 continue
 
-    def _note(self, rank: int, beat: int, phase: str, step: int, failed: str, line: str, waits: bool) -> None:
+    def _note(self, rank: int, beat: int, place: list[Any], line: str, waits: bool) -> None:
         seen, now = self.seen[rank], time.monotonic()
         seen.line, seen.waits = line, waits
         if beat != seen.beat:
             seen.beat, seen.alive = beat, now
-        if Place(phase, step, failed) != seen.place:
-            seen.place, seen.moved = Place(phase, step, failed), now
+        if Place(*place) != seen.place:
+            seen.place, seen.moved = Place(*place), now
 
     def _tell(self, code: ExitCode, sentence: str) -> None:
         assert self.store is not None
@@ -211,7 +214,7 @@ class Watchdog:
         silent = silent or [rank for rank, s in self.seen.items() if now - s.alive > bound / 2 and rank != self.rank]
         failed = [rank for rank, s in self.seen.items() if s.place.failed]
         self.seen[self.rank].line, self.seen[self.rank].waits = whereabouts()
-        code = ExitCode.FAILED if failed and not silent else ExitCode.HUNG
+        code = ExitCode(self.seen[failed[0]].place.code) if failed and not silent else ExitCode.HUNG
         self.verdict = code, self._sentence(silent, failed, bound)
         if self.rank == 0 and self.store is not None:
             threading.Thread(target=self._tell, args=self.verdict, daemon=True).start()
@@ -285,7 +288,3 @@ def _frames(frame: FrameType | None) -> Iterator[FrameType]:
     while frame is not None:
         yield frame
         frame = frame.f_back
-
-
-def _fields(place: Place) -> list[Any]:
-    return [place.phase, place.step, place.failed]

@@ -14,6 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -35,6 +37,8 @@ def faulty(real: Any, at: int, act: str) -> Any:
             time.sleep(1e6)
         elif act == "skip":
             return {"loss": 0.0}
+        elif act == "gpu":
+            raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         elif act == "raise":
             raise RuntimeError("a mistake of our own")
         elif act == "refuse":

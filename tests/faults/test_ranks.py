@@ -51,6 +51,10 @@ LONG = {
     "stopped in a save": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead"),
     "a collective skipped": Fault(READ, 12, "skip", says=SKIPPED, own=ExitCode.HUNG),
     "a mistake": Fault(LOSS, 24, "raise", code=ExitCode.FAILED, says=r"rank 1 .*a mistake of our own", own=1),
+    "a GPU lost in a step": Fault(LOSS, 24, "gpu", says=r"rank 1: CUDA error: uncorrectable ECC", own=ExitCode.HUNG),
+    "a GPU lost in a save": Fault(
+        WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA error", own=ExitCode.HUNG
+    ),
     "a sentence": Fault(FETCH, 12, "refuse", code=ExitCode.FAILED, says=r"rank 1: a sentence for the user", own=1),
     "all killed in a save": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "all killed before publishing": Fault(PUBLISH, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),

@@ -1,5 +1,6 @@
 """Damage outside the ranks: processes of the loader, shared memory, ports, exports, checkpoints, kept and spared."""
 
+import errno
 import gc
 import json
 import multiprocessing
@@ -20,7 +21,7 @@ import torch.distributed as dist
 from filelock import FileLock
 
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer import checkpoint, sealed
+from audiox_turbo.trainer import checkpoint, files, sealed
 from audiox_turbo.trainer.checkpoint import NothingLeftError
 from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data import reader as reader_module
@@ -115,6 +116,42 @@ class TestCheckpoints:
             assert checkpoint.verify(folder) == f"{file} has changed: its hash is not the manifest's"
             flip(file, at, bit)
         assert checkpoint.verify(folder) == ""
+
+    @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
+    def test_what_cannot_be_read_is_passed_over(self, tmp_path, group, monkeypatch, number):
+        before, newest, heard = publish(tmp_path, 1), publish(tmp_path, 2), []
+
+        def read(file, **named):
+            if file.is_relative_to(newest):
+                raise OSError(number, os.strerror(number), str(file))
+            return files.hash_file(file, **named)
+
+        monkeypatch.setattr(sealed, "hash_file", read)
+        assert checkpoint.newest(tmp_path, heard.append) == before
+        file = newest / "model" / "rank_00000.safetensors"
+        reason = f"{file} cannot be read: {os.strerror(number).lower()}"
+        assert heard == [f"damaged checkpoint passed over: {reason}"]
+
+    def test_a_manifest_that_cannot_be_read_is_passed_over(self, tmp_path, group):
+        before, newest, heard = publish(tmp_path, 1), publish(tmp_path, 2), []
+        (newest / "manifest.json").unlink()
+        (newest / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
+        assert checkpoint.newest(tmp_path, heard.append) == before
+        assert "manifest.json cannot be read: input/output error" in heard[0]
+        assert checkpoint.newest_manifest(tmp_path)["step"] == 1
+
+    def test_a_gpu_that_fails_in_a_save_may_go_well_another_time(self, group):
+        for error, code in (
+            (torch.AcceleratorError("CUDA error: uncorrectable ECC"), ExitCode.HUNG),
+            (OSError("no space left"), ExitCode.FAILED),
+        ):
+
+            def act(error=error):
+                raise error
+
+            with pytest.raises(OSError, match=f"could not save: rank 0: {error}") as caught:
+                checkpoint._everywhere("could not save", act)
+            assert code_of(caught.value) is code
 
 
 class TestShards:
