@@ -21,7 +21,8 @@ def fetch(path: str, cache: str, hashes: bool) -> Path:
 
     Raises:
         ShardError: the stream is another one now, or something of it is damaged; names the file.
-        OSError: the bucket does not answer, or there is no room.
+        UnansweredError: the bucket does not answer.
+        OSError: it refuses, or there is no room.
     """
     folder = folder_of(path, cache)
     folder.mkdir(parents=True, exist_ok=True)
@@ -33,6 +34,18 @@ def fetch(path: str, cache: str, hashes: bool) -> Path:
                 raise DamagedError(f"{folder / name} is not that of {path}, which is another one now; remove {folder}")
             now.replace(folder / name)
     for shard in read_index(folder):
-        if (folder / shard["raw_data"]["basename"]).is_file():
-            check_shard(folder, shard, hashes)
+        name = shard["raw_data"]["basename"]
+        if (folder / name).is_file():
+            try:
+                check_shard(folder, shard, hashes)
+            except DamagedError as error:
+                raise damaged(error, f"{path}/{name}") from None
     return folder
+
+
+def damaged(error: DamagedError, url: str) -> DamagedError:
+    """The same of a file that was fetched from `url`, with what to do about that."""
+    what, _, _ = str(error).rpartition("; ")
+    return DamagedError(
+        f"{what}; remove it, it is fetched again; if it comes back so, {url} is damaged: prepare it again"
+    )

@@ -4,6 +4,7 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,10 +17,10 @@ from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..command import ExitCode
 from ..config import BaseConfig
-from .cached import fetch, folder_of
+from .cached import damaged, fetch, folder_of
 from .record import Record, from_columns
 from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
-from .store import is_remote
+from .store import absent, is_remote, unanswered
 from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
 from .tasks import Assembler, Batch
 
@@ -34,6 +35,12 @@ class LoaderError(ShardError):
     exit_code = ExitCode.HUNG  # it may go well another time
 
 
+class BucketError(ShardError):
+    """A bucket failed, or did not answer; nothing is known of its shards."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
+
+
 class _CheckedDataset(StreamingDataset):
     """Adds the number of the stream that a sample came from; takes shards as they lie on the disk, or fetches them from
     a bucket, and reads none that has changed."""
@@ -41,15 +48,43 @@ class _CheckedDataset(StreamingDataset):
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
         self.checked: set[int] = set()  # shards that this process has compared with their hashes
+        self.failed: BaseException | None = None  # what ended one of streaming's threads
+
+    def __iter__(self) -> Iterator[Any]:
+        """Streaming ends an epoch in silence where a thread of its own, which fetches shards, has failed."""
+        try:
+            yield from super().__iter__()
+        except RuntimeError:
+            if self.failed is None:
+                raise
+        if self.failed is not None:
+            raise self.failed
+
+    def on_exception(self, future: Future[Any]) -> None:
+        """Keeps it, and has streaming's other threads end."""
+        if error := future.exception():
+            self.failed = error
+            self._event.set()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Raises ShardError for a shard that is gone: streaming would want to download it, and can wait for that for
-        ever, where it knows of no bucket."""
+        ever, where it knows of no bucket. Of a bucket that fails BucketError."""
         file, _ = self._file(shard_id)
-        if self.streams[self.stream_per_shard[shard_id]].remote:
-            super().prepare_shard(shard_id, blocking)
+        if url := self._url(shard_id):
+            try:
+                super().prepare_shard(shard_id, blocking)
+            except Exception as error:  # each storage has its own
+                if absent(error):
+                    raise DamagedError(f"{url} is missing; prepare it again") from error
+                kind = BucketError if unanswered(error) else ShardError
+                raise kind(f"{error}: could not read {url}") from error
         elif not file.is_file():
             raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
+
+    def _url(self, shard_id: int) -> str:
+        """Of a shard in a bucket; "" of one in a folder."""
+        remote = self.streams[self.stream_per_shard[shard_id]].remote
+        return f"{remote}/{self.shards[shard_id].file_pairs[0][0].basename}" if remote else ""
 
     def _file(self, shard_id: int) -> tuple[Path, str | None]:
         """A shard and its hash."""
@@ -61,11 +96,18 @@ class _CheckedDataset(StreamingDataset):
         shard, _ = self.spanner[sample_id]
         if shard not in self.checked:
             self.prepare_shard(shard)
-            check_hash(*self._file(shard))
+            self._check(shard)
             self.checked.add(shard)
         sample = super().get_item(sample_id, retry)
         sample["stream"] = int(self.stream_per_shard[shard])
         return sample
+
+    def _check(self, shard_id: int) -> None:
+        try:
+            check_hash(*self._file(shard_id))
+        except DamagedError as error:
+            url = self._url(shard_id)
+            raise (damaged(error, url) if url else error) from None
 
 
 @dataclass(frozen=True)
@@ -164,7 +206,7 @@ class Reader:
                 yield samples
         except Exception as error:  # whatever streaming and its decoders run into
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
-            kind = DamagedError if isinstance(error, DamagedError) else ShardError
+            kind = type(error) if isinstance(error, ShardError) else ShardError
             if reason.startswith("DataLoader "):
                 kind = LoaderError
             raise self._fault(epoch, epoch * self.steps_per_epoch + seen, reason, kind) from error
@@ -172,9 +214,12 @@ class Reader:
     def _fault(self, epoch: int, step: int, reason: str, kind: type[ShardError] = ShardError) -> ShardError:
         """Why an epoch ended before `step`: the file that is damaged now, or what streaming says."""
         try:
-            check_streams(self.config, hashes=False)
+            if kind is not BucketError:  # which is asked for its indexes
+                check_streams(self.config, hashes=False)
         except ValueError as error:
             reason, kind = str(error), DamagedError
+        except OSError as error:
+            reason = f"{reason}; {error}"
         within = step - epoch * self.steps_per_epoch
         return kind(
             f"epoch {epoch} ended after {within} of {self.steps_per_epoch} batches: {reason} "

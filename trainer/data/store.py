@@ -14,12 +14,23 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from ..command import ExitCode
 from ..files import sync
 from .streaming_import import CloudDownloader, CloudUploader, retry
 
 SCHEMES = ("s3", "gs", "oci", "alipan")  # of which mosaicml-streaming lists objects, too
 ATTEMPTS = 5  # at a bucket: 1, 2, 4 and 8 seconds apart
 TEMPORARY = "work/temporary"
+
+
+# Of what storages' libraries raise where nobody answers, or somebody stops in the middle; each has its own.
+UNANSWERED = {"ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "RetriesExceededError"}
+
+
+class UnansweredError(OSError):
+    """A storage failed or did not answer, for longer than it was asked again."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
 
 
 class Store(Protocol):
@@ -227,6 +238,24 @@ def download(url: str, file: Path) -> None:
         retry(num_attempts=ATTEMPTS)(lambda: CloudDownloader.direct_download(url, str(beside)))()
         beside.replace(file)
     except Exception as error:  # each storage has its own
-        raise OSError(f"{error}: could not read {url}") from error
+        kind = UnansweredError if unanswered(error) else OSError
+        raise kind(f"{error}: could not read {url}") from error
     finally:
         beside.unlink(missing_ok=True)
+
+
+def unanswered(error: Exception) -> bool:
+    """Whether a storage's error may not come another time: its own (5xx), too many requests, or no answer."""
+    status = _status(error)
+    return status >= 500 or status == 429 or any(kind.__name__ in UNANSWERED for kind in type(error).__mro__)
+
+
+def absent(error: Exception) -> bool:
+    """Whether a storage says that it holds no such file."""
+    return _status(error) == 404
+
+
+def _status(error: Exception) -> int:
+    """HTTP's, of an error of S3; 0 for none."""
+    response = getattr(error, "response", None)
+    return int(response["ResponseMetadata"].get("HTTPStatusCode", 0)) if isinstance(response, dict) else 0

@@ -1,0 +1,135 @@
+"""Streams in a bucket that fails, is slow, or holds damage; and shards that were fetched and are damaged here."""
+
+import json
+import math
+import os
+import shutil
+
+import pytest
+
+from audiox_turbo.models import strict
+from audiox_turbo.trainer.command import ExitCode, code_of
+from audiox_turbo.trainer.data import store
+from audiox_turbo.trainer.data.reader import BucketError, check_streams
+from audiox_turbo.trainer.data.shards import DamagedError
+from audiox_turbo.trainer.data.store import UnansweredError
+from tests.faults.bucket import Bucket
+from tests.faults.test_shards_damaged import flip
+from tests.reader_ranks import open_reader
+from tests.small import small_config
+from tests.soak import SETTINGS, Run
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def bucket(scenes, tmp_path, monkeypatch):
+    """Of a copy of the scenes; what asks it does so twice at most, and at once."""
+    for name, value in (("ACCESS_KEY_ID", "nobody"), ("SECRET_ACCESS_KEY", "nothing"), ("DEFAULT_REGION", "us-east-1")):
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
+    monkeypatch.setattr(store, "ATTEMPTS", 1)
+    with Bucket(shutil.copytree(scenes, tmp_path / "far")) as served:
+        monkeypatch.setenv("S3_ENDPOINT_URL", served.address)
+        yield served
+
+
+def far_config(folder, *overrides):
+    """The small model's, with both streams in the bucket and a cache in the folder."""
+    streams = [f"data.streams.{i}.path=s3://far/{name}" for i, name in enumerate(("audio", "music"))]
+    return small_config(None, *streams, f"data.cache={folder}/cache", *overrides)
+
+
+def cached(folder, stream="audio"):
+    """A shard that was fetched."""
+    return folder / "cache" / "s3" / "far" / stream / "shard.00000.mds"
+
+
+def epoch(config):
+    """All of the reader's first epoch."""
+    batches = open_reader(config).batches(0)
+    return [next(batches).ids for _ in range(9)]
+
+
+class TestInTheCache:
+    @pytest.fixture
+    def filled(self, bucket, tmp_path):
+        """A configuration all of whose shards were fetched."""
+        config = far_config(tmp_path)
+        epoch(config)
+        assert cached(tmp_path).is_file() and cached(tmp_path, "music").is_file()
+        return config
+
+    def test_a_shard_that_was_cut_is_to_be_removed(self, filled, tmp_path):
+        os.truncate(cached(tmp_path), 2000)
+        with pytest.raises(DamagedError, match=r"has 2000 bytes, its index says \d+; remove it, it is fetched again"):
+            check_streams(filled, hashes=False)
+        cached(tmp_path).unlink()
+        check_streams(filled, hashes=True)
+
+    def test_one_that_was_flipped_is_refused_when_it_is_read(self, filled, tmp_path):
+        flip(cached(tmp_path))
+        with pytest.raises(DamagedError, match=r"shard\.00000\.mds has changed.*; remove it, it is fetched again") as e:
+            epoch(filled)
+        assert code_of(e.value) is ExitCode.CORRUPT
+
+    def test_one_that_is_missing_is_fetched_again(self, filled, tmp_path):
+        before = epoch(filled)
+        cached(tmp_path).unlink()
+        assert epoch(filled) == before and cached(tmp_path).is_file()
+
+
+class TestInTheBucket:
+    def test_a_flipped_one_is_refused(self, bucket, tmp_path):
+        flip(bucket.folder / "audio" / "shard.00000.mds")
+        with pytest.raises(DamagedError, match=r"has changed.*s3://far/audio/shard\.00000\.mds is damaged: prepare it"):
+            epoch(far_config(tmp_path))
+
+    def test_a_missing_one_is_named(self, bucket, tmp_path):
+        (bucket.folder / "music" / "shard.00000.mds").unlink()
+        with pytest.raises(DamagedError, match=r"s3://far/music/shard\.00000\.mds is missing; prepare it") as caught:
+            epoch(far_config(tmp_path))
+        assert code_of(caught.value) is ExitCode.CORRUPT
+
+
+class TestAFailingOne:
+    def test_shards_that_it_never_gives_may_come_another_time(self, bucket, tmp_path):
+        bucket.failures = math.inf
+        with pytest.raises(BucketError, match=r"500.*: could not read s3://far/\w+/shard\.00000\.mds") as caught:
+            epoch(far_config(tmp_path))
+        assert code_of(caught.value) is ExitCode.HUNG
+
+    def test_at_the_start_too(self, bucket, tmp_path):
+        bucket.failing, bucket.failures = "index.json", math.inf
+        with pytest.raises(UnansweredError, match=r"500.*: could not read s3://far/audio/index\.json") as caught:
+            check_streams(far_config(tmp_path), hashes=False)
+        assert code_of(caught.value) is ExitCode.HUNG
+
+    def test_nobody_answers(self, bucket, tmp_path, monkeypatch):
+        monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
+        with pytest.raises(UnansweredError, match="Could not connect"):
+            check_streams(far_config(tmp_path), hashes=False)
+
+    def test_what_it_does_not_have_is_a_mistake(self, bucket, tmp_path):
+        shutil.rmtree(bucket.folder / "audio")
+        with pytest.raises(OSError, match=r"could not read s3://far/audio/") as caught:
+            check_streams(far_config(tmp_path), hashes=False)
+        assert code_of(caught.value) is ExitCode.FAILED
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("name", "how", "code"),
+    [("twice", {"failures": 2}, 0), ("for_ever", {"failures": math.inf}, ExitCode.HUNG), ("slowly", {"delay": 0.5}, 0)],
+)
+def test_two_ranks(bucket, tmp_path, name, how, code):
+    for key, value in how.items():
+        setattr(bucket, key, value)
+    config = far_config(tmp_path, *SETTINGS, "training.steps=9", "zero.stage=2", "data.workers=1")
+    (tmp_path / "pretrain.json").write_text(json.dumps(strict.to_dict(config)))
+    run = Run("pretrain", tmp_path, name)
+    run.start()
+    assert run.wait(300) == [code, code], run.said()
+    run.clear()
+    assert run.step() == (0 if code else 9)
+    assert not code or "could not read s3://far/" in run.said()
