@@ -40,6 +40,11 @@ def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, A
     from audiox_turbo.trainer.planning import workload
     from audiox_turbo.trainer.planning_time import Cluster
 
+    if arguments.each and len(arguments.gpus) == 1:
+        raise ValueError(
+            f"--each {arguments.each}: is for a table of several --gpus; for one give "
+            f"--set training.global_batch={arguments.each * arguments.gpus[0]}"
+        )
     speeds = 1e9 * arguments.network, arguments.mfu, 1e9 * arguments.storage
     clusters = [Cluster(chosen(arguments.gpu), n, arguments.per_node, *speeds) for n in arguments.gpus]
     work, about = workload(config, tokens=arguments.text_tokens), {"config": str(arguments.config)}
@@ -66,7 +71,7 @@ def main() -> int:
     parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that passes reach (assumed: 0.4)")
     parser.add_argument("--network", type=float, default=0.0, help="GB/s out of a node (default: usual for that GPU)")
     parser.add_argument("--storage", type=float, default=2.0, help="GB/s that a node writes checkpoints at (default 2)")
-    parser.add_argument("--each", type=int, default=0, help="samples a GPU and update, instead of the global batch")
+    parser.add_argument("--each", type=int, default=0, help="with several --gpus: samples a GPU and update")
     parser.add_argument("--text-tokens", type=int, default=0, help="of text a sample (default: the most there can be)")
     parser.add_argument("--measure", action="store_true", help="take two steps here, and compare their memory instead")
     parser.add_argument("--json", type=Path, help="file for all figures")

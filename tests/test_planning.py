@@ -189,6 +189,22 @@ class TestTime:
         ratio = 1 + paper.updates[0].recomputed / paper.updates[0].flops
         assert again.compute == pytest.approx(ratio * update.compute)
 
+    def test_in_fp32_no_tensor_core_computes(self):
+        cluster, plan = Cluster(GPUS["h100"], 8), Arrangement(8, 2, 15, 240, False)
+        bf16, fp32 = (
+            average(workload(load_config("configs/2p7b.json", [f"training.precision={p}"])), plan, cluster)
+            for p in ("bf16", "fp32")
+        )
+        assert fp32.compute / bf16.compute == pytest.approx(989.4 / 66.9)
+
+    def test_without_zero_every_gpu_holds_and_updates_all(self, paper):
+        cluster = Cluster(GPUS["h100"], 8)
+        none, first = (Arrangement(8, stage, 15, 240, False) for stage in (0, 1))
+        assert memory(paper, none).roles["model"].optimizer == pytest.approx(
+            8 * memory(paper, first).roles["model"].optimizer, rel=0.01
+        )
+        assert average(paper, none, cluster).optimizer == pytest.approx(8 * average(paper, first, cluster).optimizer)
+
     def test_one_gpu_sends_nothing(self, paper):
         update = average(paper, Arrangement(1, 2, 15, 240, False), Cluster(GPUS["h100"], 1))
         assert update.sent == update.communication == update.exposed == 0
@@ -295,7 +311,11 @@ def test_on_the_command_line(plan, tmp_path, config):
     assert "on 64 x H800 80 GB (8 nodes of 8)" in out and "recommended" in out
     assert "48 or 80 GPUs would divide it" in out and found["batch"]["divides"] is False
     roles = ["student", "fake", "discriminator", "teacher"] if config == "distill_2p7b" else ["model"]
-    assert [list(at["roles"]) for at in found["memory"]] == [roles] * 3
+    assert [list(at["roles"]) for at in found["memory"]] == [roles] * 4
+    assert [at["stage"] for at in found["memory"]] == [at["plan"]["stage"] for at in found["time"]] == [0, 1, 2, 3]
+    for update in found["updates"]:
+        assert update["flops_of_an_update"] == 240 * update["flops"]
+        assert f"x {update['flops_of_an_update'] / 1e12:,.1f} TFLOP, {update['flops'] / 1e12:.3f} a sample" in out
     best = found["recommended"]
     assert best["gpu_hours"] == pytest.approx(24 * 64 * best["days"]) and best["memory"] <= found["room"]
 
@@ -308,6 +328,10 @@ def test_on_the_command_line(plan, tmp_path, config):
         (("--gpus", 8, "--gpu", "h101"), "--gpu h101: not known; the table has h100, h200, h800"),
         (("--gpus", 8, "--gpu", "h100", "--mfu", 40), "an MFU of 40.0: it is above 0 and at most 1"),
         (("--gpus", 8, "--gpu", "h100", "--text-tokens", 500), "500 text tokens: give 1 to model.text.max_tokens, 24"),
+        (
+            ("--gpus", 8, "--gpu", "h100", "--each", 4),
+            "--each 4: is for a table of several --gpus; for one give --set tr",
+        ),
         (("--gpus", 8, "--gpu", "h100", "--set", "zero.stage=4"), "configs/tiny.json: zero.stage: 4 is not allowed"),
     ],
 )

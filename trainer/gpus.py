@@ -11,6 +11,7 @@ class Gpu:
     marks: tuple[str, ...]  # one of them stands in the name that the driver reports
     memory: float
     flops: float  # dense bf16 with tensor cores
+    fp32: float  # without them: torch takes TF32 only where it is allowed to, and nothing here allows it
     bandwidth: float  # of its own memory
     link: float  # to the other GPUs of a node, one direction
     network: float  # out of a node, one direction: not of the data sheet, but of a usual node of eight
@@ -22,24 +23,26 @@ IB400, IB200, ETHERNET = 400 * G, 200 * G, 12.5 * G  # 8 ports of 400 or 200 Gbi
 # Order matters to `known`: "H100" stands in no other name, "A100" in two that differ by their memory.
 GPUS = {
     # NVIDIA H100 Tensor Core GPU datasheet, SXM5: 1,979 TFLOP/s with sparsity, half without; NVLink 900 GB/s both ways.
-    "h100": Gpu("H100 80 GB", ("H100",), 80 * G, 989.4 * T, 3350 * G, 450 * G, IB400),
+    "h100": Gpu("H100 80 GB", ("H100",), 80 * G, 989.4 * T, 66.9 * T, 3350 * G, 450 * G, IB400),
     # NVIDIA H200 Tensor Core GPU datasheet, SXM.
-    "h200": Gpu("H200 141 GB", ("H200",), 141 * G, 989.4 * T, 4800 * G, 450 * G, IB400),
+    "h200": Gpu("H200 141 GB", ("H200",), 141 * G, 989.4 * T, 66.9 * T, 4800 * G, 450 * G, IB400),
     # NVIDIA H800 Tensor Core GPU datasheet, SXM: the H100 with NVLink of 400 GB/s both ways.
-    "h800": Gpu("H800 80 GB", ("H800",), 80 * G, 989.4 * T, 3350 * G, 200 * G, IB400),
+    "h800": Gpu("H800 80 GB", ("H800",), 80 * G, 989.4 * T, 66.9 * T, 3350 * G, 200 * G, IB400),
     # NVIDIA A100 Tensor Core GPU datasheet, SXM4: NVLink 600 GB/s both ways.
-    "a100-40": Gpu("A100 40 GB", ("A100-SXM4-40GB", "A100-PCIE-40GB"), 40 * G, 312 * T, 1555 * G, 300 * G, IB200),
-    "a100-80": Gpu("A100 80 GB", ("A100",), 80 * G, 312 * T, 2039 * G, 300 * G, IB200),
+    "a100-40": Gpu(
+        "A100 40 GB", ("A100-SXM4-40GB", "A100-PCIE-40GB"), 40 * G, 312 * T, 19.5 * T, 1555 * G, 300 * G, IB200
+    ),
+    "a100-80": Gpu("A100 80 GB", ("A100",), 80 * G, 312 * T, 19.5 * T, 2039 * G, 300 * G, IB200),
     # NVIDIA A800 datasheet, SXM4: the A100 with NVLink of 400 GB/s both ways.
-    "a800": Gpu("A800 80 GB", ("A800",), 80 * G, 312 * T, 2039 * G, 200 * G, IB200),
+    "a800": Gpu("A800 80 GB", ("A800",), 80 * G, 312 * T, 19.5 * T, 2039 * G, 200 * G, IB200),
     # NVIDIA Ada GPU architecture whitepaper, table 2: FP16 with FP32 accumulation. PCIe 4.0 x16.
-    "4090": Gpu("RTX 4090 24 GB", ("RTX 4090",), 24 * G, 165.2 * T, 1008 * G, 32 * G, ETHERNET),
+    "4090": Gpu("RTX 4090 24 GB", ("RTX 4090",), 24 * G, 165.2 * T, 82.6 * T, 1008 * G, 32 * G, ETHERNET),
     # NVIDIA L40S datasheet: 733 TFLOP/s with sparsity, 362.05 without. PCIe 4.0 x16.
-    "l40s": Gpu("L40S 48 GB", ("L40S",), 48 * G, 362 * T, 864 * G, 32 * G, ETHERNET),
+    "l40s": Gpu("L40S 48 GB", ("L40S",), 48 * G, 362 * T, 91.6 * T, 864 * G, 32 * G, ETHERNET),
     # NVIDIA HGX B200 datasheet: a share of eight; 36 PFLOP/s of bf16 with sparsity; NVLink 1.8 TB/s both ways.
-    "b200": Gpu("B200 180 GB", ("B200",), 180 * G, 2250 * T, 8000 * G, 900 * G, IB400),
+    "b200": Gpu("B200 180 GB", ("B200",), 180 * G, 2250 * T, 75 * T, 8000 * G, 900 * G, IB400),
     # AMD Instinct MI300X data sheet: Infinity Fabric, seven links of 128 GB/s both ways. Nothing here was tried on one.
-    "mi300x": Gpu("MI300X 192 GB", ("MI300X",), 192 * G, 1307.4 * T, 5300 * G, 448 * G, IB400),
+    "mi300x": Gpu("MI300X 192 GB", ("MI300X",), 192 * G, 1307.4 * T, 163.4 * T, 5300 * G, 448 * G, IB400),
 }
 
 

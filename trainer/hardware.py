@@ -84,7 +84,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     if device.type == "cuda":
         gpu = known(torch.cuda.get_device_name(device))
         if gpu is not None:
-            return gpu.flops if dtype == torch.bfloat16 else gpu.flops / 2
+            return gpu.flops if dtype == torch.bfloat16 else gpu.fp32
     a = torch.randn(1024, 1024, device=device, dtype=dtype)
     best = float("inf")
     for _ in range(12):

@@ -8,7 +8,7 @@ from typing import Literal
 from .planning import Arrangement, Memory, Workload, arranged, micro_batches, room
 from .planning_time import Cluster, average, run_seconds
 
-STAGES: tuple[Literal[1, 2, 3], ...] = (1, 2, 3)
+STAGES: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
 EQUAL = 1.001  # times closer than this are the same
 # ZeRO-3 and checkpointing have costs that no data sheet knows, so they have to be faster by this much, or needed.
 RISK = 0.1

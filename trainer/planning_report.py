@@ -34,7 +34,14 @@ def figures(work: Workload, cluster: Cluster) -> dict[str, Any]:
         "parameters": work.parts,
         "forward_flops": work.forward,
         "updates": [
-            {"update": u.name, "trains": u.role, "count": u.count, "flops": u.flops, "recomputed": u.recomputed}
+            {
+                "update": u.name,
+                "trains": u.role,
+                "count": u.count,
+                "flops": u.flops,  # of a sample, as the next
+                "recomputed": u.recomputed,
+                "flops_of_an_update": u.flops * training.global_batch,
+            }
             for u in work.updates
         ],
         "batch": {
@@ -126,8 +133,8 @@ def _amounts(found: dict[str, Any]) -> list[str]:
         "parameters, M   " + ", ".join(f"{name} {count / 1e6:.1f}" for name, count in found["parameters"].items()),
         "forward, GFLOP  " + ", ".join(f"{name} {n / 1e9:.1f}" for name, n in found["forward_flops"].items()),
         *(
-            f"{u['update']:15} {u['count']:,.0f} x {u['flops'] / 1e12:.3f} TFLOP a sample; checkpointing computes "
-            f"{u['recomputed'] / 1e12:.3f} again"
+            f"{u['update']:15} {u['count']:,.0f} x {u['flops_of_an_update'] / 1e12:,.1f} TFLOP, "
+            f"{u['flops'] / 1e12:.3f} a sample; checkpointing computes {u['recomputed'] / 1e12:.3f} of them again"
             for u in found["updates"]
         ),
         f"global batch    {batch['wrong'] or divided}",

@@ -80,9 +80,10 @@ class _Traffic:
 
 
 def spent(work: Workload, update: Update, plan: Arrangement, cluster: Cluster) -> Spent:
-    """Of one update of a kind."""
-    models, speed = staged(work, plan), cluster.gpu.flops * cluster.mfu
+    """Of one update of a kind, whose passes are all reckoned at the precision of the role that it trains."""
+    models = staged(work, plan)
     role = models[update.role]
+    speed = cluster.mfu * (cluster.gpu.fp32 if role.precision == "fp32" else cluster.gpu.flops)
     stage = role.stage or 0
     again = update.recomputed if plan.checkpointing else 0.0
     passes = plan.micro_batch * (update.flops + again) / speed
