@@ -118,6 +118,7 @@ def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str,
         file = unfinished / name / f"rank_{rank:05d}.safetensors"
         save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
         sync(file)
+        sync(file.parent)
         files[f"{name}/{file.name}"] = entry(file)
     return files
 
@@ -126,17 +127,21 @@ def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int
     if dist.get_rank() != 0:
         return
     write_manifest(unfinished, manifest)
+    sync(unfinished)
+    former = folder.with_name(folder.name + ".old.partial")  # a kill must not leave half of one under a good name
     if folder.exists():  # the same step of a run that went back to an older checkpoint
-        shutil.rmtree(folder)
+        os.replace(folder, former)
     os.replace(unfinished, folder)
     sync(folder.parent)
+    if former.exists():
+        shutil.rmtree(former)
     write_json(folder.parent.parent / LATEST, {"step": manifest["step"]})
     # Damaged ones that were passed over may have a later step; they do not count.
     before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]
     stay = _first_of_each([_step(f) for f in before], keep_every)
     for old in before[keep:] if keep else []:
         if _step(old) not in stay:
-            leaving = old.with_name(old.name + ".partial")  # a kill must not leave half of one under a good name
+            leaving = old.with_name(old.name + ".partial")
             os.replace(old, leaving)
             shutil.rmtree(leaving)
 

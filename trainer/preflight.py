@@ -40,7 +40,7 @@ class Wanted:
     output: Path = field(default_factory=Path)  # on the disk that checkpoints go to
     disk: float = 0.0  # GB free there
     memory: float = 0.0  # GB free on every GPU
-    clock: float = 5.0  # seconds between a node's clock and the median of all
+    clock: float = 5.0  # seconds between a node's clock and the median of all, or that of the only other node
     bandwidth: float = 0.0  # GB/s of an all-reduce over all ranks, as NCCL's tests count it ("bus bandwidth")
     megabytes: int = 64  # of that all-reduce
     patience: float = 120.0  # seconds for a node to appear, and for it to answer each time
@@ -103,13 +103,14 @@ def preflight(wanted: Wanted) -> list[str]:
         # All have just read the last name, so they read their clocks within a moment.
         clocks = [float(clock) for clock in board.told("clock", str(time.time()))]
         with _bounded(f"{nodes[board.rank]} (rank {board.rank}): looking at its GPU and disk", wanted.patience):
-            fault = _own_fault(wanted)
-        faults = board.told("state", fault)
+            gpus, fault = torch.cuda.device_count(), _own_fault(wanted)
+        faults, counts = board.told("state", fault), board.told("GPUs", str(gpus))
         board.leave()
     except RuntimeError as error:
         raise BadNodeError(f"{board.names([0])} was lost in the middle of this", everywhere=False) from error
     found = _late_clocks(nodes, clocks, wanted.clock)
     found += [f"{node}: {fault}" for node, fault in zip(nodes, faults, strict=True) if fault]
+    found += [] if found else _without_gpus(nodes, [int(count) for count in counts])
     if found:
         raise BadNodeError("; ".join(dict.fromkeys(found)))
     lines = [f"{len(set(nodes))} nodes, {board.ranks} ranks"]
@@ -137,7 +138,8 @@ def _own_fault(wanted: Wanted) -> str:
     """What this rank's node lacks, or ""."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
     each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if wanted.memory or torch.cuda.is_available():
+    given = os.environ.get("SLURM_GPUS_ON_NODE", "")  # also where their driver is lost
+    if wanted.memory or torch.cuda.is_available() or (given.isdigit() and int(given) > 0):
         if torch.cuda.device_count() < each:
             return f"{torch.cuda.device_count()} GPUs for {each} ranks"
         try:
@@ -160,9 +162,19 @@ def _own_fault(wanted: Wanted) -> str:
     return ""
 
 
+def _without_gpus(nodes: list[str], counts: list[int]) -> list[str]:
+    """The nodes that have none, where others have some: they would compute on their CPUs, and wait for each other."""
+    least = min(1, max(counts))
+    return [f"{n}: no GPU, others have {max(counts)}" for n, own in zip(nodes, counts, strict=True) if own < least]
+
+
 def _late_clocks(nodes: list[str], clocks: list[float], limit: float) -> list[str]:
-    middle = statistics.median(clocks)
-    off = {node: clock - middle for node, clock in zip(nodes, clocks, strict=True) if abs(clock - middle) > limit}
+    """Of each node; of two that differ it is not known which is right."""
+    each = dict(zip(nodes, clocks, strict=True))  # its last rank's
+    if len(each) == 2 and (apart := max(each.values()) - min(each.values())) > limit:
+        return [f"{' and '.join(sorted(each))}: their clocks are {apart:.1f} s apart, one of them is wrong"]
+    middle = statistics.median(each.values())
+    off = {node: clock - middle for node, clock in each.items() if len(each) > 2 and abs(clock - middle) > limit}
     return [f"{node}: its clock is {seconds:+.1f} s from the others'" for node, seconds in off.items()]
 
 

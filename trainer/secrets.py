@@ -15,6 +15,8 @@ PATTERNS = (
 )
 NAMES = re.compile(r"(?i)(?:^|_)(?:secret|token|password|api_key|access_key)(?:_|$)")  # of keys and of variables
 
+ADDRESSES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # which may be nobody else's business
+
 
 def refuse(data: Any, where: str) -> None:
     """Raises ValueError where a JSON value holds a credential; names the place, never the value."""
@@ -27,8 +29,11 @@ def refuse(data: Any, where: str) -> None:
 
 
 def redacted(text: str) -> str:
-    """A message without what looks like a credential, and without the values of variables that hold one."""
+    """A message without what looks like a credential, and without the values of variables that hold one, or an address
+    that libraries print."""
     for name, value in os.environ.items():
+        if name in ADDRESSES and value:
+            text = text.replace(value, f"[{name}]")
         if len(value) >= 8 and NAMES.search(name):
             text = text.replace(value, "[redacted]")
     for pattern in PATTERNS:

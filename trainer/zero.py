@@ -18,6 +18,7 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 
 from . import memory
+from .command import ExitCode
 from .config import OptimizerConfig, ZeroConfig
 from .fragment import Fragment
 from .hardware import free_port, keep_freed_memory
@@ -67,12 +68,19 @@ def start(threads: int = 0, timeout: float = 1800.0) -> World:
         reason = str(error).strip().split("\n")[0]
         taken = "EADDRINUSE" in reason or "address already in use" in reason
         remedy = "another program has the port: set another MASTER_PORT" if taken else "is every rank there?"
-        raise OSError(
+        kind = OSError if taken else AbsentError
+        raise kind(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no process group at {where}: {remedy} "
             f"({reason})"
         ) from error
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+
+
+class AbsentError(OSError):
+    """Some rank did not come, or died before all had met."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
 
 
 class Engine:

@@ -11,6 +11,9 @@
 
 set -uo pipefail
 cd "$SLURM_SUBMIT_DIR" || exit 1
+if [ -n "${CONFIG:-}" ] && [ ! -f "$CONFIG" ]; then # before the nodes are looked at
+  echo "error: there is no configuration $CONFIG in $PWD" && exit 1
+fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python)}
 NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
 MASTER_ADDR=${MASTER_ADDR:-${NODES%% *}}
@@ -31,8 +34,10 @@ next_port() { # nobody listens on it on this node, which is the first
   while (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 }
 
-ranks() { # COMMAND...: on every task; its code is the highest of theirs, or srun's own
+ranks() { # COMMAND...: on every task; its code is that of the first that a person has to look at, the highest, or srun's
   next_port
+  export FIRST=$OUTPUT/ended # made by the first rank that fails
+  rm -rf "$FIRST"
   srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     launch/slurm/rank.sh "$PYTHON" "$@" &
   local pid=$! told=
@@ -47,6 +52,12 @@ ranks() { # COMMAND...: on every task; its code is the highest of theirs, or sru
     fi
   done
   wait $pid
+  local code=$?
+  case $code:$(cat "$FIRST/code" 2>/dev/null) in
+    0:*) return 0 ;;
+    *:1 | *:2 | *:76 | *:77 | *:79) code=$(cat "$FIRST/code") ;;
+  esac
+  return "$code"
 }
 
 work() { # COMMAND...: returns when it is done. Ranks that were lost are started again here; all else ends the job

@@ -44,6 +44,15 @@ def break_something(fault: str) -> None:
         dist.send, dist.recv, dist.all_reduce = (late(f, 0.1) for f in (dist.send, dist.recv, dist.all_reduce))
     elif fault == "driver":
         preflight._own_fault = late(preflight._own_fault, 1e6)
+    elif fault == "clock, a little":
+        before = time.time
+        time.time = lambda: before() - 9
+    elif fault == "has a GPU":
+        torch.cuda.device_count = lambda: 1
+        torch.cuda.is_available = lambda: True
+        torch.cuda.mem_get_info = lambda device: (80 * 10**9, 80 * 10**9)
+    elif fault == "lost its driver":
+        os.environ["SLURM_GPUS_ON_NODE"] = "1"
     elif fault == "memory":
         torch.cuda.device_count = lambda: 1
         torch.cuda.mem_get_info = lambda device: (5 * 10**9, 80 * 10**9)

@@ -19,6 +19,7 @@ echo "srun $*" >>"$NOTES/calls"
 read -r code <"$NOTES/codes"
 sed -i 1d "$NOTES/codes"
 if [ "$code" = saves ]; then echo '{"step": 5}' >"$OUTPUT/latest.json"; code=78; fi
+case $code in *after*) mkdir "$FIRST"; echo "${code#*after}" >"$FIRST/code"; code=${code%after*} ;; esac
 case $code in asked*) until [ -f "$NOTES/asked" ]; do sleep 0.05; done; code=${code#asked-} ;; esac
 exit "$code"
 """,
@@ -40,6 +41,7 @@ class Desk:
             (folder / "bin" / name).write_text(f"#!/usr/bin/env bash\n{text}")
             (folder / "bin" / name).chmod(0o755)
         (folder / "launch").symlink_to(ROOT / "launch")
+        (folder / "configs").symlink_to(ROOT / "configs")
 
     def start(self, codes, *arguments, script="pretrain", **variables):
         (self.folder / "codes").write_text("".join(f"{code}\n" for code in codes))
@@ -93,6 +95,10 @@ def desk(tmp_path):
         ([79], 79, False, 1, "diverged"),
         ([78, 0], 0, False, 2, "a rank was lost (code 78"),
         ([137, 139, 0], 0, False, 3, "a rank was lost (code 139"),
+        (["137after77"], 77, False, 1, "launch/verify.py lists what"),
+        (["137after1"], 1, False, 1, "mend what the sentence after 'error:' says"),
+        (["78after137", "137after78", 0], 0, False, 3, "a rank was lost (code 137"),
+        (["137after76", 137], 76, False, 1, "submit again without it"),
         ([80], 80, True, 1, "Slurm could not start the ranks (code 80)"),
         ([137, 233], 233, True, 2, "Slurm could not start the ranks (code 233)"),
         ([78] * 9, 1, False, 5, "gives up: 5 starts in a row saved nothing new"),
@@ -117,6 +123,14 @@ def test_a_retry_of_the_next_job_counts_from_one(desk):
     assert "gives up" in desk.run([78], MAX_RETRIES="2")[1]
     code, said = desk.run([78, 0], MAX_RETRIES="2", SLURM_JOB_ID="8")
     assert code == 0 and "attempt 2 of at most 2 from the same point" in said
+
+
+def test_what_is_misspelt_is_named_before_anything_starts(desk):
+    code, said = desk.run([0], "configs/tinny.json", PREFLIGHT="")
+    assert code == 1 and f"error: there is no configuration configs/tinny.json in {desk.folder}" in said
+    code, said = desk.run([0], SLURM_SUBMIT_DIR=str(desk.folder / "bin"))
+    assert code == 1 and "submit from the root of the repository" in said and "command not found" not in said
+    assert not desk.calls("srun")
 
 
 def test_two_jobs_do_not_share_a_folder(desk):
@@ -214,6 +228,18 @@ def test_a_task_becomes_a_rank():
     got = dict(line.split("=", 1) for line in done.stdout.splitlines() if "=" in line)
     expected = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}
     assert {name: got[name] for name in expected} == expected, "and a request to stop has not killed it"
+
+
+def test_the_first_rank_that_fails_says_so(tmp_path):
+    """Of a rank that ends well, that asks to be stopped, that fails first and that is killed after it."""
+    slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_LOCALID": "0"}
+    environment = os.environ | slurm | {"FIRST": str(tmp_path / "ended")}
+    found = []
+    for command in ("exit 0", "kill -TERM $PPID; sleep 0.2; exit 77", "kill -9 $$"):
+        done = subprocess.run([str(SCRIPTS / "rank.sh"), "bash", "-c", command], env=environment, capture_output=True)
+        code = tmp_path / "ended" / "code"
+        found.append((done.returncode, code.read_text() if code.exists() else ""))
+    assert found == [(0, ""), (77, "77\n"), (137, "77\n")]
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")

@@ -28,6 +28,19 @@ SCENARIOS = {
         r"n1 \(rank 0\) does not answer at 127\.0\.0\.1:\d+ within",
     ),
     "clock": (3, [], {1: "clock"}, r"n2: its clock is -(59|60)\.\d s from the others'$"),
+    "two clocks": (
+        2,
+        [],
+        {1: "clock, a little"},
+        r"n1 and n2: their clocks are (8\.9|9\.\d) s apart, one of them is wr",
+    ),
+    "a lost driver": (
+        3,
+        [],
+        {0: "has a GPU", 1: "lost its driver", 2: "has a GPU"},
+        r"^error: n2: 0 GPUs for 1 ranks$",
+    ),
+    "one without a GPU": (3, [], {0: "has a GPU", 1: "has a GPU"}, r"^error: n3: no GPU, others have 1$"),
     "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are wanted; n2: 3\.0 GB"),
     "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are wanted; n2: "),
     "no GPU": (

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,18 @@ def test_a_wrong_configuration_is_not_tried_again(slurm, base):
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "1:0")
     assert re.search(r"0: error: .*optimizer\.lr.*fast", training.job.said()), training.job.said()
     assert "not put back into the queue" in training.job.said()
+
+
+@pytest.mark.long
+def test_damage_on_one_node_is_not_tried_again(slurm, base, tmp_path):
+    """Found before the ranks have met: the other one, which waits for it, is killed, and its code is the higher one."""
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\n[ "$RANK" = 0 ] || exit 77\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    training = Training(slurm, base, "damaged", PREFLIGHT="no", PYTHON=str(python), WAIT="3")
+    state = training.job.wait(PATIENCE)
+    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "77:0"), training.job.said()
+    assert "data or checkpoints are damaged" in training.job.said() and "rank was lost" not in training.job.said()
 
 
 @pytest.mark.long

@@ -114,7 +114,7 @@ def check_left(run: Run, fault: Fault) -> None:
         if fault.says and code not in (None, -signal.SIGKILL):
             # Whose sentence it is need not name itself.
             says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
-            assert re.search(f"error: .*{says}", run.said(rank)), run.said(rank)[-3000:]
+            assert re.search(f"[eE]rror: .*{says}", run.said(rank)), run.said(rank)[-3000:]
     if fault.steps:
         assert [checkpoint._step(f) for f in reversed(checkpoint.complete(run.folder))] == list(fault.steps)
 
@@ -126,6 +126,36 @@ def test_every_rank_leaves(base, ready, name, monkeypatch):
     check_left(run, QUICK[name])
     holding = [f for f in run.folder.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
     assert not holding, "a credential of the environment reaches no file of a run"
+
+
+START = "audiox_turbo.trainer.zero:start"
+BUILD = "audiox_turbo.trainer.pretrain:prepared"
+WAITED = (
+    r"rank 0 (has waited 20 s in start-up for the other ranks|of 2 found no process group at .*is every rank there)"
+)
+EARLY = {
+    "killed before they meet": (START, "SIGKILL", -signal.SIGKILL, WAITED),
+    "never there": (START, "wait", ExitCode.HUNG, WAITED),
+    "killed after they met": (
+        BUILD,
+        "SIGKILL",
+        -signal.SIGKILL,
+        r"rank 1 is stopped or dead: no sign of life for \d+ s, last heard of in start-up",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EARLY)
+def test_a_rank_that_is_lost_in_start_up(base, ready, name):
+    """The other one waits for as long as `timeouts.start` says, and can be started again."""
+    target, act, own, says = EARLY[name]
+    run = Run("pretrain", base, name.replace(" ", "_"))
+    where = json.dumps([{"rank": 1, "target": target, "call": 1, "act": act}])
+    run.start(("-m", "tests.faults.rank", "pretrain", where, "--set", "timeouts.start=20"))
+    assert run.wait(120) == [ExitCode.HUNG, own], run.said()
+    assert re.search(f"error: {says}", run.said()), run.said()
+    run.clear()
 
 
 @pytest.mark.long

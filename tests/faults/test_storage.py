@@ -12,7 +12,6 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -27,6 +26,7 @@ from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data import reader as reader_module
 from audiox_turbo.trainer.data.reader import LoaderError
 from audiox_turbo.trainer.data.shards import ShardError, check_shards
+from tests.cluster.slurm import ALONE, not_alone
 from tests.reader_ranks import open_reader
 from tests.small import ROOT, small_config, small_distill_config, small_json
 
@@ -116,6 +116,15 @@ class TestCheckpoints:
             assert checkpoint.verify(folder) == f"{file} has changed: its hash is not the manifest's"
             flip(file, at, bit)
         assert checkpoint.verify(folder) == ""
+
+    def test_one_that_is_made_again_never_stands_half(self, tmp_path, group, monkeypatch):
+        """Of a run that went back: what is removed of the former checkpoint does not bear a good name any more."""
+        publish(tmp_path, 1)
+        removed, remove = [], shutil.rmtree
+        monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
+        newest = publish(tmp_path, 1)
+        assert removed == ["step_00000001.old.partial"] and checkpoint.verify(newest) == ""
+        assert [f.name for f in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
 
     @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
     def test_what_cannot_be_read_is_passed_over(self, tmp_path, group, monkeypatch, number):
@@ -210,11 +219,37 @@ class TestSharedMemory:
         with FileLock(tmp_path / "turn", is_singleton=False), ThreadPoolExecutor(1) as other:
             assert other.submit(open_reader, small_config(scenes)).result(60).steps_per_epoch > 0
 
-    def test_what_another_left_is_neither_used_nor_removed(self):
-        dataset = SimpleNamespace(_shm_prefix_int=7)
-        reader_module._refuse_stale(dataset, {"000003_barrier", "000070_barrier"})
-        with pytest.raises(ValueError, match=r"000007_cache is shared memory of another job.* remove .*000007_\*"):
-            reader_module._refuse_stale(dataset, {"000003_barrier", "000007_cache"})
+    @pytest.mark.long
+    @pytest.mark.skipif(bool(not_alone()), reason=not_alone())
+    def test_what_another_left_is_neither_used_nor_removed(self, scenes, tmp_path):
+        """Segments that killed jobs left, in a /dev/shm that no other job sees: streaming takes the number 1, whose
+        other name is free."""
+        left = (
+            "import sys; from pathlib import Path\n"
+            "from tests.reader_ranks import open_reader; from tests.small import small_config\n"
+            "config = small_config(Path(sys.argv[1]))\n"
+            "segments = [Path('/dev/shm', name) for name in ('000000_barrier', '000001_cache_usage')]\n"
+            "for segment in segments: segment.write_bytes(b'left' * 1024)\n"
+            "try:\n"
+            "    open_reader(config)\n"
+            "except ValueError as error:\n"
+            "    print(error)\n"
+            "assert all(segment.read_bytes()[8:] == b'left' * 1022 for segment in segments)\n"
+            "for segment in segments: segment.unlink()\n"
+            "next(open_reader(config).batches(0))\n"
+            "print('reads')\n"
+        )
+        done = subprocess.run(
+            [*ALONE, sys.executable, "-c", left, str(scenes)],
+            cwd=ROOT,
+            env=os.environ | {"TMPDIR": str(tmp_path)},  # where streaming's locks lie
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stderr
+        first, last = done.stdout.splitlines()
+        assert first.startswith("/dev/shm/000001_cache_usage is shared memory of another job") and last == "reads"
 
 
 @pytest.mark.slow
