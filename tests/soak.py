@@ -6,7 +6,7 @@ Runs of launch/pretrain.py and launch/distill.py take turns. Each is killed some
 save; all ranks at once, or one that the others have to notice; dead, or only stopped. Then something of what it left is
 damaged, and it goes on. At its end every byte of its last checkpoint (weights, moments, moving average, random states
 of every rank) and every step's losses have to be those of a run that nobody disturbed. Every kill and every comparison
-is a line of the log; a soak with the same log and seed goes on after the last complete run.
+is a line of the log; a soak with the same log and seed goes on after the last complete run, and refuses another's log.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from audiox_turbo.models import strict  # noqa: E402
 from audiox_turbo.trainer import checkpoint  # noqa: E402
 from audiox_turbo.trainer.command import ExitCode  # noqa: E402
 from audiox_turbo.trainer.data.prepare import prepare_scenes  # noqa: E402
+from audiox_turbo.trainer.files import write_text  # noqa: E402
 from audiox_turbo.trainer.hardware import free_port  # noqa: E402
 from tests.small import CLIPS, small_config, small_distill_config  # noqa: E402
 
@@ -308,6 +309,28 @@ def sound(line: dict[str, Any]) -> bool:
     return bool(right and all(code == ExitCode.HUNG for code in line.get("codes", ())))
 
 
+def begun(log: Path, seed: int, per_run: int) -> list[dict[str, Any]]:
+    """The lines of a log that a soak goes on with: of its whole runs. Half of one, which a kill of the soak left, goes.
+
+    Raises ValueError where the log is of another seed or other runs.
+    """
+    if not log.exists():
+        return []
+    text = log.read_text()
+    whole = [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("}\n")]
+    ends = [i for i, line in enumerate(whole) if "run" in line]
+    lines = whole[: ends[-1] + 1] if ends else []
+    for line in lines:
+        for name, value in (("seed", seed), ("per_run", per_run)):
+            if line.get(name, value) != value:  # earlier logs do not say
+                raise ValueError(
+                    f"{log} is of --{name.replace('_', '-')} {line[name]}, not {value}: give another --log"
+                )
+    if (kept := "".join(json.dumps(line) + "\n" for line in lines)) != text:
+        write_text(log, kept)
+    return lines
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=60)
@@ -320,14 +343,15 @@ def main(arguments: list[str] | None = None) -> int:
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     folder.mkdir(parents=True, exist_ok=True)
     log = options.log or folder / "soak.jsonl"
-    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    lines = begun(log, options.seed, options.per_run)
     prepare(folder)
     kinds = (options.only,) if options.only else KINDS
     references = {kind: reference(kind, folder) for kind in kinds}
     for first in range(sum("kill" in line for line in lines), options.kills, options.per_run):
         kind = kinds[first // options.per_run % len(kinds)]
         numbers = range(first, min(first + options.per_run, options.kills))
-        found = soak_one(kind, folder, options.seed, numbers, references[kind])
+        of = {"seed": options.seed, "per_run": options.per_run}
+        found = [line | of for line in soak_one(kind, folder, options.seed, numbers, references[kind])]
         lines += found
         with log.open("a") as file:  # a run's lines at once: one that was cut short is made again
             file.write("".join(json.dumps(line) + "\n" for line in found))
@@ -335,7 +359,9 @@ def main(arguments: list[str] | None = None) -> int:
             print(json.dumps(line), flush=True)
     kills, runs = [line for line in lines if "kill" in line], [line for line in lines if "run" in line]
     bad, hangs = [line for line in lines if not sound(line)], sum(line.get("hang", False) for line in kills)
+    late = sum(line.get("too_late", False) for line in kills)
     print(f"{len(kills)} kills in {len(runs)} runs, {hangs} hangs, {len(bad)} lines that are not as they have to be")
+    print(f"{late} kills came when the run had ended already, and say nothing")
     if not options.folder and not bad:
         shutil.rmtree(folder)
     return int(bool(bad))
