@@ -87,7 +87,8 @@ def flash_function() -> Varlen:
     """flash-attn's function for sequences of several lengths. Raises ImportError where none is installed."""
     if _found:
         return _found[0]
-    for name in FLASH:
+    hopper = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    for name in FLASH if hopper else FLASH[1:]:
         try:
             function: Varlen = importlib.import_module(name).flash_attn_varlen_func
             _found.append(function)

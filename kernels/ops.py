@@ -45,6 +45,7 @@ class KernelsConfig:
     table: str = ""  # JSON of `launch/bench.py kernels`, which "auto" then follows; otherwise it measures
 
 
+OLDEST = (8, 0)  # compute capability: bfloat16 products
 OPS = tuple(field.name for field in fields(Ops))
 
 # In the order in which "auto" prefers them where they are equally fast.
@@ -72,12 +73,17 @@ BACKENDS: dict[str, dict[str, Callable[..., Any]]] = {
 }
 
 
-def missing(backend: str, device: torch.device, dtype: torch.dtype) -> str:
-    """Why a backend cannot run, and what to do about it; empty where it can."""
+def missing(backend: str, device: torch.device, dtype: torch.dtype, head: int = 0) -> str:
+    """Why a backend cannot run, and what to do about it; empty where it can. `head` is the width of a joint attention's
+    heads, 0 for other operations."""
     if backend in ("sdpa", "reference"):
         return ""
     if device.type != "cuda":
         return "needs an NVIDIA GPU; 'reference' runs everywhere"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < OLDEST:
+        return "needs a GPU from Ampere (compute capability 8.0) on; 'reference' runs everywhere"
+    if backend == "triton" and head & (head - 1):
+        return f"needs heads whose width is a power of two, not {head}; take 'sdpa' or 'cudnn'"
     if backend in ("flash", "cudnn") and dtype == torch.float32:
         return "computes in bfloat16 or float16, this run in float32; set its precision to bf16, or take 'triton'"
     if backend == "cudnn" and not torch.backends.cudnn.is_available():
@@ -90,9 +96,10 @@ def missing(backend: str, device: torch.device, dtype: torch.dtype) -> str:
     return ""
 
 
-def available(op: str, device: torch.device, dtype: torch.dtype) -> list[str]:
+def available(op: str, device: torch.device, dtype: torch.dtype, head: int = 0) -> list[str]:
     """Backends of an operation that can run, best liked first."""
-    return [backend for backend in BACKENDS[op] if not missing(backend, device, dtype)]
+    head = head if op == "joint_attention" else 0
+    return [backend for backend in BACKENDS[op] if not missing(backend, device, dtype, head)]
 
 
 def resolve(names: dict[str, str]) -> Ops:

@@ -15,7 +15,6 @@ examples:
 import argparse
 import contextlib
 import importlib
-import json
 import os
 import sys
 from pathlib import Path
@@ -26,6 +25,7 @@ import torch
 from audiox_turbo.trainer import bench_encode, command
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.files import write_json
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
@@ -35,11 +35,11 @@ def parse() -> argparse.Namespace:
     command.add_launched(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     kernels = commands.add_parser("kernels", help="each operation of a block by every implementation that runs here")
-    kernels.add_argument("--batch", type=int, help="samples (default: the configuration's micro-batch)")
+    kernels.add_argument("--batch", type=command.positive, help="samples (default: the configuration's micro-batch)")
     kernels.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
-    kernels.add_argument("--inner", type=int, default=10, help="calls in a turn (default: 10)")
+    kernels.add_argument("--inner", type=command.positive, default=10, help="calls in a turn (default: 10)")
     train = commands.add_parser("train", help="training steps through DeepSpeed against a plain PyTorch loop")
-    train.add_argument("--inner", type=int, default=5, help="steps in a turn (default: 5)")
+    train.add_argument("--inner", type=command.positive, default=5, help="steps in a turn (default: 5)")
     train.add_argument("--only", choices=("deepspeed", "plain"), default="", help="one of them (default: all)")
     train.add_argument("--batches", nargs="+", type=int, default=[], help="also steps of so many samples")
     distill = commands.add_parser("distill", help="a round of distillation against its parts timed alone")
@@ -60,10 +60,10 @@ def parse() -> argparse.Namespace:
     for kind in (decode, prepare):
         kind.add_argument("--seconds", type=float, default=30, help="of the film that is made (default: 30)")
     for kind, clips in ((infer, 1), (encode, 4)):
-        kind.add_argument("--batch", type=int, default=clips, help=f"clips together (default: {clips})")
+        kind.add_argument("--batch", type=command.positive, default=clips, help=f"clips together (default: {clips})")
     for kind in (kernels, train, distill, infer, data, encode, decode, prepare):
         command.add_config(kind)
-        kind.add_argument("--rounds", type=int, default=10, help="turns that are measured (default: 10)")
+        kind.add_argument("--rounds", type=command.positive, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
     return parser.parse_args()
 
@@ -140,7 +140,7 @@ def main() -> int:
         with contextlib.redirect_stdout(None if others else sys.stdout):
             result = RUN[arguments.command](arguments)
         if arguments.out and not others:
-            arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+            write_json(arguments.out, result)
 
     return command.exit_code(run)
 

@@ -102,7 +102,7 @@ def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
     """A device that has every backend: the choice is the fastest row for this device, dtype and shape."""
     gpu = torch.device("cuda")
     monkeypatch.setattr(backends, "device_name", lambda device: "a GPU")
-    monkeypatch.setattr(backends, "available", lambda op, device, dtype: list(BACKENDS[op]))
+    monkeypatch.setattr(backends, "available", lambda op, device, dtype, head: list(BACKENDS[op]))
     monkeypatch.setattr(backends, "cases", lambda *given: dict.fromkeys(OPS))
     facts = backends.where(SHAPE, gpu, torch.bfloat16)
 
@@ -229,12 +229,19 @@ def test_everything_but_triton_is_compiled_as_in_a_run(monkeypatch):
 @pytest.mark.parametrize("name", ["triton", "flash", "cudnn"])
 def test_what_is_asked_for_and_not_there_is_refused(name):
     with pytest.raises(ValueError, match=f"kernels.joint_attention: '{name}' needs an NVIDIA GPU"):
-        backends.check(KernelsConfig(joint_attention=name), "bf16")
+        backends.check(KernelsConfig(joint_attention=name), "bf16", small_config().model)
 
 
 def test_refusals_say_how_to_get_it(monkeypatch):
     def absent():
         raise ImportError
+
+    assert "power of two, not 96" in ops.missing("triton", torch.device("cuda"), torch.bfloat16, head=96)
+    assert ops.missing("triton", torch.device("cuda"), torch.bfloat16, head=64) == ""
+    with monkeypatch.context() as old:
+        old.setattr(torch.cuda, "is_available", lambda: True)
+        old.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
+        assert "from Ampere" in ops.missing("triton", torch.device("cuda"), torch.bfloat16)
 
     gpu = torch.device("cuda")
     monkeypatch.setattr(ops, "flash_function", absent)
@@ -255,6 +262,6 @@ def test_a_table_that_is_none_is_refused(tmp_path, content, message):
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        backends.check(KernelsConfig(table=str(path)), "bf16")
+        backends.check(KernelsConfig(table=str(path)), "bf16", small_config().model)
     with pytest.raises(FileNotFoundError, match=r"bench\.py kernels"):
-        backends.check(KernelsConfig(table=str(tmp_path / "none.json")), "bf16")
+        backends.check(KernelsConfig(table=str(tmp_path / "none.json")), "bf16", small_config().model)

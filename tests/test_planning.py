@@ -274,6 +274,8 @@ class TestChoice:
 def test_gpus_are_known_by_the_names_of_their_drivers():
     names = {
         "NVIDIA H100 80GB HBM3": "h100",
+        "NVIDIA H100 PCIe": "h100-pcie",
+        "NVIDIA H100 NVL": "h100-nvl",
         "NVIDIA H200": "h200",
         "NVIDIA H800": "h800",
         "NVIDIA A100-SXM4-40GB": "a100-40",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..kernels.ops import BACKENDS, OPS, KernelsConfig, Ops, available, missing, resolve
+from ..models.config import ModelConfig
 from .config import BaseConfig
 from .files import write_json
 from .kernel_cases import FRESH, Case, Shape, cases
@@ -38,13 +39,14 @@ class Choice:
         return [f"{op}: {self.names[op]} ({self.reasons[op]})" for op in OPS]
 
 
-def check(wanted: KernelsConfig, precision: str) -> None:
+def check(wanted: KernelsConfig, precision: str, model: ModelConfig) -> None:
     """Refuses what cannot run here, before any process group is made. Raises ValueError, FileNotFoundError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    width = model.backbone.width // model.backbone.heads
     for op in OPS:
-        name = getattr(wanted, op)
-        if name != "auto" and (why := missing(name, device, dtype)):
+        name, head = getattr(wanted, op), width if op == "joint_attention" else 0
+        if name != "auto" and (why := missing(name, device, dtype, head)):
             raise ValueError(f"kernels.{op}: {name!r} {why}")
     if wanted.table:
         read_table(Path(wanted.table))
@@ -96,7 +98,7 @@ def decide(
     given = where(shape, device, dtype)
     for op in OPS:
         name = getattr(wanted, op)
-        candidates = available(op, device, dtype) if device.type == "cuda" else ["reference"]
+        candidates = available(op, device, dtype, shape.head_width) if device.type == "cuda" else ["reference"]
         if name != "auto":
             names[op], reasons[op] = name, "as configured"
             continue

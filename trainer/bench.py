@@ -39,7 +39,7 @@ def train(config: RunConfig, rounds: int, inner: int, only: str = "", batches: S
 
     Raises ValueError where the configuration asks for what cannot run here.
     """
-    backends.check(config.kernels, config.training.precision)
+    backends.check(config.kernels, config.training.precision, config.model)
     if config.training.fp8:
         check_fp8()
     if batches and not 0 < min(batches) <= max(batches) <= config.training.micro_batch:

@@ -36,7 +36,7 @@ def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = Non
 
     With `train` it also trains, in turns of so many steps: `steps` are what comes of it (`_fed`).
     """
-    backends.check(config.kernels, config.training.precision)
+    backends.check(config.kernels, config.training.precision, config.model)
     config = without_weights(config)
     world = zero.start(config.training.threads)
     with _streams(config, samples, folder) as config:

@@ -53,7 +53,7 @@ def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
     Raises ValueError where the configuration asks for what cannot run here, and with parts for another reading of
     Eq. 10 than the default, whose parts differ.
     """
-    backends.check(config.kernels, config.precision)
+    backends.check(config.kernels, config.precision, config.model)
     if config.training.fp8:
         check_fp8()
     if with_parts and config.distillation.loss != "dmd":

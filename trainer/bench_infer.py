@@ -46,7 +46,7 @@ def infer(
 
     Raises ValueError where `kernels` ask for what cannot run here.
     """
-    backends.check(kernels, PRECISIONS.get(dtype, "bf16"))
+    backends.check(kernels, PRECISIONS.get(dtype, "bf16"), model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     with device:

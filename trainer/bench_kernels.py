@@ -34,7 +34,7 @@ def kernels(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inn
     others: list[dict[str, Any]] = []
     failed: list[str] = []
     for op, case in cases(shape, device, dtype).items():
-        backends = available(op, device, dtype)
+        backends = available(op, device, dtype, shape.head_width)
         implementations: dict[str, Callable[..., Any]] = {b: as_run(op, b, True) for b in backends}
         implementations["reference, eager"] = BACKENDS[op]["reference"]
         if op == "joint_attention" and device.type == "cuda":

@@ -39,6 +39,13 @@ def add_config(to: argparse.ArgumentParser, what: str = "the run's JSON file, se
     to.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, as an argument."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def add_launched(to: argparse.ArgumentParser) -> None:
     """What DeepSpeed's launcher passes to every rank."""
     to.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)

@@ -30,7 +30,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     process group is made. Raises ValueError or OSError.
     """
     run.check(config, output, resume)
-    backends.check(config.kernels, config.precision)
+    backends.check(config.kernels, config.precision, config.model)
     weights, digest = load_teacher(config, teacher)
     before = checkpoint.newest_manifest(output)
     if before and before["teacher"] != digest:

@@ -20,7 +20,6 @@ class Gpu:
 G, T = 1e9, 1e12
 IB400, IB200, ETHERNET = 400 * G, 200 * G, 12.5 * G  # 8 ports of 400 or 200 Gbit/s a node; one of 100 Gbit/s
 
-# Order matters to `known`: "H100" stands in no other name, "A100" in two that differ by their memory.
 GPUS = {
     # NVIDIA H100 Tensor Core GPU datasheet, SXM5: 1,979 TFLOP/s with sparsity, half without; NVLink 900 GB/s both ways.
     "h100": Gpu("H100 80 GB", ("H100",), 80 * G, 989.4 * T, 66.9 * T, 3350 * G, 450 * G, IB400),
@@ -28,6 +27,9 @@ GPUS = {
     "h200": Gpu("H200 141 GB", ("H200",), 141 * G, 989.4 * T, 66.9 * T, 4800 * G, 450 * G, IB400),
     # NVIDIA H800 Tensor Core GPU datasheet, SXM: the H100 with NVLink of 400 GB/s both ways.
     "h800": Gpu("H800 80 GB", ("H800",), 80 * G, 989.4 * T, 66.9 * T, 3350 * G, 200 * G, IB400),
+    # NVIDIA H100 Tensor Core GPU datasheet, PCIe and NVL: 1,513 and 1,671 TFLOP/s with sparsity, bridges of 600 GB/s.
+    "h100-pcie": Gpu("H100 PCIe 80 GB", ("H100 PCIe",), 80 * G, 756.5 * T, 51 * T, 2000 * G, 300 * G, IB200),
+    "h100-nvl": Gpu("H100 NVL 94 GB", ("H100 NVL",), 94 * G, 835.5 * T, 60 * T, 3900 * G, 300 * G, IB200),
     # NVIDIA A100 Tensor Core GPU datasheet, SXM4: NVLink 600 GB/s both ways.
     "a100-40": Gpu(
         "A100 40 GB", ("A100-SXM4-40GB", "A100-PCIE-40GB"), 40 * G, 312 * T, 19.5 * T, 1555 * G, 300 * G, IB200
@@ -47,5 +49,6 @@ GPUS = {
 
 
 def known(name: str) -> Gpu | None:
-    """The entry of a GPU by the name that its driver reports, as "NVIDIA H100 80GB HBM3"."""
-    return next((gpu for gpu in GPUS.values() if any(mark in name for mark in gpu.marks)), None)
+    """The entry of a GPU by the name that its driver reports, as "NVIDIA H100 80GB HBM3": that of the longest mark."""
+    found = [(len(mark), gpu) for gpu in GPUS.values() for mark in gpu.marks if mark in name]
+    return max(found, key=lambda pair: pair[0])[1] if found else None

@@ -41,7 +41,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     ranks, batch = int(os.environ.get("WORLD_SIZE", "1")), config.training.global_batch
     check_ranks(config.training, ranks)
     check_streams(config, hashes=False)
-    backends.check(config.kernels, config.teacher.precision)
+    backends.check(config.kernels, config.teacher.precision, config.model)
     weights, digest = load_teacher(config, folder)
     batches = -(-count // batch)
     facts = PairFacts(

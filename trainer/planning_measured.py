@@ -48,7 +48,7 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     """
     assert isinstance(config, (RunConfig, DistillConfig))
     precision = config.training.precision if isinstance(config, RunConfig) else config.precision
-    backends.check(config.kernels, precision)
+    backends.check(config.kernels, precision, config.model)
     if config.training.fp8:
         check_fp8()
     config = without_weights(config)

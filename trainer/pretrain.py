@@ -138,7 +138,7 @@ def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
     made. Raises ValueError or OSError.
     """
     run.check(config, output, resume)
-    backends.check(config.kernels, config.training.precision)
+    backends.check(config.kernels, config.training.precision, config.model)
     with Watchdog(config.timeouts) as watchdog:
         world = zero.start(config.training.threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
