@@ -205,3 +205,20 @@ def test_the_schema_and_the_reader_take_the_same_lines(tmp_path):
         assert schema.is_valid(line) == (not message), (line, message)
         taken, refused = taken + (not message), refused + bool(message)
     assert taken > 400 and refused > 1000
+
+
+def test_ten_wrong_lines_are_named_and_all_are_counted(tmp_path):
+    path = written(tmp_path, {"audio": "a.wav"}, *({"audio": "a.wav", "captoins": [str(i)]} for i in range(12)))
+    with pytest.raises(ValueError, match=r"clips\.jsonl: 12 of 13 lines are wrong") as caught:
+        read_manifest(path)
+    said = str(caught.value).splitlines()
+    assert "clips.jsonl:2: key 'captoins'" in said[1] and "clips.jsonl:11: " in said[10] and said[11] == "  and 2 more"
+
+
+def test_a_number_that_no_float_holds(tmp_path):
+    """Among the keys that are kept as they are, too: a record could not be written with it."""
+    with pytest.raises(ValueError, match=r"clips\.jsonl:1: not JSON \(1e999 is larger than any number"):
+        read_manifest(written(tmp_path, '{"audio": "a.wav", "gain": {"left": [1e999]}}'))
+    assert read_manifest(written(tmp_path, '{"audio": "a.wav", "gain": 1.5e2}'))[0].annotation == {
+        "extra": {"gain": 150}
+    }

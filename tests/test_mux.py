@@ -1,11 +1,13 @@
 """New sound beside the pictures of a video: those stay as they are, and the sound stands where it belongs."""
 
+import av
 import numpy as np
 import pytest
 import soundfile
 import torch
 
 from audiox_turbo.trainer.mux import check, write
+from tests.media_files import film as media_film
 from tests.media_files import numbered_film, warble
 from tests.videos import contents, turn, wandering
 
@@ -112,3 +114,24 @@ def test_a_write_that_fails_leaves_the_old_file(videos, wave, tmp_path, monkeypa
     with pytest.raises(OSError, match="disk full"):
         write(out, wave, RATE, videos / "a.mp4")
     assert out.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cover_is_no_film_and_an_unknown_codec_is_said(tmp_path):
+    """As where pictures are decoded."""
+    with av.open(str(tmp_path / "song.mp4"), "w") as container:
+        cover = container.add_stream("png", rate=1)
+        cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"
+        cover.disposition = av.stream.Disposition.attached_pic
+        sound = container.add_stream("aac", rate=44100, layout="mono")
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(cover.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 44100), np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        for part in (frame, None):
+            container.mux(sound.encode(part))
+    with pytest.raises(ValueError, match=r"video: .*song\.mp4: no pictures but a cover"):
+        check(tmp_path / "a.mkv", tmp_path / "song.mp4")
+    film = media_film(tmp_path / "film.mkv", 1.0)
+    film.write_bytes(film.read_bytes().replace(b"V_MPEG4", b"V_ZZZZZ"))
+    with pytest.raises(ValueError, match=r"video: .*film\.mkv: no decoder for track 0 \(video\)"):
+        check(tmp_path / "a.mkv", film)

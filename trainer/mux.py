@@ -19,7 +19,8 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from .data.source import begin_of
+from .data.pictures import pictures_in
+from .data.source import MediaError, begin_of, check_decoder
 
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds to import, and `check` does without
@@ -56,12 +57,12 @@ def check(out: Path, video: Path | None) -> None:
     if out.exists() and out.samefile(video):
         raise ValueError(f"out: {out} is the given video itself; choose another name")
     with _naming(f"video: {video}"), av.open(str(video)) as given:
-        if not given.streams.video:
-            raise ValueError(f"video: {video}: no pictures")
-        codec = given.streams.video[0].codec_context.name
+        pictures = pictures_in(str(video), given)
+        check_decoder(str(video), pictures)
+        codec = pictures.codec_context.name
         try:
             with av.open(io.BytesIO(), "w", format=CONTAINERS[ending][0]) as container:
-                container.add_stream_from_template(given.streams.video[0], opaque=True)
+                container.add_stream_from_template(pictures, opaque=True)
                 container.start_encoding()
         except (ValueError, av.error.FFmpegError):
             raise ValueError(
@@ -105,7 +106,7 @@ def _write_sound(path: Path, wave: Wave, rate: int, kind: str, coding: str) -> N
 
 def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
     with av.open(str(video)) as given, av.open(str(path), "w", format=kind) as made:
-        pictures = given.streams.video[0]
+        pictures = pictures_in(str(video), given)
         copied = made.add_stream_from_template(pictures, opaque=True)
         made.metadata.update(given.metadata)
         encoded = deque(_encode(made, wave, rate, coding))
@@ -154,5 +155,7 @@ def _naming(what: str) -> Iterator[None]:
     """What FFmpeg says becomes a ValueError that names the file."""
     try:
         yield
+    except MediaError as error:
+        raise ValueError(f"video: {error}") from error
     except av.error.FFmpegError as error:
         raise ValueError(f"{what}: {error.strerror}") from error

@@ -23,6 +23,7 @@ other programs, and is held against this reader by a test.
 """
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -31,6 +32,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..prompts import listed
 from ..secrets import redacted
 from .record import DOMAINS
 
@@ -60,13 +62,22 @@ def read_manifest(path: Path) -> list[Entry]:
     (is the package there that s3:// needs?) is. Empty lines are skipped.
 
     Raises:
-        ValueError: the manifest is missing or empty, or a line is not as the table above says; names the line.
+        ValueError: the manifest is missing or empty, or lines are not as the table above says; names the first of them.
     """
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"manifest {path}: {error.strerror}") from error
-    entries = [read_entry(path, number, text) for number, text in enumerate(lines, start=1) if text.strip()]
+    entries, wrong = list[Entry](), list[str]()
+    for number, text in enumerate(lines, start=1):
+        if text.strip():
+            try:
+                entries.append(read_entry(path, number, text))
+            except ValueError as error:
+                wrong.append(str(error))
+    if wrong:
+        title = f"manifest {path}: {len(wrong)} of {len(wrong) + len(entries)} lines are wrong"
+        raise ValueError(wrong[0] if len(wrong) == 1 else listed(wrong, title))
     if not entries:
         raise ValueError(f"manifest {path} holds no line; expected one JSON object a line")
     return entries
@@ -76,7 +87,7 @@ def read_entry(path: Path, line: int, text: bytes) -> Entry:
     """One line of the manifest at `path`; raises ValueError as `read_manifest` does."""
     where = f"{path}:{line}"
     try:
-        raw = json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant)
+        raw = json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error}): {text[:80]!r}; expected one object a line") from error
     if not isinstance(raw, dict):
@@ -169,6 +180,13 @@ def _checked(where: str, key: str, value: Any) -> Any:
         return parse(value)
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
         raise ValueError(f"{where}: {key} is {value!r}; expected {allowed}") from error
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is larger than any number that can be kept")
+    return value
 
 
 def _no_constant(name: str) -> None:

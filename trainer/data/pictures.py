@@ -44,7 +44,7 @@ def video_span(location: Path | str) -> VideoSpan:
         MediaError: the file is missing, damaged or holds no pictures.
     """
     with opened(location) as source, source.container() as container:
-        stream = _pictures(source.name, container)
+        stream = pictures_in(source.name, container)
         unit, frame = float(stream.time_base or 0), 1 / float(stream.average_rate or 25)
         packets = [(p.pts * unit, p.duration) for p in container.demux(stream) if p.size and p.pts is not None]
         begin = begin_of(container)
@@ -139,7 +139,7 @@ class FrameReader:
         return self._decoded(container, self._stream(container))
 
     def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
-        stream = _pictures(self._source.name, container)
+        stream = pictures_in(self._source.name, container)
         check_decoder(self._source.name, stream)
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = self._threads
@@ -193,8 +193,8 @@ class _Square:
         return turned.transpose(2, 0, 1)
 
 
-def _pictures(name: str, container: av.container.InputContainer) -> av.VideoStream:
-    """The first track of pictures that is not the cover of a record."""
+def pictures_in(name: str, container: av.container.InputContainer) -> av.VideoStream:
+    """The first track of pictures that is not the cover of a record. Raises MediaError where there is none."""
     covers = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & covers:
