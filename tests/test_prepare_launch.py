@@ -1,5 +1,7 @@
 """How a preparation finds its rank, its device and its cores, and what it says when it is started wrongly."""
 
+import base64
+import json
 import os
 import signal
 import subprocess
@@ -13,7 +15,8 @@ from audiox_turbo.launch import prepare
 from audiox_turbo.trainer.data import prepare_files as module
 from audiox_turbo.trainer.data.prepare_files import Place
 from audiox_turbo.trainer.data.store import local_folder, open_store
-from tests.preparing import manifest, sound
+from audiox_turbo.trainer.hardware import free_port
+from tests.preparing import contents, manifest, sound
 
 KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE")
@@ -128,3 +131,38 @@ def test_ctrl_c(given, tmp_path, root):
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130 and "interrupted" in said and "Traceback" not in said, said
+
+
+def test_what_deepspeeds_launcher_passes(tmp_path):
+    arguments = prepare.parse(
+        ["--local_rank=1", "files", "--manifest", "a.jsonl", "--config", "c.json", "--out", "x", "--limit", "60"]
+    )
+    assert (arguments.local_rank, arguments.limit, arguments.unreachable) == (1, 60.0, 10)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
+def test_two_ranks_of_a_launcher_share_a_manifest(given, tmp_path, root, launcher):
+    for i in range(8):
+        sound(tmp_path / f"{i}.flac", 1.0 + i)
+    path = manifest(tmp_path, *({"audio": f"{i}.flac", "category": {"bell": 2}} for i in range(8)))
+    files = ["launch/prepare.py", "files", "--manifest", path, "--config", "configs/tiny.json", "--workers", "1"]
+    files += ["--device", "cpu", "--out"]
+    if launcher == "torchrun":
+        command = ["torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port())]
+    else:
+        world = base64.urlsafe_b64encode(json.dumps({"localhost": [0, 1]}).encode()).decode()
+        command = ["deepspeed.launcher.launch", f"--world_info={world}", "--node_rank=0", "--master_addr=127.0.0.1"]
+        command += [f"--master_port={free_port()}"]
+
+    def run(*arguments):
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=300)
+
+    done = run("-m", *command, *files, tmp_path / launcher)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("kept 8 audio clips") == 1, "said by one rank"
+    assert {p.name for p in (tmp_path / launcher / "work/ranks").iterdir()} == {"00000.json", "00001.json"}
+    alone = run(*files, tmp_path / "alone")
+    assert alone.returncode == 0 and contents(tmp_path / launcher) == contents(tmp_path / "alone")

@@ -33,6 +33,7 @@ from .store import Store, open_store
 from .workers import End, Piece, Workers
 
 POLL = 1.0  # seconds between two looks for what others have left
+CROWD = 8  # ranks, above which they look less often
 UNREACHABLE = 10  # addresses in a row that give no answer: the network or the storage is away
 LIMIT = 1800.0  # seconds in which a file gives no clip, after which it is given up
 
@@ -135,8 +136,7 @@ def _make(store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, pl
         Stop() as stop,
     ):
         work = _Work(store, plan, entries, encoders, ranks, spool, place.unreachable)
-        if place.rank == 0:
-            ranks.show(plan.lines, sum(len(plan.lines_of(number)) for number in work.finished))
+        ranks.show(plan.lines, sum(len(plan.lines_of(number)) for number in work.finished))
         while True:
             for message in pool.run(work.next_task):
                 _check(stop, store)
@@ -145,18 +145,18 @@ def _make(store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, pl
             work.write()
             if len(work.finished) == plan.blocks:
                 break
-            _wait(stop, store)
+            _wait(stop, store, work.poll)
         while not store.has(REPORT):
             if ranks.lowest():
                 write_report(store, plan, entries, merge(store, plan))
                 store.clean(ranks.living())
             else:
-                _wait(stop, store)
+                _wait(stop, store, work.poll)
 
 
-def _wait(stop: Stop, store: Store) -> None:
+def _wait(stop: Stop, store: Store, seconds: float) -> None:
     """Until it is time to look again what others have left."""
-    end = time.monotonic() + POLL
+    end = time.monotonic() + seconds
     while time.monotonic() < end:
         _check(stop, store)
         time.sleep(0.1)
@@ -191,7 +191,9 @@ class _Work:
         self._killed: set[int] = set()  # lines whose process was killed once
         self._again: deque[EntryTask] = deque()  # of these
         self._unreachable, self._most_unreachable = 0, unreachable  # in a row
-        self._looked = -POLL
+        # Each that has nothing to do looks at all others: the more there are, the less often.
+        self.poll = POLL * max(1.0, ranks.count / CROWD)
+        self._looked = -self.poll
 
     def next_task(self) -> EntryTask | None:
         """The next file; None while there is nothing that nobody has in hand, or a file is tried by itself."""
@@ -215,7 +217,7 @@ class _Work:
             if number not in self.finished and not is_finished(self.store, number):
                 return number
             self.finished.add(number)
-        if time.monotonic() - self._looked < POLL:
+        if time.monotonic() - self._looked < self.poll:
             return None
         self._looked = time.monotonic()
         self.finished |= finished(self.store)

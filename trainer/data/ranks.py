@@ -40,7 +40,15 @@ class Told:
 class _Seen:
     told: Told
     since: float
+    first: Told  # when this process first looked; of an earlier launch, until it changes
     changed: bool = False  # while this process looked: not left by an earlier launch
+
+    @property
+    def new(self) -> tuple[int, int]:
+        """Lines and clips since this process first looked: what was finished before, it has counted by the blocks."""
+        again = self.told.lines < self.first.lines  # the rank was started anew
+        before = Told() if again else self.first
+        return self.told.lines - before.lines, self.told.clips - before.clips
 
 
 class Ranks:
@@ -69,7 +77,9 @@ class Ranks:
             self._progress.close()
 
     def show(self, total: int, done: int) -> None:
-        """Shows from now on how far all ranks are with `total` lines, of which `done` were finished before."""
+        """Shows from now on how far all ranks are with `total` lines, of which `done` were finished before. The lowest
+        rank that lives says it, so that a death of the first one does not silence the others."""
+        self._look()
         self._progress = Progress(total, done)
 
     def tell(self) -> None:
@@ -103,15 +113,20 @@ class Ranks:
                 if rank != self.rank and rank < self.count and (data := self._store.read(name)):
                     told, before = Told(**json.loads(data)), self._seen.get(rank)
                     if before is None or told != before.told:
-                        self._seen[rank] = _Seen(told, time.monotonic(), before is not None)
+                        first = told if before is None else before.first
+                        self._seen[rank] = _Seen(told, time.monotonic(), first, before is not None)
         return dict(self._seen)
 
     def _beat(self) -> None:
+        beats = 0
         while not self._over.wait(self._patience / BEATS):
             self.tell()
-            if self._progress:
-                told = [self.mine, *(seen.told for seen in self._look().values() if seen.changed)]
-                self._progress.update(sum(t.lines for t in told), sum(t.clips for t in told), len(told))
+            beats += 1
+            # Whether it has become the lowest, a rank looks seldom: a hundred of them would keep a bucket busy.
+            if self._progress and (self.rank == 0 or (beats % BEATS == 0 and self.lowest())):
+                others = [seen.new for seen in self._look().values() if seen.changed]
+                lines, clips = (sum(new) for new in zip((self.mine.lines, self.mine.clips), *others, strict=True))
+                self._progress.update(lines, clips, 1 + len(others))
 
 
 class Progress:
@@ -120,7 +135,7 @@ class Progress:
     def __init__(self, total: int, done: int) -> None:
         self._total, self._before = total, done
         self._start = self._said = time.monotonic()
-        self._bar = tqdm(total=total, initial=done, unit=" files", disable=None)
+        self._bar: tqdm[None] | None = None
 
     def update(self, lines: int, clips: int, ranks: int) -> None:
         """What the ranks have finished since they started."""
@@ -128,6 +143,8 @@ class Progress:
         seconds = now - self._start
         done = min(self._total, self._before + lines)
         speed = f"{clips / seconds:.1f} clips/s on {ranks} rank{'s' * (ranks > 1)}"
+        if self._bar is None:  # of the rank that shows it
+            self._bar = tqdm(total=self._total, initial=self._before, unit=" files", disable=None)
         self._bar.set_postfix_str(speed, refresh=False)
         self._bar.update(done - self._bar.n)
         if self._bar.disable and now - self._said >= LINE:
@@ -136,7 +153,8 @@ class Progress:
             print(f"{done} of {self._total} files, {speed}, time left {left}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
 
 def _clock(seconds: float) -> str:
