@@ -1,10 +1,15 @@
 """A preparation in a bucket: the same as in a folder, gone on with after the bucket has failed, and trained on."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from itertools import islice
 from urllib.request import urlopen
 
 import boto3
+import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -137,3 +142,32 @@ def test_a_stream_in_a_bucket_wants_a_folder_here():
     stream = json.dumps([{"path": "s3://sounds/mine/audio", "tasks": {"T2A": 1.0}}])
     with pytest.raises(ValueError, match=r"data\.cache: missing; s3://sounds/mine/audio needs a folder"):
         small_config(None, f"data.streams={stream}")
+
+
+@pytest.mark.long
+def test_killed_at_a_random_moment(tmp_path, bucket, root):
+    """As in a folder: two ranks, both killed twice, and begun again."""
+    for i in range(16):
+        sound(tmp_path / f"{i}.flac", 1.0 + 4 * (i % 4))
+    path = manifest(tmp_path, *({"audio": f"{i}.flac", "category": {"bell": 2}} for i in range(16)))
+    command = [sys.executable, "launch/prepare.py", "files", "--manifest", path, "--config", "configs/tiny.json"]
+    command = [*map(str, command), "--workers", "1", "--device", "cpu", "--out"]
+
+    def start(out, rank=0, ranks=1):
+        environment = os.environ | {"RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen([*command, out], cwd=root, env=environment)
+
+    assert start(str(tmp_path / "out")).wait(timeout=120) == 0
+    rng = np.random.default_rng(0)
+    for goal in sorted(rng.integers(1, 17, 2)):
+        ranks = [start("s3://sounds/mine", rank, 2) for rank in range(2)]
+        while sum(name.startswith("work/blocks/") for name in objects(bucket, "mine")) < goal:
+            assert any(rank.poll() is None for rank in ranks)
+            time.sleep(0.05)
+        time.sleep(rng.uniform(0, 0.3))
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    ranks = [start("s3://sounds/mine", rank, 2) for rank in range(2)]
+    assert [rank.wait(timeout=180) for rank in ranks] == [0, 0]
+    assert objects(bucket, "mine") == contents(tmp_path / "out")
