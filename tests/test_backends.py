@@ -157,6 +157,15 @@ def test_measuring_fills_a_table_that_can_be_read_back(tmp_path):
         assert backends.nearest([row], backends.where(replace(SHAPE, heads=3), CPU, torch.float32)) == []
 
 
+@pytest.mark.slow
+def test_a_compiled_backend_can_be_compared_and_timed():
+    """Its backward is called more than once on the same forward."""
+    case = cases(SHAPE, CPU, torch.float32)["layer_norm_modulate"]
+    compiled = {"reference": backends.as_run("layer_norm_modulate", "reference", compiled=True)}
+    found, failed = backends.timings("layer_norm_modulate", case, compiled, CPU, 2, 2)
+    assert list(found) == ["reference"] and failed == {}
+
+
 def test_a_backend_that_fails_takes_no_part(monkeypatch, capsys):
     def broken(x):
         raise RuntimeError("no kernel image\nand more")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch._functorch.config
 
 from ..kernels.ops import BACKENDS, OPS, KernelsConfig, Ops, available, missing, resolve
 from ..models.config import ModelConfig
@@ -153,6 +154,23 @@ def timings(
     """Seconds forward and backward of each implementation, which take turns; on a GPU by its own clock, as CUDA graphs
     whose inputs are in no cache. And why those were left out that fail, or whose outputs or gradients are not the
     reference's."""
+    # A compiled backward is called again and again with what its forward kept, which it must not write into.
+    with torch._functorch.config.patch(donated_buffer=False):
+        calls, failed = _ready(op, case, implementations, device, inner)
+    ways = []
+    for way in (0, 1):
+        turns = {name: pair[way] for name, pair in calls.items()}
+        on_gpu = device.type == "cuda"
+        ways.append(
+            replayed(turns, rounds, inner, device) if on_gpu else interleaved(turns, rounds, inner, WARM_UPS, device)
+        )
+    return {name: (ways[0][name], ways[1][name]) for name in calls}, failed
+
+
+def _ready(
+    op: str, case: Case, implementations: dict[str, Callable[..., Any]], device: torch.device, inner: int
+) -> tuple[dict[str, list[Callable[[], None]]], dict[str, str]]:
+    """Calls forward and backward of what computes as the reference does, and why the rest does not."""
     calls: dict[str, list[Callable[[], None]]] = {}
     failed: dict[str, str] = {}
     expected = case.results(BACKENDS[op]["reference"])
@@ -164,14 +182,7 @@ def timings(
         except Exception as error:  # of whatever library
             failed[name] = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             print(f"kernels: {op}: {name} does not run here: {failed[name]}", flush=True)
-    ways = []
-    for way in (0, 1):
-        turns = {name: pair[way] for name, pair in calls.items()}
-        on_gpu = device.type == "cuda"
-        ways.append(
-            replayed(turns, rounds, inner, device) if on_gpu else interleaved(turns, rounds, inner, WARM_UPS, device)
-        )
-    return {name: (ways[0][name], ways[1][name]) for name in calls}, failed
+    return calls, failed
 
 
 def _call(

@@ -61,7 +61,10 @@ class Case:
     def results(self, implementation: Callable[..., Any]) -> list[Tensor]:
         """Outputs without padding, and the gradients of the inputs where an output's is the output itself."""
         outputs = self.forward(implementation)
-        return [*self._kept(outputs), *torch.autograd.grad(outputs, self.inputs, self._kept(outputs))]
+        return [
+            *self._kept(outputs),
+            *torch.autograd.grad(outputs, self.inputs, self._kept(outputs), retain_graph=True),
+        ]
 
     def _kept(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
         """Detached, zero at padding: what stands there is nobody's, and no gradient comes from it."""
