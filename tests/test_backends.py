@@ -157,7 +157,7 @@ def test_measuring_fills_a_table_that_can_be_read_back(tmp_path):
         assert backends.nearest([row], backends.where(replace(SHAPE, heads=3), CPU, torch.float32)) == []
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_backend_can_be_compared_and_timed():
     """Its backward is called more than once on the same forward."""
     case = cases(SHAPE, CPU, torch.float32)["layer_norm_modulate"]

@@ -56,6 +56,7 @@ def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
 
 
+@pytest.mark.long
 def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, scenes):
     done = run_bench(tmp_path, "kernels", small_config(scenes), "--rounds", "1", "--inner", "1", "--dtype", "fp32")
     assert done.returncode == 0, done.stderr
@@ -138,6 +139,7 @@ def test_fp8_without_its_library_is_refused(monkeypatch):
             measure()
 
 
+@pytest.mark.long
 def test_steps_of_other_batches_and_rounds_without_parts(tmp_path, scenes):
     done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "1", "--only", "deepspeed", "--batches", "2")
     assert done.returncode == 0, done.stderr
