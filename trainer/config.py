@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 from ..kernels.ops import KernelsConfig
 from ..models import strict
@@ -16,10 +16,7 @@ from ..models.audiox import SamplingConfig
 from ..models.config import ModelConfig
 from . import secrets
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-T = TypeVar("T", bound="DataclassInstance")
+T = TypeVar("T")
 TASKS = ("T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion")
 
 
@@ -251,7 +248,7 @@ def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
     for override in overrides:
         apply_override(data, override)
     secrets.refuse(data, str(path))
-    known = {field.name for field in fields(kind)}
+    known = {field.name for field in fields(cast(Any, kind))}
     for key, script in OF_ANOTHER.items():
         if key in data and key not in known:
             raise ValueError(f"{path}: {key}: this configuration is for {script}; run that, or give another --config")

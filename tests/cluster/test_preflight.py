@@ -51,7 +51,7 @@ SCENARIOS = {
     ),
     "slow": (4, ["--bandwidth", "1000"], {2: "link"}, r"an all-reduce of 4 MB .* 1000 are wanted; slow: n3 \(n1-n2"),
     "slow, three": (3, ["--bandwidth", "1000"], {0: "link"}, r"wanted; slow: n1 \(n1-n2 1\d\d ms, n2-n3"),
-    "stuck": (3, ["--patience", "4"], {1: "driver"}, r"n2 \(rank 1\) did not tell its state within 4 s"),
+    "stuck": (3, ["--patience", "8"], {1: "driver"}, r"n2 \(rank 1\) did not tell its state within 8 s"),
 }
 
 
@@ -82,7 +82,7 @@ def test_the_node_is_named(said, name):
 
 
 def test_a_rank_that_does_not_come_back_ends_itself(said):
-    assert "error: n2 (rank 1): looking at its GPU and disk takes longer than 4 s" in said["stuck"]["1"][1]
+    assert "error: n2 (rank 1): looking at its GPU and disk takes longer than 8 s" in said["stuck"]["1"][1]
 
 
 def test_without_a_launcher_it_says_so(monkeypatch):
