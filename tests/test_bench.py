@@ -68,6 +68,7 @@ def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, sce
         assert row["backward_of_limit"] > 0
 
 
+@pytest.mark.long
 def test_latents_are_made_in_three_ways(tmp_path, scenes):
     done = run_bench(tmp_path, "infer", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
     assert done.returncode == 0, done.stderr

@@ -28,6 +28,7 @@ def run(root, *arguments):
     return done.stdout
 
 
+@pytest.mark.long
 def test_from_media_to_sound(root, tmp_path):
     film(tmp_path / "clip.mp4", 2.1)
     soundfile.write(tmp_path / "tone.wav", 0.2 * np.sin(np.arange(32000) / 5), 16000)
