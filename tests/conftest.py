@@ -77,3 +77,27 @@ def scenes(tmp_path_factory, forkserver) -> Path:
     folder = tmp_path_factory.mktemp("scenes") / "small"
     prepare_scenes(folder, small_config().model, clips=CLIPS, seed=0, music_share=0.5, workers=1)
     return folder
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory) -> Path:
+    """Random weights of the small model, sampled in two guided steps by Euler's method."""
+    from audiox_turbo.models.audiox import SamplingConfig
+    from tests.models import random_weights
+
+    return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 2, 2.0))
+
+
+@pytest.fixture(scope="module")
+def generator(weights):
+    from audiox_turbo.trainer.generator import Generator
+
+    return Generator(weights)
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory) -> Path:
+    """A folder of sounds and films."""
+    from tests.videos import write_media
+
+    return write_media(tmp_path_factory.mktemp("media"))

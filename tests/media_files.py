@@ -1,4 +1,4 @@
-"""Sounds and films whose every moment is known, written with PyAV."""
+"""Sounds and films whose every moment is known, written with PyAV, and what is decoded of them."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -7,7 +7,15 @@ from typing import Any
 
 import av
 import numpy as np
+import pytest
 
+from audiox_turbo.models.config import CodecConfig, VideoConfig
+from audiox_turbo.trainer.data.media import read_clips
+from audiox_turbo.trainer.data.source import MediaError
+
+MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128)
+STEREO = CodecConfig("oobleck", sample_rate=44100, audio_channels=2, hop=2048, frames=10, channels=64)
+FRAMES = VideoConfig("frames", dim=64, image_rate=5.0, motion_rate=12.5, size=16, steps=32, pool=2)
 CODED = 48  # pixels a side of a film whose pictures are numbered
 
 
@@ -136,3 +144,14 @@ def mixed(path, pictures=None, sound="aac", seconds=4.0, shown=None, rate=48000,
             if stream:
                 container.mux(stream.encode(None))
     return path
+
+
+def clips_of(path, codec=MONO, video=None, **segment):
+    return list(read_clips(Path(path), video, codec, FRAMES, **segment))
+
+
+def reason_of(path, **arguments):
+    with pytest.raises(MediaError) as caught:
+        clips_of(path, **arguments)
+    assert str(path) in str(caught.value)
+    return caught.value.reason

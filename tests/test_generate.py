@@ -8,7 +8,6 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,29 +15,11 @@ import soundfile
 import torch
 
 from audiox_turbo.launch.generate import main
-from audiox_turbo.models.audiox import SamplingConfig
 from audiox_turbo.trainer import production
-from audiox_turbo.trainer.generator import Generator
 from audiox_turbo.trainer.jobs import Job, jobs_of
 from audiox_turbo.trainer.production import Manifest, produce
 from audiox_turbo.trainer.prompts import Prompt
-from tests.models import random_weights
-from tests.videos import contents, write_media
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 2, 2.0))
-
-
-@pytest.fixture(scope="module")
-def generator(weights) -> Generator:
-    return Generator(weights)
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory) -> Path:
-    return write_media(tmp_path_factory.mktemp("media"))
+from tests.videos import contents
 
 
 @dataclass(frozen=True)

@@ -100,11 +100,6 @@ def weights(tmp_path_factory) -> Path:
     return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 3, 2.0))
 
 
-@pytest.fixture(scope="module")
-def generator(weights) -> Generator:
-    return Generator(weights)
-
-
 def full_request(generator: Generator, n: int) -> Request:
     config = generator.model.config
     make = torch.Generator().manual_seed(1)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from audiox_turbo.models.config import CodecConfig, VideoConfig
-from audiox_turbo.trainer.data.blocks import PLAN, begin, make_plan
+from audiox_turbo.trainer.data.blocks import PLAN, begin, begun, make_plan
 from audiox_turbo.trainer.data.filters import ClassifierConfig, FiltersConfig
 from audiox_turbo.trainer.data.prepare_files import prepare_files
 from audiox_turbo.trainer.data.store import Folder
@@ -65,6 +65,7 @@ def test_many_ranks_begin_at_once(tmp_path, path):
         for i in range(20):
             for done in [pool.submit(rank, number, tmp_path / f"out{i}") for number in range(8)]:
                 done.result()
+            assert begun(Folder(tmp_path / f"out{i}", 0), plan), "what all of them began is one preparation"
 
 
 def test_folders_that_vanish_while_they_are_looked_through(tmp_path):

@@ -20,24 +20,9 @@ from audiox_turbo.trainer.request import Request, joined
 from audiox_turbo.trainer.sounds import Sound, make, sampling_of
 from tests.encoder_weights import save_clip, save_oobleck, save_synchformer, save_t5
 from tests.models import random_weights
-from tests.videos import contents, wandering, write_media
+from tests.videos import contents, wandering
 
 CLIP = 16_384  # samples of the small model's clip, 2.048 s at 8 kHz: 8 latent frames, of which 2 overlap
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory) -> Path:
-    return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 2, 2.0))
-
-
-@pytest.fixture(scope="module")
-def generator(weights) -> Generator:
-    return Generator(weights)
-
-
-@pytest.fixture(scope="module")
-def media(tmp_path_factory) -> Path:
-    return write_media(tmp_path_factory.mktemp("media"))
 
 
 def prompt(**keys) -> Prompt:

@@ -81,19 +81,23 @@ def train(config: RunConfig, rounds: int, inner: int, only: str = "", batches: S
     parts = forward_flops(config.model, batch.conditions.text.shape[1])
     flops, peak = training_flops(config.model, batch.conditions.text.shape[1]), peak_flops(world.device, dtype)
     facts |= {"forward_flops": parts, "training_flops": flops, "peak_flops": peak * world.ranks}
-    rows = []
-    for name, values in seconds.items():
-        samples = sizes.get(name, len(batch))
-        speeds = sorted(samples / s for s in values)
-        median = statistics.median(speeds)
-        row = {"variant": name, "samples": samples, "samples_per_s": median, "low": speeds[0], "high": speeds[-1]}
-        if "plain" in seconds:
-            ratios = [a / b for a, b in zip(seconds["plain"], values, strict=True)]
-            row["ratio_to_plain"] = statistics.median(ratios) * samples / len(batch)
-        if name in peaks:
-            row["peak_bytes"] = peaks[name]
-        rows.append(row | {"mfu": median * flops / facts["peak_flops"]})
+    rows = [_row(name, seconds, sizes.get(name, len(batch)), len(batch)) for name in seconds]
+    for row in rows:
+        row["mfu"] = row["samples_per_s"] * flops / facts["peak_flops"]
+        if row["variant"] in peaks:
+            row["peak_bytes"] = peaks[row["variant"]]
     return facts | {"rows": rows}
+
+
+def _row(name: str, seconds: dict[str, list[float]], samples: int, batch: int) -> dict[str, Any]:
+    """Speed of a variant whose step has so many samples, beside the plain loop, whose step has the whole batch."""
+    speeds = sorted(samples / s for s in seconds[name])
+    median = statistics.median(speeds)
+    row = {"variant": name, "samples": samples, "samples_per_s": median, "low": speeds[0], "high": speeds[-1]}
+    if "plain" in seconds:
+        ratios = [a / b for a, b in zip(seconds["plain"], seconds[name], strict=True)]
+        row["ratio_to_plain"] = statistics.median(ratios) * samples / batch
+    return row
 
 
 def apart(

@@ -61,8 +61,8 @@ def infer(
     compile_blocks(compiled)
     both = [_condition(model, batch, device, dtype) for _ in range(2)]
     noise = torch.randn(batch, model.codec.frames, model.codec.channels, device=device)
-    peak = peak_flops(device, dtype)
-    rows = []
+    peak, counts = peak_flops(device, dtype), forward_flops(model, model.text.max_tokens)
+    rows: list[dict[str, Any]] = []
     for sampling in samplings:
         ways: dict[str, Callable[[], Tensor]] = {
             "plain": _plainly(plain, sampling, both, noise, dtype),
@@ -75,27 +75,20 @@ def infer(
             off = _differences(ways, dtype)
             turns: dict[str, Callable[[], None]] = {name: _discarding(call) for name, call in ways.items()}
             seconds = interleaved(turns, rounds, inner=1, warmup=2, device=device)
-        flops = nfe(sampling) * batch * forward_flops(model, model.text.max_tokens)["total"]
-        for way, values in seconds.items():
-            median = statistics.median(values)
-            ratios = [a / b for a, b in zip(seconds["plain"], values, strict=True)]
-            rows.append(
-                {
-                    "steps": sampling.steps,
-                    "nfe": nfe(sampling),
-                    "batch": batch,
-                    "way": way,
-                    "ms": 1000 * median,
-                    "low_ms": 1000 * min(values),
-                    "high_ms": 1000 * max(values),
-                    "times_plain": statistics.median(ratios),
-                    "rtf": median / batch / model.codec.seconds,
-                    "mfu": flops / median / peak,
-                    "off": off[way],
-                }
-            )
-    facts = {"host": describe(), "kernels": choice.names, "rows": rows}
-    return facts | {"forward_flops": forward_flops(model, model.text.max_tokens)}
+        about = {"steps": sampling.steps, "nfe": nfe(sampling), "batch": batch}
+        for way in seconds:
+            row = about | {"way": way} | _times(way, seconds) | {"off": off[way]}
+            row["rtf"] = row["ms"] / 1000 / batch / model.codec.seconds
+            row["mfu"] = nfe(sampling) * batch * counts["total"] / (row["ms"] / 1000) / peak
+            rows.append(row)
+    return {"host": describe(), "kernels": choice.names, "rows": rows, "forward_flops": counts}
+
+
+def _times(way: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Milliseconds of a way, and how many times as fast as the plain one it is."""
+    ratios = [a / b for a, b in zip(seconds["plain"], seconds[way], strict=True)]
+    median, low, high = (1000 * f(seconds[way]) for f in (statistics.median, min, max))
+    return {"ms": median, "low_ms": low, "high_ms": high, "times_plain": statistics.median(ratios)}
 
 
 def _replaying(call: Callable[[], Tensor]) -> Callable[[], Tensor] | None:

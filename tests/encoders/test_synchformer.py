@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from audiox_turbo.models.conditioner import video_seconds
 from audiox_turbo.models.config import VideoConfig
@@ -243,6 +244,10 @@ class TestConversion:
         state = {name: tensor.half() for name, tensor in fabricated(SYNCHFORMER).items()}
         torch.save({"model": state, "epoch": 3}, tmp_path / "checkpoint.pt")
         convert_synchformer(tmp_path / "checkpoint.pt", tmp_path / "sync", SYNCHFORMER)
+        written = load_file(tmp_path / "sync" / "model.safetensors")
+        expected = from_released(state, SYNCHFORMER)
+        assert written.keys() == expected.keys()
+        assert all(torch.equal(written[name].half(), expected[name]) for name in expected)
 
     @pytest.mark.parametrize(
         ("change", "message"),
