@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import soak
+from tests import launched
 from tests.cluster.slurm import Slurm, until, why_not
 
 PATIENCE = 600.0
@@ -33,7 +33,9 @@ class Loss:
     training: float
 
 
-def lost(run: soak.Run, victim: int, how: signal.Signals, said: Callable[[], str], again: Callable[[], None]) -> Loss:
+def lost(
+    run: launched.Run, victim: int, how: signal.Signals, said: Callable[[], str], again: Callable[[], None]
+) -> Loss:
     """Rank 1's process gets the signal; `again` sees to it that the run is started again."""
     words = said().count(NAMED)
     os.kill(victim, how)
@@ -47,7 +49,7 @@ def lost(run: soak.Run, victim: int, how: signal.Signals, said: Callable[[], str
 
 
 def in_slurm(slurm: Slurm, base: Path, times: int) -> dict[str, list[Loss]]:
-    run = soak.Run("pretrain", base, "slurm")
+    run = launched.Run("pretrain", base, "slurm")
     arguments = (str(base / "pretrain.json"), "--set", "training.steps=100000")
     job = slurm.submit(run.folder, "pretrain", *arguments, MAX_RETRIES="1000")
     until(lambda: run.step() > 0, PATIENCE)
@@ -62,7 +64,7 @@ def in_slurm(slurm: Slurm, base: Path, times: int) -> dict[str, list[Loss]]:
 
 
 def in_a_loop(base: Path, times: int) -> dict[str, list[Loss]]:
-    run = soak.Run("pretrain", base, "loop")
+    run = launched.Run("pretrain", base, "loop")
     start = ("launch/pretrain.py", "--set", "training.steps=100000")
     found: dict[str, list[Loss]] = {name: [] for name in HOW}
 
@@ -91,7 +93,7 @@ def main() -> None:
     times = parser.parse_args().times
     with tempfile.TemporaryDirectory(prefix="recovery-") as name:
         base = Path(name)
-        soak.prepare(base)
+        launched.prepare(base)
         found = {"loop": in_a_loop(base, times)}
         if why_not():
             print(f"no Slurm: {why_not()}")

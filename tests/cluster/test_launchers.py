@@ -10,7 +10,7 @@ import pytest
 
 from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.hardware import free_port
-from tests import soak
+from tests import launched
 from tests.cluster.slurm import ALONE, until
 from tests.cluster.ssh import Hosts, why_not
 from tests.small import ROOT
@@ -22,13 +22,13 @@ SETTINGS = ("--set", "training.steps=30")
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
     folder = tmp_path_factory.mktemp("launchers")
-    soak.prepare(folder)
+    launched.prepare(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(base):
-    run = soak.Run("pretrain", base, "by_hand")
+    run = launched.Run("pretrain", base, "by_hand")
     run.start(("launch/pretrain.py", *SETTINGS))
     assert run.wait() == [0, 0], run.said()
     run.clear()
@@ -36,7 +36,7 @@ def expected(base):
 
 
 def test_deepspeed_over_ssh(base, expected, tmp_path):
-    run = soak.Run("pretrain", base, "ssh")
+    run = launched.Run("pretrain", base, "ssh")
     training = ("launch/pretrain.py", "--config", str(base / "pretrain.json"), "--output", str(run.folder), *SETTINGS)
     with Hosts(tmp_path) as hosts:
         done = hosts.deepspeed(*training)
@@ -48,7 +48,7 @@ def test_deepspeed_over_ssh(base, expected, tmp_path):
 
 
 def test_torchrun_with_two_agents(base, expected):
-    run = soak.Run("pretrain", base, "torchrun")
+    run = launched.Run("pretrain", base, "torchrun")
     command = [*ALONE, sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1"]
     command += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{free_port()}", "launch/pretrain.py"]
     command += ["--config", str(base / "pretrain.json"), "--output", str(run.folder), *SETTINGS]
@@ -61,7 +61,7 @@ def test_torchrun_with_two_agents(base, expected):
 
 def test_torchrun_passes_a_request_to_stop_on(base, expected):
     """SIGTERM to torchrun reaches the ranks, which save; its own code says only that it was ended."""
-    run = soak.Run("pretrain", base, "stopped")
+    run = launched.Run("pretrain", base, "stopped")
     command = [
         sys.executable,
         "-m",

@@ -14,7 +14,7 @@ import soundfile
 
 from audiox_turbo.trainer import checkpoint
 from audiox_turbo.trainer.data.shards import check_shards, read_features
-from tests import soak
+from tests import launched
 from tests.cluster.slurm import Slurm, until, why_not
 from tests.models import untrained_judge
 from tests.small import small_config
@@ -33,7 +33,7 @@ def slurm(tmp_path_factory):
 def base(tmp_path_factory):
     """Shards, a teacher, pretrain.json (120 steps) and distill.json (80), both with a checkpoint every 5 steps."""
     folder = tmp_path_factory.mktemp("cluster")
-    soak.prepare(folder)
+    launched.prepare(folder)
     return folder
 
 
@@ -41,7 +41,7 @@ class Training:
     """A job of pretrain.sbatch, and the folder of its run."""
 
     def __init__(self, slurm: Slurm, base: Path, name: str, *arguments: str, options=(), **variables: str) -> None:
-        self.run = soak.Run("pretrain", base, name)
+        self.run = launched.Run("pretrain", base, name)
         config = str(base / "pretrain.json")
         self.job = slurm.submit(self.run.folder, "pretrain", config, *arguments, options=options, **variables)
 
@@ -53,7 +53,7 @@ class Training:
         until(lambda: self.job.said().count(words) >= times or self.job.ended(), PATIENCE)
         assert self.job.said().count(words) >= times, self.job.said()
 
-    def checks_end(self, restarts: int, reference: soak.Run | None = None) -> None:
+    def checks_end(self, restarts: int, reference: launched.Run | None = None) -> None:
         """It is done, after so many stays in the queue, with every step made once or as if it had been."""
         state = self.job.wait(PATIENCE)
         assert (state["JobState"], state["Restarts"]) == ("COMPLETED", str(restarts)), self.job.said()
@@ -64,9 +64,9 @@ class Training:
             assert self.run.end() == reference.end(), "bitwise what a run is that nobody disturbed"
 
 
-def undisturbed(base: Path, name: str, *arguments: str) -> soak.Run:
+def undisturbed(base: Path, name: str, *arguments: str) -> launched.Run:
     """The same training without Slurm and in one piece."""
-    run = soak.Run("pretrain", base, f"{name}_undisturbed")
+    run = launched.Run("pretrain", base, f"{name}_undisturbed")
     run.start(("launch/pretrain.py", *arguments))
     assert run.wait() == [0, 0], run.said()
     run.clear()

@@ -15,9 +15,9 @@ from audiox_turbo.trainer.data.shards import DamagedError
 from audiox_turbo.trainer.data.store import UnansweredError
 from tests.faults.bucket import Bucket
 from tests.faults.test_shards_damaged import flip
+from tests.launched import SETTINGS, Run
 from tests.reader_ranks import open_reader
 from tests.small import small_config
-from tests.soak import SETTINGS, Run
 
 pytestmark = pytest.mark.slow
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"

@@ -10,7 +10,7 @@ import pytest
 
 from audiox_turbo.trainer import checkpoint
 from audiox_turbo.trainer.command import ExitCode
-from tests.soak import STEP, Run, begin, prepare, reference
+from tests.launched import STEP, Run, begin, prepare, reference
 
 pytestmark = pytest.mark.slow
 LOSS = "audiox_turbo.trainer.pretrain:flow_matching_loss"
