@@ -45,7 +45,7 @@ test: $(STAMP)  ## all tests but the long ones, a few minutes at most; ARGS="...
 	@$(PY) -m pytest -m 'not long' $(ARGS)
 
 test-long: $(STAMP)  ## the long ones; ARGS="..."
-	@$(PY) -m pytest -m long $(ARGS)
+	@$(PY) -m pytest -m long --timeout 3600 $(ARGS)
 
 # mypy has to see the folders under the names that they import by, so it gets links; its messages name the folders.
 lint: $(STAMP)  ## ruff and mypy

@@ -61,6 +61,7 @@ setup(
         "s3": ["s3fs>=2024.6"],  # manifests that name media as s3://
         "dev": [
             "pytest>=8",
+            "pytest-timeout>=2.3",
             "torchao>=0.14",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -85,13 +85,30 @@ def train(
 ) -> None:
     """Run `task` from where its folder stands to its end; `peak` is all ranks' FLOP/s, for MFU.
 
-    Raises StoppedError when the run was asked to stop before its end, saved.
+    Raises StoppedError when the run was asked to stop before its end, saved; ValueError where another run is at work in
+    the folder.
     """
     watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
-    start = restore(task, output, resume, world, run.saves_every(output, config))
-    about = about | {"shards": run.indexes(config)}
-    if world.rank == 0:
-        run.write_config(output, config)
+    with run.alone(output, world.rank):
+        start = restore(task, output, resume, world, run.saves_every(output, config))
+        about = about | {"shards": run.indexes(config)}
+        if world.rank == 0:
+            run.write_config(output, config)
+        _train_from(start, task, reader, config, world, output, peak, about, watchdog)
+
+
+def _train_from(
+    start: int,
+    task: Task,
+    reader: Batches,
+    config: BaseConfig,
+    world: World,
+    output: Path,
+    peak: float,
+    about: dict[str, Any],
+    watchdog: Watchdog,
+) -> None:
+    """The steps from `start` on."""
     steps, every = task.total, config.logging.every
     with (
         Stop() as stop,

@@ -3,10 +3,13 @@
 RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
 from xxhash import xxh3_128
 
 from ..models import strict
@@ -21,6 +24,8 @@ from .fp8 import check_fp8
 from .logs import last_step
 
 SHARDS = "shards.json"
+LOCK = ".lock"
+PATIENCE = 30.0  # seconds; processes of a run that was killed may need a moment to be gone
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
 # step takes, what is drawn for them, and which phase of a distillation it is in. Everything else may, and is said.
 FIXED = (
@@ -70,6 +75,29 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} holds a run already: give --resume to go on with it, or another --output")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give another --output")
+
+
+@contextlib.contextmanager
+def alone(folder: Path, rank: int) -> Iterator[None]:
+    """Rank 0 keeps other runs out of the folder: two that save into one would remove each other's checkpoints.
+
+    Raises ValueError where another run is at work there.
+    """
+    if rank != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK)
+    try:
+        lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise ValueError(
+            f"another run is at work in {folder} (it holds {folder / LOCK}): stop it, or give another --output"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:

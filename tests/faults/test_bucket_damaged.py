@@ -4,6 +4,7 @@ import json
 import math
 import os
 import shutil
+import threading
 
 import pytest
 
@@ -11,8 +12,9 @@ from audiox_turbo.models import strict
 from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data import store
 from audiox_turbo.trainer.data.reader import BucketError, check_streams
-from audiox_turbo.trainer.data.shards import DamagedError
+from audiox_turbo.trainer.data.shards import DamagedError, ShardError
 from audiox_turbo.trainer.data.store import UnansweredError
+from audiox_turbo.trainer.data.streaming_import import StreamingDataset
 from tests.faults.bucket import Bucket
 from tests.faults.test_shards_damaged import flip
 from tests.launched import SETTINGS, Run
@@ -101,6 +103,17 @@ class TestAFailingOne:
         with pytest.raises(BucketError, match=r"500.*: could not read s3://far/\w+/shard\.00000\.mds") as caught:
             epoch(far_config(tmp_path))
         assert code_of(caught.value) is ExitCode.HUNG
+
+    def test_that_fails_two_of_streaming_s_threads_at_once(self, bucket, tmp_path, monkeypatch):
+        both = threading.Barrier(2)
+
+        def fail(dataset, shard, blocking=True):
+            both.wait(timeout=30)
+            raise OSError("500")
+
+        monkeypatch.setattr(StreamingDataset, "prepare_shard", fail)
+        with pytest.raises(ShardError, match=r"500: could not read s3://far/\w+/shard\.00000\.mds"):
+            epoch(far_config(tmp_path))
 
     def test_at_the_start_too(self, bucket, tmp_path):
         bucket.failing, bucket.failures = "index.json", math.inf

@@ -221,20 +221,21 @@ class TestSharedMemory:
 
     @pytest.mark.long
     @pytest.mark.skipif(bool(not_alone()), reason=not_alone())
-    def test_what_another_left_is_neither_used_nor_removed(self, scenes, tmp_path):
+    @pytest.mark.parametrize(("name", "times"), [("000001_cache_usage", 1024), ("000001_shard_access_times", 2)])
+    def test_what_another_left_is_neither_used_nor_removed(self, name, times, scenes, tmp_path):
         """Segments that killed jobs left, in a /dev/shm that no other job sees: streaming takes the number 1, whose
-        other name is free."""
+        other name is free. One of them is smaller than what streaming wants of it."""
         left = (
             "import sys; from pathlib import Path\n"
             "from tests.reader_ranks import open_reader; from tests.small import small_config\n"
             "config = small_config(Path(sys.argv[1]))\n"
-            "segments = [Path('/dev/shm', name) for name in ('000000_barrier', '000001_cache_usage')]\n"
-            "for segment in segments: segment.write_bytes(b'left' * 1024)\n"
+            f"segments = [Path('/dev/shm', name) for name in ('000000_barrier', {name!r})]\n"
+            f"for segment in segments: segment.write_bytes(b'left' * {times})\n"
             "try:\n"
             "    open_reader(config)\n"
             "except ValueError as error:\n"
             "    print(error)\n"
-            "assert all(segment.read_bytes()[8:] == b'left' * 1022 for segment in segments)\n"
+            f"assert all(segment.read_bytes()[8:] == b'left' * ({times} - 2) for segment in segments)\n"
             "for segment in segments: segment.unlink()\n"
             "next(open_reader(config).batches(0))\n"
             "print('reads')\n"
@@ -249,7 +250,8 @@ class TestSharedMemory:
         )
         assert done.returncode == 0, done.stderr
         first, last = done.stdout.splitlines()
-        assert first.startswith("/dev/shm/000001_cache_usage is shared memory of another job") and last == "reads"
+        assert f"/dev/shm/{name}: shared memory of another job" in first and "/dev/shm/000001_*" in first
+        assert last == "reads"
 
 
 @pytest.mark.slow

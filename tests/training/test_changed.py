@@ -45,6 +45,17 @@ SAID_OF_A_STUDENT = (
 )
 
 
+def test_two_runs_in_one_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "PATIENCE", 0.1)
+    with run.alone(tmp_path / "new", 0):
+        with pytest.raises(ValueError, match=r"another run is at work in .*new .*: stop it, or give another --output"):
+            run.alone(tmp_path / "new", 0).__enter__()
+        with run.alone(tmp_path / "new", 1):  # the run's own other ranks do not ask
+            pass
+    with run.alone(tmp_path / "new", 0):  # the first has ended
+        pass
+
+
 @pytest.mark.parametrize("place", REFUSED)
 def test_what_moves_samples_or_noise_is_refused(tmp_path, place):
     saved(tmp_path, small_config())

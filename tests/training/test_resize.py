@@ -10,6 +10,9 @@ from tests.distillation.conftest import stage as distill_stage
 from tests.training.launches import KINDS, Item, Launch, differing, stage, state
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
+# What the state at the end, and every step's loss, may differ by: relative, from the order in which gradients are summed.
+STATE = {"fp32": 1e-4, "bf16": 1e-1}
+LOSS = {"fp32": 1e-5, "bf16": 1e-1}
 PLAIN = stage(2, "training.micro_batch=2")
 ROUNDS = distill_stage(
     2,
@@ -35,15 +38,21 @@ def samples(launch, name, ranks):
     return found
 
 
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def precision(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def pretraining(scenes, tmp_path_factory):
+def pretraining(precision, scenes, tmp_path_factory):
     base, record = tmp_path_factory.mktemp("resized"), {"record": True}
-    two = [Item("through", "whole", PLAIN, arguments=record)]
-    two += [Item("resized", "whole", PLAIN, arguments=record | {"stop": 4})]
+    settings = (*PLAIN, f"training.precision={precision}")
+    two = [Item("through", "whole", settings, arguments=record)]
+    two += [Item("resized", "whole", settings, arguments=record | {"stop": 4})]
     first = Launch(2, scenes, base, two)
     more = record | {"resume": True}
-    second = Launch(4, scenes, base, [Item("resized", "whole", PLAIN, arguments=more | {"stop": 8})])
-    third = Launch(1, scenes, base, [Item("resized", "whole", PLAIN, arguments=more)])
+    second = Launch(4, scenes, base, [Item("resized", "whole", settings, arguments=more | {"stop": 8})])
+    third = Launch(1, scenes, base, [Item("resized", "whole", settings, arguments=more)])
     return first, second, third
 
 
@@ -56,19 +65,19 @@ def test_the_same_samples_in_the_same_order(pretraining):
     assert samples(third, "resized", 1) == {step: through[step] for step in range(8, 12)}
 
 
-def test_the_end_is_that_of_one_number_of_ranks(pretraining):
+def test_the_end_is_that_of_one_number_of_ranks(pretraining, precision):
     """Up to the order in which gradients are summed."""
     first, _, third = pretraining
     folders = first.checkpoint("through", 12), third.checkpoint("resized", 12)
     assert [checkpoint.read_manifest(f)["ranks"] for f in folders] == [2, 1]
     assert differing(first.checkpoint("through", 4), first.checkpoint("resized", 4)) == []
-    check_close(*folders, "model", KINDS)
+    check_close(*folders, "model", KINDS, STATE[precision])
     curves = []
     for name in ("through", "resized"):
         lines = (first.folders[name] / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])
     assert len(curves[0]) == 12
-    assert curves[1] == pytest.approx(curves[0], rel=1e-5)
+    assert curves[1] == pytest.approx(curves[0], rel=LOSS[precision])
 
 
 def test_distillation(scenes, tmp_path_factory):
@@ -84,13 +93,23 @@ def test_distillation(scenes, tmp_path_factory):
         check_close(first.checkpoint("through", 10), first.checkpoint("resized", 10), role, kinds)
 
 
-def check_close(first, second, role, kinds):
+def test_compiled_code_goes_on_in_another_process_bitwise(scenes, tmp_path):
+    """With texts of varying lengths, which are compiled for more than once."""
+    settings = stage(2, "training.precision=bf16", "training.compile=true", "training.compile_conditioner=true")
+    begun = [Item("through", "whole", settings), Item("broken", "whole", settings, arguments={"stop": 7})]
+    first = Launch(2, scenes, tmp_path, begun)
+    Launch(2, scenes, tmp_path, [Item("broken", "whole", settings, arguments={"resume": True})])
+    assert differing(first.checkpoint("through", 12), first.checkpoint("broken", 12)) == []
+
+
+def check_close(first, second, role, kinds, bound=1e-4):
     a, b = state(first, role, kinds), state(second, role, kinds)
     assert a.keys() == b.keys()
     for kind in kinds:
         names = [name for name in a if name.startswith(f"{kind}/")]
         apart = sum(float((a[n] - b[n]).square().sum()) for n in names) ** 0.5
         size = sum(float(a[n].square().sum()) for n in names) ** 0.5
-        assert 0 < size and apart < 1e-4 * size, f"{role} {kind}: {apart / size:.1e}"
+        print(role, kind, apart / size)
+        assert 0 < size and apart < bound * size, f"{role} {kind}: {apart / size:.1e}"
     updates = [checkpoint.read_manifest(f)["roles"][role]["updates"] for f in (first, second)]
     assert updates[0] == updates[1]

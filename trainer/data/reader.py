@@ -61,10 +61,12 @@ class _CheckedDataset(StreamingDataset):
             raise self.failed
 
     def on_exception(self, future: Future[Any]) -> None:
-        """Keeps it, and has streaming's other threads end."""
+        """Keeps it, and has streaming's other threads end. A thread that failed has to be counted as ended: the epoch
+        waits for two of its three, and two may fail."""
         if error := future.exception():
             self.failed = error
             self._event.set()
+            self._iterator.on_exit()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Raises ShardError for a shard that is gone: streaming would want to download it, and can wait for that for
@@ -147,15 +149,21 @@ class Reader:
                 # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once,
                 # or another job that starts or ends meanwhile parts them.
                 torch.distributed.barrier()
-            self.dataset = _CheckedDataset(
-                streams=streams,
-                epoch_size=self.steps_per_epoch * batch,
-                batch_size=batch // ranks,
-                shuffle=True,
-                shuffle_seed=config.training.seed,
-                num_canonical_nodes=data.canonical_nodes,
-            )
-        _refuse_stale(self.dataset, found)
+            try:
+                self.dataset = _CheckedDataset(
+                    streams=streams,
+                    epoch_size=self.steps_per_epoch * batch,
+                    batch_size=batch // ranks,
+                    shuffle=True,
+                    shuffle_seed=config.training.seed,
+                    num_canonical_nodes=data.canonical_nodes,
+                )
+            except TypeError as error:  # a segment is smaller than the one that it wants
+                complete = {name[:7] for name in found if name.endswith("_locals")}  # passed over
+                _refuse_stale({name for name in found if name[:7] not in complete})
+                raise ValueError(f"{SHARED}: {error}") from error
+        prefix = f"{self.dataset._shm_prefix_int:06}_"
+        _refuse_stale({name for name in found if name.startswith(prefix)})
         # Processes are made anew for every epoch; what they import, for seconds, stays ready where they fork from.
         processes = get_context("forkserver")
         processes.set_forkserver_preload([__name__])
@@ -262,18 +270,17 @@ def _turn(world: World) -> Iterator[None]:
         lock.release()
 
 
-def _refuse_stale(dataset: StreamingDataset, found: set[str]) -> None:
+def _refuse_stale(taken: set[str]) -> None:
     """Streaming attaches itself to a segment that has the name it chose. Of a job that broke off half-way some of the
     names are taken; it is not known whether that job is dead, so nothing is removed.
 
-    Raises ValueError where one of the dataset's segments was `found` before it was made.
+    Raises ValueError where some of the names that a dataset uses were taken before it was made.
     """
-    prefix = f"{dataset._shm_prefix_int:06}_"
-    taken = sorted(name for name in found if name.startswith(prefix))
     if taken:
+        names = ", ".join(str(SHARED / name) for name in sorted(taken))
+        remedy = " ".join(sorted({f"{SHARED}/{name[:7]}*" for name in taken}))
         raise ValueError(
-            f"{SHARED / taken[0]} is shared memory of another job, or left by one that was killed; if none runs here, "
-            f"remove {SHARED}/{prefix}*"
+            f"{names}: shared memory of another job, or left by one that was killed; if none runs here, remove {remedy}"
         )
 
 
