@@ -74,6 +74,8 @@ def test_video_damage(tmp_path):
     with pytest.raises(MediaError, match=r"the pictures end at 0\.40 s, the sound goes on to 2\.00 s") as caught:
         clips_of(tmp_path / "a.wav", video=short)
     assert caught.value.reason is Reason.TRUNCATED
+    (whole,) = clips_of(tmp_path / "a.wav", video=short, video_slack=2.0)
+    assert np.array_equal(whole.images[-1], whole.images[len(whole.images) // 2]), "the last picture stands on"
 
 
 def test_frames_in_a_clip():

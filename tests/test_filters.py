@@ -22,6 +22,7 @@ from audiox_turbo.trainer.data.filters import (
 from audiox_turbo.trainer.data.manifest import Entry
 from audiox_turbo.trainer.data.media import Clip
 from tests.preparing import MODEL, sound
+from tests.small import ROOT
 
 RATE = 8000
 CPU = torch.device("cpu")
@@ -55,6 +56,8 @@ class TestLimits:
         assert reason(filters) is None
         assert reason(filters, clipped=1.0, images=moving(9, 9)) is None
         assert reason(filters, wave=tone(level=5e-5)) == "silent"
+        assert reason(FiltersConfig(peak=-100.0), wave=tone(level=5e-5)) is None
+        assert reason(FiltersConfig(peak=-5.0), wave=tone(level=0.5)) == "silent"
 
     def test_short_clips(self):
         assert reason(FiltersConfig(shortest_clip=1.5), seconds=1.4) == "short clip"
@@ -242,6 +245,11 @@ def test_a_configuration_that_cannot_be(tmp_path, changes, message):
     (tmp_path / "filters.json").write_text(json.dumps(changes))
     with pytest.raises(ValueError, match=rf"filters\.json: {message}"):
         parse_file(FiltersConfig, tmp_path / "filters.json", ())
+
+
+def test_the_configuration_that_comes_along():
+    filters = parse_file(FiltersConfig, ROOT / "configs/filters.json", ())
+    assert filters.static < 1 and filters.silent < 1 and filters.clipped < 1 and filters.longest_file > 0
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.ts"])

@@ -10,7 +10,7 @@ from tests.distillation.conftest import stage as distill_stage
 from tests.training.launches import KINDS, Item, Launch, differing, stage, state
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-# What the state at the end, and every step's loss, may differ by: relative, from the order in which gradients are summed.
+# What the state at the end and each loss may differ by, relative: gradients are summed in another order.
 STATE = {"fp32": 1e-4, "bf16": 1e-1}
 LOSS = {"fp32": 1e-5, "bf16": 1e-1}
 PLAIN = stage(2, "training.micro_batch=2")

@@ -146,7 +146,16 @@ def encode_entry(task: EntryTask) -> Iterator[Encoded | Rejection]:
 def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
     """The same without encoding."""
     entry, encoders = task.entry, task.encoders
-    clips = read_clips(entry.audio, entry.video, encoders.codec, encoders.video, entry.start, entry.end)
+    clips = read_clips(
+        entry.audio,
+        entry.video,
+        encoders.codec,
+        encoders.video,
+        entry.start,
+        entry.end,
+        sound_slack=encoders.filters.missing_sound,
+        video_slack=encoders.filters.missing_video,
+    )
     seconds = 0.0
     try:
         while batch := list(islice(clips, BATCH)):
@@ -214,10 +223,10 @@ def _separated(task: EntryTask, kept: Judged) -> tuple[Judged, list[Rejection]]:
     if separator is None or not kept or task.entry.domain not in separator.domains:
         return kept, []
     rate, network = encoders.codec.sample_rate, load_network(separator.file, torch.device(encoders.device))
+    silent = (Reason.SILENT.value, "nothing is left of it")
     clips = separated(separator, network, [clip for clip, _ in kept], rate)
     faults = [
-        (Reason.SILENT.value, "nothing is left of it") if clip.silent else silence_fault(clip, rate, encoders.filters)
-        for clip in clips
+        silent if clip.peak < encoders.filters.peak else silence_fault(clip, rate, encoders.filters) for clip in clips
     ]
     pairs = list(zip(clips, (known for _, known in kept), strict=True))
     rejections = [_clip_rejection(task.entry, clip, f) for clip, f in zip(clips, faults, strict=True) if f]

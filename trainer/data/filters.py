@@ -1,7 +1,7 @@
 """Which clips are good enough to learn from: the filters of the paper's first stage (section III-A), as numbers.
 
-Broken, missing and empty tracks are always left out (`media.Reason`), and so is a clip in which nothing sounds. What is
-here is asked for by the JSON file of `launch/prepare.py files --filters`; without one, every filter is open.
+Broken, missing and empty tracks are always left out (`source.Reason`), and so is a clip in which nothing sounds. What
+is here is asked for by the JSON file of `launch/prepare.py files --filters`; without one, all else is kept.
 """
 
 from dataclasses import dataclass
@@ -10,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from .media import SILENT, Clip
+from .media import Clip
+from .pictures import VIDEO_SLACK
 from .record import DOMAINS
-from .sound import Wave
+from .sound import SLACK, Wave
 from .source import Reason
 
 WINDOW = 0.05  # seconds over which loudness is measured
@@ -81,8 +82,11 @@ class SeparatorConfig:
 
 @dataclass(frozen=True)
 class FiltersConfig:
-    """What is kept; the defaults keep everything."""
+    """What is kept; the defaults keep everything that is whole and sounds."""
 
+    missing_sound: float = SLACK  # seconds that a file's sound may lack of its declared length
+    missing_video: float = VIDEO_SLACK  # seconds of sound at a file's beginning and end that may have no pictures
+    peak: float = -80.0  # dB of full scale that a clip has to reach
     shortest_file: float = 0.0  # seconds of a file, or of the segment that its line names
     longest_file: float = 0.0  # seconds; 0 is without limit
     shortest_clip: float = 0.0  # seconds of sound in a clip; the rest of it is padding
@@ -98,7 +102,7 @@ class FiltersConfig:
         for name in ("silent", "clipped", "static"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: {getattr(self, name)} must be a share from 0 to 1")
-        for name in ("shortest_file", "longest_file", "shortest_clip", "stillness"):
+        for name in ("missing_sound", "missing_video", "shortest_file", "longest_file", "shortest_clip", "stillness"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
         if 0 < self.longest_file <= self.shortest_file:
@@ -119,8 +123,8 @@ def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str
 
 def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
     """Why a clip whose sound has `rate` Hz is left out, if it is: reason and detail. Networks are asked elsewhere."""
-    if clip.silent:
-        return Reason.SILENT, f"nothing above {20 * np.log10(SILENT):.0f} dB"
+    if clip.peak < filters.peak:
+        return Reason.SILENT, f"nothing above {filters.peak:g} dB"
     if clip.seconds < filters.shortest_clip:
         return Filtered.SHORT_CLIP, f"{clip.seconds:.2f} s of sound, less than {filters.shortest_clip:g}"
     if clip.clipped > filters.clipped:

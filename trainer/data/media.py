@@ -14,11 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.config import CodecConfig, VideoConfig
-from .pictures import FrameReader
-from .sound import Piece, Segment, Wave, cut, whole
+from .pictures import VIDEO_SLACK, FrameReader
+from .sound import SLACK, Piece, Segment, Wave, cut, whole
 from .source import opened
-
-SILENT = 1e-4  # a clip whose peak is below (-80 dB) holds nothing to learn from
 
 
 @dataclass(frozen=True)
@@ -33,8 +31,9 @@ class Clip:
     clipped: float = 0.0  # share of the samples, as they were decoded, that ran into full scale
 
     @property
-    def silent(self) -> bool:
-        return float(np.abs(self.wave).max()) < SILENT
+    def peak(self) -> float:
+        """dB of full scale."""
+        return float(20 * np.log10(max(np.abs(self.wave).max(), 1e-9)))
 
 
 def read_clips(
@@ -45,11 +44,14 @@ def read_clips(
     start: float = 0.0,
     end: float | None = None,
     threads: int = 1,
+    sound_slack: float = SLACK,
+    video_slack: float = VIDEO_SLACK,
 ) -> Iterator[Clip]:
     """Cuts the segment [start, end) of a file, in seconds, into consecutive clips.
 
     audio, video: paths or addresses, the same for a file that gives both. threads: of the video decoder, 0 for as many
-    as there are cores.
+    as there are cores. sound_slack, video_slack: seconds that the sound may lack of its declared length, the pictures
+    of the sound's, before the file counts as damaged.
 
     The last clip is padded with zeros; when it is not the only one and shorter than a tenth of a clip it is dropped.
     The level stays as it is, unless a clip's peak is above 1: that clip is scaled to peak 1. Frames are those nearest
@@ -61,14 +63,14 @@ def read_clips(
     """
     with ExitStack() as stack:
         sound = stack.enter_context(opened(audio))
-        segment = Segment(start, end, synced=video is not None)
+        segment = Segment(start, end, video is not None, sound_slack)
         if video is None:
             empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
             for piece in cut(sound, codec, segment):
                 yield _clip(piece, empty, empty)
             return
         pictures = sound if video == audio else video
-        reader = stack.enter_context(FrameReader(pictures, frames.size, start, threads))
+        reader = stack.enter_context(FrameReader(pictures, frames.size, start, threads, video_slack))
         reader.check_begins(reader.begin + start)
         for piece in cut(sound, codec, segment):
             yield _clip(piece, *_shown(reader, codec, frames, start, piece))

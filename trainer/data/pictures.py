@@ -60,13 +60,16 @@ class FrameReader:
     """Frames of a video by time stamp; a context manager. Times must not decrease from one request to the next.
 
     location: a path, an address or a source. size: pixels, height and width. start: seconds after the file's beginning
-    before which no frame will be asked for. threads: of the decoder, 0 for as many as there are cores.
+    before which no frame will be asked for. threads: of the decoder, 0 for as many as there are cores. slack: seconds
+    by which pictures may end before, or begin after, what is asked for.
     """
 
     begin: float  # time stamp in seconds at which the file begins
 
-    def __init__(self, location: Path | str | Source, size: int, start: float = 0.0, threads: int = 1) -> None:
-        self._location, self._size, self._start, self._threads = location, size, start, threads
+    def __init__(
+        self, location: Path | str | Source, size: int, start: float = 0.0, threads: int = 1, slack: float = VIDEO_SLACK
+    ) -> None:
+        self._location, self._size, self._start, self._threads, self._slack = location, size, start, threads, slack
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -98,15 +101,15 @@ class FrameReader:
         return map(self._at, times)
 
     def check_begins(self, time: float) -> None:
-        """Raises MediaError when the pictures begin more than VIDEO_SLACK seconds after a time that is asked for."""
-        if not self._still and self._first.time > time + VIDEO_SLACK:
+        """Raises MediaError when the pictures begin more than `slack` seconds after a time that is asked for."""
+        if not self._still and self._first.time > time + self._slack:
             begin = self._first.time - self.begin
             message = f"the pictures begin at {begin:.2f} s, asked for from {time - self.begin:.2f} s on"
             raise MediaError(Reason.TRUNCATED, f"{self._source.name}: {message}")
 
     def check_reaches(self, time: float) -> None:
-        """Raises MediaError when the pictures ended more than VIDEO_SLACK seconds before a time already asked for."""
-        if not self._still and self._after is None and self._before.end < time - VIDEO_SLACK:
+        """Raises MediaError when the pictures ended more than `slack` seconds before a time already asked for."""
+        if not self._still and self._after is None and self._before.end < time - self._slack:
             end = self._before.end - self.begin
             message = f"the pictures end at {end:.2f} s, the sound goes on to {time - self.begin:.2f} s"
             raise MediaError(Reason.TRUNCATED, f"{self._source.name}: {message}")

@@ -43,6 +43,7 @@ class Segment:
     start: float = 0.0  # seconds after the file's own beginning
     end: float | None = None  # None: to the end
     synced: bool = False  # pictures are taken beside it, by their time stamps
+    slack: float = SLACK  # seconds that the file may lack
 
 
 @dataclass(frozen=True)
@@ -245,26 +246,26 @@ class _Track:
         if counted and stream.duration is not None and stream.time_base is not None:
             late = float((stream.start_time or 0) * stream.time_base) - self.begin
             declared = float(stream.duration * stream.time_base) + max(0.0, late)
-            if seconds < declared - SLACK:
+            if seconds < declared - segment.slack:
                 raise MediaError(
                     Reason.TRUNCATED, f"{name}: declares {declared:.2f} s of sound and holds {seconds:.2f} s"
                 )
-        self._check_longest()
+        self._check_longest(segment.slack)
         if seconds <= segment.start:
             asked = f", the segment starts at {segment.start:g} s" if segment.start else ""
             raise MediaError(Reason.ZERO_LENGTH, f"{name}: holds {seconds:.2f} s of sound{asked}")
-        if segment.end is not None and seconds < segment.end - SLACK:
+        if segment.end is not None and seconds < segment.end - segment.slack:
             raise MediaError(
                 Reason.TRUNCATED, f"{name}: holds {seconds:.2f} s of sound, the segment ends at {segment.end:g} s"
             )
 
-    def _check_longest(self) -> None:
+    def _check_longest(self, slack: float) -> None:
         container, alone = self._container, len(self._container.streams) == 1
         # Where one declares nothing, FFmpeg guesses the length of a track alone by its bit rate.
         if container.format.name not in _LONGEST or not container.duration or (alone and self.stream.bit_rate):
             return
         declared = container.duration / av.time_base
-        if self._reached < declared - (SLACK if alone else OTHERS):
+        if self._reached < declared - (slack if alone else max(slack, OTHERS)):
             raise MediaError(
                 Reason.TRUNCATED, f"{self._name}: declares {declared:.2f} s and ends after {self._reached:.2f} s"
             )
