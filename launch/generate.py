@@ -52,6 +52,7 @@ def parse() -> argparse.Namespace:
     add("--force", action="store_true", help="overwrite what exists")
     add("--device", help="cpu, cuda, cuda:1 (default: the GPU where there is one)")
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the network (default: fp32)")
+    add("--kernels", default="", metavar="TABLE", help="of launch/bench.py kernels (default: measured on a GPU)")
     arguments = parser.parse_args()
     try:
         arguments.jobs = jobs(arguments)
@@ -89,6 +90,7 @@ def _given(a: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
 def run(a: argparse.Namespace) -> None:
     import torch
 
+    from audiox_turbo.kernels.ops import KernelsConfig
     from audiox_turbo.trainer.generator import Generator
     from audiox_turbo.trainer.jobs import make_folders
     from audiox_turbo.trainer.production import Manifest, produce
@@ -97,7 +99,10 @@ def run(a: argparse.Namespace) -> None:
 
     make_folders(a.jobs)
     begin = time.perf_counter()
-    generator = Generator(a.weights, a.device, {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype])
+    dtype, kernels = {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype], KernelsConfig(table=a.kernels)
+    generator = Generator(a.weights, a.device, dtype, kernels)
+    if generator.device.type != "cpu":
+        print("kernels: " + "; ".join(generator.kernels.lines()))
     where = f"on {generator.device} in {a.dtype}; ready in {time.perf_counter() - begin:.1f} s"
     if a.prompts:
         manifest = Manifest(a.out_dir, a.weights, generator.sampling)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from audiox_turbo.kernels.ops import KernelsConfig
 from audiox_turbo.models.audiox import SamplingConfig
 from audiox_turbo.models.sampler import euler, guided, levels, renoise
 from audiox_turbo.trainer.data.synth import FRAME_RATE, SIZE, render_video
@@ -194,6 +195,14 @@ def test_a_folder_without_weights_is_refused(tmp_path):
 def test_a_device_that_is_not_here_is_refused(weights, device, complaint):
     with pytest.raises(ValueError, match=complaint):
         Generator(weights, device)
+
+
+def test_the_kernels_can_be_chosen(weights, tmp_path):
+    assert set(Generator(weights, "cpu").kernels.names.values()) == {"reference"}
+    chosen = Generator(weights, "cpu", kernels=KernelsConfig(joint_attention="sdpa")).kernels
+    assert chosen.names["joint_attention"] == "sdpa" and chosen.reasons["joint_attention"] == "as configured"
+    with pytest.raises(FileNotFoundError, match=r"kernels\.table: .*none\.json is no file; launch/bench.py"):
+        Generator(weights, "cpu", kernels=KernelsConfig(table=str(tmp_path / "none.json")))
 
 
 def test_a_video_gives_the_features_that_training_had(generator, tmp_path):

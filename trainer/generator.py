@@ -36,14 +36,21 @@ class Generator:
     """
 
     def __init__(
-        self, weights: Path | str, device: torch.device | str | None = None, dtype: torch.dtype = torch.float32
+        self,
+        weights: Path | str,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        kernels: KernelsConfig | None = None,
     ) -> None:
         """Raises ValueError when the folder is no weights folder of this project, or the device is not here."""
+        wanted = kernels or KernelsConfig()
+        table = backends.read_table(Path(wanted.table)) if wanted.table else None
         self.device = found_device(device)
         self.dtype = dtype
         self.model = load_weights(Path(weights)).to(self.device, dtype).eval()
         shape = Shape.of(self.model.config, batch=2)  # a clip and its unconditional branch
-        self.model.use(backends.decide(KernelsConfig(), shape, self.device, dtype)[0].ops())
+        self.kernels, _ = backends.decide(wanted, shape, self.device, dtype, table)
+        self.model.use(self.kernels.ops())
         self.sampling = self.model.sampling
         self._runtime = Runtime.here(self.device)
         self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
