@@ -56,8 +56,7 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("sampling.times=[0.9, 0.5, 0.3, 0.1]", "sampling.times: [0.9, 0.5, 0.3, 0.1] must fall from 1"),
         ("sampling.times=[1.0, 0.5, 0.5, 0.1]", "sampling.times: [1.0, 0.5, 0.5, 0.1] must fall from 1"),
         ("sampling.times=[1.0, 0.5]", "sampling.times: 2 levels for 4 steps"),
-        ("sampling.guidance=3", "sampling: kind 'renoise' with guidance 3; a student denoises"),
-        ("sampling.kind=euler", "sampling: kind 'euler' with guidance 1; a student denoises"),
+        ("sampling.guidance=3", "sampling.guidance: 3; a student samples without: give 1"),
         ("distillation.blocks=3", "distillation.blocks: 3 of a teacher with model.backbone.depth 2"),
         ("distillation.probabilities=[1.0]", "distillation.probabilities: 1 values for the 4 steps"),
         (

@@ -25,7 +25,7 @@ from .distill_flops import update_flops
 from .dmd import matching_loss, weight
 from .draws import Draws
 from .ema import Ema
-from .flow_matching import clean_estimate, flow_matching_loss, interpolate
+from .flow_matching import clean_estimate, flow_matching_loss, interpolate, noise_estimate
 from .gan import adversarial_loss, discriminator_loss
 from .loop import Previews, Step
 from .memory import RoleBytes, roles
@@ -181,16 +181,17 @@ class Distillation:
 
     def _warm_start(self, update: int, batch: Batch) -> Tensor:
         """Regression on the endpoint of the teacher's guided ODE: from the endpoint's own noise at the first step, from
-        fresh noise at the others."""
+        fresh noise at the others; from its own at all where the student samples by Euler's method."""
         warm, k = self.config.warm_start, self._interval(update)
         noise = self.draws.rollout(update, batch, k)
         if batch.noise is None:
             endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
         else:
             endpoint, noise[0] = batch.latents, batch.noise
+        own = noise[0 if self.config.sampling.kind == "euler" else k]
         t = self._level(k, batch)
-        v = self._trained("student", interpolate(endpoint, noise[k], t), t, batch)
-        losses = flow_matching_loss(v, endpoint, noise[k])
+        v = self._trained("student", interpolate(endpoint, own, t), t, batch)
+        losses = flow_matching_loss(v, endpoint, own)
         self.meter.add("warm_start", losses)
         return losses.mean()
 
@@ -268,12 +269,15 @@ class Distillation:
         return torch.full((len(batch),), self.times[k], device=self.world.device)
 
     def _rollout(self, update: int, batch: Batch, k: int) -> Tensor:
-        """z at the student's step `k`, by denoising and renoising through those before it."""
+        """z at the student's step `k`, by the sampler's steps before it: each denoises, and brings back to the next level
+        the noise that it found in z, or fresh noise."""
         noise = self.draws.rollout(update, batch, k)
         z = noise[0]
         for i in range(k):
-            clean = self._denoised(z, self._level(i, batch), batch)
-            z = interpolate(clean, noise[i + 1], self._level(i + 1, batch))
+            t = self._level(i, batch)
+            clean = self._denoised(z, t, batch)
+            found = noise_estimate(z, clean, t) if self.config.sampling.kind == "euler" else noise[i + 1]
+            z = interpolate(clean, found, self._level(i + 1, batch))
         return z
 
     @torch.no_grad()

@@ -107,7 +107,9 @@ class DistillConfig(BaseConfig):
     """Everything a distillation does. `training.steps` counts the student's updates in rounds; what comes every so many
     steps (checkpoints, lines of the log, sounds) counts updates of all roles."""
 
-    sampling: SamplingConfig  # of the student
+    # Of the student, which samples in training as later: "renoise" is the paper's (Eq. 5), "euler" keeps the noise that a
+    # step leaves, so that all of a sample follows from its first noise.
+    sampling: SamplingConfig
     student: RoleConfig = field(default_factory=RoleConfig)
     fake: RoleConfig = field(default_factory=RoleConfig)
     discriminator: RoleConfig = field(default_factory=RoleConfig)
@@ -118,11 +120,8 @@ class DistillConfig(BaseConfig):
 
     def __post_init__(self) -> None:
         steps, given = self.sampling.steps, len(self.distillation.probabilities)
-        if self.sampling.kind != "renoise" or self.sampling.guidance != 1:
-            raise ValueError(
-                f"sampling: kind {self.sampling.kind!r} with guidance {self.sampling.guidance:g}; a student denoises "
-                f"and renoises without guidance: kind 'renoise', guidance 1"
-            )
+        if self.sampling.guidance != 1:
+            raise ValueError(f"sampling.guidance: {self.sampling.guidance:g}; a student samples without: give 1")
         if given != steps:
             raise ValueError(
                 f"distillation.probabilities: {given} values for the {steps} steps of sampling.steps; give one for each"

@@ -18,6 +18,12 @@ def clean_estimate(zt: Tensor, v: Tensor, t: Tensor) -> Tensor:
     return zt - t[:, None, None] * v
 
 
+def noise_estimate(zt: Tensor, z0: Tensor, t: Tensor) -> Tensor:
+    """z_1 (B, L, C) from z_t and an estimate of z_0."""
+    t = t[:, None, None]
+    return (zt - (1 - t) * z0) / t
+
+
 def flow_matching_loss(v: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
     """Each sample's mean squared error (B,) in float32 of a velocity v (B, L, C) against z_1 - z_0 (Eq. 3, 4)."""
     return (v.float() - (z1 - z0).float()).square().flatten(1).mean(1)
