@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
@@ -181,6 +182,7 @@ class TestShards:
         reader = open_reader(small_config(scenes, "data.workers=2"))
         samples = reader.samples(0)
         next(samples)
+        time.sleep(1)  # they are idle then: who dies with a lock in hand leaves the reader to a run's watchdog
         for worker in multiprocessing.active_children():
             worker.kill()
         with pytest.raises(LoaderError, match=r"ended after \d of 9 batches: DataLoader worker .*(killed|exited)") as e:
