@@ -269,8 +269,8 @@ class Distillation:
         return torch.full((len(batch),), self.times[k], device=self.world.device)
 
     def _rollout(self, update: int, batch: Batch, k: int) -> Tensor:
-        """z at the student's step `k`, by the sampler's steps before it: each denoises, and brings back to the next level
-        the noise that it found in z, or fresh noise."""
+        """z at the student's step `k`, by the sampler's steps before it: each denoises, and brings back, at the next
+        level, the noise that it found in z, or fresh noise."""
         noise = self.draws.rollout(update, batch, k)
         z = noise[0]
         for i in range(k):
