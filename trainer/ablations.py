@@ -60,6 +60,7 @@ def groups(depth: int, lr: float) -> list[Variant]:
         for preset in ("paper", "even", "dmd2")
         for rate, factor in (("as student", 1), ("raised", 10))
     ]
+    student += [Variant("sampler", kind, (f"sampling.kind={kind}",)) for kind in ("euler", "renoise")]
     student += [Variant("Eq. 10", loss, (f"distillation.loss={loss}",)) for loss in ("eq10", "eq10_sg_teacher")]
     student += [Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs="))]
     fusion = (("whole", ()), ("none", ("enabled",)), ("no gates", ("gates",)), ("no queries", ("attend",)))

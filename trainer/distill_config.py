@@ -107,8 +107,8 @@ class DistillConfig(BaseConfig):
     """Everything a distillation does. `training.steps` counts the student's updates in rounds; what comes every so many
     steps (checkpoints, lines of the log, sounds) counts updates of all roles."""
 
-    # Of the student, which samples in training as later: "renoise" is the paper's (Eq. 5); "euler" brings back the noise
-    # that a step found, so that all of a sample follows from its first.
+    # Of the student, which samples in training as later: "renoise" is the paper's (Eq. 5); "euler" brings back what
+    # noise a step found, so that all of a sample follows from its first.
     sampling: SamplingConfig
     student: RoleConfig = field(default_factory=RoleConfig)
     fake: RoleConfig = field(default_factory=RoleConfig)
