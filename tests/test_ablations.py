@@ -39,7 +39,7 @@ def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
 def test_the_groups_are_those_of_the_paper_and_ours(tmp_path):
     found = {v.group for v in Ablations(plan(tmp_path), []).variants}
     paper = {"discriminator depth", "steps drawn", "adversarial loss", "MAF"}
-    assert found == paper | {"base", "updates", "Eq. 10", "warm start"}
+    assert found == paper | {"base", "updates", "sampler", "Eq. 10", "warm start"}
     with pytest.raises(ValueError, match="no group 'depth'; there are base"):
         Ablations(plan(tmp_path), ["depth"])
     variants = Ablations(plan(tmp_path), []).variants
