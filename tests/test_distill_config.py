@@ -70,6 +70,7 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("student.zero.stage=4", "student.zero.stage: 4 is not allowed"),
         ("training.steps=11", "training.steps: 11 is not a multiple of the student's 5 updates a round"),
         ("warm_start.steps=0", "warm_start.steps: 0 must be at least 1"),
+        ("warm_start.lr=0", "warm_start.lr: 0.0 must be above 0"),
     ],
 )
 def test_what_is_refused(override, message):

@@ -86,7 +86,7 @@ class Distillation:
         """Update number `update` of all roles' together, on this rank's share of its own fresh batch."""
         phase = self.cycle.phase(update)
         name = next(name for name, phases in TURNS.items() if phase in phases)
-        engine, rate = self.engines[name], self._rate(name, update)
+        engine, rate = self.engines[name], self._rate(name, phase, update)
         loss = {
             Phase.WARM_START: self._warm_start,
             Phase.FAKE_WARM_UP: self._fake,
@@ -172,10 +172,11 @@ class Distillation:
         role: RoleConfig = getattr(self.config, name)
         return role
 
-    def _rate(self, name: str, update: int) -> float:
-        role = self._role(name)
+    def _rate(self, name: str, phase: Phase, update: int) -> float:
+        role, own = self._role(name), self.config.warm_start.lr
+        lr = own if phase is Phase.WARM_START and own else role.optimizer.lr
         turn = self.cycle.turns(TURNS[name], update)
-        return learning_rate(role.schedule, role.optimizer.lr, turn, self.cycle.turns(TURNS[name], self.total))
+        return learning_rate(role.schedule, lr, turn, self.cycle.turns(TURNS[name], self.total))
 
     # The losses of one micro-batch: each is a scalar whose gradient reaches one role.
 

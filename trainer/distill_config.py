@@ -64,6 +64,7 @@ class WarmStartConfig:
     pairs: str = ""  # folder of launch/pairs.py; without one every update makes its own
     steps: int = 50  # of the ODE
     shift: float = 1.0  # of these steps, as in `sampling`
+    lr: float | None = None  # of the student meanwhile; without it that of its optimizer
 
     def __post_init__(self) -> None:
         if self.updates < 0:
@@ -72,6 +73,8 @@ class WarmStartConfig:
             raise ValueError(f"steps: {self.steps} must be at least 1")
         if self.shift <= 0:
             raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
+        if self.lr is not None and self.lr <= 0:
+            raise ValueError(f"lr: {self.lr} must be above 0")
 
 
 @dataclass(frozen=True)

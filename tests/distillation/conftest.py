@@ -35,7 +35,7 @@ TWO_RANKS = [
     Item("rounds eq10", "rounds", stage(3, "distillation.loss=eq10", "teacher.sharded=true")),
     Item("rounds stopped", "rounds", stage(2, "distillation.loss=eq10_sg_teacher", "distillation.weight=kl")),
     *[Item(f"rounds bf16 {n}", "rounds", stage(n, *LOW)) for n in (1, 2)],
-    Item("rounds euler", "rounds", stage(2, "sampling.kind=euler")),
+    Item("rounds euler", "rounds", stage(2, "sampling.kind=euler", "warm_start.lr=3e-3")),
     Item("rounds bf16 3", "rounds", stage(3, *LOW, "teacher.sharded=true")),
     Item("through", "whole", RESUMED),
     *[item for end in ENDS for item in interrupted(end, f"{end}", RESUMED)],

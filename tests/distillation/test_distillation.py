@@ -73,8 +73,9 @@ class Plain:
         for p, g in zip(parameters, torch.autograd.grad(objective, parameters, allow_unused=True), strict=True):
             p.grad = torch.zeros_like(p) if g is None else g
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        lr = 3e-3 if (phase, self.sampler) == ("warm_start", "euler") else 1e-3
         for group in optimizer.param_groups:
-            group["lr"] = (1 - 0.5 ** (self.turns[name] + 1)) * 1e-3 * (1 + self.turns[name] / 1e6) ** -0.5
+            group["lr"] = (1 - 0.5 ** (self.turns[name] + 1)) * lr * (1 + self.turns[name] / 1e6) ** -0.5
         optimizer.step()
         self.turns[name] += 1
         return values
