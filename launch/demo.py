@@ -112,7 +112,8 @@ class Demo:
             models[fast] = student
         evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
         evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", "bf16"]
-        evaluate += ["--also-steps", str(FEW), "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
+        evaluate += ["--also", f"{FEW}", f"{FEW}:euler", f"{FEW}:euler:1"]
+        evaluate += ["--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
         page = ["--html", str(out / "report.html"), "--run", *map(str, models.values())]
         self.run("evaluate", report, python, *evaluate, *page)
         named = {run.name: run for run in models.values()}

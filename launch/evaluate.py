@@ -3,7 +3,7 @@
 examples:
   python launch/evaluate.py --weights weights/tiny --out report.json
   python launch/evaluate.py --weights weights/tiny --steps 25 --prompts 25 --html report.html --run runs/tiny
-  python launch/evaluate.py --weights weights/teacher weights/student --also-steps 4 --out both.json --html both.html
+  python launch/evaluate.py --weights weights/teacher weights/student --also 4 4:euler:1 --out both.json
 
 The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
 Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
@@ -16,6 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 
 from audiox_turbo.trainer import command
+
+SAMPLERS = ("euler", "renoise")
+
+
+def _way(text: str) -> tuple[int, str, float | None]:
+    """Steps, sampler ("": the weights' own) and guidance (None: the weights' own) of an argument of --also."""
+    steps, kind, guidance, *more = [*text.split(":"), "", ""][: max(3, text.count(":") + 1)]
+    try:
+        if more or kind not in ("", *SAMPLERS):
+            raise ValueError
+        return int(steps), kind, float(guidance) if guidance else None
+    except ValueError:
+        wanted = f"N, N:SAMPLER or N:SAMPLER:GUIDANCE with a sampler of {', '.join(SAMPLERS)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
 
 
 def parse() -> argparse.Namespace:
@@ -30,12 +44,17 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, help="sampler steps (default: what the weights say)")
     parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: what the weights say)")
-    parser.add_argument("--sampler", choices=("euler", "renoise"), help="(default: what the weights say)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: what the weights say)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the transformer (default: fp32)")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
     parser.add_argument(
-        "--also-steps", nargs="+", type=int, default=[], metavar="N", help="judge the first weights at N steps too"
+        "--also",
+        nargs="+",
+        type=_way,
+        default=[],
+        metavar="N[:SAMPLER[:GUIDANCE]]",
+        help="judge the first weights in this way too: 4, or 4:euler:1",
     )
     parser.add_argument(
         "--latency-steps", nargs="+", type=int, default=[], metavar="N", help="time the first weights at N steps too"
@@ -68,10 +87,12 @@ def run(arguments: argparse.Namespace) -> None:
         name, digest = folder.resolve().name, hash_file(folder / "model.safetensors")
         candidates.append(Candidate(name, name, generator, sampling, digest))
     first = candidates[0]
-    for steps in arguments.also_steps:
-        less = changed(first.sampling, steps, None)
-        name = f"{first.name} at {steps} steps"
-        candidates.append(Candidate(name, first.weights, first.generator, less, first.digest, tasks=False))
+    for steps, kind, guidance in arguments.also:
+        way = changed(replace(first.sampling, kind=kind or first.sampling.kind), steps, guidance)
+        words = [f"{steps} {kind} steps" if kind else f"{steps} steps"]
+        words += [] if guidance is None else [f"guidance {guidance:g}"]
+        name = f"{first.name} at {', '.join(words)}"
+        candidates.append(Candidate(name, first.weights, first.generator, way, first.digest, tasks=False))
     parts = Parts(arguments.out.parent / "parts")
     evaluation = evaluate(candidates, arguments.judge, plan, parts)
     write_json(arguments.out, evaluation.report)

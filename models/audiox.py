@@ -25,7 +25,7 @@ WEIGHTS = "model.safetensors"
 class SamplingConfig:
     """How a set of weights wants to be sampled."""
 
-    kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; denoise and renoise, which a student needs
+    kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; denoise and renoise
     steps: int = 50
     guidance: float = 3.0  # 1 means none
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided

@@ -207,20 +207,24 @@ def evaluate(root: Path, *arguments: object) -> subprocess.CompletedProcess:
 def test_evaluate_writes_report_and_page(root, folders, tmp_path):
     out, page = tmp_path / "report.json", tmp_path / "report.html"
     where = ("--weights", folders / "student", "--judge", folders / "judge", "--out", out, "--html", page)
-    more = ("--also-steps", 1, "--latency-steps", 1, 3)
+    more = ("--also", "1", "1:euler:1", "--latency-steps", 1, 3)
     done = evaluate(root, *where, "--prompts", 1, "--tasks", 2, "--guidance", 2, *more)
     assert done.returncode == 0, done.stderr
     report = json.loads(out.read_text())
     assert [row["task"] for row in report["tasks"]] == list(TASKS)
     made = [(row["model"], row["steps"], row["nfe"], row["prompts"]) for row in report["results"]]
-    assert made == [("student", 2, 4, 4), ("student at 1 steps", 1, 2, 4)]
-    assert [row["against"] for row in report["differences"]] == ["student"]
+    assert made == [
+        ("student", 2, 4, 4),
+        ("student at 1 steps", 1, 2, 4),
+        ("student at 1 euler steps, guidance 1", 1, 1, 4),
+    ]
+    assert [row["against"] for row in report["differences"]] == ["student", "student"]
     assert [(row["model"], row["steps"]) for row in report["efficiency"]] == [("student", n) for n in (1, 2, 3)]
     for latency in report["efficiency"]:
         assert 0 < latency["transformer_s_mean"] < latency["latency_s_mean"]
         assert latency["rtf"] == pytest.approx(latency["latency_s_mean"] / 2.048)
     assert "Cat-acc" in done.stdout and "inpainting" in done.stdout and "RTF" in done.stdout
-    assert page.read_text().count("<audio") == 12  # one prompt a type: the true scene and the model's at 2 and 1 steps
+    assert page.read_text().count("<audio") == 16  # one prompt a type: the true scene and the model's in three ways
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 
 
@@ -229,6 +233,8 @@ def test_evaluate_refuses(root, folders, tmp_path):
     common = ("--judge", folders / "judge", "--out", tmp_path / "report.json")
     done = evaluate(root, *common, "--weights", folders / "other")
     assert done.returncode == 1 and "16384 samples at 8000 Hz" in done.stderr and "Traceback" not in done.stderr
+    done = evaluate(root, *common, "--weights", folders / "student", "--also", "4:ruler")
+    assert done.returncode == 2 and "'4:ruler' is not N, N:SAMPLER or N:SAMPLER:GUIDANCE with a sampler" in done.stderr
     done = evaluate(root, *common, "--weights", folders / "student", "--prompts", 0)
     assert done.returncode == 1 and "prompts 0 must be at least 1" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -264,7 +264,10 @@ class Distillation:
     # The student's samples.
 
     def _interval(self, update: int) -> int:
-        return self.draws.interval(update, self.config.distillation.probabilities)
+        """The student's step that an update is about; the warm start takes all alike."""
+        shares = self.config.distillation.probabilities
+        equal = self.cycle.phase(update) is Phase.WARM_START
+        return self.draws.interval(update, [1 / len(shares)] * len(shares) if equal else shares)
 
     def _level(self, k: int, batch: Batch) -> Tensor:
         return torch.full((len(batch),), self.times[k], device=self.world.device)

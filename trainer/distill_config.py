@@ -81,7 +81,7 @@ class WarmStartConfig:
 class DistillationConfig:
     """The student's objective (section V). Its noise levels are those of `sampling`."""
 
-    probabilities: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # of the student's steps, the noisiest first
+    probabilities: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # of the student's steps in rounds, the noisiest first
     guidance: float = 6.0  # of the teacher, so that the student needs none
     loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
     weight: Literal["one", "kl"] = "one"  # ω_τ
