@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests import soak
+from tests import launched, soak
 
 pytestmark = pytest.mark.slow
 
@@ -22,7 +22,7 @@ def soaked(folder, *arguments):
 def bound(line):
     """A rank that was last heard of in start-up or its first step, which compiles, may take longer."""
     early = any(f"last heard of in {phase}" in said for said in line["said"] for phase in ("start-up", "first step"))
-    return soak.START if early else soak.STEP
+    return launched.START if early else launched.STEP
 
 
 def test_three_kills(tmp_path):
