@@ -11,8 +11,8 @@ from tests.training.launches import KINDS, Item, Launch, differing, stage, state
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 # What the state at the end and each loss may differ by, relative: gradients are summed in another order.
-STATE = {"fp32": 1e-4, "bf16": 1e-1}
-LOSS = {"fp32": 1e-5, "bf16": 1e-1}
+STATE = {"fp32": 1e-4, "bf16": 1e-2}
+LOSS = {"fp32": 1e-5, "bf16": 1e-3}
 PLAIN = stage(2, "training.micro_batch=2")
 ROUNDS = distill_stage(
     2,
@@ -109,7 +109,6 @@ def check_close(first, second, role, kinds, bound=1e-4):
         names = [name for name in a if name.startswith(f"{kind}/")]
         apart = sum(float((a[n] - b[n]).square().sum()) for n in names) ** 0.5
         size = sum(float(a[n].square().sum()) for n in names) ** 0.5
-        print(role, kind, apart / size)
         assert 0 < size and apart < bound * size, f"{role} {kind}: {apart / size:.1e}"
     updates = [checkpoint.read_manifest(f)["roles"][role]["updates"] for f in (first, second)]
     assert updates[0] == updates[1]
