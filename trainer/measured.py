@@ -196,7 +196,7 @@ def _chart(path: Path, panels: list[Panel], host: Row) -> Path:
     for axis, (title, bars, unit) in zip(axes.flat, panels, strict=False):
         names, values, ours = zip(*reversed(bars), strict=True)
         drawn = axis.barh(names, values, color=[COLOURS["ours" if mine else "other"] for mine in ours])
-        axis.bar_label(drawn, fmt=lambda value: f" {value:.3g}", fontsize=8)
+        axis.bar_label(drawn, fmt=lambda value: f"{value:.3g}", padding=3, fontsize=8)
         axis.set_title(title, fontsize=9, loc="left")
         axis.set_xlabel(unit, fontsize=8)
         axis.tick_params(labelsize=8)
@@ -206,7 +206,8 @@ def _chart(path: Path, panels: list[Panel], host: Row) -> Path:
         axis.set_visible(False)
     figure.supxlabel(host["gpu"] if "gpu" in host else host["cpu"], fontsize=8, color="#5b6b7a")
     svg = io.StringIO()
-    figure.savefig(svg, format="svg", metadata={"Date": None})
+    with plt.rc_context({"svg.fonttype": "none"}):  # words stay words
+        figure.savefig(svg, format="svg", metadata={"Date": None})
     plt.close(figure)
     write_text(path, svg.getvalue())
     return path
