@@ -23,7 +23,7 @@ from audiox_turbo.trainer.flops import training_flops
 from audiox_turbo.trainer.hardware import free_port
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
-FEW, MANY = 4, (50, 100, 200)  # steps of Table II
+FEW, MANY, WAYS = 4, (50, 100, 200), ("4", "4:euler", "4:euler:1")  # steps of Table II; of the teacher in few
 PACE = 0.8  # of the operations a second that the teacher's training reached: what its distillation does
 
 
@@ -112,8 +112,7 @@ class Demo:
             models[fast] = student
         evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
         evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", "bf16"]
-        evaluate += ["--also", f"{FEW}", f"{FEW}:euler", f"{FEW}:euler:1"]
-        evaluate += ["--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
+        evaluate += ["--also", *WAYS, "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
         page = ["--html", str(out / "report.html"), "--run", *map(str, models.values())]
         self.run("evaluate", report, python, *evaluate, *page)
         named = {run.name: run for run in models.values()}

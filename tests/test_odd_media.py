@@ -45,7 +45,7 @@ def test_a_layout_that_changes_under_one_number_of_channels(tmp_path):
 
 
 def test_whatever_a_library_raises_is_the_files_fault(tmp_path, monkeypatch):
-    def clips(*_):
+    def clips(*_, **options):
         raise RuntimeError("surprise at https://host/a.wav?X-Amz-Signature=0123456789")
         yield
 
@@ -57,7 +57,7 @@ def test_whatever_a_library_raises_is_the_files_fault(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), MemoryError()])
 def test_what_the_machine_lacks_is_not(tmp_path, monkeypatch, fault):
-    def clips(*_):
+    def clips(*_, **options):
         raise fault
         yield
 
