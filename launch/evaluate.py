@@ -22,9 +22,10 @@ SAMPLERS = ("euler", "renoise")
 
 def _way(text: str) -> tuple[int, str, float | None]:
     """Steps, sampler ("": the weights' own) and guidance (None: the weights' own) of an argument of --also."""
-    steps, kind, guidance, *more = [*text.split(":"), "", ""][: max(3, text.count(":") + 1)]
+    steps, _, rest = text.partition(":")
+    kind, _, guidance = rest.partition(":")
     try:
-        if more or kind not in ("", *SAMPLERS):
+        if kind not in ("", *SAMPLERS):
             raise ValueError
         return int(steps), kind, float(guidance) if guidance else None
     except ValueError:

@@ -147,7 +147,7 @@ def found_device(name: torch.device | str | None) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # no such name, no CUDA in torch, no backend
+    except (RuntimeError, AssertionError) as error:  # no such name or backend, no CUDA in torch
         count = torch.cuda.device_count()
         here = f"cpu{''.join(f', cuda:{i}' for i in range(count))}"
         raise ValueError(f"device: {str(name)!r} cannot be used ({str(error).splitlines()[0]}); here: {here}") from None

@@ -4,6 +4,7 @@ import functools
 import itertools
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -89,32 +90,15 @@ def train(
     the folder.
     """
     watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
-    with run.alone(output, world.rank):
+    steps, every = task.total, config.logging.every
+    with run.alone(output, resume, world.rank), ExitStack() as entered:
         start = restore(task, output, resume, world, run.saves_every(output, config))
         about = about | {"shards": run.indexes(config)}
         if world.rank == 0:
             run.write_config(output, config)
-        _train_from(start, task, reader, config, world, output, peak, about, watchdog)
-
-
-def _train_from(
-    start: int,
-    task: Task,
-    reader: Batches,
-    config: BaseConfig,
-    world: World,
-    output: Path,
-    peak: float,
-    about: dict[str, Any],
-    watchdog: Watchdog,
-) -> None:
-    """The steps from `start` on."""
-    steps, every = task.total, config.logging.every
-    with (
-        Stop() as stop,
-        Logs(output, world.rank == 0, start, steps, output.name) as logs,
-        Ahead(reader.batches(start), world.device) as batches,
-    ):
+        stop = entered.enter_context(Stop())
+        logs = entered.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
+        batches = entered.enter_context(Ahead(reader.batches(start), world.device))
         skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
         kinds: set[str] = set()
         for step in range(start, steps):

@@ -78,10 +78,10 @@ def check_output(folder: Path, resume: bool) -> None:
 
 
 @contextlib.contextmanager
-def alone(folder: Path, rank: int) -> Iterator[None]:
+def alone(folder: Path, resume: bool, rank: int) -> Iterator[None]:
     """Rank 0 keeps other runs out of the folder: two that save into one would remove each other's checkpoints.
 
-    Raises ValueError where another run is at work there.
+    Raises ValueError where another run is at work there, or has come and gone since `check_output`.
     """
     if rank != 0:
         yield
@@ -95,6 +95,7 @@ def alone(folder: Path, rank: int) -> Iterator[None]:
             f"another run is at work in {folder} (it holds {folder / LOCK}): stop it, or give another --output"
         ) from None
     try:
+        check_output(folder, resume)
         yield
     finally:
         lock.release()

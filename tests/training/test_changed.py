@@ -47,12 +47,16 @@ SAID_OF_A_STUDENT = (
 
 def test_two_runs_in_one_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "PATIENCE", 0.1)
-    with run.alone(tmp_path / "new", 0):
+    with run.alone(tmp_path / "new", False, 0):
         with pytest.raises(ValueError, match=r"another run is at work in .*new .*: stop it, or give another --output"):
-            run.alone(tmp_path / "new", 0).__enter__()
-        with run.alone(tmp_path / "new", 1):  # the run's own other ranks do not ask
+            run.alone(tmp_path / "new", False, 0).__enter__()
+        with run.alone(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
             pass
-    with run.alone(tmp_path / "new", 0):  # the first has ended
+    with run.alone(tmp_path / "new", False, 0):  # the first has ended
+        (tmp_path / "new" / "config.json").touch()
+    with pytest.raises(ValueError, match="holds a run already: give --resume"):  # one that waited meanwhile
+        run.alone(tmp_path / "new", False, 0).__enter__()
+    with run.alone(tmp_path / "new", True, 0):
         pass
 
 
