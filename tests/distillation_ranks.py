@@ -8,7 +8,6 @@ import torch
 
 from audiox_turbo.models import strict
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer import checkpoint
 from audiox_turbo.trainer.command import code_of
 from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.distill_config import DistillConfig
@@ -17,7 +16,7 @@ from audiox_turbo.trainer.stopping import StoppedError
 from tests import training_ranks
 from tests.models import stirred
 from tests.small import small_distill_config
-from tests.training_ranks import MadeUp, Stopped, StoppedAt, ask, digest
+from tests.training_ranks import MadeUp, Stopped, StoppedAt, ask, digest, save
 
 
 def teacher(config: DistillConfig) -> AudioX:
@@ -66,7 +65,7 @@ def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
         row = {"phase": task.cycle.phase(update).value, "changed": changed, "reached": sorted(reached)}
         rows.append(row | {"values": task.metrics()})
         before = after
-    checkpoint.save(folder, task.total, task.roles, 0, {"config": strict.to_dict(config)})
+    save(folder, task.total, task.roles, config)
     counted, planned = ({n: asdict(b) for n, b in found.items()} for found in (task.bytes(), task.planned_bytes()))
     task.destroy()
     return {"rows": rows, "bytes": counted, "planned": planned}

@@ -32,8 +32,8 @@ ROLES = ("student", "fake", "discriminator")
 class Run:
     """One run's folder, and the processes that work on it."""
 
-    def __init__(self, kind: str, base: Path, name: str) -> None:
-        self.kind, self.base, self.folder = kind, base, base / name
+    def __init__(self, kind: str, base: Path, name: str, settings: Sequence[str] = ()) -> None:
+        self.kind, self.base, self.folder, self.settings = kind, base, base / name, settings
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, script: Sequence[str] = (), port: int = 0) -> None:
@@ -41,6 +41,7 @@ class Run:
         command = [sys.executable, *(script or [f"launch/{self.kind}.py"])]
         command += ["--config", str(self.base / f"{self.kind}.json")]
         command += ["--output", str(self.folder), "--resume"]
+        command += [word for setting in self.settings for word in ("--set", setting)]
         command += ["--teacher", str(self.base / "teacher")] if self.kind == "distill" else []
         common = {
             "PYTHONPATH": str(ROOT),

@@ -2,11 +2,12 @@
 
     python tests/soak.py --kills 60 --seed 0 --log soak.jsonl
 
-Runs of launch/pretrain.py and launch/distill.py take turns. Each is killed some times in start-up, in a step or in a
-save; all ranks at once, or one that the others have to notice; dead, or only stopped. Then something of what it left is
-damaged, and it goes on. At its end every byte of its last checkpoint (weights, moments, moving average, random states
-of every rank) and every step's losses have to be those of a run that nobody disturbed. Every kill and every comparison
-is a line of the log; a soak with the same log and seed goes on after the last complete run, and refuses another's log.
+Runs of launch/pretrain.py and launch/distill.py take turns, one of each that waits for its saves, then one of each that
+saves beside its steps. Each is killed some times in start-up, in a step or in a save; all ranks at once, or one that
+the others have to notice; dead, or only stopped. Then something of what it left is damaged, and it goes on. At its end
+every byte of its last checkpoint (weights, moments, moving average, random states of every rank) and every step's
+losses have to be those of a run that nobody disturbed. Every kill and every comparison is a line of the log; a soak
+with the same log and seed goes on after the last complete run, and refuses another's log.
 """
 
 import argparse
@@ -126,13 +127,16 @@ def refused(run: Run, rng: np.random.Generator) -> bool:
     return codes == [ExitCode.CORRUPT] * RANKS and f"{shard} has changed" in said
 
 
-def soak_one(kind: str, base: Path, seed: int, numbers: range, reference: dict[str, Any]) -> list[dict[str, Any]]:
+def soak_one(
+    kind: str, base: Path, seed: int, numbers: range, reference: dict[str, Any], beside: bool
+) -> list[dict[str, Any]]:
     """A run with these kills; a line for each, and one for its end."""
-    run, lines = Run(kind, base, f"run_{numbers.start}"), []
+    settings = ("checkpoint.async_save=true",) if beside else ()
+    run, lines = Run(kind, base, f"run_{numbers.start}", settings), []
     shutil.rmtree(run.folder, ignore_errors=True)
     for number in numbers:
         kill, rng = draw(seed, number), np.random.default_rng([seed, number, 1])
-        line = {"kill": number, "kind": kind, **asdict(kill), **disturb(run, kill, reference["step"])}
+        line = {"kill": number, "kind": kind, "async_save": beside, **asdict(kill), **disturb(run, kill, reference["step"])}
         folders = checkpoint.complete(run.folder)
         if kill.damage == "shard":
             line["found"] = refused(run, rng)
@@ -200,10 +204,11 @@ def main(arguments: list[str] | None = None) -> int:
     kinds = (options.only,) if options.only else KINDS
     references = {kind: reference(kind, folder) for kind in kinds}
     for first in range(sum("kill" in line for line in lines), options.kills, options.per_run):
-        kind = kinds[first // options.per_run % len(kinds)]
+        number = first // options.per_run
+        kind, beside = kinds[number % len(kinds)], bool(number // len(kinds) % 2)
         numbers = range(first, min(first + options.per_run, options.kills))
         of = {"seed": options.seed, "per_run": options.per_run}
-        found = [line | of for line in soak_one(kind, folder, options.seed, numbers, references[kind])]
+        found = [line | of for line in soak_one(kind, folder, options.seed, numbers, references[kind], beside)]
         lines += found
         with log.open("a") as file:  # a run's lines at once: one that was cut short is made again
             file.write("".join(json.dumps(line) + "\n" for line in found))

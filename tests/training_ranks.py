@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -26,13 +27,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiox_turbo.models import strict
 from audiox_turbo.models.encoders.build import build_text_encoder
-from audiox_turbo.trainer import checkpoint, zero
+from audiox_turbo.trainer import checkpoint, saving, zero
+from audiox_turbo.trainer.checkpoint import Role
 from audiox_turbo.trainer.command import code_of
-from audiox_turbo.trainer.config import RunConfig
+from audiox_turbo.trainer.config import BaseConfig, RunConfig
 from audiox_turbo.trainer.data.reader import Reader
 from audiox_turbo.trainer.data.tasks import Batch, Conditions
 from audiox_turbo.trainer.loop import Batches, Step, Task, restore, train
 from audiox_turbo.trainer.pretrain import Pretraining
+from audiox_turbo.trainer.saving import Saver
 from audiox_turbo.trainer.stopping import StoppedError
 from tests.small import small_config
 
@@ -123,8 +126,15 @@ def digests(task: Pretraining) -> dict[str, str]:
     return found | {"updates": str(task.engine.updates())}
 
 
-def about(config: RunConfig) -> dict[str, Any]:
+def about(config: BaseConfig) -> dict[str, Any]:
     return {"config": strict.to_dict(config)}
+
+
+def save(folder: Path, step: int, roles: dict[str, Role], config: BaseConfig) -> None:
+    """A checkpoint that training waits for."""
+    with Saver(folder, roles, about(config)) as saver:
+        saver.begin(step)
+        saver.finish()
 
 
 def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
@@ -135,7 +145,7 @@ def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
         task.step(step, next(batches))
         values = task.metrics()
         curve.append([values["loss"], values["grad_norm"]])
-    checkpoint.save(folder, config.training.steps, task.roles, 0, about(config))
+    save(folder, config.training.steps, task.roles, config)
     task.engine.destroy()
     return {"curve": curve}
 
@@ -192,6 +202,38 @@ def asked(folder: Path, config: RunConfig, asks: list[tuple[int, list[int]]]) ->
     return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
 
 
+def beside(folder: Path, config: RunConfig, fails: bool = False) -> dict[str, Any]:
+    """A run that saves beside its steps. Rank 1 writes the first checkpoint not before its seventh step, or cannot;
+    what stood there at the beginning of each step."""
+    task, seen, gate, write = Pretraining(config, WORLD), [], threading.Event(), saving.save_file
+    step = task.step
+
+    def stepped(number: int, batch: Batch) -> Step:
+        seen.append(sorted(p.name for p in (folder / checkpoint.FOLDER).glob("*")))
+        if number == 6:
+            gate.set()
+        return step(number, batch)
+
+    def written(*arguments: Any) -> None:
+        if WORLD.rank == 1 and not gate.wait(60):
+            raise TimeoutError("training does not go on")
+        if WORLD.rank == 1 and fails:
+            raise OSError("no space left")
+        write(*arguments)
+
+    task.step, saving.save_file = stepped, written
+    reader = Reader(config, build_text_encoder(config.model.text), WORLD.rank, WORLD.ranks)
+    try:
+        train(task, reader, config, WORLD, folder, False, 1e12, about(config))
+    except OSError as error:
+        torch.distributed.barrier()  # rank 0 removes it
+        return {"seen": seen, "error": str(error), "left": [p.name for p in (folder / checkpoint.FOLDER).iterdir()]}
+    finally:
+        saving.save_file = write
+        task.engine.destroy()
+    return {"seen": seen}
+
+
 def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict[str, Any]:
     """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
     task = Pretraining(config, WORLD)
@@ -201,7 +243,7 @@ def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict
     for step in range(start, start + steps):
         task.step(step, next(batches))
         curve.append(task.metrics()["loss"])
-    checkpoint.save(folder, start + steps, task.roles, 0, about(config))
+    save(folder, start + steps, task.roles, config)
     task.engine.destroy()
     return {"start": start, "curve": curve}
 
@@ -231,7 +273,7 @@ def save_three_times(
             before()
         torch.distributed.barrier()
         try:
-            checkpoint.save(folder, step + 1, task.roles, 0, about(config))
+            save(folder, step + 1, task.roles, config)
             outcome = "saved"
         except OSError as error:
             outcome = str(error)
@@ -352,7 +394,10 @@ def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
-    f.__name__: f for f in (losses, whole, asked, reload, poisoned, file_too_large, full_disk, preview, waits, counted)
+    f.__name__: f
+    for f in (
+        losses, whole, asked, beside, reload, poisoned, file_too_large, full_disk, preview, waits, counted,
+    )
 }
 
 

@@ -11,8 +11,6 @@ are gone from one that never had any.
 """
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,14 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from .command import ExitCode, code_of
 from .ema import Ema
-from .files import sync, write_json
 from .fragment import Fragment
-from .sealed import ManifestError, entry, file_fault, read_manifest, write_manifest
+from .sealed import ManifestError, file_fault, read_manifest
 
 if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not installed
     from .zero import Engine
@@ -68,93 +64,7 @@ class Role:
         return state | ({"ema": self.ema.values} if self.ema else {})
 
 
-def save(run: Path, step: int, roles: dict[str, Role], keep: int, about: dict[str, Any], keep_every: int = 0) -> Path:
-    """Write the state of all roles after `step` steps as one unit; all ranks call this.
-
-    The newest `keep` stay (0: all), and the first at or after each multiple of `keep_every` (0: none of them): a
-    distillation saves where a round ends, which need not be at one. `about` goes into the manifest. Raises OSError on
-    every rank when any rank could not write; the checkpoints that were there before are not touched.
-    """
-    folder = run / FOLDER / f"step_{step:08d}"
-    unfinished = folder.with_name(folder.name + ".partial")
-    failure = f"could not save {folder}"
-    try:
-        _everywhere(failure, partial(_prepare, unfinished, roles))
-        files = _everywhere(failure, partial(_write_rank, unfinished, roles))
-        manifest = about | {
-            "step": step,
-            "ranks": dist.get_world_size(),
-            "files": {name: described for rank in files for name, described in rank.items()},
-            "roles": {
-                name: {"updates": role.engine.updates(), "shapes": {k: list(v) for k, v in role.engine.shapes.items()}}
-                for name, role in roles.items()
-            },
-        }
-        _everywhere(failure, partial(_publish, unfinished, folder, manifest, keep, keep_every))
-    except OSError:
-        if dist.get_rank() == 0:
-            shutil.rmtree(unfinished, ignore_errors=True)  # a full disk needs the room
-        raise
-    return folder
-
-
-def _prepare(unfinished: Path, roles: dict[str, Role]) -> None:
-    if dist.get_rank() == 0:
-        for left in unfinished.parent.glob("*.partial"):  # by a process that was killed while it saved
-            shutil.rmtree(left)
-        for name in roles:
-            (unfinished / name).mkdir(parents=True)
-
-
-def _write_rank(unfinished: Path, roles: dict[str, Role]) -> dict[str, dict[str, Any]]:
-    rank, files = dist.get_rank(), {}
-    for name, role in roles.items():
-        fragments = role.engine.fragments() if role.engine.sharded or rank == 0 else []
-        state = role.state()
-        tensors = {f"{kind}/{f.name}": f.view(shards).cpu() for kind, shards in state.items() for f in fragments}
-        tensors["random/cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["random/cuda"] = torch.cuda.get_rng_state()
-        file = unfinished / name / f"rank_{rank:05d}.safetensors"
-        save_file(tensors, file, {"starts": json.dumps({f.name: f.start for f in fragments})})
-        sync(file)
-        sync(file.parent)
-        files[f"{name}/{file.name}"] = entry(file)
-    return files
-
-
-def _publish(unfinished: Path, folder: Path, manifest: dict[str, Any], keep: int, keep_every: int) -> None:
-    if dist.get_rank() != 0:
-        return
-    write_manifest(unfinished, manifest)
-    sync(unfinished)
-    former = folder.with_name(folder.name + ".old.partial")  # a kill must not leave half of one under a good name
-    if folder.exists():  # the same step of a run that went back to an older checkpoint
-        os.replace(folder, former)
-    os.replace(unfinished, folder)
-    sync(folder.parent)
-    if former.exists():
-        shutil.rmtree(former)
-    write_json(folder.parent.parent / LATEST, {"step": manifest["step"]})
-    # Damaged ones that were passed over may have a later step; they do not count.
-    before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]
-    stay = _first_of_each([_step(f) for f in before], keep_every)
-    for old in before[keep:] if keep else []:
-        if _step(old) not in stay:
-            leaving = old.with_name(old.name + ".partial")
-            os.replace(old, leaving)
-            shutil.rmtree(leaving)
-
-
-def _first_of_each(steps: list[int], keep_every: int) -> set[int]:
-    """Of these steps, latest first, the first at or after each multiple of `keep_every`; none for 0."""
-    first = (
-        {step // keep_every: step for step in steps} if keep_every else {}
-    )  # an earlier one takes a later one's place
-    return {step for multiple, step in first.items() if multiple > 0}
-
-
-def _step(folder: Path) -> int:
+def step_of(folder: Path) -> int:
     """Of a published checkpoint, for what needs no more than its name."""
     digits = folder.name.removeprefix("step_")
     return int(digits) if digits.isdigit() else -1
@@ -194,10 +104,10 @@ def newest(run: Path, report: Callable[[str], None]) -> Path | None:
     None where the run never had a checkpoint. Raises NothingLeftError where it had some and all are damaged or gone.
     """
     candidates, last = _from_first(lambda: (complete(run), _last_saved(run)))
-    if last and not (candidates and _step(candidates[0]) >= int(last)):
+    if last and not (candidates and step_of(candidates[0]) >= int(last)):
         report(f"{run / LATEST}: step {last} was saved last, and its checkpoint is gone")
     for folder in candidates:
-        faults = _everywhere("", partial(verify, folder, dist.get_rank(), dist.get_world_size()))
+        faults = everywhere("", partial(verify, folder, dist.get_rank(), dist.get_world_size()))
         fault = next((f for f in faults if f), "")
         if not fault:
             return folder
@@ -305,7 +215,7 @@ class _Pieces:
             torch.cuda.set_rng_state(self.files[rank].get_tensor("random/cuda"))
 
 
-def _everywhere(failure: str, act: Callable[[], T]) -> list[T]:
+def everywhere(failure: str, act: Callable[[], T]) -> list[T]:
     """Run on every rank and collect what each returns; an error on any rank is raised on all of them, as an OSError."""
     result: Any = None
     error, code = "", ExitCode.DONE

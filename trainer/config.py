@@ -170,6 +170,7 @@ class CheckpointConfig:
     every: int = 1000  # steps
     keep: int = 3  # newest ones kept; 0 keeps all
     keep_every: int = 0  # besides, the first from each multiple of so many steps on, for good; 0 keeps none of them
+    async_save: bool = False  # written beside the training: a kill may cost what is trained meanwhile, besides `every`
 
     def __post_init__(self) -> None:
         _at_least("every", self.every, 1)

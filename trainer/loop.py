@@ -22,7 +22,7 @@ from .config import BaseConfig
 from .data.ahead import Ahead
 from .data.tasks import Batch, Conditions
 from .logs import Logs
-from .memory import readable
+from .saving import Saver
 from .stopping import Stop, StoppedError
 from .velocity import Nothing, guided_velocity
 from .watchdog import Watchdog
@@ -98,6 +98,8 @@ def train(
             run.write_config(output, config)
         stop = entered.enter_context(Stop())
         logs = entered.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
+        kept = config.checkpoint.keep, config.checkpoint.keep_every
+        saver = entered.enter_context(Saver(output, task.roles, about, *kept))
         batches = entered.enter_context(Ahead(reader.batches(start), world.device))
         skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
         kinds: set[str] = set()
@@ -124,23 +126,21 @@ def train(
             if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
                 watchdog.enter("sounds of step", done)
                 logs.sounds(done, *task.preview(), config.model.codec.sample_rate)
-            stopping = stop.agreed()
+            stopping, writing = stop.agreed(saver.writes)
             due = due or stopping or done % config.checkpoint.every == 0 or done == steps
-            if due and task.rests(step):
+            saves = due and task.rests(step)
+            if saver.begun and (saves or not writing):
                 watchdog.enter("saving step", done)
-                logs.say(_saved(task, done, output, config, about))
+                logs.say(saver.finish())
+            if saves:
+                watchdog.enter("saving step", done)
+                waits = stopping or done == steps or not config.checkpoint.async_save
+                saver.begin(done, beside=not waits)
+                if waits:
+                    logs.say(saver.finish())
                 due = False
                 if stopping and done < steps:
                     raise StoppedError(f"asked to stop: step {done} of {steps} is saved; go on with --resume")
-
-
-def _saved(task: Task, done: int, output: Path, config: BaseConfig, about: dict[str, Any]) -> str:
-    """Saves, and says what that took: training waits for it."""
-    begun = time.perf_counter()
-    folder = checkpoint.save(output, done, task.roles, config.checkpoint.keep, about, config.checkpoint.keep_every)
-    seconds = time.perf_counter() - begun
-    size = sum(entry["bytes"] for entry in checkpoint.read_manifest(folder)["files"].values())
-    return f"step {done}: saved {readable(size)} in {seconds:.2f} s"
 
 
 def restore(task: Task, output: Path, resume: bool, world: World, every: int) -> int:

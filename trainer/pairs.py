@@ -103,7 +103,7 @@ class _Making:
                     bar.update(each * sum(1 for _ in taken))
                     continue
                 self._part(part, taken, bar)
-                if self.stop.agreed() and part != missing[-1]:
+                if self.stop.agreed()[0] and part != missing[-1]:
                     raise StoppedError(f"asked to stop: {part + 1} of {facts.parts} parts are made; run it again")
 
     def _part(self, part: int, samples: Iterator[Samples], bar: tqdm) -> None:

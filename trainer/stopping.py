@@ -58,10 +58,10 @@ class Stop:
         """Whether this process was: a thread from before took the signal, or it waits for one."""
         return self.heard or signal.SIGUSR2 in signal.sigpending()
 
-    def agreed(self) -> bool:
-        """Whether any rank was asked to stop. All ranks call this."""
+    def agreed(self, busy: bool = False) -> tuple[bool, bool]:
+        """Whether any rank was asked to stop, and whether any says that it is busy. All ranks call this."""
         if self.group is None:
-            return self.asked
-        asked = torch.tensor(int(self.asked))
-        dist.all_reduce(asked, dist.ReduceOp.MAX, self.group)
-        return bool(asked)
+            return self.asked, busy
+        flags = torch.tensor([self.asked, busy], dtype=torch.int32)
+        dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
+        return bool(flags[0]), bool(flags[1])

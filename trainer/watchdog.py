@@ -118,12 +118,13 @@ class Watchdog:
                 dist.barrier()  # else rank 0 takes the store away while others still look for a sign of life
         elif isinstance(error, (ValueError, OSError, FloatingPointError, torch.AcceleratorError)):
             self._announce(code_of(error), f"rank {self.rank}: {error}")
-        elif isinstance(error, Exception) and self.store is not None:
+        elif isinstance(error, RuntimeError) and self.store is not None:
             # Often the consequence of another rank's end: who is silent now is the cause.
-            failed = f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
-            self.place = replace(self.place, failed=failed, code=code_of(error))
+            self.place = replace(self.place, failed=_named(error), code=code_of(error))
             if self.judged.wait(self._bound(self.place) + 10 * self.pause):
                 self._leave()
+        elif isinstance(error, Exception):
+            self._announce(code_of(error), f"rank {self.rank}: {_named(error)}")
         self.over.set()
         if error is not None:  # Python waits for every thread at its end, and one of them may read for ever
             reaper = threading.Timer(self.bounds.step, os._exit, [int(code_of(error))])
@@ -208,11 +209,12 @@ class Watchdog:
             late = any(now - s.moved > bound for s in self.seen.values())
         else:  # rank 0 judges the others, as long as it is there
             bound, late = 0.0, False
-        if not late and not silent:
+        failed = [rank for rank, s in self.seen.items() if s.place.failed]
+        nobody = self.rank == 0 and len(failed) == self.ranks  # is left to wait for
+        if not (late or silent or nobody):
             return
         # The others stop where the silent rank stopped, at about the same time: half the bound tells them apart.
         silent = silent or [rank for rank, s in self.seen.items() if now - s.alive > bound / 2 and rank != self.rank]
-        failed = [rank for rank, s in self.seen.items() if s.place.failed]
         self.seen[self.rank].line, self.seen[self.rank].waits = whereabouts()
         code = ExitCode(self.seen[failed[0]].place.code) if failed and not silent else ExitCode.HUNG
         self.verdict = code, self._sentence(silent, failed, bound)
@@ -268,6 +270,10 @@ class Watchdog:
         print(f"\nerror: {redacted(sentence)}", file=sys.stderr, flush=True)
         sys.stdout.flush()
         os._exit(code)
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
 
 
 def whereabouts() -> tuple[str, bool]:

@@ -22,11 +22,11 @@ SCRIPT = """
                 thread = threading.Thread(target=start)  # as the reader's
                 thread.start()
                 thread.join()
-            assert not stop.agreed()
+            assert stop.agreed() == (False, False)
             for _ in range(3):  # a batch script repeats it
                 os.killpg(0, signal.SIGUSR2)
                 time.sleep(0.3)
-            assert stop.agreed() and stop.asked
+            assert stop.agreed(busy=True) == (True, True) and stop.asked
             assert server.is_alive() and started[0].poll() is None, "what it started is gone"
         assert signal.getsignal(signal.SIGUSR2) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
         server.terminate(), server.join(10), started[0].terminate(), started[0].wait(10)

@@ -41,6 +41,8 @@ def faulty(real: Any, at: int, act: str) -> Any:
             raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered")
         elif act == "raise":
             raise RuntimeError("a mistake of our own")
+        elif act == "mistake":
+            raise TypeError("a mistake of our own")
         elif act == "refuse":
             raise ValueError("a sentence for the user")
         raise AssertionError(act)

@@ -15,8 +15,8 @@ from tests.launched import STEP, Run, begin, prepare, reference
 pytestmark = pytest.mark.slow
 LOSS = "audiox_turbo.trainer.pretrain:flow_matching_loss"
 READ = "audiox_turbo.trainer.logs:NoiseBins.read"
-WRITE = "audiox_turbo.trainer.checkpoint:save_file"
-PUBLISH = "audiox_turbo.trainer.checkpoint:_publish"
+WRITE = "audiox_turbo.trainer.saving:save_file"
+PUBLISH = "audiox_turbo.trainer.saving:_publish"
 FETCH = "audiox_turbo.trainer.data.tasks:Assembler.__call__"
 
 
@@ -31,6 +31,7 @@ class Fault:
     says: str = ""
     own: int | None = None  # code of the rank at fault
     steps: tuple[int, ...] = field(default=())  # of the checkpoints that stand then
+    settings: tuple[str, ...] = field(default=())
 
 
 ELSEWHERE = (
@@ -41,6 +42,7 @@ SKIPPED = (
     r"no progress for 10 s: rank 0 is waiting in step 11 \(trainer/logs\.py:\d+\), "
     r"rank 1 is waiting in step 11 \(trainer/stopping\.py:\d+\)"
 )
+BESIDE = ("checkpoint.async_save=true",)
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 QUICK = {"elsewhere": Fault(READ, 12, "wait", says=ELSEWHERE, own=ExitCode.HUNG)}
 LONG = {
@@ -51,6 +53,12 @@ LONG = {
     "stopped in a save": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead"),
     "a collective skipped": Fault(READ, 12, "skip", says=SKIPPED, own=ExitCode.HUNG),
     "a mistake": Fault(LOSS, 24, "raise", code=ExitCode.FAILED, says=r"rank 1 .*a mistake of our own", own=1),
+    "a mistake that explains itself": Fault(
+        LOSS, 24, "mistake", code=ExitCode.FAILED, says=r"rank 1: TypeError: a mistake of our own", own=1
+    ),
+    "a mistake of all ranks in a save": Fault(
+        WRITE, 2, "raise", rank=None, code=None, says=r"could not save .*rank 0: a mistake of our own", own=1
+    ),
     "a GPU lost in a step": Fault(LOSS, 24, "gpu", says=r"rank 1: CUDA error: uncorrectable ECC", own=ExitCode.HUNG),
     "a GPU lost in a save": Fault(
         WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA error", own=ExitCode.HUNG
@@ -60,6 +68,16 @@ LONG = {
     "all killed before publishing": Fault(PUBLISH, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "killed between the saves of two roles": Fault(
         WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
+    ),
+    "all killed while writing beside": Fault(
+        WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=BESIDE
+    ),
+    "stopped while writing beside": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead", settings=BESIDE),
+    "a GPU lost before writing beside": Fault(
+        WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA", own=ExitCode.HUNG, settings=BESIDE
+    ),
+    "killed between two roles written beside": Fault(
+        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24), settings=BESIDE
     ),
     "all killed after publishing": Fault(PUBLISH, 3, "half", rank=None, code=None, steps=(5, 10, 15)),
 }
@@ -116,13 +134,13 @@ def check_left(run: Run, fault: Fault) -> None:
             says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
             assert re.search(f"[eE]rror: .*{says}", run.said(rank)), run.said(rank)[-3000:]
     if fault.steps:
-        assert [checkpoint._step(f) for f in reversed(checkpoint.complete(run.folder))] == list(fault.steps)
+        assert [checkpoint.step_of(f) for f in reversed(checkpoint.complete(run.folder))] == list(fault.steps)
 
 
 @pytest.mark.parametrize("name", QUICK)
 def test_every_rank_leaves(base, ready, name, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
-    run = Run("pretrain", base, name)
+    run = Run("pretrain", base, name, QUICK[name].settings)
     check_left(run, QUICK[name])
     holding = [f for f in run.folder.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
     assert not holding, "a credential of the environment reaches no file of a run"
@@ -161,7 +179,7 @@ def test_a_rank_that_is_lost_in_start_up(base, ready, name):
 @pytest.mark.long
 @pytest.mark.parametrize("name", LONG)
 def test_every_rank_leaves_and_the_run_goes_on(base, references, name):
-    run = Run(LONG[name].kind, base, name.replace(" ", "_"))
+    run = Run(LONG[name].kind, base, name.replace(" ", "_"), LONG[name].settings)
     check_left(run, LONG[name])
     again = begin(run)
     assert again["resumed"] == again["expected"] > 0

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from filelock import FileLock
 
 from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer import checkpoint, files, sealed
+from audiox_turbo.trainer import checkpoint, files, saving, sealed
 from audiox_turbo.trainer.checkpoint import NothingLeftError
 from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data import reader as reader_module
@@ -48,7 +48,7 @@ def publish(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
     file.parent.mkdir(parents=True)
     file.write_bytes(np.random.default_rng(step).bytes(5000))
     manifest = {"step": step, "files": {"model/rank_00000.safetensors": sealed.entry(file)}}
-    checkpoint._publish(unfinished, folder, manifest, keep, keep_every)
+    saving._publish(folder, manifest, keep, keep_every)
     return folder
 
 
@@ -65,7 +65,7 @@ class TestCheckpoints:
     def test_the_last_ones_and_every_nth_are_kept(self, tmp_path, group, keep, keep_every, left):
         for step in range(1, 11):
             publish(tmp_path, step, keep, keep_every)
-        assert [checkpoint._step(f) for f in reversed(checkpoint.complete(tmp_path))] == left
+        assert [checkpoint.step_of(f) for f in reversed(checkpoint.complete(tmp_path))] == left
         assert not list((tmp_path / checkpoint.FOLDER).glob("*.partial"))
 
     def test_the_first_after_each_multiple_is_kept_where_a_round_ends(self, tmp_path, group):
@@ -79,7 +79,7 @@ class TestCheckpoints:
                 due, saved = False, [*saved, update + 1]
         expected = [next(step for step in saved if step >= multiple) for multiple in range(50, saved[-1] + 1, 50)]
         assert expected[:2] == [52, 101], "no multiples themselves"
-        found = [checkpoint._step(f) for f in reversed(checkpoint.complete(tmp_path))]
+        found = [checkpoint.step_of(f) for f in reversed(checkpoint.complete(tmp_path))]
         assert found == sorted({*expected, saved[-1]})
 
     @pytest.mark.parametrize("content", [None, "", "{", '{"step": "x"}', '{"step": 2}', "[]"])
@@ -122,7 +122,7 @@ class TestCheckpoints:
         """Of a run that went back: what is removed of the former checkpoint does not bear a good name any more."""
         publish(tmp_path, 1)
         removed, remove = [], shutil.rmtree
-        monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
+        monkeypatch.setattr(saving.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
         newest = publish(tmp_path, 1)
         assert removed == ["step_00000001.old.partial"] and checkpoint.verify(newest) == ""
         assert [f.name for f in (tmp_path / checkpoint.FOLDER).iterdir()] == ["step_00000001"]
@@ -160,7 +160,7 @@ class TestCheckpoints:
                 raise error
 
             with pytest.raises(OSError, match=f"could not save: rank 0: {error}") as caught:
-                checkpoint._everywhere("could not save", act)
+                checkpoint.everywhere("could not save", act)
             assert code_of(caught.value) is code
 
 

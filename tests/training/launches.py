@@ -103,6 +103,8 @@ TWO_RANKS = [
     *resumed("fp32", *stage(2)),
     *resumed("bf16", *stage(2, "training.precision=bf16")),
     Item("asked", "asked", stage(2, "checkpoint.every=100"), arguments={"asks": [[4, [1]], [8, [0, 1]]]}),
+    Item("beside", "beside", stage(2, "checkpoint.async_save=true")),
+    Item("beside fails", "beside", stage(2, "checkpoint.async_save=true"), arguments={"fails": True}),
     *[Item(f"waits {s}", "waits", stage(s, "training.precision=bf16", "training.micro_batch=2")) for s in (1, 2, 3)],
     Item("file too large", "file_too_large", stage(2)),
     Item("full disk", "full_disk", stage(2)),

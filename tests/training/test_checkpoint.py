@@ -131,6 +131,23 @@ class TestResume:
             optimizer.step()
 
 
+class TestBesideTraining:
+    def test_steps_are_made_while_it_is_written_and_it_holds_the_state_from_before(self, two):
+        for rank in two.results("beside"):
+            assert rank["seen"][3] == []
+            assert rank["seen"][5] == rank["seen"][6] == ["step_00000004.partial"]
+            assert "step_00000004" in rank["seen"][8]
+        for step in (4, 8, 12):
+            assert checkpoint.verify(two.checkpoint("beside", step)) == ""
+            assert differing(two.checkpoint("fp32 through", step), two.checkpoint("beside", step)) == []
+
+    def test_where_a_rank_cannot_write_all_say_so_and_nothing_half_written_stays(self, two):
+        for rank in two.results("beside fails"):
+            assert re.fullmatch(r"could not save .*step_00000004: rank 1: no space left", rank["error"])
+            assert 7 <= len(rank["seen"]) <= 8, "it is heard of when rank 1 has tried"
+            assert rank["left"] == []
+
+
 class TestExport:
     @pytest.mark.parametrize("kind", ["ema", "weights"])
     def test_it_is_the_gathered_average_or_the_raw_weights(self, one, tmp_path, kind):
