@@ -17,10 +17,10 @@ import torch
 
 from audiox_turbo.trainer import command
 from audiox_turbo.trainer.demo_report import compose, training_facts
-from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.distill_config import in_precision, load_distill_config
 from audiox_turbo.trainer.distill_flops import divided
 from audiox_turbo.trainer.flops import training_flops
-from audiox_turbo.trainer.hardware import free_port
+from audiox_turbo.trainer.hardware import free_port, quick_precision
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
 FEW, MANY, WAYS = 4, (50, 100, 200), ("4", "4:euler", "4:euler:1")  # steps of Table II; of the teacher in few
@@ -53,9 +53,9 @@ class Demo:
         print(f"   {self.times[name]:.0f} s", flush=True)
 
     def training(self, output: Path, steps: int) -> list[str]:
-        scenes = self.out / "scenes"
-        overrides = [f"data.streams.0.path={scenes}/audio", f"data.streams.1.path={scenes}/music"]
-        overrides += [f"training.steps={steps}", f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
+        overrides = [f"data.streams.{i}.path={self.out}/scenes/{kind}" for i, kind in enumerate(("audio", "music"))]
+        overrides += [f"training.steps={steps}", f"training.precision={quick_precision()}"]
+        overrides += [f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
         settled = ["--config", str(self.a.config), "--output", str(output), *_sets(overrides)]
         return [*self.launcher(), "launch/pretrain.py", *settled]
 
@@ -79,11 +79,11 @@ class Demo:
         """The commands that make the pairs and the student, as long as the student's minutes allow on this machine."""
         run, pairs = json.loads((teacher / "config.json").read_text()), self.out / "pairs"
         streams = [f"data.streams.{i}.path={s['path']}" for i, s in enumerate(run["data"]["streams"])]
-        overrides = [f"model={json.dumps(run['model'])}", *streams, *self.a.set_student]
+        overrides = [f"model={json.dumps(run['model'])}", *streams, *in_precision(quick_precision())]
+        overrides += self.a.set_student
         config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}"])
-        sample = training_flops(config.model, config.model.text.max_tokens)
-        speed = training_facts(teacher)["samples_per_s"]
-        count, updates, steps = divided(config, PACE * 60 * self.a.student_minutes * speed * sample)
+        speed = training_facts(teacher)["samples_per_s"] * training_flops(config.model, config.model.text.max_tokens)
+        count, updates, steps = divided(config, PACE * 60 * self.a.student_minutes * speed)
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
         made = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
         distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(self.out / "student"), "--resume"]
@@ -111,7 +111,7 @@ class Demo:
             self.run("export student", fast, python, "launch/convert.py", str(student), "--out", str(fast))
             models[fast] = student
         evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
-        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", "bf16"]
+        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", quick_precision()]
         evaluate += ["--also", *WAYS, "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
         page = ["--html", str(out / "report.html"), "--run", *map(str, models.values())]
         self.run("evaluate", report, python, *evaluate, *page)

@@ -136,7 +136,8 @@ def soak_one(
     shutil.rmtree(run.folder, ignore_errors=True)
     for number in numbers:
         kill, rng = draw(seed, number), np.random.default_rng([seed, number, 1])
-        line = {"kill": number, "kind": kind, "async_save": beside, **asdict(kill), **disturb(run, kill, reference["step"])}
+        line = {"kill": number, "kind": kind, "async_save": beside, **asdict(kill)}
+        line |= disturb(run, kill, reference["step"])
         folders = checkpoint.complete(run.folder)
         if kill.damage == "shard":
             line["found"] = refused(run, rng)

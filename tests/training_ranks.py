@@ -396,7 +396,17 @@ def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     f.__name__: f
     for f in (
-        losses, whole, asked, beside, reload, poisoned, file_too_large, full_disk, preview, waits, counted,
+        losses,
+        whole,
+        asked,
+        beside,
+        reload,
+        poisoned,
+        file_too_large,
+        full_disk,
+        preview,
+        waits,
+        counted,
     )
 }
 

@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from .config import RunConfig, load_config
 from .data.pairs import check_pairs
-from .distill_config import load_distill_config
+from .distill_config import in_precision, load_distill_config
 from .distill_flops import rounds_within
 from .files import write_json, write_text
 from .flops import training_flops
+from .hardware import quick_precision
 
 METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "fd", "kl", "is")
 VALIDATION, TEST = 1, 2  # seeds of the prompts that choose, and of those that are reported
@@ -150,12 +151,14 @@ class Ablations:
         run, weights = plan.out / name, plan.out / "weights" / name
         if weights.exists() or len(self.results.get(name, ())) == 2:
             return name
-        overrides = [f"training.seed={seed}", f"training.steps={self._steps(variant)}", *plan.common]
+        overrides = [f"training.seed={seed}", f"training.steps={self._steps(variant)}"]
         if variant.teacher:
             command = ["launch/pretrain.py", "--config", str(plan.pretraining)]
+            overrides.append(f"training.precision={quick_precision()}")
         else:
             command = ["launch/distill.py", "--config", str(plan.student), "--teacher", str(plan.teacher)]
-            overrides.append(f"warm_start.pairs={plan.pairs}")
+            overrides += [f"warm_start.pairs={plan.pairs}", *in_precision(quick_precision())]
+        overrides += plan.common
         sets = [word for override in (*overrides, *variant.overrides) for word in ("--set", override)]
         run.mkdir(parents=True, exist_ok=True)
         with (run / "output.txt").open("a") as log:
@@ -179,7 +182,7 @@ class Ablations:
         report = self.plan.out / name / f"report-{prompts}.json"
         command = [sys.executable, "launch/evaluate.py", "--weights", str(self.plan.out / "weights" / name)]
         command += ["--judge", str(self.plan.judge), "--prompts", str(self.plan.prompts), "--tasks", "0"]
-        command += ["--dtype", "bf16", "--no-latency", "--seed", str(prompts), "--out", str(report)]
+        command += ["--dtype", quick_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"{name} could not be judged: {done.stderr.splitlines()[-1] if done.stderr else ''}")

@@ -28,6 +28,11 @@ class TeacherConfig:
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
+def in_precision(precision: str) -> list[str]:
+    """Overrides with which every role computes in it."""
+    return [f"{role}.precision={precision}" for role in ("student", "fake", "discriminator", "teacher")]
+
+
 PRESETS: dict[str, tuple[int, int, int]] = {"paper": (5, 1, 1), "dmd2": (1, 5, 1), "even": (1, 1, 1)}
 
 

@@ -69,9 +69,7 @@ LONG = {
     "killed between the saves of two roles": Fault(
         WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
     ),
-    "all killed while writing beside": Fault(
-        WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=BESIDE
-    ),
+    "all killed while writing beside": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=BESIDE),
     "stopped while writing beside": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead", settings=BESIDE),
     "a GPU lost before writing beside": Fault(
         WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA", own=ExitCode.HUNG, settings=BESIDE
