@@ -7,6 +7,7 @@ examples:
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
   deepspeed --num_gpus 2 launch/bench.py data --config configs/tiny.json --samples 0 --train 10
+  deepspeed --num_gpus 2 launch/bench.py save --config configs/small_cpu.json
   python launch/bench.py decode --config configs/2p7b.json
   python launch/bench.py prepare --config configs/tiny.json --rounds 5
   python launch/bench.py encode --config configs/2p7b.json --random-weights
@@ -22,7 +23,7 @@ from typing import Any
 
 import torch
 
-from audiox_turbo.trainer import bench_encode, command
+from audiox_turbo.trainer import command
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.distill_config import load_distill_config
 from audiox_turbo.trainer.files import write_json
@@ -50,7 +51,9 @@ def parse() -> argparse.Namespace:
     data = commands.add_parser("data", help="reading warm shards of the model's schema")
     data.add_argument("--samples", type=int, default=1024, help="that are made for it; 0: its own (default: 1024)")
     data.add_argument("--train", type=int, default=0, help="steps a turn of a training that it feeds (default: none)")
-    data.add_argument("--folder", type=Path, help="where they are put for the time being (default: the system's)")
+    save = commands.add_parser("save", help="a checkpoint that training waits for, and one written beside it")
+    for kind in (data, save):
+        kind.add_argument("--folder", type=Path, help="where files are put for the time being (default: the system's)")
     encode = commands.add_parser("encode", help="features of clips by the frozen encoders, part by part")
     encode.add_argument("--random-weights", action="store_true", help="networks of the configured sizes; reads none")
     encode.add_argument("--media", type=Path, help="a video with sound: how fast it is decoded and cut")
@@ -61,7 +64,7 @@ def parse() -> argparse.Namespace:
         kind.add_argument("--seconds", type=float, default=30, help="of the film that is made (default: 30)")
     for kind, clips in ((infer, 1), (encode, 4)):
         kind.add_argument("--batch", type=command.positive, default=clips, help=f"clips together (default: {clips})")
-    for kind in (kernels, train, distill, infer, data, encode, decode, prepare):
+    for kind in (kernels, train, distill, infer, data, save, encode, decode, prepare):
         command.add_config(kind)
         kind.add_argument("--rounds", type=command.positive, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
@@ -109,17 +112,15 @@ def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def run_encode(a: argparse.Namespace) -> dict[str, Any]:
-    result = bench_encode.encode(load_config(a.config, a.set), a.random_weights, a.batch, a.rounds, a.media)
-    print(*bench_encode.table(result), sep="\n")
-    return result
-
-
-def run_media(a: argparse.Namespace) -> dict[str, Any]:
+def run_other(a: argparse.Namespace) -> dict[str, Any]:
     config = load_config(a.config, a.set)
-    bench = importlib.import_module(f"audiox_turbo.trainer.bench_{a.command}")  # that of data imports DeepSpeed
+    bench = importlib.import_module(f"audiox_turbo.trainer.bench_{a.command}")  # some import DeepSpeed
     if a.command == "data":
         result = bench.data(config, a.samples, a.rounds, a.folder, a.train)
+    elif a.command == "save":
+        result = bench.save(config, a.rounds, a.folder)
+    elif a.command == "encode":
+        result = bench.encode(config, a.random_weights, a.batch, a.rounds, a.media)
     elif a.command == "decode":
         result = bench.decode(config.model, a.rounds, a.seconds, a.film)
     else:
@@ -129,7 +130,7 @@ def run_media(a: argparse.Namespace) -> dict[str, Any]:
 
 
 RUN: dict[str, Any] = dict(kernels=run_kernels, train=run_train, distill=run_distill, infer=run_infer)
-RUN |= dict(data=run_media, encode=run_encode, decode=run_media, prepare=run_media)
+RUN |= dict.fromkeys(("data", "save", "encode", "decode", "prepare"), run_other)
 
 
 def main() -> int:

@@ -107,6 +107,16 @@ def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
     assert not list(tmp_path.glob("bench-data-*"))
 
 
+def test_a_save_beside_the_training_is_measured_with_one_that_is_waited_for(tmp_path, scenes):
+    done = run_bench(tmp_path, "save", small_config(scenes), "--rounds", "2", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for turn in json.loads((tmp_path / "out.json").read_text())["turns"]:
+        assert turn["steps"] >= 1 and 0 < turn["still"] <= turn["beside"]
+        assert turn["beside"] == pytest.approx(turn["ratio"] * turn["waiting"])
+    assert "| of it standing still, s |" in done.stdout
+    assert not list(tmp_path.glob("saves-*"))
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
 @pytest.mark.parametrize(
     "measure",

@@ -6,7 +6,7 @@ from typing import Any
 
 from .planning import RESERVED, Arrangement, Workload, arranged, largest, memory, micro_batches, room
 from .planning_choice import STAGES, batches, choose, divisors, undivided
-from .planning_time import EFFICIENCY, Cluster, average, run_seconds, save_seconds, spent
+from .planning_time import EFFICIENCY, Cluster, average, run_seconds, save_seconds, save_share, spent
 
 SAVED_EVERY = 1800.0  # seconds between two saves, for the share that they take
 
@@ -89,6 +89,7 @@ def _time(work: Workload, plan: Arrangement, cluster: Cluster) -> dict[str, Any]
         "each": {u.name: spent(work, u, plan, cluster).seconds for u in work.updates},
         "samples_per_s": plan.global_batch / update.seconds,
         "save_bytes": sum(role.saved() for role in work.roles),
+        "save_bytes_a_rank": save_share(work, plan),
         "save_seconds": save,
         "save_every": work.save_every,
         "save_every_30_minutes": max(1, round(SAVED_EVERY / update.seconds)),
@@ -117,7 +118,8 @@ def shown(found: dict[str, Any]) -> str:
         f"a checkpoint    {best['save_bytes'] / 1e9:.1f} GB, {best['save_seconds']:.1f} s at "
         f"{assumed['storage_gb_s']:g} GB/s a node: {best['save_share']:.2%} of the time at checkpoint.every "
         f"{best['save_every']}, {best['save_share_every_30_minutes']:.2%} at {best['save_every_30_minutes']} "
-        f"(30 minutes)",
+        f"(30 minutes), if training waits for it; beside the training (checkpoint.async_save) it takes "
+        f"{best['save_bytes_a_rank'] / 1e9:.1f} GB of host memory a GPU",
     ]
     if found["configured"]:
         lines.append(f"as configured   {_sentence(found['configured'])}")

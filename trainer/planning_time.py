@@ -145,13 +145,18 @@ def average(work: Workload, plan: Arrangement, cluster: Cluster) -> Spent:
     return Spent(**{name: sum(share * getattr(one, name) for share, one in kinds) for name in names})
 
 
+def save_share(work: Workload, plan: Arrangement) -> float:
+    """Bytes of a checkpoint that one rank writes; with `checkpoint.async_save` they lie in host memory meanwhile."""
+    return sum(role.saved() / (plan.gpus if role.stage else 1) for role in staged(work, plan).values())
+
+
 def save_seconds(work: Workload, plan: Arrangement, cluster: Cluster) -> float:
-    """Of one checkpoint, which training waits for; the nodes share the writing, but at stage 0."""
+    """Of one checkpoint that training waits for; the nodes share the writing, but at stage 0."""
     shares = (role.saved() / (cluster.nodes if role.stage else 1) for role in staged(work, plan).values())
     return sum(shares) / cluster.storage
 
 
 def run_seconds(work: Workload, plan: Arrangement, cluster: Cluster) -> float:
-    """Of a whole run, with its saves."""
+    """Of a whole run, with its saves, as if it waited for all of them."""
     saves = work.total / work.save_every
     return work.total * average(work, plan, cluster).seconds + saves * save_seconds(work, plan, cluster)
