@@ -114,7 +114,7 @@ def test_a_save_beside_the_training_is_measured_with_one_that_is_waited_for(tmp_
         assert turn["steps"] >= 1 and 0 < turn["still"] <= turn["beside"]
         assert turn["beside"] == pytest.approx(turn["ratio"] * turn["waiting"])
     assert "| of it standing still, s |" in done.stdout
-    assert not list(tmp_path.glob("saves-*"))
+    assert not list(tmp_path.glob("bench-save-*"))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")

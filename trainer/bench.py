@@ -1,11 +1,14 @@
 """Benchmarks: ours and its alternatives in one run, interleaved, medians of many."""
 
+import contextlib
 import gc
 import itertools
 import os
 import statistics
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -183,6 +186,18 @@ class PlainLoop:
         self.adamw.step()
         self.adamw.zero_grad()
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1e-3)
+
+
+@contextlib.contextmanager
+def shared_folder(inside: Path | None, prefix: str) -> Iterator[Path]:
+    """A temporary folder, the same on all ranks; it goes when all have left it."""
+    with contextlib.ExitStack() as stack:
+        place = [""]
+        if torch.distributed.get_rank() == 0:
+            place = [stack.enter_context(tempfile.TemporaryDirectory(dir=inside, prefix=prefix))]
+        torch.distributed.broadcast_object_list(place)
+        yield Path(place[0])
+        torch.distributed.barrier()
 
 
 def without_weights(config: C) -> C:

@@ -3,7 +3,6 @@
 import contextlib
 import itertools
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from ..models.encoders.embedded import WordEncoder
 from . import backends, zero
-from .bench import without_weights
+from .bench import shared_folder, without_weights
 from .config import RunConfig, StreamConfig
 from .data.ahead import Ahead
 from .data.reader import Reader
@@ -52,17 +51,14 @@ def _streams(config: RunConfig, samples: int, folder: Path | None) -> Iterator[R
     if not samples:
         yield config
         return
-    with contextlib.ExitStack() as stack:
-        places: list[str] = [""]
+    with shared_folder(folder, "bench-data-") as place:
+        streams = config.data.streams
         if torch.distributed.get_rank() == 0:
-            places = [stack.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="bench-data-"))]
-            streams = config.data.streams
             for i in range(len(streams)):
-                _write(config, Path(places[0], str(i)), samples // len(streams))
-        torch.distributed.broadcast_object_list(places)
-        made = [StreamConfig(str(Path(places[0], str(i))), s.tasks) for i, s in enumerate(config.data.streams)]
+                _write(config, place / str(i), samples // len(streams))
+        torch.distributed.barrier()
+        made = [StreamConfig(str(place / str(i)), s.tasks) for i, s in enumerate(streams)]
         yield replace(config, data=replace(config.data, streams=tuple(made)))
-        torch.distributed.barrier()  # before it is removed
 
 
 def _rates(config: RunConfig, rounds: int, world: zero.World) -> tuple[list[dict[str, Any]], float]:

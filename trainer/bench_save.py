@@ -1,18 +1,15 @@
 """What a save costs a training that waits for it, and one that goes on beside it."""
 
-import contextlib
 import os
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import backends, zero
-from .bench import random_batch, without_weights
+from .bench import random_batch, shared_folder, without_weights
 from .config import RunConfig
 from .files import sync
 from .hardware import describe, described
@@ -52,7 +49,7 @@ def save(config: RunConfig, rounds: int, folder: Path | None) -> dict[str, Any]:
             if step - first >= enough if enough else not writing:
                 return step - first, time.perf_counter() - begin
 
-    with _folder(folder, world) as place, Saver(place, task.roles, {}, keep=1) as saver:
+    with shared_folder(folder, "bench-save-") as place, Saver(place, task.roles, {}, keep=1) as saver:
         for turn in range(rounds + 1):  # the first compiles
             alone = steps(STEPS)[1] / STEPS
             begin = time.perf_counter()
@@ -77,18 +74,6 @@ def save(config: RunConfig, rounds: int, folder: Path | None) -> dict[str, Any]:
                 turns[-1] |= {"plain": plain, "ratio": added / waiting, "bytes": size}
     task.engine.destroy()
     return {"host": describe(), "ranks": world.ranks, "turns": turns}
-
-
-@contextlib.contextmanager
-def _folder(folder: Path | None, world: zero.World) -> Iterator[Path]:
-    """The same on all ranks; it goes when rank 0 leaves it."""
-    with contextlib.ExitStack() as entered:
-        found: list[Any] = [None]
-        if world.rank == 0:
-            found = [entered.enter_context(tempfile.TemporaryDirectory(dir=folder, prefix="saves-"))]
-        torch.distributed.broadcast_object_list(found)
-        yield Path(found[0])
-        torch.distributed.barrier()
 
 
 def _written(file: Path, size: int) -> float:

@@ -6,7 +6,7 @@ from typing import Any
 
 from .planning import RESERVED, Arrangement, Workload, arranged, largest, memory, micro_batches, room
 from .planning_choice import STAGES, batches, choose, divisors, undivided
-from .planning_time import EFFICIENCY, Cluster, average, run_seconds, save_seconds, save_share, spent
+from .planning_time import EFFICIENCY, Cluster, average, run_seconds, save_bytes_a_rank, save_seconds, spent
 
 SAVED_EVERY = 1800.0  # seconds between two saves, for the share that they take
 
@@ -89,7 +89,7 @@ def _time(work: Workload, plan: Arrangement, cluster: Cluster) -> dict[str, Any]
         "each": {u.name: spent(work, u, plan, cluster).seconds for u in work.updates},
         "samples_per_s": plan.global_batch / update.seconds,
         "save_bytes": sum(role.saved() for role in work.roles),
-        "save_bytes_a_rank": save_share(work, plan),
+        "save_bytes_a_rank": save_bytes_a_rank(work, plan),
         "save_seconds": save,
         "save_every": work.save_every,
         "save_every_30_minutes": max(1, round(SAVED_EVERY / update.seconds)),

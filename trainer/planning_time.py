@@ -145,7 +145,7 @@ def average(work: Workload, plan: Arrangement, cluster: Cluster) -> Spent:
     return Spent(**{name: sum(share * getattr(one, name) for share, one in kinds) for name in names})
 
 
-def save_share(work: Workload, plan: Arrangement) -> float:
+def save_bytes_a_rank(work: Workload, plan: Arrangement) -> float:
     """Bytes of a checkpoint that one rank writes; with `checkpoint.async_save` they lie in host memory meanwhile."""
     return sum(role.saved() / (plan.gpus if role.stage else 1) for role in staged(work, plan).values())
 

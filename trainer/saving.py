@@ -92,11 +92,11 @@ class Saver:
         }
         write: Callable[[], Entries] = partial(_write, _unfinished(folder), _shares(self.roles))
         self.thread = None
-        with _attempt(folder) as everywhere:
-            everywhere(partial(_prepare, _unfinished(folder), list(self.roles)))
+        with _attempt(folder) as on_all:
+            on_all(partial(_prepare, _unfinished(folder), list(self.roles)))
             if beside:
                 copies: list[_Share] = []
-                everywhere(lambda: copies.extend(_shares(self.roles, copied=True)))
+                on_all(lambda: copies.extend(_shares(self.roles, copied=True)))
                 self.thread = self.threads.submit(_write, _unfinished(folder), copies)
                 write = self.thread.result
         self.begun = _Begun(folder, manifest, write, since, time.perf_counter() - since)
@@ -105,10 +105,10 @@ class Saver:
         """Publishes what was begun; what it took, in words."""
         assert self.begun is not None
         begun, self.begun, since = self.begun, None, time.perf_counter()
-        with _attempt(begun.folder) as everywhere:
-            files = {name: e for rank in everywhere(begun.write) for name, e in rank.items()}
+        with _attempt(begun.folder) as on_all:
+            files = {name: e for rank in on_all(begun.write) for name, e in rank.items()}
             manifest = begun.manifest | {"files": files}
-            everywhere(partial(_publish, begun.folder, manifest, self.keep, self.keep_every))
+            on_all(partial(_publish, begun.folder, manifest, self.keep, self.keep_every))
         end, size = time.perf_counter(), readable(sum(e["bytes"] for e in files.values()))
         took = f"step {manifest['step']}: saved {size} in {end - begun.since:.2f} s"
         return f"{took}, of which training waited {begun.waited + end - since:.2f} s" if self.thread else took
