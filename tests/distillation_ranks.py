@@ -1,4 +1,4 @@
-"""One rank of a launch of tests/distillation: as training_ranks.py, for distillation."""
+"""One rank of a launch of tests/distillation: scenarios of distillation."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -6,17 +6,16 @@ from typing import Any
 
 import torch
 
-from audiox_turbo.models import strict
 from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer.command import code_of
 from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.distill_config import DistillConfig
 from audiox_turbo.trainer.loop import Batches, train
 from audiox_turbo.trainer.stopping import StoppedError
-from tests import training_ranks
+from tests import ranks
 from tests.models import stirred
+from tests.ranks import MadeUp, Stopped, StoppedAt, about, ask, digest, save
 from tests.small import small_distill_config
-from tests.training_ranks import MadeUp, Stopped, StoppedAt, ask, digest, save
 
 
 def teacher(config: DistillConfig) -> AudioX:
@@ -26,7 +25,7 @@ def teacher(config: DistillConfig) -> AudioX:
 
 
 def begun(config: DistillConfig) -> Distillation:
-    return Distillation(config, teacher(config), training_ranks.WORLD)
+    return Distillation(config, teacher(config), ranks.WORLD)
 
 
 def digests(task: Distillation) -> dict[str, str]:
@@ -87,7 +86,7 @@ def whole(
     if stop:
         reader = StoppedAt(reader, stop)
     try:
-        train(task, reader, config, training_ranks.WORLD, folder, resume, 1e12, {"config": strict.to_dict(config)})
+        train(task, reader, config, ranks.WORLD, folder, resume, 1e12, about(config))
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
@@ -103,4 +102,4 @@ def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]
 
 
 if __name__ == "__main__":
-    training_ranks.main({f.__name__: f for f in (rounds, whole, asked)}, small_distill_config)
+    ranks.main({f.__name__: f for f in (rounds, whole, asked)}, small_distill_config)

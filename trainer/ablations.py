@@ -63,7 +63,11 @@ def groups(depth: int, lr: float) -> list[Variant]:
     ]
     student += [Variant("sampler", kind, (f"sampling.kind={kind}",)) for kind in ("euler", "renoise")]
     student += [Variant("Eq. 10", loss, (f"distillation.loss={loss}",)) for loss in ("eq10", "eq10_sg_teacher")]
-    student += [Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs="))]
+    student += [
+        Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs=")),
+        Variant("warm start", "from noised endpoints", ("warm_start.rollout=false",)),
+        Variant("warm start", "600 updates", ("warm_start.updates=600",)),
+    ]
     fusion = (("whole", ()), ("none", ("enabled",)), ("no gates", ("gates",)), ("no queries", ("attend",)))
     teachers = [
         Variant("MAF", name, tuple(f"model.fusion.{part}=false" for part in parts), teacher=True)

@@ -181,16 +181,21 @@ class Distillation:
     # The losses of one micro-batch: each is a scalar whose gradient reaches one role.
 
     def _warm_start(self, update: int, batch: Batch) -> Tensor:
-        """Regression on the endpoint of the teacher's guided ODE: from the endpoint's own noise at the first step, from
-        fresh noise at the others; from its own at all where the student samples by Euler's method."""
+        """Regression on the endpoint of the teacher's guided ODE, at one of the student's levels. It begins with the
+        endpoint noised with what it came from (below the first level with fresh noise, unless the student samples by
+        Euler's method), or, with `warm_start.rollout`, with what the student's own steps make of that noise."""
         warm, k = self.config.warm_start, self._interval(update)
         noise = self.draws.rollout(update, batch, k)
         if batch.noise is None:
             endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
         else:
             endpoint, noise[0] = batch.latents, batch.noise
-        own = noise[0 if self.config.sampling.kind == "euler" else k]
         t = self._level(k, batch)
+        if warm.rollout:
+            with torch.no_grad():
+                own = noise_estimate(self._rollout(noise, batch), endpoint, t)
+        else:
+            own = noise[0 if self.config.sampling.kind == "euler" else k]
         v = self._trained("student", interpolate(endpoint, own, t), t, batch)
         losses = flow_matching_loss(v, endpoint, own)
         self.meter.add("warm_start", losses)
@@ -201,7 +206,7 @@ class Distillation:
         model and discriminator never meet, and nothing is accumulated at their weights."""
         k = self._interval(update)
         with torch.no_grad():
-            z = self._rollout(update, batch, k)
+            z = self._rollout(self.draws.rollout(update, batch, k), batch)
         t = self._level(k, batch)
         estimate = kept(clean_estimate(z, self._trained("student", z, t, batch).float(), t), batch)
         leaf = estimate.detach().requires_grad_()
@@ -272,15 +277,14 @@ class Distillation:
     def _level(self, k: int, batch: Batch) -> Tensor:
         return torch.full((len(batch),), self.times[k], device=self.world.device)
 
-    def _rollout(self, update: int, batch: Batch, k: int) -> Tensor:
-        """z at the student's step `k`, by the sampler's steps before it: each denoises, and brings back, at the next
-        level, the noise that it found in z, or fresh noise."""
-        noise = self.draws.rollout(update, batch, k)
+    def _rollout(self, noise: Tensor, batch: Batch) -> Tensor:
+        """z at the student's step k by the sampler's steps before it, from noise (k + 1, B, L, C): each denoises, and
+        brings back, at the next level, the noise that it found in z, or fresh noise."""
         z = noise[0]
-        for i in range(k):
+        for i, fresh in enumerate(noise[1:]):
             t = self._level(i, batch)
             clean = self._denoised(z, t, batch)
-            found = noise_estimate(z, clean, t) if self.config.sampling.kind == "euler" else noise[i + 1]
+            found = noise_estimate(z, clean, t) if self.config.sampling.kind == "euler" else fresh
             z = interpolate(clean, found, self._level(i + 1, batch))
         return z
 
@@ -288,7 +292,7 @@ class Distillation:
     def _sample(self, update: int, batch: Batch) -> Tensor:
         """ẑ_0 without a gradient."""
         k = self._interval(update)
-        return self._denoised(self._rollout(update, batch, k), self._level(k, batch), batch)
+        return self._denoised(self._rollout(self.draws.rollout(update, batch, k), batch), self._level(k, batch), batch)
 
     def _denoised(self, z: Tensor, t: Tensor, batch: Batch) -> Tensor:
         engine = self.engines["student"]

@@ -69,6 +69,7 @@ class WarmStartConfig:
     pairs: str = ""  # folder of launch/pairs.py; without one every update makes its own
     steps: int = 50  # of the ODE
     shift: float = 1.0  # of these steps, as in `sampling`
+    rollout: bool = False  # regress from where the student's own steps lead, rather than from the endpoint noised
     lr: float | None = None  # of the student meanwhile; without it that of its optimizer
 
     def __post_init__(self) -> None:

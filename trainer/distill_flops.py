@@ -1,9 +1,10 @@
 """Operations of a distillation, counted as `flops.py` counts them."""
 
 from dataclasses import replace
+from statistics import mean
 
 from .distill_config import DistillConfig
-from .flops import forward_flops, training_flops
+from .flops import forward_flops
 from .schedule import Phase
 
 PAIRS, PASSES = 0.85, 4  # the share of a small budget for pairs and the regression on them, which passes so often
@@ -19,7 +20,7 @@ def update_flops(config: DistillConfig, phase: Phase, k: int, text_tokens: int) 
     guided = 1 if settings.guidance == 1 else 2
     sampling = whole * k  # up to z at this step
     if phase is Phase.WARM_START:
-        return 3 * whole + (0 if warm.pairs else guided * whole * warm.steps)
+        return 3 * whole + sampling * warm.rollout + (0 if warm.pairs else guided * whole * warm.steps)
     if phase is Phase.STUDENT:
         through_z = {"dmd": 0, "eq10": guided + 1, "eq10_sg_teacher": 1}[settings.loss]
         matching = (guided + 1) * whole + through_z * (whole - conditioner)
@@ -32,13 +33,13 @@ def rounds_within(config: DistillConfig, budget: float, text_tokens: int) -> int
     """How many whole rounds (one at least) a budget of operations pays, after what comes before them, if every update
     had one sample; the student's step is taken at its mean."""
 
-    def mean(phase: Phase) -> float:
+    def expected(phase: Phase) -> float:
         shares = config.distillation.probabilities
         return sum(p * update_flops(config, phase, k, text_tokens) for k, p in enumerate(shares))
 
     cycle = config.cycle
-    before = sum(mean(cycle.phase(update)) for update in range(cycle.before))
-    each = sum(mean(cycle.phase(cycle.before + update)) for update in range(cycle.round))
+    before = sum(expected(cycle.phase(update)) for update in range(cycle.before))
+    each = sum(expected(cycle.phase(cycle.before + update)) for update in range(cycle.round))
     return max(1, int((budget - before) / each))
 
 
@@ -47,7 +48,8 @@ def divided(config: DistillConfig, budget: float) -> tuple[int, int, int]:
     pairs."""
     batch, tokens, warm = config.training.global_batch, config.model.text.max_tokens, config.warm_start
     pair = warm.steps * 2 * forward_flops(config.model, tokens)["total"]
-    count = max(batch, int(PAIRS * budget / (pair + PASSES * training_flops(config.model, tokens))))
+    regression = mean(update_flops(config, Phase.WARM_START, k, tokens) for k in range(config.sampling.steps))
+    count = max(batch, int(PAIRS * budget / (pair + PASSES * regression)))
     updates = PASSES * count // batch
     begun = replace(config, warm_start=replace(warm, updates=updates))
     rounds = rounds_within(begun, (budget - count * pair) / batch, tokens)

@@ -121,8 +121,9 @@ def _distillation(config: DistillConfig, simulated: Simulated, tokens: int) -> l
     before = sum(k * chance for k, chance in enumerate(chances))  # passes up to z at the student's step
     trunk = int(settings.adversarial > 0)
     solving = 0 if config.warm_start.pairs else config.warm_start.steps
+    rolled = before if config.warm_start.rollout else 0
     through: dict[Phase, tuple[str, dict[str, tuple[float, float]]]] = {
-        Phase.WARM_START: ("student", {"student": (1, 1), "teacher": (solving, 0)}),
+        Phase.WARM_START: ("student", {"student": (rolled + 1, 1), "teacher": (solving, 0)}),
         Phase.FAKE_WARM_UP: ("fake", {"student": (before + 1, 0), "fake": (1, 1)}),
         Phase.STUDENT: ("student", {"student": (before + 1, 1), "fake": (1, 0), "teacher": (1 + trunk, trunk)}),
         Phase.FAKE: ("fake", {"student": (before + 1, 0), "fake": (1, 1)}),

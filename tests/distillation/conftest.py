@@ -36,6 +36,7 @@ TWO_RANKS = [
     Item("rounds stopped", "rounds", stage(2, "distillation.loss=eq10_sg_teacher", "distillation.weight=kl")),
     *[Item(f"rounds bf16 {n}", "rounds", stage(n, *LOW)) for n in (1, 2)],
     Item("rounds euler", "rounds", stage(2, "sampling.kind=euler", "warm_start.lr=3e-3")),
+    Item("rounds rolled", "rounds", stage(1, "sampling.kind=euler", "warm_start.rollout=true")),
     Item("rounds bf16 3", "rounds", stage(3, *LOW, "teacher.sharded=true")),
     Item("through", "whole", RESUMED),
     *[item for end in ENDS for item in interrupted(end, f"{end}", RESUMED)],

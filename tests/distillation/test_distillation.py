@@ -17,9 +17,9 @@ from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.rng import Purpose, sample_rng
 from tests.distillation.conftest import BF16, ENDS, ROLES
 from tests.distillation_ranks import teacher
+from tests.ranks import made_up
 from tests.small import small_distill_config
 from tests.training.launches import KINDS, differing
-from tests.training_ranks import made_up
 
 pytestmark = pytest.mark.slow
 
@@ -30,11 +30,12 @@ TRAINED = {
     "fake": "fake",
     "discriminator": "discriminator",
 }
-USUAL = ("dmd", "one", "renoise")
+USUAL = ("dmd", "one", "renoise", 1e-3, False)
 READINGS = {
-    "rounds eq10": ("eq10", "one", "renoise"),
-    "rounds stopped": ("eq10_sg_teacher", "kl", "renoise"),
-    "rounds euler": ("dmd", "one", "euler"),
+    "rounds eq10": ("eq10", "one", "renoise", 1e-3, False),
+    "rounds stopped": ("eq10_sg_teacher", "kl", "renoise", 1e-3, False),
+    "rounds euler": ("dmd", "one", "euler", 3e-3, False),
+    "rounds rolled": ("dmd", "one", "euler", 1e-3, True),
 }
 LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 3"]
 ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded", "rounds partitioned"]
@@ -46,8 +47,8 @@ class Plain:
 
     TIMES = (1.0, 0.75, 0.5, 0.25)
 
-    def __init__(self, loss: str, weight: str, sampler: str) -> None:
-        self.loss, self.weight, self.sampler = loss, weight, sampler
+    def __init__(self, loss: str, weight: str, sampler: str, warm_lr: float, rolled: bool) -> None:
+        self.loss, self.weight, self.sampler, self.warm_lr, self.rolled = loss, weight, sampler, warm_lr, rolled
         self.config = small_distill_config()
         self.teacher = teacher(self.config).requires_grad_(False)
         self.student, self.fake = (copy.deepcopy(self.teacher).requires_grad_(True) for _ in range(2))
@@ -73,7 +74,7 @@ class Plain:
         for p, g in zip(parameters, torch.autograd.grad(objective, parameters, allow_unused=True), strict=True):
             p.grad = torch.zeros_like(p) if g is None else g
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        lr = 3e-3 if (phase, self.sampler) == ("warm_start", "euler") else 1e-3
+        lr = self.warm_lr if phase == "warm_start" else 1e-3
         for group in optimizer.param_groups:
             group["lr"] = (1 - 0.5 ** (self.turns[name] + 1)) * lr * (1 + self.turns[name] / 1e6) ** -0.5
         optimizer.step()
@@ -103,16 +104,19 @@ class Plain:
 
     def sample(self, u, batch, k):
         """ẑ_0 at step k; only the last step keeps its gradient."""
+        return self.estimate(self.rollout(u, batch, k), self.TIMES[k], batch)
+
+    @torch.no_grad()
+    def rollout(self, u, batch, k):
         noise, _ = self.draws(u, batch, Purpose.ROLLOUT, k + 1)
         z, given = noise[0], batch.given[:, :, None] > 0
-        with torch.no_grad():
-            for i, (t, to) in enumerate(itertools.pairwise(self.TIMES[: k + 1])):
-                if self.sampler == "euler":
-                    z = z + (to - t) * self.velocity(self.student, z, t, batch)
-                    z = torch.where(given, to * noise[0] + (1 - to) * batch.latents, z)
-                else:
-                    z = to * noise[i + 1] + (1 - to) * self.estimate(z, t, batch)
-        return self.estimate(z, self.TIMES[k], batch)
+        for i, (t, to) in enumerate(itertools.pairwise(self.TIMES[: k + 1])):
+            if self.sampler == "euler":
+                z = z + (to - t) * self.velocity(self.student, z, t, batch)
+                z = torch.where(given, to * noise[0] + (1 - to) * batch.latents, z)
+            else:
+                z = to * noise[i + 1] + (1 - to) * self.estimate(z, t, batch)
+        return z
 
     def score(self, z, t, batch):
         return self.head(self.velocity(self.teacher, z, t, batch, n_blocks=1))
@@ -126,8 +130,9 @@ class Plain:
                 z = torch.where(given, to * noise[0] + (1 - to) * batch.latents, z)
         t = self.TIMES[k]
         own = noise[0 if self.sampler == "euler" else k]
-        v = self.velocity(self.student, t * own + (1 - t) * z, t, batch)
-        loss = (v - (own - z)).square().mean()
+        at = self.rollout(u, batch, k) if self.rolled else t * own + (1 - t) * z
+        v = self.velocity(self.student, at, t, batch)
+        loss = (v - (at - z) / t).square().mean()
         return loss, {"warm_start": loss.item()}
 
     def matching(self, u, batch, k):

@@ -25,13 +25,13 @@ from audiox_turbo.trainer.export import export
 from audiox_turbo.trainer.hardware import free_port
 from audiox_turbo.trainer.rng import Purpose, sample_rng
 from audiox_turbo.trainer.schedule import learning_rate
+from tests.ranks import made_up
 from tests.small import ROOT, small_config, small_json
 from tests.training.launches import (
     CURVE,
     OTHERS,
     differing,
 )
-from tests.training_ranks import made_up
 
 pytestmark = pytest.mark.slow
 

@@ -16,6 +16,7 @@ from audiox_turbo.trainer import checkpoint
 from audiox_turbo.trainer.config import ScheduleConfig
 from audiox_turbo.trainer.rng import Purpose, sample_rng
 from audiox_turbo.trainer.schedule import learning_rate
+from tests.ranks import made_up
 from tests.small import small_config
 from tests.training.launches import (
     CURVE,
@@ -26,7 +27,6 @@ from tests.training.launches import (
     TWO_RANKS_LONG,
     UNREAD,
 )
-from tests.training_ranks import made_up
 
 pytestmark = pytest.mark.slow
 
