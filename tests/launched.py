@@ -52,7 +52,9 @@ class Run:
         common |= {"MASTER_PORT": str(port or free_port()), "OMP_NUM_THREADS": "1"}
         self.folder.mkdir(exist_ok=True)
         for rank in range(RANKS):
-            with (self.folder / f"said_{rank}.txt").open("w") as said:
+            file = self.folder / f"said_{rank}.txt"
+            file.unlink(missing_ok=True)  # a helper process of a launch that was killed may still write into the former
+            with file.open("w") as said:
                 environment = os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
                 self.processes.append(
                     subprocess.Popen(command, cwd=ROOT, env=environment, stdout=said, stderr=said, text=True)

@@ -114,17 +114,19 @@ def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
     return found
 
 
-def refused(run: Run, rng: np.random.Generator) -> bool:
-    """Whether a run does not start on a shard with one byte flipped, and says which. The shard is mended again."""
+def refused(run: Run, rng: np.random.Generator) -> dict[str, Any]:
+    """Whether a run does not start on a shard with one byte flipped, and says which; if not, what it does. The shard is
+    mended again."""
     shard = Path(str(rng.choice(sorted(map(str, run.base.glob("scenes/*/*.mds"))))))
     before = shard.read_bytes()
     flip(shard, rng)
     run.start()
     codes = run.wait()
-    said = run.said(0)
+    said = [run.said(rank) for rank in range(RANKS)]
     run.clear()
     shard.write_bytes(before)
-    return codes == [ExitCode.CORRUPT] * RANKS and f"{shard} has changed" in said
+    found = codes == [ExitCode.CORRUPT] * RANKS and f"{shard} has changed" in said[0]
+    return {"found": found} if found else {"found": found, "instead": [codes, *(text[-1000:] for text in said)]}
 
 
 def soak_one(
@@ -140,7 +142,7 @@ def soak_one(
         line |= disturb(run, kill, reference["step"])
         folders = checkpoint.complete(run.folder)
         if kill.damage == "shard":
-            line["found"] = refused(run, rng)
+            line |= refused(run, rng)
         elif len(folders) > 1:
             DAMAGE[kill.damage](folders[0], rng)
         else:

@@ -124,7 +124,7 @@ def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict
     """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
     task = Pretraining(config, ranks.WORLD)
     origin = folder.parent / source
-    start = restore(task, origin, True, ranks.WORLD, config.checkpoint.every)
+    start = restore(task, origin, True, ranks.WORLD, config.checkpoint.every, False)
     batches, curve = MadeUp(config).batches(start), []
     for step in range(start, start + steps):
         task.step(step, next(batches))

@@ -92,7 +92,7 @@ def train(
     watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
     steps, every = task.total, config.logging.every
     with run.alone(output, resume, world.rank), ExitStack() as entered:
-        start = restore(task, output, resume, world, run.saves_every(output, config))
+        start = restore(task, output, resume, world, *run.rhythm(output, config))
         about = about | {"shards": run.indexes(config)}
         if world.rank == 0:
             run.write_config(output, config)
@@ -143,10 +143,11 @@ def train(
                     raise StoppedError(f"asked to stop: step {done} of {steps} is saved; go on with --resume")
 
 
-def restore(task: Task, output: Path, resume: bool, world: World, every: int) -> int:
+def restore(task: Task, output: Path, resume: bool, world: World, every: int, beside: bool) -> int:
     """The step to go on from: that of the newest undamaged checkpoint, or 0 in a folder without any.
 
-    Raises NothingLeftError where some were saved and none can be loaded; `every` is the run's `checkpoint.every`.
+    Raises NothingLeftError where some were saved and none can be loaded; `every` and `beside` are the run's
+    `checkpoint.every` and `async_save`.
     """
 
     def report(text: str) -> None:
@@ -156,12 +157,22 @@ def restore(task: Task, output: Path, resume: bool, world: World, every: int) ->
     folder = checkpoint.newest(output, report) if resume else None
     if folder is None:
         if resume:
-            run.check_beginning(output, 1 + next(step for step in itertools.count(every - 1) if task.rests(step)))
+            run.check_beginning(output, _surely_saved(task, every, beside))
             report(f"{output} has no checkpoint yet: starting at step 0")
         return 0
     step = int(checkpoint.load(folder, task.roles)["step"])
     report(f"resumed from {folder} at step {step}")
     return step
+
+
+def _surely_saved(task: Task, every: int, beside: bool) -> int:
+    """The step at whose end the first checkpoint is there: the first save, which one that is written beside the steps
+    may not be through with before the second."""
+    done = 0
+    for _ in range(2 if beside else 1):
+        due = (done // every + 1) * every
+        done = 1 + next(step for step in itertools.count(due - 1) if task.rests(step))
+    return done
 
 
 def _count_skipped(skipped: dict[str, int], result: Step, step: int, batch: Batch, limit: int, logs: Logs) -> None:

@@ -141,23 +141,25 @@ def check_same_shards(folder: Path, config: BaseConfig) -> None:
             )
 
 
-def check_beginning(folder: Path, first_save: int) -> None:
+def check_beginning(folder: Path, saved: int) -> None:
     """Raises NothingLeftError in a folder without checkpoints whose metrics say that there was one: steps were made
-    after step `first_save`, at whose end the first is saved."""
+    after step `saved`, and none is until a first checkpoint is there."""
     made = last_step(folder)
-    if made > first_save:
+    if made > saved:
         raise checkpoint.NothingLeftError(
-            f"{folder}: its metrics reach step {made}, so step {first_save} was saved, and no checkpoint is there; "
-            f"restore {folder / checkpoint.FOLDER}, or begin anew in another --output"
+            f"{folder}: its metrics reach step {made}, and before step {saved + 1} there was a checkpoint, which is "
+            f"gone; restore {folder / checkpoint.FOLDER}, or begin anew in another --output"
         )
 
 
-def saves_every(folder: Path, config: BaseConfig) -> int:
-    """`checkpoint.every` with which the run in the folder was started last; where that is unknown this one's."""
+def rhythm(folder: Path, config: BaseConfig) -> tuple[int, bool]:
+    """`checkpoint.every` and `async_save` with which the run in the folder was started last; where those are unknown
+    this one's."""
     try:
-        return int(read_json(folder / "config.json")["checkpoint"]["every"])
+        begun = read_json(folder / "config.json")["checkpoint"]
+        return int(begun["every"]), bool(begun["async_save"])
     except (OSError, ValueError, KeyError, TypeError):
-        return config.checkpoint.every
+        return config.checkpoint.every, config.checkpoint.async_save
 
 
 def write_config(folder: Path, config: BaseConfig) -> None:

@@ -132,28 +132,33 @@ def test_pairs_that_were_made_again_are_refused_while_they_are_trained_on(tmp_pa
 class TestASilentBeginning:
     def test_steps_after_the_first_save_say_that_there_was_one(self, tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5}\n{"ste')
-        with pytest.raises(NothingLeftError, match=r"metrics reach step 5, so step 4 was saved, and no .*; restore"):
+        with pytest.raises(
+            NothingLeftError,
+            match=r"metrics reach step 5, and before step 5 there was a checkpoint, which is gone; restore",
+        ):
             run.check_beginning(tmp_path, 4)
         run.check_beginning(tmp_path, 5)  # killed in its first save
         run.check_beginning(tmp_path / "nowhere", 4)
         assert code_of(NothingLeftError("")) == ExitCode.CORRUPT
 
-    def test_a_run_does_not_begin_anew(self, tmp_path, capsys):
-        """Of rounds of 7 steps the first that ends after ten is saved."""
+    @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
+    def test_a_run_does_not_begin_anew(self, tmp_path, capsys, beside, sure):
+        """Of rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. A save beside
+        the steps may have been cut short until the next begins."""
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         task, first = SimpleNamespace(rests=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
         try:
-            (tmp_path / "metrics.jsonl").write_text('{"step": 14}\n')
-            assert loop.restore(task, tmp_path, True, first, every=10) == 0
+            (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure}}}\n')
+            assert loop.restore(task, tmp_path, True, first, 10, beside) == 0
             assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
-            (tmp_path / "metrics.jsonl").write_text('{"step": 15}\n')
-            with pytest.raises(NothingLeftError, match="step 14 was saved"):
-                loop.restore(task, tmp_path, True, first, every=10)
+            (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure + 1}}}\n')
+            with pytest.raises(NothingLeftError, match=f"before step {sure + 1} there was a checkpoint"):
+                loop.restore(task, tmp_path, True, first, 10, beside)
         finally:
             dist.destroy_process_group()
 
     def test_the_run_s_own_rhythm_counts(self, tmp_path):
         asked = small_config(None, "checkpoint.every=2")
-        assert run.saves_every(tmp_path, asked) == 2
-        run.write_config(tmp_path, small_config())
-        assert run.saves_every(tmp_path, asked) == 4
+        assert run.rhythm(tmp_path, asked) == (2, False)
+        run.write_config(tmp_path, small_config(None, "checkpoint.async_save=true"))
+        assert run.rhythm(tmp_path, asked) == (4, True)
