@@ -2,7 +2,6 @@
 
 import functools
 import itertools
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from .config import BaseConfig
 from .data.ahead import Ahead
 from .data.tasks import Batch, Conditions
 from .logs import Logs
+from .meter import Pace
 from .saving import Saver
 from .stopping import Stop, StoppedError
 from .velocity import Nothing, guided_velocity
@@ -101,8 +101,8 @@ def train(
         kept = config.checkpoint.keep, config.checkpoint.keep_every
         saver = entered.enter_context(Saver(output, task.roles, about, *kept))
         batches = entered.enter_context(Ahead(reader.batches(start), world.device))
-        skipped, logged, clock, flops, due = dict.fromkeys(task.roles, 0), start, time.perf_counter(), 0, False
-        kinds: set[str] = set()
+        skipped, kinds, due = dict.fromkeys(task.roles, 0), set[str](), False
+        pace = Pace(config.training.global_batch, peak)
         for step in range(start, steps):
             kind = task.kind(step)
             watchdog.enter("step" if kind in kinds else "first step", step)
@@ -112,17 +112,12 @@ def train(
             done = step + 1
             _count_skipped(skipped, result, step, batch, config.training.max_skipped, logs)
             logs.advance()
-            flops += result.flops_per_sample * config.training.global_batch
+            pace.step(result.flops_per_sample)
             if done % every == 0 or done == steps:
-                values = task.metrics() | result.values
-                now = time.perf_counter()
-                speed = (done - logged) * config.training.global_batch / (now - clock)
-                values |= {"samples_per_s": speed, "mfu": flops / (now - clock) / peak}
-                values["reader_wait"] = batches.waited_since() / (now - clock)
+                values = task.metrics() | result.values | pace.read(batches.waited_since())
                 logs.metrics(done, values, task.shown)
                 for warning in task.warnings(values):
                     logs.say(f"step {done}: {warning}")
-                clock, logged, flops = now, done, 0
             if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
                 watchdog.enter("sounds of step", done)
                 logs.sounds(done, *task.preview(), config.model.codec.sample_rate)

@@ -1,4 +1,6 @@
-"""Means of what a training step reports, over samples and ranks, read only when they are logged."""
+"""What is read of training steps only when it is logged: means over samples and ranks, and how fast they were."""
+
+import time
 
 import torch
 from torch import Tensor
@@ -25,3 +27,24 @@ class Meter:
         result = {name: total / count for name, (total, count) in zip(self.sums, table.tolist(), strict=True)}
         self.sums = {}
         return result
+
+
+class Pace:
+    """How fast the steps since the last line of the log were."""
+
+    def __init__(self, batch: int, peak: float) -> None:
+        """Of steps of `batch` samples, on ranks that can do `peak` FLOP/s together."""
+        self.batch, self.peak = batch, peak
+        self.steps, self.flops, self.since = 0, 0, time.perf_counter()
+
+    def step(self, flops_per_sample: int) -> None:
+        self.steps += 1
+        self.flops += flops_per_sample * self.batch
+
+    def read(self, waited: float) -> dict[str, float]:
+        """Samples a second, MFU, and the share of the time that was `waited` (seconds) for batches; begins anew."""
+        now = time.perf_counter()
+        seconds, steps, flops = now - self.since, self.steps, self.flops
+        self.steps, self.flops, self.since = 0, 0, now
+        speed, mfu = steps * self.batch / seconds, flops / seconds / self.peak
+        return {"samples_per_s": speed, "mfu": mfu, "reader_wait": waited / seconds}

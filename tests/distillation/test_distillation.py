@@ -30,11 +30,11 @@ TRAINED = {
     "fake": "fake",
     "discriminator": "discriminator",
 }
-USUAL = ("dmd", "one", "renoise", 1e-3, False)
+USUAL = ("dmd", "one", "renoise")
 READINGS = {
-    "rounds eq10": ("eq10", "one", "renoise", 1e-3, False),
-    "rounds stopped": ("eq10_sg_teacher", "kl", "renoise", 1e-3, False),
-    "rounds euler": ("dmd", "one", "euler", 3e-3, False),
+    "rounds eq10": ("eq10", "one", "renoise"),
+    "rounds stopped": ("eq10_sg_teacher", "kl", "renoise"),
+    "rounds euler": ("dmd", "one", "euler", 3e-3),
     "rounds rolled": ("dmd", "one", "euler", 1e-3, True),
 }
 LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 3"]
@@ -47,7 +47,7 @@ class Plain:
 
     TIMES = (1.0, 0.75, 0.5, 0.25)
 
-    def __init__(self, loss: str, weight: str, sampler: str, warm_lr: float, rolled: bool) -> None:
+    def __init__(self, loss: str, weight: str, sampler: str, warm_lr: float = 1e-3, rolled: bool = False) -> None:
         self.loss, self.weight, self.sampler, self.warm_lr, self.rolled = loss, weight, sampler, warm_lr, rolled
         self.config = small_distill_config()
         self.teacher = teacher(self.config).requires_grad_(False)
