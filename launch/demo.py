@@ -47,7 +47,8 @@ class Demo:
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(self.out.absolute() / "compiled")}
         bin_folder = Path(sys.executable).parent
         environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
-        subprocess.run(command, check=True, env=environment)
+        if code := subprocess.call(command, env=environment):
+            raise ValueError(f"the command above failed with exit code {code}")
         self.times[name] = time.perf_counter() - begin
         self.clock.write_text(json.dumps(self.times))
         print(f"   {self.times[name]:.0f} s", flush=True)
@@ -67,13 +68,14 @@ class Demo:
 
     def steps(self) -> int:
         """How many steps fit into the budget on this machine, by the speed of a short run."""
-        trial = self.out / "calibration"
-        self.run("calibrate", trial / "metrics.jsonl", *self.training(trial, self.a.calibration))
+        trial, count = self.out / "calibration", self.a.calibration
+        done = trial / "checkpoints" / f"step_{count:08d}" / "manifest.json"
+        self.run("calibrate", done, *self.training(trial, count), "--resume")
         lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
         late = lines[len(lines) // 2 :]  # the first steps compile
         speed = len(late) / sum(1 / line["samples_per_s"] for line in late)
         batch = json.loads((trial / "config.json").read_text())["training"]["global_batch"]
-        return max(self.a.calibration, int(60 * self.a.minutes * speed / batch))
+        return max(count, int(60 * self.a.minutes * speed / batch))
 
     def distillation(self, teacher: Path, weights: Path) -> tuple[list[str], list[str]]:
         """The commands that make the pairs and the student, as long as the student's minutes allow on this machine."""
@@ -137,13 +139,7 @@ def main() -> int:
     parser.add_argument("--student-minutes", type=float, default=8, help="to distil it; 0 makes none (default: 8)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the teacher's")
     parser.add_argument("--set-student", action="append", default=[], metavar="KEY=VALUE", help="and the student's")
-    demo = Demo(parser.parse_args())
-    try:
-        demo.go()
-    except subprocess.CalledProcessError as error:
-        print(f"error: the command above failed with exit code {error.returncode}", file=sys.stderr)
-        return 1
-    return 0
+    return command.exit_code(Demo(parser.parse_args()).go)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,9 @@ def save_clip(folder: Path, dim: int = 32, size: int = 32) -> Path:
     return folder
 
 
-def save_oobleck(folder: Path, channels: int = 4, rate: int = 8000, ratios: tuple[int, ...] = (2, 4, 4, 8)) -> Path:
-    """A Stable Audio pipeline's folder, of which only the autoencoder is there."""
+def save_oobleck(folder: Path, channels: int = 8, rate: int = 8000, ratios: tuple[int, ...] = (2, 4, 4, 8)) -> Path:
+    """A Stable Audio pipeline's folder, of which only the autoencoder is there. With fewer than 16 channels
+    inside, oneDNN 3.12 computes nonsense in bf16 on CPUs with AMX (as in pytorch/pytorch#169688)."""
     model = diffusers().AutoencoderOobleck(
         encoder_hidden_size=2 * channels,
         downsampling_ratios=list(ratios),
@@ -84,7 +85,7 @@ def save_all(folder: Path) -> list[str]:
         "oobleck": save_oobleck(folder / "stable-audio"),
         "synchformer": save_synchformer(folder / "synchformer"),
     }
-    codec = {"sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 32, "channels": 4}
+    codec = {"sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 32, "channels": 8}
     rates = {"image_rate": 5, "motion_rate": 25, "size": 32, "steps": 16, "pool": 2}
     weights = {"image_weights": str(places["clip"]), "motion_weights": str(places["synchformer"])}
     sections = {

@@ -1,8 +1,11 @@
 """The demo's whole chain with budgets of seconds: the commands that a user types, one after the other."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -50,3 +53,25 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path) -> None:
 
     again = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0 and again.stdout.count("there already") >= 3, again.stdout[-2000:]
+
+
+@pytest.mark.long
+def test_ctrl_c(tmp_path: Path, root: Path) -> None:
+    """A sentence and the code of a shell, no traceback; the same command goes on where it was, in the short run too."""
+    out, said = tmp_path / "demo", tmp_path / "said"
+    command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.01", "--calibration", "60"]
+    command += ["--clips", "160", "--student-minutes", "0", *(w for s in (*SMALL, *TEACHER) for w in ("--set", s))]
+    with said.open("w") as file:
+        demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
+        while demo.poll() is None and not list(out.glob("calibration/checkpoints/step_*/manifest.json")):
+            time.sleep(0.1)
+        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+        assert demo.wait(timeout=60) == 128 + signal.SIGINT
+    assert "interrupted" in said.read_text() and "demo.py" not in said.read_text().split("calibrate")[1]
+    with said.open("w") as file:
+        demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
+        while demo.poll() is None and not (out / "teacher/config.json").exists():
+            time.sleep(0.1)
+        os.killpg(demo.pid, signal.SIGINT)
+        demo.wait(timeout=60)
+    assert "resumed from" in said.read_text(), said.read_text()[-3000:]

@@ -126,7 +126,7 @@ class TestNetworks:
             "image_weights": str(save_clip(tmp_path / "clip")),
             "motion_weights": str(save_synchformer(tmp_path / "synchformer")),
         }
-        codec = CodecConfig("oobleck", 8000, 2, 256, 32, 4, str(save_oobleck(tmp_path / "stable-audio")))
+        codec = CodecConfig("oobleck", 8000, 2, 256, 32, 8, str(save_oobleck(tmp_path / "stable-audio")))
         return replace(MODEL, codec=codec, video=VideoConfig("clip_sync", 32, 5, 25, 32, 16, 2, **weights))
 
     def test_moved(self, tmp_path, path, model):

@@ -47,7 +47,7 @@ def text(weights) -> TextConfig:
 
 @pytest.fixture
 def codec(weights) -> CodecConfig:
-    return CodecConfig("oobleck", 8000, 2, hop=256, frames=8, channels=4, weights=str(weights / "stable-audio"))
+    return CodecConfig("oobleck", 8000, 2, hop=256, frames=8, channels=8, weights=str(weights / "stable-audio"))
 
 
 @pytest.fixture
@@ -199,13 +199,13 @@ class TestOobleck:
     def test_a_folder_of_the_autoencoder_alone(self, codec, tmp_path):
         shutil.copytree(Path(codec.weights) / "vae", tmp_path / "vae-alone")
         alone = OobleckCodec.load(replace(codec, weights=str(tmp_path / "vae-alone")), CPU)
-        latents = torch.randn(1, 8, 4)
+        latents = torch.randn(1, 8, 8)
         assert torch.equal(alone.decode(latents), OobleckCodec.load(codec, CPU).decode(latents))
 
     def test_other_sizes_are_refused_with_all_of_them(self, codec):
         wrong = replace(codec, sample_rate=44100, audio_channels=1, hop=2048, channels=64)
         ours = "sample_rate 44100, audio_channels 1, hop 2048, channels 64"
-        theirs = "sample_rate 8000, audio_channels 2, hop 256, channels 4"
+        theirs = "sample_rate 8000, audio_channels 2, hop 256, channels 8"
         with pytest.raises(ValueError, match=f"model.codec: .* says {ours}, the weights in .* have {theirs}"):
             OobleckCodec.load(wrong, CPU)
 

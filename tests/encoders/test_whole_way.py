@@ -59,7 +59,7 @@ def test_from_media_to_sound(root, tmp_path):
     records = [from_columns(shards[i], model.video.dim) for i in range(len(shards))]
     assert len(records) >= 4
     for record in records:
-        assert record.latent_mean.shape == record.latent_std.shape == (32, 4)
+        assert record.latent_mean.shape == record.latent_std.shape == (32, 8)
         assert (record.latent_std > 0).all()
         assert (record.image.shape, record.motion.shape) in {((6, 32), (16, 32)), ((0, 32), (0, 32))}
     assert any(len(record.motion) for record in records)
