@@ -56,6 +56,7 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c(tmp_path: Path, root: Path) -> None:
     """A sentence and the code of a shell, no traceback; the same command goes on where it was, in the short run too."""
     out, said = tmp_path / "demo", tmp_path / "said"

@@ -118,10 +118,12 @@ def test_a_storage_in_which_ranks_cannot_meet_is_refused(scheme):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c(given, tmp_path, root):
-    """A sentence and the code of a shell, no traceback."""
-    sound(tmp_path / "0.flac", 60.0)
-    path = manifest(tmp_path, *[{"audio": "0.flac"}] * 150)  # some seconds of work
+    """A sentence and the code of a shell, no traceback; the same command goes on."""
+    for i in range(40):
+        sound(tmp_path / f"{i}.flac", 60.0)
+    path = manifest(tmp_path, *({"audio": f"{i}.flac"} for i in range(40)))
     command = [sys.executable, "launch/prepare.py", "files", "--manifest", path, "--config", "configs/tiny.json"]
     command += ["--out", tmp_path / "out", "--workers", "1", "--device", "cpu"]
     process = subprocess.Popen([*map(str, command)], cwd=root, stderr=subprocess.PIPE, text=True)

@@ -138,8 +138,7 @@ class Watchdog:
         teller = threading.Thread(target=self._tell, args=(code, sentence), daemon=True)
         teller.start()
         teller.join(5 * self.pause)
-        if self.rank == 0:
-            time.sleep(3 * self.pause)  # the store is this process's: until all have read it
+        self._heard_by_all()
 
     # The thread that talks.
 
@@ -176,9 +175,22 @@ class Watchdog:
             return
 
     def _hear(self, verdict: bytes) -> None:
+        assert self.store is not None
+        self.store.set(f"heard/{self.rank}", "")  # before this process leaves
         code, sentence = json.loads(verdict)
         self.verdict = ExitCode(code), sentence
         self.judged.set()
+
+    def _heard_by_all(self) -> None:
+        """The store is rank 0's: it stays until every other rank that gave a sign of life has read the verdict."""
+        if self.rank != 0 or self.store is None:
+            return
+        begin = time.monotonic()
+        live = [rank for rank, s in self.seen.items() if rank != 0 and begin - s.alive <= self._patience(s) / 2]
+        while live and time.monotonic() - begin < 10 * self.pause:
+            if self.store.check([f"heard/{rank}" for rank in live]):
+                return
+            time.sleep(self.pause / 10)
 
     # The thread that watches the clock.
 
@@ -197,7 +209,7 @@ class Watchdog:
             if self.verdict is None:
                 self._judge(now)
             if self.verdict is not None and not self.leaving:
-                time.sleep(2 * self.pause if self.rank == 0 else 0)  # so that all hear it
+                self._heard_by_all()
                 self._leave()
 
     def _judge(self, now: float) -> None:
