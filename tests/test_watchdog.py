@@ -11,7 +11,7 @@ from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.hardware import free_port
 from tests.small import ROOT
 
-# Rank 0 is refused something at once; rank 1 is in a library's call that keeps Python's lock, so that no thread listens.
+# Rank 0 is refused something at once, rank 1 is in a library's call that keeps Python's lock, no thread listens.
 SCRIPT = """
     import ctypes, os, sys
     import torch.distributed as dist
