@@ -182,7 +182,8 @@ def write_block(store: Store, plan: Plan, number: int, files: Sequence["OpenFile
                 writer.cancel()
     rejections = tuple(rejection for file in files for rejection in file.rejections)
     block = Block(plan.digest, parts, rejections, counts.to_json(), tuple(examples.values()))
-    store.write(record_name(number), json_bytes(strict.to_dict(replace(block, seal=_seal(block)))))
+    if not is_finished(store, number):  # by a rank that began it at the same moment, and has put the same bytes there
+        store.write(record_name(number), json_bytes(strict.to_dict(replace(block, seal=_seal(block)))))
 
 
 def _put(store: Store, folder: Path, number: int, domain: str, writer: PartWriter) -> Part:
