@@ -101,6 +101,7 @@ def train(
         kept = config.checkpoint.keep, config.checkpoint.keep_every
         saver = entered.enter_context(Saver(output, task.roles, about, *kept))
         batches = entered.enter_context(Ahead(reader.batches(start), world.device))
+        entered.push(watchdog.failing)
         skipped, kinds, due = dict.fromkeys(task.roles, 0), set[str](), False
         pace = Pace(config.training.global_batch, peak)
         for step in range(start, steps):

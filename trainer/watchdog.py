@@ -9,17 +9,18 @@ The thread that talks may be stuck as well (a stopped rank 0 answers nobody, and
 bound); so another one watches the clock. Both run while the main thread waits in a collective operation.
 """
 
+import faulthandler
 import json
 import os
+import re
 import socket
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Self
 
 import torch
@@ -33,6 +34,7 @@ from .stopping import StoppedError
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("launch", "trainer", "models", "kernels")
 COLLECTIVES = "distributed_c10d.py"  # torch's file of collective operations
+THREAD, FRAME = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)"), re.compile(r'  File "(.*)", line (\d+) in ')
 SHARE = 0.1  # of the shortest bound: the time between two signs of life
 LONGEST = 2.0  # seconds between them, whatever the bounds: what a rank has to say is heard soon
 
@@ -77,11 +79,13 @@ class Watchdog:
         self.seen = {self.rank: Seen(self.place, time.monotonic(), time.monotonic())}
         self.store: dist.TCPStore | None = None
         self.verdict: tuple[ExitCode, str] | None = None
+        self.started = False
         self.leaving = False  # by an error of this rank, which its main thread prints
         self.paused = 0.0  # seconds for which this process was stopped itself
-        self.over, self.judged = threading.Event(), threading.Event()
+        self.over, self.judged, self.once = threading.Event(), threading.Event(), threading.Lock()
 
     def __enter__(self) -> Self:
+        self.started = True
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -111,31 +115,53 @@ class Watchdog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.leaving = error is not None
+        self.failing(kind, error, trace)
         if error is None or isinstance(error, StoppedError):  # on all ranks
+            self.leaving = error is not None
             self.place = Place("end")
             if self.store is not None:
                 dist.barrier()  # else rank 0 takes the store away while others still look for a sign of life
-        elif isinstance(error, (ValueError, OSError, FloatingPointError, torch.AcceleratorError)):
-            self._announce(code_of(error), f"rank {self.rank}: {error}")
+        elif self.place.failed and self.judged.wait(self._bound(self.place) + 10 * self.pause):
+            self._leave()
+        self.over.set()
+        self._reap(error)
+
+    def failing(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Tells the others of an error. To be pushed onto an ExitStack whose contexts may wait for what still writes or
+        reads, for which the others need not wait."""
+        if self.leaving or self.place.failed or isinstance(error, StoppedError) or not isinstance(error, Exception):
+            return
+        if isinstance(error, (ValueError, OSError, FloatingPointError, torch.AcceleratorError)):
+            self._announce(error, f"rank {self.rank}: {error}")
         elif isinstance(error, RuntimeError) and self.store is not None:
             # Often the consequence of another rank's end: who is silent now is the cause.
             self.place = replace(self.place, failed=_named(error), code=code_of(error))
-            if self.judged.wait(self._bound(self.place) + 10 * self.pause):
-                self._leave()
-        elif isinstance(error, Exception):
-            self._announce(code_of(error), f"rank {self.rank}: {_named(error)}")
-        self.over.set()
-        if error is not None:  # Python waits for every thread at its end, and one of them may read for ever
-            reaper = threading.Timer(self.bounds.step, os._exit, [int(code_of(error))])
-            reaper.daemon = True
-            reaper.start()
+        else:
+            self._announce(error, f"rank {self.rank}: {_named(error)}")
 
-    def _announce(self, code: ExitCode, sentence: str) -> None:
+    def _reap(self, error: BaseException | None) -> None:
+        """Contexts, and Python at its end, wait for every thread, and one of them may read or write for ever."""
+        if error is None or not self.started:
+            return
+
+        def end() -> None:
+            if not self.over.is_set():  # else the main thread has said it
+                print(f"\nerror: {redacted(str(error))}", file=sys.stderr, flush=True)
+            os._exit(code_of(error))
+
+        reaper = threading.Timer(self.bounds.step, end)
+        reaper.daemon = True
+        reaper.start()
+
+    def _announce(self, error: Exception, sentence: str) -> None:
         """The others hear of an error that explains itself, rather than of a silence."""
+        self.leaving = True
+        self._reap(error)
         if self.store is None:
             return
-        teller = threading.Thread(target=self._tell, args=(code, sentence), daemon=True)
+        teller = threading.Thread(target=self._tell, args=(code_of(error), sentence), daemon=True)
         teller.start()
         teller.join(5 * self.pause)
         self._heard_by_all()
@@ -209,7 +235,6 @@ class Watchdog:
             if self.verdict is None:
                 self._judge(now)
             if self.verdict is not None and not self.leaving:
-                self._heard_by_all()
                 self._leave()
 
     def _judge(self, now: float) -> None:
@@ -278,6 +303,8 @@ class Watchdog:
     def _leave(self) -> None:
         """At once: the main thread may be in a call that never returns."""
         assert self.verdict is not None
+        self.once.acquire()  # of two threads one alone
+        self._heard_by_all()
         code, sentence = self.verdict
         print(f"\nerror: {redacted(sentence)}", file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -289,20 +316,26 @@ def _named(error: Exception) -> str:
 
 
 def whereabouts() -> tuple[str, bool]:
-    """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks."""
-    threads = sys._current_frames()
-    line = ""
-    for frame in _frames(threads.get(threading.main_thread().ident or 0)):
-        file = Path(frame.f_code.co_filename)
-        if file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in FOLDERS:
-            line = f"{file.relative_to(ROOT)}:{frame.f_lineno}"
-            break
-    waits = any(f.f_code.co_filename.endswith(COLLECTIVES) for top in threads.values() for f in _frames(top))
+    """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks.
+
+    From faulthandler, which reads the stacks of other threads as they are. Their frames as Python's objects
+    (`sys._current_frames`) are not safe to walk while the threads go on: now and then Python 3.11 crashed.
+    """
+    line, waits, main = "", False, False
+    for text in _stacks().splitlines():
+        if thread := THREAD.match(text):
+            main = int(thread[1], 16) == threading.main_thread().ident
+        elif frame := FRAME.match(text):
+            waits = waits or frame[1].endswith(COLLECTIVES)
+            file = Path(frame[1])
+            if main and not line and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in FOLDERS:
+                line = f"{file.relative_to(ROOT)}:{frame[2]}"
     return line, waits
 
 
-def _frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """A thread's frames, the innermost first."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def _stacks() -> str:
+    """Of all threads, the innermost frame first."""
+    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
+        faulthandler.dump_traceback(file, all_threads=True)
+        file.seek(0)
+        return file.read().decode("ascii", "replace")

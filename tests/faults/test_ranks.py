@@ -32,6 +32,7 @@ class Fault:
     own: int | None = None  # code of the rank at fault
     steps: tuple[int, ...] = field(default=())  # of the checkpoints that stand then
     settings: tuple[str, ...] = field(default=())
+    before: tuple[str, int, str] | None = None  # another one on the same rank: target, call, act
 
 
 ELSEWHERE = (
@@ -64,6 +65,16 @@ LONG = {
         WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA error", own=ExitCode.HUNG
     ),
     "a sentence": Fault(FETCH, 12, "refuse", code=ExitCode.FAILED, says=r"rank 1: a sentence for the user", own=1),
+    "a sentence while a save never ends": Fault(
+        FETCH,
+        13,
+        "refuse",
+        code=ExitCode.FAILED,
+        says=r"rank 1: a sentence for the user",
+        own=1,
+        settings=BESIDE,
+        before=(WRITE, 2, "wait"),
+    ),
     "all killed in a save": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "all killed before publishing": Fault(PUBLISH, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "killed between the saves of two roles": Fault(
@@ -99,7 +110,8 @@ def references(base, ready):
 
 def outcome(run: Run, fault: Fault) -> tuple[list[int | None], float]:
     """Exit codes, after what was stopped is gone too; seconds from the fault, or later, to the last rank's end."""
-    where = json.dumps([{"rank": fault.rank, "target": fault.target, "call": fault.call, "act": fault.act}])
+    faults = [f for f in (fault.before, (fault.target, fault.call, fault.act)) if f]
+    where = json.dumps([{"rank": fault.rank, **dict(zip(("target", "call", "act"), f, strict=True))} for f in faults])
     begin(run, ("-m", "tests.faults.rank", fault.kind, where))
     others = tuple(rank for rank in (0, 1) if fault.act != "SIGSTOP" or rank != fault.rank)
     progress, since = run.step(), time.monotonic()
