@@ -23,6 +23,7 @@ export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own, ap
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 LIMIT_NEAR=
+MARGIN=45 # seconds before the limit after which nothing is waited for
 ASK=USR2 # the signal that asks a rank to stop
 trap 'LIMIT_NEAR=yes' USR2 # from Slurm before the time limit, or from a person: scancel --batch --signal=USR2 JOB
 
@@ -40,14 +41,17 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
   rm -rf "$FIRST"
   srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     launch/slurm/rank.sh "$PYTHON" "$@" &
-  local pid=$! told=
+  local pid=$! told='' end=''
   while kill -0 $pid 2>/dev/null; do
     if [ -z "$LIMIT_NEAR" ]; then
       wait $pid # until it ends, or until the limit is near
     else # more than once: a rank that is still starting does not listen yet
       [ -n "$told" ] || say "asked to stop before the time limit: the ranks keep what they have and leave"
+      [ -n "$told" ] || end=$(limit)
       told=yes
       scancel --signal="$ASK" "$SLURM_JOB_ID" 2>/dev/null
+      # What Slurm itself ends at the limit it does not put back into the queue.
+      [ "$(date +%s)" -lt $((end - MARGIN)) ] || again 75 "not all ranks have left in time"
       sleep 2
     fi
   done
@@ -58,6 +62,12 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
     *:1 | *:2 | *:76 | *:77 | *:79) code=$(cat "$FIRST/code") ;;
   esac
   return "$code"
+}
+
+limit() { # when the time limit ends the job, in seconds of `date +%s`
+  local end
+  end=$(squeue -h -j "$SLURM_JOB_ID" -o %e 2>/dev/null)
+  { [ -n "$end" ] && date -d "$end" +%s 2>/dev/null; } || echo 9999999999 # there is none
 }
 
 work() { # COMMAND...: returns when it is done. Ranks that were lost are started again here; all else ends the job
@@ -109,7 +119,8 @@ count_start() { # WORK: gives up after MAX_RETRIES starts in a row that saved no
   mkdir -p "$OUTPUT" || exit 1
   here="$SLURM_JOB_ID $(progress | cksum | tr ' ' -)"
   [ -f "$file" ] && read -r count before <"$file"
-  if [ "${before%% *}" != "$SLURM_JOB_ID" ] && squeue -h -t RUNNING -j "${before%% *}" 2>/dev/null | grep -q .; then
+  if [ -n "$before" ] && [ "${before%% *}" != "$SLURM_JOB_ID" ] &&
+    squeue -h -t RUNNING -j "${before%% *}" 2>/dev/null | grep -q .; then
     say "job ${before%% *} is at work in $OUTPUT: cancel that one first, or give another OUTPUT"
     exit 1
   fi
@@ -122,9 +133,13 @@ count_start() { # WORK: gives up after MAX_RETRIES starts in a row that saved no
   [ "$count" = 0 ] || say "attempt $((count + 1)) of at most $limit from the same point"
 }
 
-progress() { # what has been saved: which checkpoint is the last, which files lie in the folder that a script names
+progress() { # what has been saved: which checkpoint is the last, which finished files lie in the folder that a script names
   cat "$OUTPUT/latest.json" 2>/dev/null
-  [ -z "${KEPT:-}" ] || find "$KEPT" -type f 2>/dev/null | sort
+  case ${KEPT:-} in
+    '') ;;
+    *://*) date +%F ;; # nobody looks into a bucket: as many starts in a day
+    *) find "$KEPT" \( -name compiled -o -name temporary -o -name '.?*' \) -prune -o -type f -print 2>/dev/null | sort ;;
+  esac
 }
 
 check_nodes() {

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -20,6 +21,7 @@ read -r code <"$NOTES/codes"
 sed -i 1d "$NOTES/codes"
 if [ "$code" = saves ]; then echo '{"step": 5}' >"$OUTPUT/latest.json"; code=78; fi
 case $code in *after*) mkdir "$FIRST"; echo "${code#*after}" >"$FIRST/code"; code=${code%after*} ;; esac
+case $code in never) exec sleep 30 >/dev/null 2>&1 ;; esac
 case $code in asked*) until [ -f "$NOTES/asked" ]; do sleep 0.05; done; code=${code#asked-} ;; esac
 exit "$code"
 """,
@@ -161,6 +163,17 @@ def test_near_the_time_limit_ranks_are_asked_until_they_leave(desk, how, code):
     assert said.count("asked to stop before the time limit") == 1
 
 
+def test_a_job_whose_ranks_do_not_leave_goes_back_before_its_limit(desk):
+    """Slurm would end it, and not put it back into the queue."""
+    end = datetime.now() + timedelta(seconds=49)
+    process = desk.start(["never"], RUNNING=end.isoformat(timespec="seconds"))
+    until(lambda: bool(desk.calls("srun")), 10)
+    process.send_signal(signal.SIGUSR2)
+    said, _ = process.communicate(timeout=30)
+    assert process.returncode == 75 and "not all ranks have left in time; goes back into the queue" in said
+    assert desk.calls("scontrol requeue") == ["scontrol requeue 7"] and datetime.now() < end - timedelta(seconds=30)
+
+
 def test_nothing_starts_near_the_time_limit(desk):
     process = desk.start(["asked-0"], PREFLIGHT="")
     until(lambda: bool(desk.calls("srun")), 10)
@@ -206,7 +219,9 @@ def test_what_keeps_its_parts_is_ended_and_counted_by_them(desk):
     made = desk.folder / "shards"
     arguments = ("clips.jsonl", "configs/tiny.json", str(made))
     assert desk.run([78, 1], *arguments, script="prepare", MAX_RETRIES="2")[0] == 1
-    made.mkdir()
+    (made / "work/compiled").mkdir(parents=True)
+    (made / "work/compiled/a.so").touch()  # which is no progress
+    assert "gives up" in desk.run([0], *arguments, script="prepare", MAX_RETRIES="2")[1]
     (made / "part_1").touch()
     code, said = desk.run([0], *arguments, script="prepare", MAX_RETRIES="2")
     assert code == 0 and "gives up" not in said

@@ -44,6 +44,6 @@ def test_bytes_that_are_sent_are_those_of_a_run(two, works, name):
     assert update.between == 0
 
 
-def test_a_third_size_would_be_told_apart(works):
-    """The sizes that are compared differ, so that a constant would be found out."""
+def test_the_sizes_differ(works):
+    """So that a constant would be found out."""
     assert len({work.parts["total"] for work in works.values()}) == 2
