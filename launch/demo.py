@@ -16,11 +16,13 @@ from pathlib import Path
 import torch
 
 from audiox_turbo.trainer import command
+from audiox_turbo.trainer.checkpoint import step_folder
 from audiox_turbo.trainer.demo_report import compose, training_facts
 from audiox_turbo.trainer.distill_config import in_precision, load_distill_config
 from audiox_turbo.trainer.distill_flops import divided
 from audiox_turbo.trainer.flops import training_flops
 from audiox_turbo.trainer.hardware import free_port, quick_precision
+from audiox_turbo.trainer.sealed import MANIFEST
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
 FEW, MANY, WAYS = 4, (50, 100, 200), ("4", "4:euler", "4:euler:1")  # steps of Table II; of the teacher in few
@@ -69,7 +71,7 @@ class Demo:
     def steps(self) -> int:
         """How many steps fit into the budget on this machine, by the speed of a short run."""
         trial, count = self.out / "calibration", self.a.calibration
-        done = trial / "checkpoints" / f"step_{count:08d}" / "manifest.json"
+        done = step_folder(trial, count) / MANIFEST
         self.run("calibrate", done, *self.training(trial, count), "--resume")
         lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
         late = lines[len(lines) // 2 :]  # the first steps compile

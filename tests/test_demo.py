@@ -62,17 +62,16 @@ def test_ctrl_c(tmp_path: Path, root: Path) -> None:
     out, said = tmp_path / "demo", tmp_path / "said"
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.01", "--calibration", "60"]
     command += ["--clips", "160", "--student-minutes", "0", *(w for s in (*SMALL, *TEACHER) for w in ("--set", s))]
-    with said.open("w") as file:
-        demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
-        while demo.poll() is None and not list(out.glob("calibration/checkpoints/step_*/manifest.json")):
-            time.sleep(0.1)
-        os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
-        assert demo.wait(timeout=60) == 128 + signal.SIGINT
+
+    def interrupted(when: str) -> int:
+        with said.open("w") as file:
+            demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
+            while demo.poll() is None and not list(out.glob(when)):
+                time.sleep(0.1)
+            os.killpg(demo.pid, signal.SIGINT)  # as a terminal does
+            return demo.wait(timeout=60)
+
+    assert interrupted("calibration/checkpoints/step_*/manifest.json") == 128 + signal.SIGINT
     assert "interrupted" in said.read_text() and "demo.py" not in said.read_text().split("calibrate")[1]
-    with said.open("w") as file:
-        demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
-        while demo.poll() is None and not (out / "teacher/config.json").exists():
-            time.sleep(0.1)
-        os.killpg(demo.pid, signal.SIGINT)
-        demo.wait(timeout=60)
+    assert interrupted("teacher/config.json") == 128 + signal.SIGINT
     assert "resumed from" in said.read_text(), said.read_text()[-3000:]

@@ -64,6 +64,10 @@ class Role:
         return state | ({"ema": self.ema.values} if self.ema else {})
 
 
+def step_folder(run: Path, step: int) -> Path:
+    return run / FOLDER / f"step_{step:08d}"
+
+
 def step_of(folder: Path) -> int:
     """Of a published checkpoint, for what needs no more than its name."""
     digits = folder.name.removeprefix("step_")

@@ -52,7 +52,7 @@ def choose(run: Path, step: int | None) -> Path:
     """The checkpoint to export. Raises CheckpointError when there is none, or it is damaged."""
     folders = checkpoint.complete(run)
     if step is not None:
-        folders = [f for f in folders if f.name == f"step_{step:08d}"]
+        folders = [f for f in folders if checkpoint.step_of(f) == step]
     if not folders:
         wanted = "" if step is None else f" of step {step}"
         raise CheckpointError(f"{run} holds no complete checkpoint{wanted}; is it the folder of a run?")

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from .checkpoint import FOLDER, LATEST, Role, complete, everywhere, step_of
+from .checkpoint import LATEST, Role, complete, everywhere, step_folder, step_of
 from .files import sync, write_json
 from .memory import readable
 from .sealed import entry, write_manifest
@@ -81,7 +81,7 @@ class Saver:
 
     def begin(self, step: int, beside: bool = False) -> None:
         """Of the state after `step` steps, which may change before `finish` only if saved `beside` training."""
-        since, folder = time.perf_counter(), self.run / FOLDER / f"step_{step:08d}"
+        since, folder = time.perf_counter(), step_folder(self.run, step)
         manifest = self.about | {
             "step": step,
             "ranks": dist.get_world_size(),

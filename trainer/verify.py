@@ -165,7 +165,7 @@ def _latest_fault(run: Path) -> str:
     """Of `latest.json`: a step that was saved last, and is gone."""
     file, newest = run / checkpoint.LATEST, next(iter(checkpoint.complete(run)), None)
     step = int(json.loads(file.read_text())["step"])
-    if newest is None or newest.name < f"step_{step:08d}":
+    if newest is None or checkpoint.step_of(newest) < step:
         return f"{file}: step {step} was saved last, and its checkpoint is gone"
     return text_fault(file, {"step": step})
 

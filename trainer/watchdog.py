@@ -81,6 +81,7 @@ class Watchdog:
         self.verdict: tuple[ExitCode, str] | None = None
         self.started = False
         self.leaving = False  # by an error of this rank, which its main thread prints
+        self.reaper: threading.Timer | None = None
         self.paused = 0.0  # seconds for which this process was stopped itself
         self.over, self.judged, self.once = threading.Event(), threading.Event(), threading.Lock()
 
@@ -143,7 +144,7 @@ class Watchdog:
 
     def _reap(self, error: BaseException | None) -> None:
         """Contexts, and Python at its end, wait for every thread, and one of them may read or write for ever."""
-        if error is None or not self.started:
+        if error is None or not self.started or self.reaper:
             return
 
         def end() -> None:
@@ -151,9 +152,9 @@ class Watchdog:
                 print(f"\nerror: {redacted(str(error))}", file=sys.stderr, flush=True)
             os._exit(code_of(error))
 
-        reaper = threading.Timer(self.bounds.step, end)
-        reaper.daemon = True
-        reaper.start()
+        self.reaper = threading.Timer(self.bounds.step, end)
+        self.reaper.daemon = True
+        self.reaper.start()
 
     def _announce(self, error: Exception, sentence: str) -> None:
         """The others hear of an error that explains itself, rather than of a silence."""
@@ -202,10 +203,12 @@ class Watchdog:
 
     def _hear(self, verdict: bytes) -> None:
         assert self.store is not None
-        self.store.set(f"heard/{self.rank}", "")  # before this process leaves
         code, sentence = json.loads(verdict)
-        self.verdict = ExitCode(code), sentence
-        self.judged.set()
+        try:
+            self.store.set(f"heard/{self.rank}", "")  # before this process leaves
+        finally:
+            self.verdict = ExitCode(code), sentence
+            self.judged.set()
 
     def _heard_by_all(self) -> None:
         """The store is rank 0's: it stays until every other rank that gave a sign of life has read the verdict."""
@@ -213,10 +216,13 @@ class Watchdog:
             return
         begin = time.monotonic()
         live = [rank for rank, s in self.seen.items() if rank != 0 and begin - s.alive <= self._patience(s) / 2]
-        while live and time.monotonic() - begin < 10 * self.pause:
-            if self.store.check([f"heard/{rank}" for rank in live]):
-                return
-            time.sleep(self.pause / 10)
+        try:
+            while live and time.monotonic() - begin < 10 * self.pause:
+                if self.store.check([f"heard/{rank}" for rank in live]):
+                    return
+                time.sleep(self.pause / 10)
+        except Exception:  # of the store: whoever has not read it sees that this rank is silent
+            return
 
     # The thread that watches the clock.
 
@@ -318,8 +324,8 @@ def _named(error: Exception) -> str:
 def whereabouts() -> tuple[str, bool]:
     """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks.
 
-    From faulthandler, which reads the stacks of other threads as they are. Their frames as Python's objects
-    (`sys._current_frames`) are not safe to walk while the threads go on: now and then Python 3.11 crashed.
+    From faulthandler, which reads the stacks of other threads as they are: frames as Python's objects
+    (`sys._current_frames`) change hands while the threads go on (as in python/cpython#111363).
     """
     line, waits, main = "", False, False
     for text in _stacks().splitlines():

@@ -46,9 +46,10 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
     if [ -z "$LIMIT_NEAR" ]; then
       wait $pid # until it ends, or until the limit is near
     else # more than once: a rank that is still starting does not listen yet
-      [ -n "$told" ] || say "asked to stop before the time limit: the ranks keep what they have and leave"
-      [ -n "$told" ] || end=$(limit)
-      told=yes
+      if [ -z "$told" ]; then
+        say "asked to stop before the time limit: the ranks keep what they have and leave"
+        told=yes end=$(limit)
+      fi
       scancel --signal="$ASK" "$SLURM_JOB_ID" 2>/dev/null
       # What Slurm itself ends at the limit it does not put back into the queue.
       [ "$(date +%s)" -lt $((end - MARGIN)) ] || again 75 "not all ranks have left in time"
