@@ -56,11 +56,17 @@ def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
 
 
 def differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """Every place under `path` where two JSON values differ, and what stands there."""
+    """Every place under `path` where two JSON values differ, and what stands there; objects in a list by their number."""
+    if _objects(old) and _objects(new) and len(old) == len(new):
+        old, new = (dict(zip(map(str, range(len(value))), value, strict=True)) for value in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
         pairs = [(_join(path, key), old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())]
         return [found for pair in pairs for found in differences(*pair)]
     return [(path, old, new)] if old != new else []
+
+
+def _objects(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
 
 def _join(path: str, key: str) -> str:

@@ -1,16 +1,19 @@
 """A rank of launch/pretrain.py or distill.py with a fault in it: `-m tests.faults.rank pretrain '{...}' --config ...`.
 
 The faults are a JSON list of {"rank", "target", "call", "act"}: at the given call of a function on that rank (on
-all with null) something happens instead of it.
+all with null) something happens instead of it, or, of `DAMAGE` and `LOADERS`, before it; of `NAN`, to what it returns.
+"shards" is the folder of those that are damaged.
 """
 
 import importlib
 import json
+import multiprocessing
 import os
 import runpy
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,45 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def faulty(real: Any, at: int, act: str) -> Any:
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, 2000)
+
+
+def signal_loaders(number: signal.Signals) -> None:
+    for process in multiprocessing.active_children():
+        assert process.pid is not None
+        os.kill(process.pid, number)
+        print(f"{number.name} to {process.pid}", flush=True)
+
+
+DAMAGE: dict[str, Callable[[Path], None]] = {"flip": flip, "cut": cut, "remove": Path.unlink}
+LOADERS = {"kill loaders": signal.SIGKILL, "stop loaders": signal.SIGSTOP}
+NAN = ("NaN", "NaN from then on")
+
+
+def faulty(real: Any, at: int, act: str, shards: Path) -> Any:
     """The function, with a fault at its call number `at` (from 1)."""
     calls = 0
 
     def call(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
+        if act in NAN and (calls == at or (calls > at and act != "NaN")):
+            return real(*arguments, **named) * float("nan")
         if calls != at:
+            return real(*arguments, **named)
+        if act in DAMAGE:
+            for file in shards.rglob("*.mds"):
+                DAMAGE[act](file)
+            return real(*arguments, **named)
+        if act in LOADERS:
+            signal_loaders(LOADERS[act])
             return real(*arguments, **named)
         if act in ("SIGKILL", "SIGSTOP"):
             os.kill(os.getpid(), signal.Signals[act])
@@ -60,7 +94,8 @@ def main() -> None:
             *path, last = name.split(".")
             for part in path:
                 owner = getattr(owner, part)
-            setattr(owner, last, faulty(getattr(owner, last), fault["call"], fault["act"]))
+            shards = Path(fault.get("shards", ""))
+            setattr(owner, last, faulty(getattr(owner, last), fault["call"], fault["act"], shards))
     runpy.run_path(str(ROOT / "launch" / f"{script}.py"), run_name="__main__")
 
 

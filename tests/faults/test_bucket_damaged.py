@@ -2,7 +2,7 @@
 
 import json
 import math
-import os
+import re
 import shutil
 import threading
 
@@ -16,8 +16,8 @@ from audiox_turbo.trainer.data.shards import DamagedError, ShardError
 from audiox_turbo.trainer.data.store import UnansweredError
 from audiox_turbo.trainer.data.streaming_import import StreamingDataset
 from tests.faults.bucket import Bucket
-from tests.faults.test_shards_damaged import flip
-from tests.launched import SETTINGS, Run
+from tests.faults.rank import DAMAGE, cut, flip
+from tests.launched import RANKS, SETTINGS, Run
 from tests.reader_ranks import open_reader
 from tests.small import small_config
 
@@ -64,7 +64,7 @@ class TestInTheCache:
         return config
 
     def test_a_shard_that_was_cut_is_to_be_removed(self, filled, tmp_path):
-        os.truncate(cached(tmp_path), 2000)
+        cut(cached(tmp_path))
         with pytest.raises(DamagedError, match=r"has 2000 bytes, its index says \d+; remove it, it is fetched again"):
             check_streams(filled, hashes=False)
         cached(tmp_path).unlink()
@@ -81,20 +81,6 @@ class TestInTheCache:
         before = epoch(filled)
         cached(tmp_path).unlink()
         assert epoch(filled) == before and cached(tmp_path).is_file()
-
-
-@pytest.mark.long
-class TestInTheBucket:
-    def test_a_flipped_one_is_refused(self, bucket, tmp_path):
-        flip(bucket.folder / "audio" / "shard.00000.mds")
-        with pytest.raises(DamagedError, match=r"has changed.*s3://far/audio/shard\.00000\.mds is damaged: prepare it"):
-            epoch(far_config(tmp_path))
-
-    def test_a_missing_one_is_named(self, bucket, tmp_path):
-        (bucket.folder / "music" / "shard.00000.mds").unlink()
-        with pytest.raises(DamagedError, match=r"s3://far/music/shard\.00000\.mds is missing; prepare it") as caught:
-            epoch(far_config(tmp_path))
-        assert code_of(caught.value) is ExitCode.CORRUPT
 
 
 class TestAFailingOne:
@@ -134,22 +120,48 @@ class TestAFailingOne:
         assert code_of(caught.value) is ExitCode.FAILED
 
 
-@pytest.mark.long
-@pytest.mark.parametrize(
-    ("name", "how", "code"),
-    [("twice", {"failures": 2}, 0), ("for_ever", {"failures": math.inf}, ExitCode.HUNG), ("slowly", {"delay": 0.5}, 0)],
-)
-def test_two_ranks(bucket, tmp_path, name, how, code):
-    for key, value in how.items():
-        setattr(bucket, key, value)
+@pytest.fixture
+def launched(bucket, tmp_path):
+    """A run of two ranks that read from the bucket, not yet started."""
     config = far_config(tmp_path, *SETTINGS, "training.steps=9", "zero.stage=2", "data.workers=1")
     (tmp_path / "pretrain.json").write_text(json.dumps(strict.to_dict(config)))
-    run = Run("pretrain", tmp_path, name)
-    run.start()
-    assert run.wait(300) == [code, code], run.said()
+    run = Run("pretrain", tmp_path, "run")
+    yield run
     run.clear()
-    assert run.step() == (0 if code else 9)
-    assert not code or "could not read s3://far/" in run.said()
     for file in run.folder.rglob("*"):
         data = file.read_bytes() if file.is_file() else b""
         assert SECRET.encode() not in data and bucket.address.encode() not in data, file
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("how", "code"),
+    [({"failures": 2}, 0), ({"failures": math.inf}, ExitCode.HUNG), ({"delay": 0.5}, 0)],
+    ids=["twice", "for ever", "slowly"],
+)
+def test_two_ranks_of_one_that_fails(bucket, launched, how, code):
+    for key, value in how.items():
+        setattr(bucket, key, value)
+    launched.start()
+    assert launched.wait(300) == [code, code], launched.said()
+    assert launched.step() == (0 if code else 9)
+    assert not code or "could not read s3://far/" in launched.said()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_two_ranks_of_one_whose_shards_are_damaged(bucket, launched, scenes, tmp_path, kind):
+    """Named by both; prepared again, and what was fetched of them removed, the run reads them."""
+    for file in bucket.folder.rglob("*.mds"):
+        DAMAGE[kind](file)
+    launched.start()
+    assert launched.wait(300) == [ExitCode.CORRUPT] * RANKS, launched.said()
+    what = "missing; prepare it again" if kind == "remove" else "damaged: prepare it again"
+    for rank in range(RANKS):
+        assert re.search(rf"error: .*s3://far/\w+/shard\.00000\.mds is {what}", launched.said(rank)), launched.said(rank)
+    launched.clear()
+    shutil.copytree(scenes, bucket.folder, dirs_exist_ok=True)
+    shutil.rmtree(tmp_path / "cache")
+    launched.start()
+    assert launched.wait(300) == [0] * RANKS, launched.said()
+    assert launched.step() == 9

@@ -3,36 +3,18 @@
 import json
 import re
 import signal
-import time
-from dataclasses import dataclass, field
 
 import pytest
 
-from audiox_turbo.trainer import checkpoint
 from audiox_turbo.trainer.command import ExitCode
-from tests.launched import STEP, Run, begin, prepare, reference
+from tests.faults.leaving import FETCH, Fault, check_left, goes_on
+from tests.launched import Run
 
 pytestmark = pytest.mark.slow
 LOSS = "audiox_turbo.trainer.pretrain:flow_matching_loss"
 READ = "audiox_turbo.trainer.logs:NoiseBins.read"
 WRITE = "audiox_turbo.trainer.saving:save_file"
 PUBLISH = "audiox_turbo.trainer.saving:_publish"
-FETCH = "audiox_turbo.trainer.data.tasks:Assembler.__call__"
-
-
-@dataclass(frozen=True)
-class Fault:
-    target: str
-    call: int
-    act: str
-    rank: int | None = 1
-    kind: str = "pretrain"
-    code: int | None = ExitCode.HUNG  # of the ranks that are not at fault; None where all are
-    says: str = ""
-    own: int | None = None  # code of the rank at fault
-    steps: tuple[int, ...] = field(default=())  # of the checkpoints that stand then
-    settings: tuple[str, ...] = field(default=())
-    before: tuple[str, int, str] | None = None  # another one on the same rank: target, call, act
 
 
 ELSEWHERE = (
@@ -92,61 +74,6 @@ LONG = {
 }
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    return tmp_path_factory.mktemp("faults")
-
-
-@pytest.fixture(scope="module")
-def ready(base):
-    prepare(base)
-
-
-@pytest.fixture(scope="module")
-def references(base, ready):
-    """Ends of undisturbed runs."""
-    return {kind: reference(kind, base) for kind in ("pretrain", "distill")}
-
-
-def outcome(run: Run, fault: Fault) -> tuple[list[int | None], float]:
-    """Exit codes, after what was stopped is gone too; seconds from the fault, or later, to the last rank's end."""
-    faults = [f for f in (fault.before, (fault.target, fault.call, fault.act)) if f]
-    where = json.dumps([{"rank": fault.rank, **dict(zip(("target", "call", "act"), f, strict=True))} for f in faults])
-    begin(run, ("-m", "tests.faults.rank", fault.kind, where))
-    others = tuple(rank for rank in (0, 1) if fault.act != "SIGSTOP" or rank != fault.rank)
-    progress, since = run.step(), time.monotonic()
-    while any(run.processes[rank].poll() is None for rank in others) and time.monotonic() < since + 120:
-        if run.step() != progress:
-            progress, since = run.step(), time.monotonic()
-        time.sleep(0.05)
-    codes = [process.poll() for process in run.processes]
-    seconds = time.monotonic() - since
-    run.clear()
-    return codes, seconds
-
-
-def check_left(run: Run, fault: Fault) -> None:
-    """Every rank leaves in time, with the code and the sentence that it should."""
-    codes, seconds = outcome(run, fault)
-    expected = {
-        rank: fault.code if fault.rank is not None and rank != fault.rank else fault.own for rank in range(len(codes))
-    }
-    if fault.act in ("SIGKILL", "half"):
-        expected |= {rank: -signal.SIGKILL for rank in expected if fault.rank in (None, rank)}
-    said = run.said(0)[-3000:] + run.said(1)[-3000:]
-    assert {rank: code for rank, code in enumerate(codes) if code is not None} == {
-        rank: code for rank, code in expected.items() if code is not None
-    }, said
-    assert seconds < STEP + 5, f"{seconds} s from the last step"
-    for rank, code in enumerate(codes):
-        if fault.says and code not in (None, -signal.SIGKILL):
-            # Whose sentence it is need not name itself.
-            says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
-            assert re.search(f"[eE]rror: .*{says}", run.said(rank)), run.said(rank)[-3000:]
-    if fault.steps:
-        assert [checkpoint.step_of(f) for f in reversed(checkpoint.complete(run.folder))] == list(fault.steps)
-
-
 @pytest.mark.parametrize("name", QUICK)
 def test_every_rank_leaves(base, ready, name, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
@@ -191,9 +118,4 @@ def test_a_rank_that_is_lost_in_start_up(base, ready, name):
 def test_every_rank_leaves_and_the_run_goes_on(base, references, name):
     run = Run(LONG[name].kind, base, name.replace(" ", "_"), LONG[name].settings)
     check_left(run, LONG[name])
-    again = begin(run)
-    assert again["resumed"] == again["expected"] > 0
-    assert again["training_s"] < 60
-    assert run.wait() == [0, 0], run.said()
-    run.clear()
-    assert run.end() == references[run.kind]
+    goes_on(run, references[run.kind])

@@ -1,37 +1,26 @@
 """Shards that are damaged after the start has looked at their sizes: refused when they are first read, by name."""
 
-import os
 import shutil
 
 import pytest
 
 from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data.shards import DamagedError
+from tests.faults.rank import DAMAGE
 from tests.reader_ranks import open_reader
 from tests.small import small_config
 
-
-def flip(file):
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-
-
-DAMAGE = {
-    "flipped": (flip, "has changed: xxh64 "),
-    "cut": (lambda file: os.truncate(file, 2000), "has 2000 bytes, its index says"),
-}
+SAID = {"flip": "has changed: xxh64 ", "cut": "has 2000 bytes, its index says", "remove": "is missing"}
 
 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", SAID)
 def test_it_is_refused_at_its_first_read(scenes, tmp_path, kind, workers):
     """As a run does it that does not compare hashes at its start (`data.verify_hashes` is false)."""
     folder = shutil.copytree(scenes, tmp_path / "copy")
     batches = open_reader(small_config(folder, f"data.workers={workers}")).batches(0)
-    damage, message = DAMAGE[kind]
     for file in folder.glob("*/*.mds"):
-        damage(file)
-    with pytest.raises(DamagedError, match=rf"ended after 0 of 9 batches: .*shard\.\d+\.mds {message}") as caught:
+        DAMAGE[kind](file)
+    with pytest.raises(DamagedError, match=rf"ended after 0 of 9 batches: .*shard\.\d+\.mds {SAID[kind]}") as caught:
         next(batches)
     assert code_of(caught.value) is ExitCode.CORRUPT
