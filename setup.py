@@ -51,7 +51,7 @@ setup(
         "xxhash>=3",
         "fsspec[http]>=2024.6",
         "jsonschema>=4.20",
-        "filelock>=3.16",
+        "filelock>=4.2.11",
         "openai>=1.50",
     ],
     extras_require={

@@ -17,16 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from audiox_turbo.trainer import command
-from audiox_turbo.trainer.config import BaseConfig, load_config, read_json
-from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.config import BaseConfig
+from audiox_turbo.trainer.distill_config import load_training
 from audiox_turbo.trainer.files import write_text
 from audiox_turbo.trainer.gpus import GPUS, Gpu
-
-
-def load(path: Path, overrides: list[str]) -> BaseConfig:
-    """A distillation's configuration is known by its student."""
-    kind = load_distill_config if "student" in read_json(path) else load_config
-    return kind(path, overrides)
 
 
 def chosen(name: str) -> Gpu:
@@ -78,7 +72,7 @@ def main() -> int:
     arguments = parser.parse_args()
 
     def run() -> None:
-        config = load(arguments.config, arguments.set)
+        config = load_training(arguments.config, arguments.set)
         found, text = measure(config) if arguments.measure else plan(config, arguments)
         print(text)
         if arguments.json:

@@ -3,8 +3,8 @@
 Ends with code 76 and a sentence that names the node which lacks something; launch/slurm/ runs it before every job.
 
 examples:
-  torchrun --nproc-per-node 8 launch/preflight.py --output runs/2p7b --memory 75 --disk 500 --bandwidth 200
-  srun launch/slurm/rank.sh python launch/preflight.py --output runs/2p7b
+  torchrun --nproc-per-node 8 launch/preflight.py --output runs/2p7b --config configs/2p7b.json
+  srun launch/slurm/rank.sh python launch/preflight.py --output runs/2p7b --memory 75 --disk 500 --bandwidth 200
 """
 
 import os
@@ -17,10 +17,16 @@ from audiox_turbo.trainer import command
 def main() -> int:
     parser = command.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("."), help="folder that checkpoints will go to")
-    parser.add_argument("--disk", type=float, default=0.0, help="GB that must be free there (default: any)")
-    parser.add_argument("--memory", type=float, default=0.0, help="GB that must be free on every GPU (default: any)")
+    parser.add_argument("--config", type=Path, help="JSON file of a training: nodes must have what that needs")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+    parser.add_argument("--disk", type=float, help="GB that must be free there (default: for checkpoints of --config)")
+    parser.add_argument("--memory", type=float, help="GB that must be free on every GPU (default: what --config takes)")
     parser.add_argument("--clock", type=float, default=5.0, help="seconds that clocks may differ by (default 5)")
-    parser.add_argument("--bandwidth", type=float, default=0.0, help="GB/s an all-reduce must reach (default: any)")
+    parser.add_argument(
+        "--bandwidth",
+        type=float,
+        help="GB/s an all-reduce must reach (default, with --config: a quarter of what launch/plan.py reckons with)",
+    )
     parser.add_argument("--megabytes", type=int, default=64, help="size of that all-reduce (default 64)")
     parser.add_argument(
         "--patience",
@@ -37,7 +43,14 @@ def main() -> int:
         from audiox_turbo.trainer.preflight import Wanted, preflight, report
 
         names = ("output", "disk", "memory", "clock", "bandwidth", "megabytes", "patience")
-        report(preflight(Wanted(**{name: getattr(arguments, name) for name in names})))
+        given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+        wanted = Wanted(**given)
+        if arguments.config:
+            from audiox_turbo.trainer.distill_config import load_training
+            from audiox_turbo.trainer.wanted import from_config
+
+            wanted = from_config(wanted, load_training(arguments.config, arguments.set), given)
+        report(preflight(wanted))
 
     return command.exit_code(run)
 

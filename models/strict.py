@@ -56,7 +56,7 @@ def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
 
 
 def differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """Every place under `path` where two JSON values differ, and what stands there; objects in a list by their number."""
+    """Every place under `path` where two JSON values differ, and what stands there; in lists of objects too."""
     if _objects(old) and _objects(new) and len(old) == len(new):
         old, new = (dict(zip(map(str, range(len(value))), value, strict=True)) for value in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):

@@ -10,7 +10,7 @@ from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer.command import code_of
 from audiox_turbo.trainer.distill import Distillation
 from audiox_turbo.trainer.distill_config import DistillConfig
-from audiox_turbo.trainer.loop import Batches, train
+from audiox_turbo.trainer.loop import Batches, restore, train
 from audiox_turbo.trainer.stopping import StoppedError
 from tests import ranks
 from tests.models import stirred
@@ -101,5 +101,14 @@ def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]
     return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
 
 
+def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
+    """Load another run's newest checkpoint of all roles, and save it as it is held here."""
+    task = begun(config)
+    step = restore(task, folder.parent / source, True, ranks.WORLD, config.checkpoint.every, False)
+    save(folder, step, task.roles, config)
+    task.destroy()
+    return {"step": step}
+
+
 if __name__ == "__main__":
-    ranks.main({f.__name__: f for f in (rounds, whole, asked)}, small_distill_config)
+    ranks.main({f.__name__: f for f in (rounds, whole, asked, reload)}, small_distill_config)

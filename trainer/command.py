@@ -65,8 +65,19 @@ def output(arguments: argparse.Namespace) -> Path:
 
 
 def cache_compiled(folder: Path) -> None:
-    """A process killed while compiling leaves an empty library behind that would break other runs: each has its own."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(folder.absolute() / "compiled"))
+    """A process killed while compiling leaves an empty library behind that would break other runs: each has its own.
+
+    Raises ValueError where it belongs to another user: what lies there is carried out.
+    """
+    if "TORCHINDUCTOR_CACHE_DIR" in os.environ:
+        return
+    compiled = folder.absolute() / "compiled"
+    if compiled.exists() and compiled.stat().st_uid != os.getuid():
+        raise ValueError(
+            f"{compiled} belongs to user {compiled.stat().st_uid}, and the code in it would be run: remove it, or set "
+            f"TORCHINDUCTOR_CACHE_DIR to a folder of your own"
+        )
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(compiled)
 
 
 def code_of(error: BaseException) -> ExitCode:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ..models.audiox import SamplingConfig
-from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, parse_file
+from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_config, parse_file, read_json
 from .schedule import Cycle
 
 
@@ -170,3 +170,8 @@ class DistillConfig(BaseConfig):
 def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
     """A distillation's configuration, as `config.parse_file` reads it."""
     return parse_file(DistillConfig, path, overrides)
+
+
+def load_training(path: Path, overrides: Sequence[str] = ()) -> BaseConfig:
+    """A pretraining's configuration or a distillation's, which is known by its student."""
+    return load_distill_config(path, overrides) if "student" in read_json(path) else load_config(path, overrides)

@@ -42,12 +42,16 @@ class Cluster:
     def nodes(self) -> int:
         return -(-self.gpus // self.each)
 
+    @property
+    def speed(self) -> float:
+        """Bytes/s of the slowest link of a ring."""
+        return self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.network or self.gpu.network)
+
     def seconds(self, sent: float, calls: int) -> float:
         """For collective operations in which each GPU sends so many bytes in all."""
         if self.gpus == 1:
             return 0.0
-        speed = self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.network or self.gpu.network)
-        return sent / (speed * EFFICIENCY) + calls * (self.nodes - 1) * HOP
+        return sent / (self.speed * EFFICIENCY) + calls * (self.nodes - 1) * HOP
 
 
 @dataclass(frozen=True)

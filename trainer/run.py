@@ -4,6 +4,7 @@ RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/te
 """
 
 import contextlib
+import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from xxhash import xxh3_128
 from ..models import strict
 from ..models.encoders.build import check_text_encoder
 from . import checkpoint
+from .command import ExitCode
 from .config import BaseConfig, check_ranks, read_json
 from .data.cached import folder_of
 from .data.reader import check_streams
@@ -25,7 +27,9 @@ from .logs import last_step
 
 SHARDS = "shards.json"
 LOCK = ".lock"
-PATIENCE = 30.0  # seconds; processes of a run that was killed may need a moment to be gone
+# Seconds: processes of a run that was killed may need a moment to be gone, and a file server 90 to give up on a node.
+PATIENCE = 100.0
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system, as Lustre mounted without "flock"
 # What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
 # step takes, what is drawn for them, and which phase of a distillation it is in. Everything else may, and is said.
 FIXED = (
@@ -77,23 +81,37 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} is a file; give another --output")
 
 
+class TakenError(ValueError):
+    """The folder of a run is held by another, or still by a node that died."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
+
+
 @contextlib.contextmanager
 def alone(folder: Path, resume: bool, rank: int) -> Iterator[None]:
     """Rank 0 keeps other runs out of the folder: two that save into one would remove each other's checkpoints.
 
-    Raises ValueError where another run is at work there, or has come and gone since `check_output`.
+    Raises TakenError where another run is at work there, ValueError where one has come and gone since `check_output`.
     """
     if rank != 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # that one would outlive a run that was killed
     try:
-        lock.acquire(timeout=PATIENCE)
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=min(1.0, PATIENCE))
+        if not lock.is_locked:
+            print(f"another run holds {folder / LOCK}: waiting up to {PATIENCE:g} s for it to end", flush=True)
+            lock.acquire(timeout=PATIENCE)
     except Timeout:
-        raise ValueError(
+        raise TakenError(
             f"another run is at work in {folder} (it holds {folder / LOCK}): stop it, or give another --output"
         ) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        print(f"{folder}: its file system has no locks, so nothing keeps a second run out of it", flush=True)
     try:
         check_output(folder, resume)
         yield

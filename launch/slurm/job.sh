@@ -39,7 +39,7 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
   next_port
   export FIRST=$OUTPUT/ended # made by the first rank that fails
   rm -rf "$FIRST"
-  srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
+  srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --distribution=block --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
     launch/slurm/rank.sh "$PYTHON" "$@" &
   local pid=$! told='' end=''
   while kill -0 $pid 2>/dev/null; do
@@ -58,6 +58,7 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
   done
   wait $pid
   local code=$?
+  ls "$OUTPUT" >/dev/null 2>&1 # a network file system may still believe that there is none
   case $code:$(cat "$FIRST/code" 2>/dev/null) in
     0:*) return 0 ;;
     *:1 | *:2 | *:76 | *:77 | *:79) code=$(cat "$FIRST/code") ;;
@@ -75,7 +76,7 @@ work() { # COMMAND...: returns when it is done. Ranks that were lost are started
   local code
   while :; do
     count_start "$(basename "$1" .py)"
-    check_nodes
+    check_nodes "$@"
     [ -z "$LIMIT_NEAR" ] || again 75 "the time limit is too near to start"
     ranks "$@"
     code=$?
@@ -143,8 +144,17 @@ progress() { # what has been saved: which checkpoint is the last, which finished
   esac
 }
 
-check_nodes() {
+check_nodes() { # COMMAND...: of a training, with its configuration, which says what a node must have
   [ "${PREFLIGHT:-}" = no ] && return
+  local config=()
+  case $1 in
+    launch/pretrain.py | launch/distill.py)
+      while [ $# -gt 1 ]; do
+        case $1 in --config | --set) config+=("$1" "$2") ;; esac
+        shift
+      done
+      ;;
+  esac
   # shellcheck disable=SC2086  # several options
-  ranks launch/preflight.py --output "$OUTPUT" ${PREFLIGHT:-} || leave $?
+  ranks launch/preflight.py --output "$OUTPUT" "${config[@]}" ${PREFLIGHT:-} || leave $?
 }

@@ -51,6 +51,7 @@ def break_something(fault: str) -> None:
         torch.cuda.device_count = lambda: 1
         torch.cuda.is_available = lambda: True
         torch.cuda.mem_get_info = lambda device: (80 * 10**9, 80 * 10**9)
+        torch.cuda.get_device_name = lambda: "NVIDIA H100 80GB HBM3"
     elif fault == "lost its driver":
         os.environ["SLURM_GPUS_ON_NODE"] = "1"
     elif fault == "memory":

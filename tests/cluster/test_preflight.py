@@ -6,8 +6,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from audiox_turbo.trainer.command import ExitCode
+from audiox_turbo.trainer.distill_config import load_training
+from audiox_turbo.trainer.planning import Arrangement, arranged, workload
+from audiox_turbo.trainer.preflight import Wanted
+from audiox_turbo.trainer.wanted import from_config
 from tests.small import ROOT
 
 pytestmark = pytest.mark.slow
@@ -42,6 +47,18 @@ SCENARIOS = {
     ),
     "one without a GPU": (3, [], {0: "has a GPU", 1: "has a GPU"}, r"^error: n3: no GPU, others have 1$"),
     "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are wanted; n2: 3\.0 GB"),
+    "disk for a configuration": (
+        2,
+        ["--config", "configs/2p7b.json"],
+        {0: "disk", 1: "disk"},
+        r"error: n1: 3\.0 GB are free in /.*, 1\d\d are wanted; n2: ",
+    ),
+    "memory for a configuration": (
+        2,
+        ["--config", "configs/2p7b.json", "--disk", "0", "--set", "training.micro_batch=120"],
+        {0: "has a GPU", 1: "has a GPU"},
+        r"n1: GPU 0 has 80\.0 GB free, [1-9]\d\d are wanted; .*n2: GPU 0",
+    ),
     "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are wanted; n2: "),
     "no GPU": (
         2,
@@ -83,6 +100,36 @@ def test_the_node_is_named(said, name):
 
 def test_a_rank_that_does_not_come_back_ends_itself(said):
     assert "error: n2 (rank 1): looking at its GPU and disk takes longer than 8 s" in said["stuck"]["1"][1]
+
+
+@pytest.mark.parametrize(("ranks", "expected"), [(8, 0.25 * 200), (16, 0.25 * 200), (2, 0.25 * 200)])
+def test_what_a_configuration_wants_of_gpus(root, monkeypatch, tmp_path, ranks, expected):
+    """Nine tenths of the planner's memory, a quarter of its speed, room for the checkpoints that are missing."""
+    for name, value in {
+        "is_available": lambda: True,
+        "get_device_name": lambda: "NVIDIA H800",
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setenv("WORLD_SIZE", f"{ranks}")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", f"{min(ranks, 8)}")
+    config = load_training(root / "configs" / "2p7b.json")
+    found = from_config(Wanted(output=tmp_path), config, ())
+    work = workload(config)
+    training = config.training
+    plan = Arrangement(ranks, None, training.micro_batch, training.global_batch, training.checkpointing)
+    assert found.memory == pytest.approx(0.9 * arranged(work, plan).total / 1e9, rel=0.01)
+    assert found.bandwidth == expected
+    saved = sum(role.saved() for role in work.roles) / 1e9
+    assert found.disk == pytest.approx(saved * (1 + config.checkpoint.keep), rel=0.01)
+    (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
+    again = from_config(Wanted(output=tmp_path, memory=7), config, ["memory"])
+    assert again.disk == pytest.approx(saved * config.checkpoint.keep, rel=0.01) and again.memory == 7
+
+
+def test_offloaded_states_are_not_reckoned(root, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    config = load_training(root / "configs" / "2p7b.json", ["zero.offload=true"])
+    assert from_config(Wanted(), config, ()) == Wanted()
 
 
 def test_without_a_launcher_it_says_so(monkeypatch):

@@ -71,7 +71,7 @@ def check_left(run: Run, fault: Fault) -> None:
 
 
 def goes_on(run: Run, reference: dict[str, Any]) -> None:
-    """By the same command, from its newest checkpoint and within a minute, to the end of a run that nobody disturbed."""
+    """By the same command, from its newest checkpoint and within a minute, to the end of an undisturbed run."""
     again = begin(run)
     assert again["resumed"] == again["expected"] > 0
     assert again["training_s"] < 60

@@ -158,7 +158,8 @@ def test_two_ranks_of_one_whose_shards_are_damaged(bucket, launched, scenes, tmp
     assert launched.wait(300) == [ExitCode.CORRUPT] * RANKS, launched.said()
     what = "missing; prepare it again" if kind == "remove" else "damaged: prepare it again"
     for rank in range(RANKS):
-        assert re.search(rf"error: .*s3://far/\w+/shard\.00000\.mds is {what}", launched.said(rank)), launched.said(rank)
+        said = launched.said(rank)
+        assert re.search(rf"error: .*s3://far/\w+/shard\.00000\.mds is {what}", said), said
     launched.clear()
     shutil.copytree(scenes, bucket.folder, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "cache")

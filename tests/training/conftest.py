@@ -16,8 +16,8 @@ def two_long(scenes, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def four(scenes, tmp_path_factory):
-    return Launch(4, scenes, tmp_path_factory.mktemp("training"), FOUR_RANKS)
+def four(scenes, two):
+    return Launch(4, scenes, two.base, FOUR_RANKS)
 
 
 @pytest.fixture(scope="session")

@@ -133,7 +133,11 @@ TWO_RANKS_LONG = [
     Item("curve 2 offloaded", "losses", stage(2, *CURVE, "zero.offload=true")),
     Item("curve 2 compiled", "losses", stage(2, *CURVE, "training.compile=true")),
 ]
-FOUR_RANKS = [Item(f"four {n}", "losses", stage(n, *CURVE, "training.micro_batch=2")) for n in range(4)]
+FOUR_RANKS = [
+    *[Item(f"four {n}", "losses", stage(n, *CURVE, "training.micro_batch=2")) for n in range(4)],
+    Item("four from two", "reload", stage(3, *CURVE, "training.micro_batch=2"), arguments={"source": "curve 2"}),
+    Item("four from zero", "reload", stage(2, *CURVE, "training.micro_batch=2"), arguments={"source": "curve 0"}),
+]
 ONE_RANK = [
     Item("one 0", "losses", stage(0, *CURVE, "training.micro_batch=8")),
     Item("one 0 accumulated", "losses", stage(0, *CURVE, "training.micro_batch=2")),

@@ -1,5 +1,8 @@
 """What may change between two starts of a run, and what is refused: with both values, before anything is written."""
 
+import errno
+import fcntl
+import os
 import shutil
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from audiox_turbo.models import strict
-from audiox_turbo.trainer import checkpoint, loop, run, sealed
+from audiox_turbo.trainer import checkpoint, command, loop, run, sealed
 from audiox_turbo.trainer.checkpoint import NothingLeftError
 from audiox_turbo.trainer.command import ExitCode, code_of
 from tests.small import small_config, small_distill_config
@@ -45,17 +48,42 @@ SAID_OF_A_STUDENT = (
 )
 
 
-def test_two_runs_in_one_folder(tmp_path, monkeypatch):
+def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run, "PATIENCE", 0.1)
     with run.alone(tmp_path / "new", False, 0):
-        with pytest.raises(ValueError, match=r"another run is at work in .*new .*: stop it, or give another --output"):
+        with pytest.raises(run.TakenError, match=r"another run is at work in .*new .*: stop it, or give") as caught:
             run.alone(tmp_path / "new", False, 0).__enter__()
+        assert code_of(caught.value) is ExitCode.HUNG, "a node that died may still hold it"
+        assert "waiting up to 0.1 s for it to end" in capsys.readouterr().out
         with run.alone(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
             pass
     with run.alone(tmp_path / "new", False, 0):  # the first has ended
         (tmp_path / "new" / "config.json").touch()
     with pytest.raises(ValueError, match="holds a run already: give --resume"):  # one that waited meanwhile
         run.alone(tmp_path / "new", False, 0).__enter__()
+    with run.alone(tmp_path / "new", True, 0):
+        pass
+
+
+def test_compiled_code_of_another_user_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "compiled").mkdir()
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(ValueError, match=rf"compiled belongs to user {owner}, .*remove it, or set TORCHINDUCTOR_CACHE"):
+        command.cache_compiled(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    command.cache_compiled(tmp_path)
+
+
+def test_a_file_system_without_locks_is_said_and_does(tmp_path, monkeypatch, capsys):
+    def refuse(fd, how):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run.alone(tmp_path / "new", False, 0):
+        assert "its file system has no locks, so nothing keeps a second run out" in capsys.readouterr().out
+    (tmp_path / "new" / "config.json").touch()
     with run.alone(tmp_path / "new", True, 0):
         pass
 

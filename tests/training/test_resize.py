@@ -14,8 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.long]
 STATE = {"fp32": 1e-4, "bf16": 1e-2}
 LOSS = {"fp32": 1e-5, "bf16": 1e-3}
 PLAIN = stage(2, "training.micro_batch=2")
-ROUNDS = distill_stage(
-    2,
+SHORT = (
     "training.micro_batch=2",
     "training.steps=4",
     "updates.student=2",
@@ -23,6 +22,7 @@ ROUNDS = distill_stage(
     "checkpoint.every=1",
     "checkpoint.keep=0",
 )
+ROUNDS = distill_stage(2, *SHORT)
 
 
 def samples(launch, name, ranks):
@@ -84,13 +84,23 @@ def test_distillation(scenes, tmp_path_factory):
     base, module = tmp_path_factory.mktemp("resized"), "tests.distillation_ranks"
     two = [Item("through", "whole", ROUNDS), Item("resized", "whole", ROUNDS, arguments={"stop": 3})]
     first = Launch(2, scenes, base, two, module)
-    Launch(4, scenes, base, [Item("resized", "whole", ROUNDS, arguments={"resume": True, "stop": 7})], module)
-    Launch(1, scenes, base, [Item("resized", "whole", ROUNDS, arguments={"resume": True})], module)
+    again = {"source": "resized"}
+    four = [Item("held by four", "reload", distill_stage(3, *SHORT), arguments=again)]
+    four += [Item("resized", "whole", ROUNDS, arguments={"resume": True, "stop": 7})]
+    second = Launch(4, scenes, base, four, module)
+    one = [Item("held by one", "reload", distill_stage(1, *SHORT), arguments=again)]
+    third = Launch(1, scenes, base, [*one, Item("resized", "whole", ROUNDS, arguments={"resume": True})], module)
     ranks = [checkpoint.read_manifest(first.checkpoint("resized", step))["ranks"] for step in (2, 6, 10)]
     assert ranks == [2, 4, 1]
     for role in ROLES:
         kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+        for launch, held, step in ((second, "held by four", 2), (third, "held by one", 6)):  # right after resharding
+            assert differing(first.checkpoint("resized", step), launch.checkpoint(held, step), role, kinds) == []
         check_close(first.checkpoint("through", 10), first.checkpoint("resized", 10), role, kinds)
+    curves = [losses(first.folders[name]) for name in ("through", "resized")]
+    assert len(curves[0]) == 10 and all(curves[0])
+    for through, resized in zip(*curves, strict=True):
+        assert resized == pytest.approx(through, rel=LOSS["fp32"])
 
 
 def test_compiled_code_goes_on_in_another_process_bitwise(scenes, tmp_path):
@@ -100,6 +110,13 @@ def test_compiled_code_goes_on_in_another_process_bitwise(scenes, tmp_path):
     first = Launch(2, scenes, tmp_path, begun)
     Launch(2, scenes, tmp_path, [Item("broken", "whole", settings, arguments={"resume": True})])
     assert differing(first.checkpoint("through", 12), first.checkpoint("broken", 12)) == []
+
+
+def losses(folder):
+    """Of each update, what it trained on."""
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    named = ("warm_start", "dm", "adversarial", "fake", "discriminator")
+    return [{name: row[name] for name in named if name in row} for row in rows]
 
 
 def check_close(first, second, role, kinds, bound=1e-4):
