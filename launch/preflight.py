@@ -3,10 +3,11 @@
 Ends with code 76 and a sentence that names the node which lacks something; launch/slurm/ runs it before every job.
 
 examples:
-  torchrun --nproc-per-node 8 launch/preflight.py --output runs/2p7b --config configs/2p7b.json
+  torchrun --nproc-per-node 8 launch/preflight.py --output runs/2p7b --of launch/pretrain.py --config configs/2p7b.json
   srun launch/slurm/rank.sh python launch/preflight.py --output runs/2p7b --memory 75 --disk 500 --bandwidth 200
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -17,22 +18,23 @@ from audiox_turbo.trainer import command
 def main() -> int:
     parser = command.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("."), help="folder that checkpoints will go to")
-    parser.add_argument("--config", type=Path, help="JSON file of a training: nodes must have what that needs")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
-    parser.add_argument("--disk", type=float, help="GB that must be free there (default: for checkpoints of --config)")
-    parser.add_argument("--memory", type=float, help="GB that must be free on every GPU (default: what --config takes)")
+    parser.add_argument("--disk", type=float, help="GB that must be free there (default: what --of needs)")
+    parser.add_argument("--memory", type=float, help="GB that must be free on every GPU (default: what --of needs)")
     parser.add_argument("--clock", type=float, default=5.0, help="seconds that clocks may differ by (default 5)")
-    parser.add_argument(
-        "--bandwidth",
-        type=float,
-        help="GB/s an all-reduce must reach (default, with --config: a quarter of what launch/plan.py reckons with)",
-    )
+    parser.add_argument("--bandwidth", type=float, help="GB/s an all-reduce must reach (default: a quarter of plans')")
     parser.add_argument("--megabytes", type=int, default=64, help="size of that all-reduce (default 64)")
     parser.add_argument(
         "--patience",
         type=float,
         default=120.0,
         help="seconds that a node may take to appear, and to answer (default 120)",
+    )
+    parser.add_argument(
+        "--of",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="COMMAND",
+        help="a command of launch/, last: if it trains, nodes must have what its configuration needs",
     )
     command.add_launched(parser)
     arguments = parser.parse_args()
@@ -45,11 +47,14 @@ def main() -> int:
         names = ("output", "disk", "memory", "clock", "bandwidth", "megabytes", "patience")
         given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         wanted = Wanted(**given)
-        if arguments.config:
+        if arguments.of and Path(arguments.of[0]).stem in ("pretrain", "distill"):
             from audiox_turbo.trainer.distill_config import load_training
             from audiox_turbo.trainer.wanted import from_config
 
-            wanted = from_config(wanted, load_training(arguments.config, arguments.set), given)
+            of = command.parser(None)
+            command.add_config(of)
+            training, _ = of.parse_known_args(arguments.of)
+            wanted = from_config(wanted, load_training(training.config, training.set), given)
         report(preflight(wanted))
 
     return command.exit_code(run)

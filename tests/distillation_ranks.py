@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer.command import code_of
@@ -110,5 +112,33 @@ def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
     return {"step": step}
 
 
+class Counter(TorchDispatchMode):
+    """Operations by torch's own formulas. Its FlopCounterMode follows modules too, and breaks off where one is called
+    without a gradient on what has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = op(*args, **(kwargs or {}))
+        if formula := flop_registry.get(op.overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
+    """What a counter counts of each update of a whole run, and about which of the student's steps it was."""
+    task, rows = begun(config), []
+    batches = MadeUp(config).batches(0)
+    for update in range(task.total):
+        with Counter() as counter:
+            task.step(update, next(batches))
+        row = {"phase": task.cycle.phase(update).value, "k": task._interval(update)}
+        rows.append(row | {"count": counter.total})
+    task.destroy()
+    return {"rows": rows}
+
+
 if __name__ == "__main__":
-    ranks.main({f.__name__: f for f in (rounds, whole, asked, reload)}, small_distill_config)
+    ranks.main({f.__name__: f for f in (rounds, whole, asked, reload, operations)}, small_distill_config)

@@ -56,8 +56,7 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
       sleep 2
     fi
   done
-  wait $pid
-  local code=$?
+  wait $pid; local code=$?
   ls "$OUTPUT" >/dev/null 2>&1 # a network file system may still believe that there is none
   case $code:$(cat "$FIRST/code" 2>/dev/null) in
     0:*) return 0 ;;
@@ -144,17 +143,8 @@ progress() { # what has been saved: which checkpoint is the last, which finished
   esac
 }
 
-check_nodes() { # COMMAND...: of a training, with its configuration, which says what a node must have
+check_nodes() { # COMMAND...: what it is started with says what a node must have
   [ "${PREFLIGHT:-}" = no ] && return
-  local config=()
-  case $1 in
-    launch/pretrain.py | launch/distill.py)
-      while [ $# -gt 1 ]; do
-        case $1 in --config | --set) config+=("$1" "$2") ;; esac
-        shift
-      done
-      ;;
-  esac
   # shellcheck disable=SC2086  # several options
-  ranks launch/preflight.py --output "$OUTPUT" "${config[@]}" ${PREFLIGHT:-} || leave $?
+  ranks launch/preflight.py --output "$OUTPUT" ${PREFLIGHT:-} --of "$@" || leave $?
 }

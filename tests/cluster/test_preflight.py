@@ -17,6 +17,7 @@ from tests.small import ROOT
 
 pytestmark = pytest.mark.slow
 BAD = ExitCode.BAD_NODE
+WIDE = ("launch/pretrain.py", "--config", "configs/2p7b.json", "--set", "training.micro_batch=120")
 # Name: ranks, each a node n1, n2, ...; options; faults of ranks; what is said.
 SCENARIOS = {
     "sound": (3, ["--disk", "0.001"], {}, r"^preflight: 3 nodes, 3 ranks; all-reduce of 4 MB: [\d.]+ GB/s$"),
@@ -49,13 +50,13 @@ SCENARIOS = {
     "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are wanted; n2: 3\.0 GB"),
     "disk for a configuration": (
         2,
-        ["--config", "configs/2p7b.json"],
+        ["--of", "launch/pretrain.py", "--config", "configs/2p7b.json", "--output", "runs/a", "--resume"],
         {0: "disk", 1: "disk"},
         r"error: n1: 3\.0 GB are free in /.*, 1\d\d are wanted; n2: ",
     ),
     "memory for a configuration": (
         2,
-        ["--config", "configs/2p7b.json", "--disk", "0", "--set", "training.micro_batch=120"],
+        ["--disk", "0", "--of", *WIDE],
         {0: "has a GPU", 1: "has a GPU"},
         r"n1: GPU 0 has 80\.0 GB free, [1-9]\d\d are wanted; .*n2: GPU 0",
     ),

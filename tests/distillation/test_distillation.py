@@ -14,12 +14,14 @@ from audiox_turbo.models.discriminator import DiscriminatorHead
 from audiox_turbo.models.encoders.build import build_text_encoder
 from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.distill import Distillation
+from audiox_turbo.trainer.distill_flops import update_flops
 from audiox_turbo.trainer.rng import Purpose, sample_rng
+from audiox_turbo.trainer.schedule import Phase
 from tests.distillation.conftest import BF16, ENDS, ROLES
 from tests.distillation_ranks import teacher
 from tests.ranks import made_up
 from tests.small import small_distill_config
-from tests.training.launches import KINDS, differing
+from tests.training.launches import KINDS, Item, Launch, differing
 
 pytestmark = pytest.mark.slow
 
@@ -242,3 +244,31 @@ class TestWarnings:
         assert task.warnings(WELL | {"discriminator": 1.7}) == []
         (said,) = task.warnings(WELL | values)
         assert re.search(words, said)
+
+
+COUNTED = {
+    "dmd": (),
+    "eq10": ("distillation.loss=eq10",),
+    "eq10_sg_teacher": ("distillation.loss=eq10_sg_teacher",),
+    "rolled": ("sampling.kind=euler", "warm_start.rollout=true"),
+}
+
+
+@pytest.mark.long
+def test_operations_are_counted_to_a_twentieth(scenes, tmp_path):
+    """Of a sample in every kind of update: what a batch of 8 takes more than one of 4."""
+
+    def sized(batch):
+        return f"training.global_batch={batch}", f"training.micro_batch={batch}", "warm_start.updates=4"
+
+    pairs = itertools.product(COUNTED, (4, 8))
+    items = [Item(f"{name} {batch}", "operations", (*COUNTED[name], *sized(batch))) for name, batch in pairs]
+    launch, found = Launch(1, scenes, tmp_path, items, "tests.distillation_ranks"), set()
+    for name, how in COUNTED.items():
+        four, eight = (launch.results(f"{name} {batch}")[0]["rows"] for batch in (4, 8))
+        for a, b in zip(four, eight, strict=True):
+            assert (a["phase"], a["k"]) == (b["phase"], b["k"])
+            expected = update_flops(small_distill_config(None, *how), Phase(a["phase"]), a["k"], 8)
+            assert (b["count"] - a["count"]) / 4 == pytest.approx(expected, rel=0.05), (name, a["phase"], a["k"])
+            found.add((name, a["phase"]))
+    assert len(found) == len(COUNTED) * len(Phase)
