@@ -60,7 +60,7 @@ class Seen:
     moved: float
     alive: float
     beat: int = -1
-    line: str = ""  # of this project that its main thread is in; it moves in a loop that never ends, too
+    line: str = ""  # of this project that its main thread is in, where it is late; it moves in an endless loop, too
     waits: bool = False  # in a collective operation
 
     def __str__(self) -> str:
@@ -78,6 +78,7 @@ class Watchdog:
         self.nodes: list[str] = []  # each rank's, where there are several
         self.seen = {self.rank: Seen(self.place, time.monotonic(), time.monotonic())}
         self.store: dist.TCPStore | None = None
+        self.talker: threading.Thread | None = None
         self.verdict: tuple[ExitCode, str] | None = None
         self.started = False
         self.leaving = False  # by an error of this rank, which its main thread prints
@@ -107,7 +108,8 @@ class Watchdog:
         self.nodes, now = nodes if len(set(nodes)) > 1 else [], time.monotonic()
         others = [other for other in (range(ranks) if rank == 0 else (0,)) if other != rank]
         self.seen = self.seen | {other: Seen(Place(), now, now) for other in others}
-        threading.Thread(target=self._talk, name="heartbeat", daemon=True).start()
+        self.talker = threading.Thread(target=self._talk, name="heartbeat", daemon=True)
+        self.talker.start()
 
     def enter(self, phase: str, step: int) -> None:
         """The main thread begins with something."""
@@ -125,6 +127,8 @@ class Watchdog:
         elif self.place.failed and self.judged.wait(self._bound(self.place) + 10 * self.pause):
             self._leave()
         self.over.set()
+        if self.talker is not None:  # Python ends with SIGABRT while a thread is in a call of torch's store
+            self.talker.join(10 * self.pause)
         self._reap(error)
 
     def failing(
@@ -176,7 +180,7 @@ class Watchdog:
         while not self.over.wait(self.pause):
             beat += 1
             try:
-                self.store.set(f"rank/{self.rank}", json.dumps([beat, astuple(self.place), *whereabouts()]))
+                self.store.set(f"rank/{self.rank}", json.dumps([beat, astuple(self.place), *self._line()]))
                 if self.store.check(["verdict"]):
                     self._hear(self.store.get("verdict"))
                 there = [rank for rank in others if self.store.check([f"rank/{rank}"])]
@@ -184,6 +188,11 @@ class Watchdog:
                     self._note(rank, *json.loads(self.store.get(f"rank/{rank}")))
             except Exception:  # rank 0 is gone or silent; the other thread knows how long it has been
                 continue
+
+    def _line(self) -> tuple[str, bool]:
+        """`whereabouts`, once nothing has moved here for half the bound: a run that goes on is not looked into."""
+        own = self.seen[self.rank]
+        return whereabouts() if time.monotonic() - own.moved > self._bound(self.place) / 2 else ("", False)
 
     def _note(self, rank: int, beat: int, place: list[Any], line: str, waits: bool) -> None:
         seen, now = self.seen[rank], time.monotonic()
@@ -258,7 +267,6 @@ class Watchdog:
             return
         # The others stop where the silent rank stopped, at about the same time: half the bound tells them apart.
         silent = silent or [rank for rank, s in self.seen.items() if now - s.alive > bound / 2 and rank != self.rank]
-        self.seen[self.rank].line, self.seen[self.rank].waits = whereabouts()
         code = ExitCode(self.seen[failed[0]].place.code) if failed and not silent else ExitCode.HUNG
         self.verdict = code, self._sentence(silent, failed, bound)
         if self.rank == 0 and self.store is not None:
@@ -286,6 +294,7 @@ class Watchdog:
 
     def _places(self) -> str:
         """Where every rank is: first who keeps others waiting, then the smaller groups, which are the odd ones."""
+        self.seen[self.rank].line, self.seen[self.rank].waits = whereabouts()
         groups: dict[tuple[bool, str], list[int]] = {}
         for rank, seen in self.seen.items():
             groups.setdefault((seen.waits, str(seen)), []).append(rank)
@@ -324,8 +333,8 @@ def _named(error: Exception) -> str:
 def whereabouts() -> tuple[str, bool]:
     """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks.
 
-    From faulthandler, which reads the stacks of other threads as they are: frames as Python's objects
-    (`sys._current_frames`) change hands while the threads go on (as in python/cpython#111363).
+    For a process that stands still: Python 3.11 breaks off (SIGSEGV) where stacks are read while a thread of C++, as
+    gloo's, attaches itself, whose state is in the list before it is filled (as in python/cpython#116008).
     """
     line, waits, main = "", False, False
     for text in _stacks().splitlines():
