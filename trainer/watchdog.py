@@ -128,7 +128,7 @@ class Watchdog:
             self._leave()
         self.over.set()
         if self.talker is not None:  # Python ends with SIGABRT while a thread is in a call of torch's store
-            self.talker.join(10 * self.pause)
+            self.talker.join(2 * self.pause)
         self._reap(error)
 
     def failing(
