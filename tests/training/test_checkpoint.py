@@ -94,10 +94,13 @@ class TestResume:
     def test_two_runs_from_one_seed_are_bitwise_the_same(self, one):
         assert differing(one.checkpoint("run", 12), one.checkpoint("run again", 12)) == []
 
-    def test_another_number_of_ranks_and_another_stage(self, two, one, four):
+    @pytest.mark.long
+    @pytest.mark.parametrize(("name", "source"), [("four from two", "curve 2"), ("four from zero", "curve 0")])
+    def test_more_ranks_and_another_stage(self, two, four, name, source):
+        assert differing(two.checkpoint(source, 20), four.checkpoint(name, 20)) == []
+
+    def test_another_number_of_ranks_and_another_stage(self, two, one):
         for launch, name, source in (
-            (four, "four from two", "curve 2"),
-            (four, "four from zero", "curve 0"),
             (two, "reload 3", "curve 2"),
             (two, "reload 0", "curve 2"),
             (one, "one from three", "curve 3"),

@@ -96,7 +96,7 @@ class TestAgainstPlainTorch:
         assert self.disagreements(two_long, name, plain) == []
 
     @pytest.mark.long
-    @pytest.mark.parametrize("name", [i.name for i in FOUR_RANKS])
+    @pytest.mark.parametrize("name", [i.name for i in FOUR_RANKS if i.scenario == "losses"])
     def test_four_ranks(self, four, plain, name):
         assert self.disagreements(four, name, plain) == []
 
