@@ -99,7 +99,7 @@ LAUNCHES = {
         running=True,
     ),
     "other mixture": Refusal(
-        r"data\.streams: the run in .*out has .*, this configuration ",
+        r"data\.streams\.0\.tasks\.T2A: the run in .*out has 0\.426, this configuration 0\.9; ",
         ("data.streams.0.tasks.T2A=0.9",),
         resume=True,
         running=True,
