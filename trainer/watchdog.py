@@ -9,17 +9,14 @@ The thread that talks may be stuck as well (a stopped rank 0 answers nobody, and
 bound); so another one watches the clock. Both run while the main thread waits in a collective operation.
 """
 
-import faulthandler
 import json
 import os
-import re
 import socket
 import sys
 import threading
 import time
 from dataclasses import astuple, dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -30,11 +27,8 @@ from .command import ExitCode, code_of
 from .config import TimeoutsConfig
 from .secrets import redacted
 from .stopping import StoppedError
+from .whereabouts import whereabouts
 
-ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("launch", "trainer", "models", "kernels")
-COLLECTIVES = "distributed_c10d.py"  # torch's file of collective operations
-THREAD, FRAME = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)"), re.compile(r'  File "(.*)", line (\d+) in ')
 SHARE = 0.1  # of the shortest bound: the time between two signs of life
 LONGEST = 2.0  # seconds between them, whatever the bounds: what a rank has to say is heard soon
 
@@ -60,7 +54,7 @@ class Seen:
     moved: float
     alive: float
     beat: int = -1
-    line: str = ""  # of this project that its main thread is in, where it is late; it moves in an endless loop, too
+    line: str = ""  # of this project that its main thread stands in; it moves in a loop that never ends, too
     waits: bool = False  # in a collective operation
 
     def __str__(self) -> str:
@@ -267,6 +261,7 @@ class Watchdog:
             return
         # The others stop where the silent rank stopped, at about the same time: half the bound tells them apart.
         silent = silent or [rank for rank, s in self.seen.items() if now - s.alive > bound / 2 and rank != self.rank]
+        self.seen[self.rank].line, self.seen[self.rank].waits = self._line()
         code = ExitCode(self.seen[failed[0]].place.code) if failed and not silent else ExitCode.HUNG
         self.verdict = code, self._sentence(silent, failed, bound)
         if self.rank == 0 and self.store is not None:
@@ -294,7 +289,6 @@ class Watchdog:
 
     def _places(self) -> str:
         """Where every rank is: first who keeps others waiting, then the smaller groups, which are the odd ones."""
-        self.seen[self.rank].line, self.seen[self.rank].waits = whereabouts()
         groups: dict[tuple[bool, str], list[int]] = {}
         for rank, seen in self.seen.items():
             groups.setdefault((seen.waits, str(seen)), []).append(rank)
@@ -328,29 +322,3 @@ class Watchdog:
 
 def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".split("\n")[0]
-
-
-def whereabouts() -> tuple[str, bool]:
-    """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks.
-
-    For a process that stands still: Python 3.11 breaks off (SIGSEGV) where stacks are read while a thread of C++, as
-    gloo's, attaches itself, whose state is in the list before it is filled (as in python/cpython#116008).
-    """
-    line, waits, main = "", False, False
-    for text in _stacks().splitlines():
-        if thread := THREAD.match(text):
-            main = int(thread[1], 16) == threading.main_thread().ident
-        elif frame := FRAME.match(text):
-            waits = waits or frame[1].endswith(COLLECTIVES)
-            file = Path(frame[1])
-            if main and not line and file.is_relative_to(ROOT) and file.relative_to(ROOT).parts[0] in FOLDERS:
-                line = f"{file.relative_to(ROOT)}:{frame[2]}"
-    return line, waits
-
-
-def _stacks() -> str:
-    """Of all threads, the innermost frame first."""
-    with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
-        faulthandler.dump_traceback(file, all_threads=True)
-        file.seek(0)
-        return file.read().decode("ascii", "replace")

@@ -39,9 +39,9 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
   next_port
   export FIRST=$OUTPUT/ended # made by the first rank that fails
   rm -rf "$FIRST"
-  srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --distribution=block --label --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" \
-    launch/slurm/rank.sh "$PYTHON" "$@" &
-  local pid=$! told='' end=''
+  srun --kill-on-bad-exit=0 --wait="${WAIT:-15}" --distribution=block --label \
+    --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" launch/slurm/rank.sh "$PYTHON" "$@" &
+  local pid=$! told='' end='' code=0
   while kill -0 $pid 2>/dev/null; do
     if [ -z "$LIMIT_NEAR" ]; then
       wait $pid # until it ends, or until the limit is near
@@ -56,7 +56,7 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
       sleep 2
     fi
   done
-  wait $pid; local code=$?
+  wait $pid || code=$?
   ls "$OUTPUT" >/dev/null 2>&1 # a network file system may still believe that there is none
   case $code:$(cat "$FIRST/code" 2>/dev/null) in
     0:*) return 0 ;;

@@ -58,6 +58,20 @@ def not_alone() -> str:
     return "" if done.returncode == 0 else f"no /dev/shm of a process's own: {done.stderr.strip()}"
 
 
+def alone(script: str, argument: Path, temporary: Path) -> list[str]:
+    """The lines that a Python script prints in a /dev/shm of its own; streaming's locks lie in the temporary folder."""
+    done = subprocess.run(
+        [*ALONE, sys.executable, "-c", script, str(argument)],
+        cwd=ROOT,
+        env=os.environ | {"TMPDIR": str(temporary)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.splitlines()
+
+
 class Slurm:
     """A context manager; nothing that it has started outlives it."""
 

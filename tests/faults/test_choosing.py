@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from audiox_turbo.trainer import checkpoint, sealed
+from tests.faults.rank import flip
 from tests.small import ROOT
 
 pytestmark = pytest.mark.slow
@@ -30,12 +31,6 @@ def saved(run: Path) -> Path:
         sealed.write_manifest(folder, {"step": step, "files": entries})
     (run / checkpoint.LATEST).write_text(f'{{"step": {STEPS[-1]}}}')
     return folder
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[-7] ^= 4
-    file.write_bytes(data)
 
 
 def unreadable(file: Path) -> None:

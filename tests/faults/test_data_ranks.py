@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,10 +13,9 @@ import pytest
 
 from audiox_turbo.trainer.command import ExitCode
 from audiox_turbo.trainer.data.reader import SHARED
-from tests.cluster.slurm import ALONE, not_alone
-from tests.faults.leaving import FETCH, Fault, check_left, goes_on
+from tests.cluster.slurm import alone, not_alone
+from tests.faults.leaving import FETCH, Fault, check_left, gone_on
 from tests.launched import KINDS, RANKS, Run, begin
-from tests.small import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 LOSS = "audiox_turbo.trainer.pretrain:flow_matching_loss"
@@ -58,7 +55,7 @@ def test_shards_that_are_damaged_in_mid_run(base, references, name):
     run = Run(fault.kind, base, name.replace(" ", "_"), (*fault.settings, *settings(scenes)))
     check_left(run, replace(fault, shards=str(scenes)))
     shutil.copytree(base / "scenes", scenes, dirs_exist_ok=True)
-    goes_on(run, references[fault.kind])
+    assert gone_on(run) == references[fault.kind]
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -69,7 +66,7 @@ def test_processes_that_load(base, references, name):
     finally:
         for pid in re.findall(r"SIGSTOP to (\d+)", run.said(1)):
             os.kill(int(pid), signal.SIGKILL)
-    goes_on(run, references["pretrain"])
+    assert gone_on(run) == references["pretrain"]
 
 
 def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
@@ -123,7 +120,7 @@ def test_shared_memory_of_a_neighbour_that_is_killed(base, references):
     assert killed.wait() == [-signal.SIGKILL] * RANKS, killed.said()
     assert not other.ended() and list(SHARED.glob("[0-9]*_*"))
     killed.clear()
-    goes_on(killed, references[killed.kind])
+    assert gone_on(killed) == references[killed.kind]
     assert other.wait() == [0, 0], other.said()
     other.clear()
     assert other.end() == references[other.kind]
@@ -139,20 +136,13 @@ def test_stale_shared_memory(base, ready, tmp_path):
         "run = Run('pretrain', Path(sys.argv[1]), 'stale', ('training.steps=4', 'logging.every=1'))\n"
         "run.start()\n"
         "print(run.wait(120), left.read_bytes()[8:] == b'left' * 1022)\n"
+        "print(all(f'{left}: shared memory of another job' in run.said(rank) for rank in (0, 1)))\n"
         "run.clear()\n"
         "for segment in Path('/dev/shm').iterdir(): segment.unlink()\n"
         "run.start()\n"
         "print(run.wait(120), run.step())\n"
     )
-    done = subprocess.run(
-        [*ALONE, sys.executable, "-c", start, str(base)],
-        cwd=ROOT,
-        env=os.environ | {"TMPDIR": str(tmp_path)},  # where streaming's locks lie
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.stdout.splitlines() == ["[1, 1] True", "[0, 0] 4"], done.stdout + done.stderr
+    assert alone(start, base, tmp_path) == ["[1, 1] True", "True", "[0, 0] 4"]
 
 
 CHANGED = {

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from audiox_turbo.trainer.command import ExitCode
-from tests.faults.leaving import FETCH, Fault, check_left, goes_on
+from tests.faults.leaving import FETCH, Fault, check_left, gone_on
 from tests.launched import Run
 
 pytestmark = pytest.mark.slow
@@ -118,4 +118,4 @@ def test_a_rank_that_is_lost_in_start_up(base, ready, name):
 def test_every_rank_leaves_and_the_run_goes_on(base, references, name):
     run = Run(LONG[name].kind, base, name.replace(" ", "_"), LONG[name].settings)
     check_left(run, LONG[name])
-    goes_on(run, references[run.kind])
+    assert gone_on(run) == references[run.kind]

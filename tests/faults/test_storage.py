@@ -27,7 +27,7 @@ from audiox_turbo.trainer.command import ExitCode, code_of
 from audiox_turbo.trainer.data import reader as reader_module
 from audiox_turbo.trainer.data.reader import LoaderError
 from audiox_turbo.trainer.data.shards import ShardError, check_shards
-from tests.cluster.slurm import ALONE, not_alone
+from tests.cluster.slurm import alone, not_alone
 from tests.reader_ranks import open_reader
 from tests.small import ROOT, small_config, small_distill_config, small_json
 
@@ -242,16 +242,7 @@ class TestSharedMemory:
             "next(open_reader(config).batches(0))\n"
             "print('reads')\n"
         )
-        done = subprocess.run(
-            [*ALONE, sys.executable, "-c", left, str(scenes)],
-            cwd=ROOT,
-            env=os.environ | {"TMPDIR": str(tmp_path)},  # where streaming's locks lie
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
-        assert done.returncode == 0, done.stderr
-        first, last = done.stdout.splitlines()
+        first, last = alone(left, scenes, tmp_path)
         assert f"/dev/shm/{name}: shared memory of another job" in first and "/dev/shm/000001_*" in first
         assert last == "reads"
 
