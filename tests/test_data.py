@@ -1,8 +1,10 @@
 """From shards to batches: proportions, one order for every number of ranks, exact resume, damage, tasks and dropout."""
 
+import gc
 import json
 import os
 import shutil
+import threading
 from collections import Counter
 from dataclasses import replace
 
@@ -107,6 +109,21 @@ class TestOrder:
     @pytest.mark.slow
     def test_loader_processes_change_nothing(self, scenes, uninterrupted):
         assert read(small_config(scenes, "data.workers=2"), 5, 15) == uninterrupted[5:20]
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread(scenes):
+    before = set(threading.enumerate())
+    reader = open_reader(small_config(scenes))
+    reader.dataset.predownload = 1  # so that its threads wait for the reader, as with shards that are many
+    batches = reader.batches(0)
+    next(batches)
+    started = set(threading.enumerate()) - before
+    assert started
+    del batches, reader
+    gc.collect()
+    for thread in started:
+        thread.join(timeout=5)
+    assert not any(thread.is_alive() for thread in started)
 
 
 class TestDamage:

@@ -51,12 +51,16 @@ class _CheckedDataset(StreamingDataset):
         self.failed: BaseException | None = None  # what ended one of streaming's threads
 
     def __iter__(self) -> Iterator[Any]:
-        """Streaming ends an epoch in silence where a thread of its own, which fetches shards, has failed."""
+        """Streaming ends an epoch in silence where a thread of its own, which fetches shards, has failed; and where an
+        epoch is left early its threads would look for the next sample 140 times a second for ever."""
         try:
             yield from super().__iter__()
         except RuntimeError:
             if self.failed is None:
                 raise
+        finally:
+            if hasattr(self, "_iterator"):
+                self._iterator.non_blocking_exit()
         if self.failed is not None:
             raise self.failed
 
