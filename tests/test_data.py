@@ -111,12 +111,18 @@ class TestOrder:
         assert read(small_config(scenes, "data.workers=2"), 5, 15) == uninterrupted[5:20]
 
 
-def test_an_epoch_that_is_left_early_leaves_no_thread(scenes):
-    before = set(threading.enumerate())
+def left_early(scenes):
+    """A reader, and batches of which only one was taken."""
     reader = open_reader(small_config(scenes))
     reader.dataset.predownload = 1  # so that its threads wait for the reader, as with shards that are many
     batches = reader.batches(0)
     next(batches)
+    return reader, batches
+
+
+def test_an_epoch_that_is_left_early_leaves_no_thread(scenes):
+    before = set(threading.enumerate())
+    reader, batches = left_early(scenes)
     started = set(threading.enumerate()) - before
     assert started
     del batches, reader
@@ -124,6 +130,16 @@ def test_an_epoch_that_is_left_early_leaves_no_thread(scenes):
     for thread in started:
         thread.join(timeout=5)
     assert not any(thread.is_alive() for thread in started)
+
+
+def test_an_epoch_that_is_left_early_does_not_end_the_next(scenes):
+    reader, batches = left_early(scenes)
+    others = reader.batches(0)
+    next(others)
+    del batches
+    gc.collect()
+    for _ in range(2 * reader.steps_per_epoch):
+        next(others)
 
 
 class TestDamage:

@@ -51,18 +51,22 @@ class _CheckedDataset(StreamingDataset):
         self.failed: BaseException | None = None  # what ended one of streaming's threads
 
     def __iter__(self) -> Iterator[Any]:
-        """Streaming ends an epoch in silence where a thread of its own, which fetches shards, has failed; and where an
-        epoch is left early its threads would look for the next sample 140 times a second for ever."""
+        """Streaming ends an epoch in silence where a thread of its own, which fetches shards, has failed."""
         try:
             yield from super().__iter__()
         except RuntimeError:
             if self.failed is None:
                 raise
-        finally:
-            if hasattr(self, "_iterator"):
-                self._iterator.non_blocking_exit()
         if self.failed is not None:
             raise self.failed
+
+    def _each_sample_id(self, it: Any) -> Iterator[int]:
+        """Where an epoch is left early streaming's threads would look for its next sample 140 times a second for ever."""
+        try:
+            yield from super()._each_sample_id(it)
+        except GeneratorExit:
+            it.non_blocking_exit()
+            raise
 
     def on_exception(self, future: Future[Any]) -> None:
         """Keeps it, and has streaming's other threads end. A thread that failed has to be counted as ended: the epoch
