@@ -61,7 +61,7 @@ class _CheckedDataset(StreamingDataset):
             raise self.failed
 
     def _each_sample_id(self, it: Any) -> Iterator[int]:
-        """Where an epoch is left early streaming's threads would look for its next sample 140 times a second for ever."""
+        """Streaming's threads of an epoch that is left early would look for its next sample 140 times a second."""
         try:
             yield from super()._each_sample_id(it)
         except GeneratorExit:
