@@ -21,7 +21,7 @@ from tqdm import tqdm
 from ..models.judge import Judge, JudgeConfig, JudgeOutput
 from .data.scenes import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, draw_scene
 from .data.synth import render_audio
-from .hardware import quick_precision
+from .hardware import cpu_has_bf16
 
 JUDGE = JudgeConfig(AUDIO_CATEGORIES, INSTRUMENTS, TEMPI)
 # Scenes with this seed are the judge's own: data sets and benchmarks draw from other seeds.
@@ -163,7 +163,7 @@ def train_judge(
     progress = tqdm(range(steps), desc="judge")
     for step in progress:
         data = source.batch()
-        with torch.autocast("cpu", torch.bfloat16, enabled=quick_precision() == "bf16"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=cpu_has_bf16()):
             output = judge(data.wave)
         loss = judge_loss(output, data)
         optimizer.zero_grad()
