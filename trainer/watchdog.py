@@ -30,6 +30,7 @@ from .stopping import StoppedError
 from .whereabouts import whereabouts
 
 SHARE = 0.1  # of the shortest bound: the time between two signs of life
+ANSWER = 5.0  # seconds at least for the store to answer, whatever the bounds: on a busy machine it is slow
 LONGEST = 2.0  # seconds between them, whatever the bounds: what a rank has to say is heard soon
 
 
@@ -90,7 +91,7 @@ class Watchdog:
         if ranks == 1:
             return
         host, port = os.environ["MASTER_ADDR"], 0
-        short = timedelta(seconds=10 * self.pause)
+        short = timedelta(seconds=max(10 * self.pause, ANSWER))
         if rank == 0:
             self.store = dist.TCPStore(host, 0, None, True, timeout=short, wait_for_workers=False)
             port = self.store.port
@@ -122,7 +123,7 @@ class Watchdog:
             self._leave()
         self.over.set()
         if self.talker is not None:  # Python ends with SIGABRT while a thread is in a call of torch's store
-            self.talker.join(2 * self.pause)
+            self.talker.join(max(2 * self.pause, ANSWER))
         self._reap(error)
 
     def failing(
