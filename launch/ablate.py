@@ -24,7 +24,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--config", type=Path, default=Path("configs/distill_tiny.json"), help="the base distillation")
     parser.add_argument("--pretraining", type=Path, default=Path("configs/tiny.json"), help="the base pretraining")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
-    parser.add_argument("--samples", type=int, default=30000, help="the budget of a run (default: 30000)")
+    parser.add_argument("--samples", type=int, default=20000, help="the budget of a run (default: 20000)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(default: 0 1)")
     parser.add_argument("--prompts", type=int, default=100, help="of each type (default: 100)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")

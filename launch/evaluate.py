@@ -3,7 +3,7 @@
 examples:
   python launch/evaluate.py --weights weights/tiny --out report.json
   python launch/evaluate.py --weights weights/tiny --steps 25 --prompts 25 --html report.html --run runs/tiny
-  python launch/evaluate.py --weights weights/teacher weights/student --also 4 4:euler:1 --out both.json
+  python launch/evaluate.py --weights weights/teacher weights/student --first 50 --also 4:euler:1 --out both.json
 
 The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
 Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
@@ -12,22 +12,22 @@ An evaluation that was stopped goes on after the last weights that it had judged
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from audiox_turbo.trainer import command
 
 SAMPLERS = ("euler", "renoise")
 
 
-def _way(text: str) -> tuple[int, str, float | None]:
-    """Steps, sampler ("": the weights' own) and guidance (None: the weights' own) of an argument of --also."""
+def _way(text: str) -> tuple[int, float | None, str]:
+    """Steps, guidance (None: the weights' own) and sampler ("": the weights' own) of an argument of --also."""
     steps, _, rest = text.partition(":")
     kind, _, guidance = rest.partition(":")
     try:
         if kind not in ("", *SAMPLERS):
             raise ValueError
-        return int(steps), kind, float(guidance) if guidance else None
+        return int(steps), float(guidance) if guidance else None, kind
     except ValueError:
         wanted = f"N, N:SAMPLER or N:SAMPLER:GUIDANCE with a sampler of {', '.join(SAMPLERS)}"
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
@@ -49,13 +49,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the transformer (default: fp32)")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
+    way: dict[str, Any] = {"type": _way, "metavar": "N[:SAMPLER[:GUIDANCE]]"}
+    parser.add_argument("--first", **way, help="sample the first weights in this way, the others as they say: 50")
     parser.add_argument(
-        "--also",
-        nargs="+",
-        type=_way,
-        default=[],
-        metavar="N[:SAMPLER[:GUIDANCE]]",
-        help="judge the first weights in this way too: 4, or 4:euler:1",
+        "--also", nargs="+", default=[], **way, help="judge the first weights in this way too: 4, or 4:euler:1"
     )
     parser.add_argument(
         "--latency-steps", nargs="+", type=int, default=[], metavar="N", help="time the first weights at N steps too"
@@ -80,16 +77,17 @@ def run(arguments: argparse.Namespace) -> None:
     for path in (arguments.out, arguments.html or arguments.out):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    candidates = []
+    candidates: list[Candidate] = []
     for folder in arguments.weights:
         generator = Generator(folder, dtype=dtypes[arguments.dtype])
-        own = generator.sampling
-        sampling = changed(replace(own, kind=arguments.sampler or own.kind), arguments.steps, arguments.guidance)
+        sampling = changed(generator.sampling, arguments.steps, arguments.guidance, arguments.sampler)
+        if arguments.first and not candidates:
+            sampling = changed(sampling, *arguments.first)
         name, digest = folder.resolve().name, hash_file(folder / "model.safetensors")
         candidates.append(Candidate(name, name, generator, sampling, digest))
     first = candidates[0]
-    for steps, kind, guidance in arguments.also:
-        way = changed(replace(first.sampling, kind=kind or first.sampling.kind), steps, guidance)
+    for steps, guidance, kind in arguments.also:
+        way = changed(first.sampling, steps, guidance, kind)
         words = [f"{steps} {kind} steps" if kind else f"{steps} steps"]
         words += [] if guidance is None else [f"guidance {guidance:g}"]
         name = f"{first.name} at {', '.join(words)}"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that docs/performance.md wants from one GPU, in under nine minutes: the Triton kernels against their
+# Everything that docs/performance.md wants from one GPU, in under ten minutes: the Triton kernels against their
 # references, each operation by every implementation, training, distillation, sampling. Tables, JSON, charts and which goals
 # are met go to a folder.
 #
@@ -12,24 +12,24 @@ PYTHON=${PYTHON:-.venv/bin/python}
 gpu() { nvidia-smi --query-gpu="$1" --format=csv,noheader,nounits 2>/dev/null | head -n 1; }
 
 full=configs/2p7b.json distill=configs/distill_2p7b.json memory=configs/single_gpu.json batch=30 rounds=5
-sized=(--set training.global_batch=8 --set training.micro_batch=8) other=(--batches 2 4) distilled=("${sized[@]}" --no-parts)
+sized=(--set training.global_batch=8 --set training.micro_batch=8) other=(--batches 2 4) distilled=("${sized[@]}") parts=(--no-parts)
 chosen='bfloat16 or padding or one_modulation or compilation' scale=1
 if [[ -n ${SMALL:-} ]]; then
     full=configs/tiny.json distill=configs/distill_tiny.json memory=configs/tiny.json batch=4 rounds=1
-    distilled=("${sized[@]}") chosen='swiglu and bfloat16' scale=4 # a CPU takes its time
+    parts=() chosen='swiglu and bfloat16' scale=4 # a CPU takes its time
 elif [[ ! $(gpu memory.total) =~ ^[0-9]+$ ]]; then
     echo "no GPU here (nvidia-smi lists none); SMALL=1 runs the same commands on a small model" >&2
     exit 1
 elif (($(gpu memory.total) < 130000)); then
     # Four roles of 2.4 B parameters do not fit: those of the largest model that is made for one GPU, and beside its parts.
-    distilled=("${sized[@]}" --set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('$memory'))['model']))")")
+    parts=() distilled+=(--set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('$memory'))['model']))")")
 fi
 "$PYTHON" -c 'import audiox_turbo, deepspeed' 2>/dev/null || {
     echo "$PYTHON has no audiox_turbo or DeepSpeed: run make setup, or name another with PYTHON=" >&2
     exit 1
 }
 mkdir -p "$OUT" || exit
-for name in tests kernels train_full distill infer train_fp8 train_zero2 train_plain memory; do
+for name in tests kernels train_full distill infer train_fp8 train_zero2 train_plain memory memory_distill; do
     rm -f "$OUT/$name".{json,txt,log,svg} # of an earlier time
 done
 BEGIN=$SECONDS DUE=0
@@ -66,12 +66,12 @@ train() {  # name, seconds, arguments: a step of one micro-batch, by the operati
     bench "$name" "$seconds" train --config "$full" "${sized[@]}" "${table[@]}" "$@"
 }
 
-# 525 s in all, what matters most first: a part that is stuck takes nothing from those after it. A GPU's parts spend
+# 560 s in all, what matters most first: a part that is stuck takes nothing from those after it. A GPU's parts spend
 # theirs on importing (12 s each) and compiling (which later ones find done), not on the steps that are measured.
 part tests 55 "$PYTHON" -m pytest -q tests/test_triton.py -m 'not long' -k "$chosen" -p no:cacheprovider
 bench kernels 140 kernels --config "$full" --batch "$batch"
 train train_full 85 --set zero.stage=1 --only deepspeed "${other[@]}"
-bench distill 65 distill --config "$distill" "${distilled[@]}"
+bench distill 65 distill --config "$distill" "${distilled[@]}" "${parts[@]}"
 bench infer 45 infer --config "$full"
 if [[ -z ${SMALL:-} ]] || "$PYTHON" -c 'import torchao' 2>/dev/null; then
     train train_fp8 40 --set zero.stage=1 --set training.fp8=true --only deepspeed
@@ -79,6 +79,7 @@ fi
 train train_zero2 30 --set zero.stage=2 --only deepspeed
 train train_plain 35 --only plain
 part memory 30 "$PYTHON" launch/plan.py --config "$memory" "${sized[@]}" --measure --json "$OUT/memory.json"
+part memory_distill 35 "$PYTHON" launch/plan.py --config "$distill" "${distilled[@]}" --measure --json "$OUT/memory_distill.json"
 "$PYTHON" launch/measured.py "$OUT" --charts "$OUT"
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"

@@ -56,7 +56,7 @@ def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
     return found, shown(found)
 
 
-def main() -> int:
+def parse() -> argparse.Namespace:
     parser = command.parser(__doc__)
     command.add_config(parser, "JSON file of a pretraining or a distillation, see configs/")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8], help="how many (default 8); several: a short table")
@@ -67,9 +67,13 @@ def main() -> int:
     parser.add_argument("--storage", type=float, default=2.0, help="GB/s that a node writes checkpoints at (default 2)")
     parser.add_argument("--each", type=int, default=0, help="with several --gpus: samples a GPU and update")
     parser.add_argument("--text-tokens", type=int, default=0, help="of text a sample (default: the most there can be)")
-    parser.add_argument("--measure", action="store_true", help="take two steps here, and compare their memory instead")
+    parser.add_argument("--measure", action="store_true", help="take steps here, and compare their memory instead")
     parser.add_argument("--json", type=Path, help="file for all figures")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         config = load_training(arguments.config, arguments.set)

@@ -19,13 +19,14 @@ from .mmdit import LinearPath, MMDiT
 from .weights import load_strict
 
 WEIGHTS = "model.safetensors"
+Kind = Literal["euler", "renoise"]  # the flow ODE; denoise and renoise
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
     """How a set of weights wants to be sampled."""
 
-    kind: Literal["euler", "renoise"] = "euler"  # the flow ODE; denoise and renoise
+    kind: Kind = "euler"
     steps: int = 50
     guidance: float = 3.0  # 1 means none
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided

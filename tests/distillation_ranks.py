@@ -1,10 +1,12 @@
 """One rank of a launch of tests/distillation: scenarios of distillation."""
 
-from dataclasses import asdict
+from collections.abc import Collection
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -31,15 +33,21 @@ def begun(config: DistillConfig) -> Distillation:
 
 
 def digests(task: Distillation) -> dict[str, str]:
-    """All that each role owns on this rank, and the teacher's weights."""
+    """All that each role owns on this rank, what it computes with and its gradients, and the teacher's weights."""
     found = {}
     for name, role in task.roles.items():
         for kind, shards in role.state().items():
             found[f"{name}/{kind}"] = digest(shards)
         found[f"{name}/updates"] = str(role.engine.updates())
-    # Where ZeRO-3 shards it, what this rank holds of a parameter is its `ds_tensor`.
-    held = [getattr(p, "ds_tensor", p) for p in task.teacher.frozen.module.parameters()]
-    return found | {"teacher/weights": digest(held)}
+        found[f"{name}/computed"] = digest(held(role.engine.module))
+        found[f"{name}/gradients"] = digest([t for t in role.engine._gradients() if t is not None])
+    return found | {"teacher/weights": digest(held(task.teacher.frozen.module))}
+
+
+def held(model: nn.Module) -> list[torch.Tensor]:
+    """What a model computes with on this rank. Where ZeRO-3 shards it, that is each parameter's `ds_tensor`: the whole
+    comes and goes."""
+    return [getattr(p, "ds_tensor", p) for p in model.parameters()]
 
 
 def watched(task: Distillation) -> set[str]:
@@ -53,10 +61,10 @@ def watched(task: Distillation) -> set[str]:
     return reached
 
 
-def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
-    """The whole distillation on made-up samples: what each update did, and what it changed."""
+def rounds(folder: Path, config: DistillConfig, paired: Collection[int] = ()) -> dict[str, Any]:
+    """The whole distillation on made-up samples, `paired` in some updates: what each did, and what it changed."""
     task, rows = begun(config), []
-    batches = MadeUp(config).batches(0)
+    batches = MadeUp(config, paired=paired).batches(0)
     before, reached = digests(task), watched(task)
     for update in range(task.total):
         reached.clear()
@@ -64,7 +72,10 @@ def rounds(folder: Path, config: DistillConfig) -> dict[str, Any]:
         after = digests(task)
         changed = sorted(name for name in after if after[name] != before[name])
         row = {"phase": task.cycle.phase(update).value, "changed": changed, "reached": sorted(reached)}
-        rows.append(row | {"values": task.metrics()})
+        parameters = list(task.teacher.frozen.module.parameters())
+        row["frozen"] = not any(p.requires_grad or p.grad is not None for p in parameters)
+        values = task.metrics()
+        rows.append(row | {"values": values, "said": task.warnings(values)})
         before = after
     save(folder, task.total, task.roles, config)
     counted, planned = ({n: asdict(b) for n, b in found.items()} for found in (task.bytes(), task.planned_bytes()))
@@ -96,6 +107,40 @@ def whole(
     finally:
         task.destroy()
     return {}
+
+
+def midway(folder: Path, config: DistillConfig, updates: int) -> dict[str, Any]:
+    """The first updates of a run, and a checkpoint where no round ends."""
+    task = begun(config)
+    for update, batch in zip(range(updates), MadeUp(config).batches(0), strict=False):
+        task.step(update, batch)
+    save(folder, updates, task.roles, config)
+    task.destroy()
+    return {}
+
+
+def collapsed(folder: Path, config: DistillConfig, size: float) -> dict[str, Any]:
+    """What is said of a student that answers every condition with one pattern, `size` times as large as the data's,
+    and of a discriminator that knows it."""
+    task, said = begun(config), []
+
+    def answer(model: Any, inputs: tuple[Any, ...], v: torch.Tensor) -> torch.Tensor:
+        z, t = inputs[:2]
+        pattern = torch.sin(torch.arange(z[0].numel())).view(z.shape[1:])
+        return 0 * v + (z - size * 2 * pattern) / t[:, None, None]
+
+    def scores(model: Any, inputs: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        signs = torch.ones(len(out), *[1] * (out.ndim - 1))
+        signs[len(out) // 2 :] = -1  # data stands before the samples
+        return 0 * out + 2 * signs
+
+    task.engines["student"].module.register_forward_hook(answer)
+    task.engines["discriminator"].module.register_forward_hook(scores)
+    for update, batch in zip(range(task.total), MadeUp(config).batches(0), strict=False):
+        task.step(update, replace(batch, given=torch.zeros_like(batch.given)))
+        said.append({"phase": task.kind(update), "said": task.warnings(task.metrics())})
+    task.destroy()
+    return {"rows": said}
 
 
 def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
@@ -141,4 +186,6 @@ def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ranks.main({f.__name__: f for f in (rounds, whole, asked, reload, operations)}, small_distill_config)
+    ranks.main(
+        {f.__name__: f for f in (rounds, whole, midway, collapsed, asked, reload, operations)}, small_distill_config
+    )

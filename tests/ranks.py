@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -45,28 +45,33 @@ def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
     return latents, video, latents * rng.integers(2), text, np.array(length)
 
 
-def made_up(config: BaseConfig, step: int, places: list[int]) -> Batch:
-    """A batch that needs no shards."""
+def made_up(config: BaseConfig, step: int, places: list[int], paired: bool = False) -> Batch:
+    """A batch that needs no shards; `paired` with the noise that its latents are called the endpoints of."""
     rows = zip(*(sample(config, step, place) for place in places), strict=True)
     latents, video, audio, text, length = (torch.from_numpy(np.stack(row)) for row in rows)
     conditions = Conditions(video.float(), audio.float(), text.float(), length)
     given = (audio != 0).any(2).float()
     ids = tuple(f"sample-{step}-{place}" for place in places)
-    return Batch(latents.float(), conditions, given, torch.tensor(places), ("T2A",) * len(places), ids)
+    noise = None
+    if paired:
+        rngs = [np.random.default_rng([step, place, 1]) for place in places]
+        noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
+    return Batch(latents.float(), conditions, given, torch.tensor(places), ("T2A",) * len(places), ids, noise)
 
 
 class MadeUp:
-    """Batches of made-up samples; `poison` gives steps at which one place of the global batch is not finite."""
+    """Batches of made-up samples; `poison` gives steps at which one place of the global batch is not finite, `paired`
+    steps whose samples are pairs."""
 
-    def __init__(self, config: BaseConfig, poison: dict[int, int] | None = None) -> None:
-        self.config, self.poison = config, poison or {}
+    def __init__(self, config: BaseConfig, poison: dict[int, int] | None = None, paired: Collection[int] = ()) -> None:
+        self.config, self.poison, self.paired = config, poison or {}, paired
 
     def batches(self, start: int) -> Iterator[Batch]:
         step = start
         while True:
             share = self.config.training.global_batch // WORLD.ranks
             places = [i * WORLD.ranks + WORLD.rank for i in range(share)]
-            batch = made_up(self.config, step, places)
+            batch = made_up(self.config, step, places, step in self.paired)
             if self.poison.get(step) in places:
                 batch.latents[places.index(self.poison[step])] = torch.nan
             yield batch

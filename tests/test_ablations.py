@@ -1,12 +1,20 @@
 """Ablations: budgets are equal, every configuration is allowed, prompts that choose are not those that are reported."""
 
+import json
+import subprocess
+import sys
+
 import pytest
 
+from audiox_turbo.models import strict
 from audiox_turbo.trainer.ablations import METRICS, TEST, VALIDATION, Ablations, Plan, Variant, folder_name, tables
-from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.distill_config import in_precision, load_distill_config
 from audiox_turbo.trainer.distill_flops import rounds_within, update_flops
 from audiox_turbo.trainer.flops import training_flops
-from tests.small import ROOT, small_distill_config
+from audiox_turbo.trainer.hardware import quick_precision
+from tests.distillation_ranks import teacher
+from tests.models import untrained_judge
+from tests.small import ROOT, small_config, small_distill_config
 
 TINY = ROOT / "configs/distill_tiny.json"
 
@@ -50,7 +58,7 @@ def test_the_groups_are_those_of_the_paper_and_ours(tmp_path):
 def test_the_base_is_run_once_and_stands_in_each_group_under_its_name(tmp_path):
     variants = Ablations(plan(tmp_path), []).variants
     same = {(v.group, v.name) for v in variants if folder_name(v, 0) == "base-0"}
-    assert same >= {("base", "base"), ("discriminator depth", "1 of 3 blocks"), ("adversarial loss", "0.01")}
+    assert same >= {("base", "base"), ("discriminator depth", "1 of 3 blocks"), ("adversarial loss", "1")}
     results = {folder_name(v, 0): {f"{p}": dict.fromkeys(METRICS, 0.5) for p in (VALIDATION, TEST)} for v in variants}
     text = tables(variants, (0,), results)
     assert text.count("| **base** |") == 4 == len({v.group for v in variants} - {"base", "MAF"} - {g for g, _ in same})
@@ -79,3 +87,40 @@ def test_a_teacher_that_no_run_could_begin_with_is_refused_before_the_first(tmp_
     with pytest.raises(ValueError, match="teacher"):
         Ablations(plan(tmp_path), ["base"]).run(1)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+def test_runs_are_made_once_and_of_one_kind(tmp_path, scenes):
+    """One variant, then another seed of it: what is there is not made again, and what differs is refused."""
+    config = small_distill_config(scenes, "training.steps=5")
+    (tmp_path / "student.json").write_text(json.dumps(strict.to_dict(config)))
+    (tmp_path / "pretraining.json").write_text(json.dumps(strict.to_dict(small_config(scenes))))
+    teacher(config).save_pretrained(tmp_path / "teacher")
+    untrained_judge(tmp_path / "judge", config.model.codec)
+
+    def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+
+    common = ("--config", tmp_path / "student.json", "--teacher", tmp_path / "teacher")
+    words = [word for override in in_precision(quick_precision()) for word in ("--set", override)]
+    done = run("pairs", *common, "--out", tmp_path / "pairs", "--count", 16, *words)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "ablations"
+    common += ("--pretraining", tmp_path / "pretraining.json", "--pairs", tmp_path / "pairs", "--out", out)
+    common += ("--judge", tmp_path / "judge", "--prompts", 1, "--only", "sampler")
+    done = run("ablate", *common, "--samples", 100, "--seeds", 0)
+    assert done.returncode == 0, done.stderr
+    table = (out / "table.md").read_text()
+    assert table in done.stdout and table.count("**") == 2 and "| euler |" in table.replace("**", "")
+    first = json.loads((out / "results.json").read_text())["runs"]
+    assert set(first) == {"base-0", "sampler-euler-0"}
+    assert all(set(of) == {f"{VALIDATION}", f"{TEST}"} and set(of["1"]) == set(METRICS) for of in first.values())
+    begun = {name: (out / name / "output.txt").stat().st_mtime_ns for name in first}
+    done = run("ablate", *common, "--samples", 100, "--seeds", 0, 1)
+    assert done.returncode == 0, done.stderr
+    runs = json.loads((out / "results.json").read_text())["runs"]
+    assert len(runs) == 4 and {name: runs[name] for name in first} == first
+    assert {name: (out / name / "output.txt").stat().st_mtime_ns for name in first} == begun
+    done = run("ablate", *common, "--samples", 200)
+    assert done.returncode == 1 and "begun with samples 100, now it is 200" in done.stderr

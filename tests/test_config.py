@@ -32,6 +32,7 @@ REFUSED = {  # override -> what the message says after the file's name
     "data.streams.0.pth=x": r"data\.streams\[0\]\.pth: unknown key \(value 'x'\); allowed: path, tasks",
     "data.dropout.txt=0.1": r"data\.dropout\.txt: unknown key",
     "training.steps=many": r"training\.steps: 'many' is not allowed; expected an integer",
+    'zero={"stage": 0, "offload": true}': r"zero\.offload: true at stage 0, where DeepSpeed has nothing to offload",
     "training.steps=1.5": r"training\.steps: 1\.5 is not allowed; expected an integer",
     "training.steps=true": r"training\.steps: True is not allowed; expected an integer",
     "training.steps=null": r"training\.steps: None is not allowed; expected an integer",

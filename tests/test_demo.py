@@ -45,11 +45,15 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path) -> None:
         assert model["steps"] >= 4 and model["minutes"] > 0 and model["samples_per_s"] > 0
         assert [(row["steps"], row["nfe"]) for row in model["results"]] == ways
         assert {row["task"] for row in model["tasks"]} == tasks and model["results"][0]["prompts"] == 4
-    timed = [(row["model"], row["steps"]) for row in report["efficiency"]]
-    assert timed == [*(("teacher", n) for n in (2, 4, 50, 100, 200)), ("student", 4)]
+    timed = [(row["model"], row["steps"], row["nfe"]) for row in report["efficiency"]]
+    assert timed == [*(("teacher", n, 2 * n) for n in (2, 4, 50, 100, 200)), ("student", 4, 4)]
+    faster = {row["nfe"]: row["transformer"] for row in report["efficiency"][-1]["against"]}
+    assert list(faster) == [4, 8, 100, 200, 400] and faster[400] > faster[100] > 5
     assert report["efficiency"][0]["rtf"] > 0
+    assert {"dm", "fake", "discriminator", "adversarial"} <= report["student"].keys()
     page = (out / "report.html").read_text()
-    assert page.count("<audio") >= 8
+    assert page.count("<audio") == 4 * 6  # a prompt a type: the true scene, the teacher in four ways, the student
+    assert page.count("<figcaption>teacher</figcaption>") == page.count("<figcaption>student</figcaption>") == 4
     assert not re.findall("https?://[^ ]*", page.split("</style>")[1]), "it needs no network"
 
     assert _goes_through(command, root, tmp_path / "said").count("there already") >= 3

@@ -68,6 +68,7 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("distillation.loss=kl", "distillation.loss: 'kl' is not allowed; expected 'dmd' or 'eq10'"),
         ("distillation.lamda=1", "distillation.lamda: unknown key"),
         ("student.zero.stage=4", "student.zero.stage: 4 is not allowed"),
+        ("fake.zero.stage=0", "fake.zero.stage: 0, where DeepSpeed computes in bf16 in some forwards only"),
         ("training.steps=11", "training.steps: 11 is not a multiple of the student's 5 updates a round"),
         ("warm_start.steps=0", "warm_start.steps: 0 must be at least 1"),
         ("warm_start.lr=0", "warm_start.lr: 0.0 must be above 0"),

@@ -219,11 +219,17 @@ def test_evaluate_writes_report_and_page(root, folders, tmp_path):
         ("student at 1 euler steps, guidance 1", 1, 1, 4),
     ]
     assert [row["against"] for row in report["differences"]] == ["student", "student"]
-    assert [(row["model"], row["steps"]) for row in report["efficiency"]] == [("student", n) for n in (1, 2, 3)]
+    assert [(row["model"], row["steps"], row["nfe"]) for row in report["efficiency"]] == [
+        ("student", steps, 2 * steps) for steps in (1, 2, 3)
+    ]
     for latency in report["efficiency"]:
-        assert 0 < latency["transformer_s_mean"] < latency["latency_s_mean"]
+        parts = [latency[f"{part}_s_mean"] for part in ("encoding", "transformer")]
+        assert min(parts) > 0 and sum(parts) < latency["latency_s_mean"]
         assert latency["rtf"] == pytest.approx(latency["latency_s_mean"] / 2.048)
     assert "Cat-acc" in done.stdout and "inpainting" in done.stdout and "RTF" in done.stdout
+    for row in report["tasks"]:
+        sign = 1 if row["better"] == "higher" else -1
+        assert row["lead"] == pytest.approx(sign * (row["value"] - row["control"])) and row["lead"] >= row["lead_low"]
     assert page.read_text().count("<audio") == 16  # one prompt a type: the true scene and the model's in three ways
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "report.json"]
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from audiox_turbo.trainer.config import load_config
-from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_turbo.trainer.config import RunConfig, load_config
+from audiox_turbo.trainer.distill_config import load_distill_config, load_training
 from audiox_turbo.trainer.measured import Finding, draw, findings, read
 from tests.small import ROOT
 
@@ -90,6 +90,18 @@ def test_a_round_without_its_parts_has_its_memory(results):
     assert not any("parts" in what for what in found)
 
 
+def test_peaks_are_held_against_their_plans():
+    found = {
+        "memory": {"host": HOST, "planned_peak": 10e9, "measured_peak": 10.5e9},
+        "memory_distill": {"host": HOST, "planned_peak": 10e9, "measured_peak": 8e9},
+    }
+    rows = {f.what: (round(f.value, 3), f.met) for f in findings(found)}
+    assert rows == {
+        "peak of allocated memory, off its plan by": (0.05, True),
+        "peak of allocated memory of distillation, off its plan by": (0.2, False),
+    }
+
+
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results"):
         read(tmp_path)
@@ -130,6 +142,7 @@ def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
     """Every command's arguments and configuration are such as its program takes; results of before are gone."""
     monkeypatch.syspath_prepend(str(ROOT / "launch"))
     import bench
+    import plan
 
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "memory.json").write_text("old")
@@ -137,8 +150,13 @@ def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
     done, asked = measure(tmp_path, machine, **({"SMALL": "1"} if machine == "small" else {}))
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["mine.json"]
-    names = []
+    names, plans = [], {}
     for program, *arguments in asked:
+        if program == "launch/plan.py":
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            given = plan.parse()
+            plans[given.json.stem] = load_training(ROOT / given.config, given.set)
+            assert given.measure
         if program == "launch/bench.py":
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             given = bench.parse()
@@ -148,10 +166,12 @@ def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
             if given.command == "distill":
                 assert given.no_parts == (machine == "143771")
                 assert config.model.backbone.depth == {"81559": 12, "143771": 24, "small": 3}[machine]
+                distilled = config
+    assert isinstance(plans["memory"], RunConfig) and plans["memory_distill"] == distilled
     needed = ["kernels", "train_full", "distill", "infer", "train_fp8", "train_zero2", "train_plain"]
     assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
 
 
 def test_the_parts_of_measuring_have_their_time():
     seconds = re.findall(r"^ *(?:part|bench|train) \w+ (\d+) ", MEASURE.read_text(), re.MULTILINE)
-    assert len(seconds) == 9 and sum(map(int, seconds)) <= 530
+    assert len(seconds) == 10 and sum(map(int, seconds)) <= 570

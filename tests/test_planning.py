@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 
 import launch.plan
+from audiox_turbo.models import strict
 from audiox_turbo.trainer.config import load_config
 from audiox_turbo.trainer.gpus import GPUS, known
 from audiox_turbo.trainer.planning import MANY, Arrangement, largest, memory, micro_batches, room, workload
@@ -99,6 +100,18 @@ class TestMemory:
         plan = Arrangement(8, 2, 30, 240, False)
         one, more = memory(paper, plan, accumulating=False), memory(paper, plan)
         assert more.total - one.total == one.roles["model"].gradients
+
+    def test_sums_that_stay_at_stage_1_are_there_beside_activations_and_in_other_roles_turns(self, paper):
+        plan = Arrangement(8, 1, 30, 240, False)
+        one, more = memory(paper, plan, accumulating=False), memory(paper, plan)
+        assert more.total - one.total == 2 * paper.parts["total"]  # those that come and go, in bf16
+        work = workload(small_distill_config(None, "fake.precision=bf16", "fake.zero.stage=1"), on_gpu=False)
+        lone = Arrangement(1, None, 4, 8, False)
+        fake = next(role for role in work.roles if role.name == "fake")
+        without = replace(work, roles=tuple(role for role in work.roles if role is not fake), updates=work.updates[2:3])
+        assert without.updates[0].role == "student"
+        held = memory(replace(work, updates=without.updates), lone).total - memory(without, lone).total
+        assert held == fake.bytes(0, 1).total - 2 * fake.count
 
     def test_offload_is_not_guessed_at(self):
         with pytest.raises(ValueError, match=r"zero\.offload: true, which the arithmetic does not cover"):
@@ -266,6 +279,23 @@ def test_what_is_refused(plan, arguments, said):
     code, out, err = plan("--config", "configs/tiny.json", *arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_bytes_of_every_role_of_a_distillation_are_those_of_a_round(tmp_path):
+    """In a plan's measurement, which asks for one round of a schedule that has no second."""
+    config = small_distill_config(None, "fake.zero.stage=1", "fake.precision=bf16", "discriminator.zero.stage=3")
+    config = replace(config, training=replace(config.training, steps=5))
+    (tmp_path / "config.json").write_text(json.dumps(strict.to_dict(config)))
+    command = [sys.executable, "launch/plan.py", "--config", str(tmp_path / "config.json"), "--measure"]
+    command += ["--json", str(tmp_path / "found.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert list(found["planned"]) == ["student", "fake", "discriminator", "teacher"]
+    assert found["planned"] == found["counted"] and "NOT" not in done.stdout
+    trained = [held for name, held in found["counted"].items() if name != "teacher"]
+    assert all(held["optimizer"] and held["gradients"] for held in trained)
 
 
 GIB = 2**30

@@ -248,6 +248,20 @@ def test_an_index_cannot_lead_elsewhere(folder):
         check_shards(folder, hashes=False)
 
 
+def test_samples_without_latents(folder):
+    """Which training learns from, and the discriminator of a distillation."""
+    index = json.loads((folder / "index.json").read_text())
+    for shard in index["shards"]:
+        for column in ("latent_mean", "latent_std"):
+            place = shard["column_names"].index(column)
+            for values in (shard["column_names"], shard["column_encodings"], shard["column_sizes"]):
+                del values[place]
+    unseal(folder)
+    (folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(ShardError, match=r"index\.json: no column latent_mean, latent_std, there are .*prepare the"):
+        check_shards(folder, hashes=False)
+
+
 def test_columns_of_another_program(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["column_encodings"][0] = "pkl"

@@ -16,7 +16,7 @@ from deepspeed.comm.comm import comms_logger
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiox_turbo.models.encoders.build import build_text_encoder
-from audiox_turbo.trainer import checkpoint, saving
+from audiox_turbo.trainer import checkpoint, memory, saving
 from audiox_turbo.trainer.command import code_of
 from audiox_turbo.trainer.config import RunConfig
 from audiox_turbo.trainer.data.reader import Reader
@@ -219,8 +219,8 @@ def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
     for step in range(3):
         task.step(step, next(batches))
     before = digests(task)
-    _, waves, latents = task.preview()
-    return {"same": digests(task) == before, "latents": latents.flatten().tolist(), "shape": list(waves.shape)}
+    _, waves = task.preview()
+    return {"same": digests(task) == before, "waves": waves.flatten().tolist(), "shape": list(waves.shape)}
 
 
 class Waits(TorchDispatchMode):
@@ -259,7 +259,8 @@ def waits(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 
 def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
-    """Of a rank's second step: bytes of its tensors and of DeepSpeed's buffers, and of its collective operations."""
+    """Of a rank's second step: bytes of its tensors, of gradients that stay after it, of DeepSpeed's buffers and of its
+    collective operations."""
     task, batches = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0)
     first, buffers = next(task.model.parameters()), [0]
 
@@ -276,8 +277,9 @@ def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
     logged = {name: sum(n * f[0] for n, f in sizes.items()) for name, sizes in comms_logger.comms_dict.items()}
     deepspeed.comm.configure(enabled=False)
     held = asdict(task.engine.bytes(task.ema.values))
+    staying = memory.held(task.engine._gradients())
     task.engine.destroy()
-    return {"held": held, "buffers": max(buffers), "logged": logged}
+    return {"held": held, "staying": staying, "buffers": max(buffers), "logged": logged}
 
 
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {

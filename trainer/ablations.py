@@ -2,7 +2,8 @@
 operations and is run for each seed, so that a difference can be held against the spread.
 
     OUT/<group>-<variant>-<seed>/    a run          OUT/weights/<the same name>/    its weights
-    OUT/results.json                                OUT/table.md
+    OUT/results.json    what all runs have in common, and what each scored
+    OUT/table.md
 """
 
 import json
@@ -17,11 +18,13 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .config import RunConfig, load_config
+from ..models import strict
+from ..models.audiox import WEIGHTS
+from .config import RunConfig, load_config, read_json
 from .data.pairs import check_pairs
 from .distill_config import in_precision, load_distill_config
 from .distill_flops import rounds_within
-from .files import write_json, write_text
+from .files import hash_file, write_json, write_text
 from .flops import training_flops
 from .hardware import quick_precision
 
@@ -41,8 +44,8 @@ class Variant:
     run: str = ""  # whose run it is, where that is another's: the base under the name that it has in this group
 
 
-def groups(depth: int, lr: float) -> list[Variant]:
-    """All variants, for a teacher of `depth` blocks and a student's learning rate."""
+def groups(depth: int, lr: float, updates: int) -> list[Variant]:
+    """All variants, for a teacher of `depth` blocks, a student's learning rate and updates of its warm start."""
     student = [Variant("base", "base", run="base")]
     student += [
         Variant("discriminator depth", f"{blocks} of {depth} blocks", (f"distillation.blocks={blocks}",))
@@ -54,7 +57,7 @@ def groups(depth: int, lr: float) -> list[Variant]:
     ]
     student += [
         Variant("adversarial loss", f"{value:g}" if value else "off", (f"distillation.adversarial={value}",))
-        for value in (0, 0.01, 0.1, 1)
+        for value in (0, 0.01, 0.1, 1, 3, 10)
     ]
     student += [
         Variant("updates", f"{preset}, fake {rate}", (f"updates.preset={preset}", f"fake.optimizer.lr={lr * factor}"))
@@ -66,7 +69,7 @@ def groups(depth: int, lr: float) -> list[Variant]:
     student += [
         Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs=")),
         Variant("warm start", "from noised endpoints", ("warm_start.rollout=false",)),
-        Variant("warm start", "600 updates", ("warm_start.updates=600",)),
+        *(Variant("warm start", f"{n} updates", (f"warm_start.updates={n}",)) for n in (updates // 2, 2 * updates)),
     ]
     fusion = (("whole", ()), ("none", ("enabled",)), ("no gates", ("gates",)), ("no queries", ("attend",)))
     teachers = [
@@ -103,7 +106,7 @@ class Ablations:
             v
             if v.teacher or load_distill_config(plan.student, [*plan.common, *v.overrides]) != base
             else replace(v, run="base")
-            for v in groups(base.model.backbone.depth, base.student.optimizer.lr)
+            for v in groups(base.model.backbone.depth, base.student.optimizer.lr, base.warm_start.updates)
         ]
         names = list(dict.fromkeys(variant.group for variant in every))
         for group in only:
@@ -111,7 +114,23 @@ class Ablations:
                 raise ValueError(f"no group {group!r}; there are {', '.join(names)}")
         self.variants = [v for v in every if not only or v.group in only]
         self.found = plan.out / "results.json"
-        self.results: dict[str, dict[str, Any]] = json.loads(self.found.read_text()) if self.found.exists() else {}
+        self.results: dict[str, dict[str, Any]] = {}
+        self.settled = {
+            "distillation": strict.to_dict(base),
+            "pretraining": strict.to_dict(load_config(plan.pretraining, plan.common)),
+            "teacher": hash_file(plan.teacher / WEIGHTS) if (plan.teacher / WEIGHTS).exists() else "",
+            "samples": plan.samples,
+            "prompts": plan.prompts,
+        }
+        if self.found.exists():
+            before = read_json(self.found)
+            if before["settled"] != self.settled:
+                where, then, now = strict.difference("", before["settled"], self.settled)
+                raise ValueError(
+                    f"{self.found}: begun with {where} {then!r}, now it is {now!r}, and runs of the two cannot stand "
+                    f"in one table; go on with the former, or give another --out"
+                )
+            self.results = before["runs"]
 
     def run(self, parallel: int) -> None:
         """Train and convert what is not there yet, `parallel` runs at a time, and judge each as it comes."""
@@ -132,7 +151,8 @@ class Ablations:
             return
         from .distill_run import load_teacher  # imports DeepSpeed, which tables need not wait for
 
-        base = load_distill_config(self.plan.student, [f"warm_start.pairs={self.plan.pairs}", *self.plan.common])
+        overrides = [f"warm_start.pairs={self.plan.pairs}", *in_precision(quick_precision()), *self.plan.common]
+        base = load_distill_config(self.plan.student, overrides)
         check_pairs(base, load_teacher(base, self.plan.teacher)[1])
 
     def _steps(self, variant: Variant) -> int:
@@ -180,7 +200,7 @@ class Ablations:
         for prompts in (VALIDATION, TEST):
             if f"{prompts}" not in self.results.setdefault(name, {}):
                 self.results[name][f"{prompts}"] = self._evaluated(name, prompts)
-                write_json(self.found, self.results)
+                write_json(self.found, {"settled": self.settled, "runs": self.results})
 
     def _evaluated(self, name: str, prompts: int) -> dict[str, float]:
         report = self.plan.out / name / f"report-{prompts}.json"

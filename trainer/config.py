@@ -164,6 +164,10 @@ class ZeroConfig:
     stage: Literal[0, 1, 2, 3] = 2
     offload: bool = False  # optimizer states in CPU memory
 
+    def __post_init__(self) -> None:
+        if self.offload and self.stage == 0:
+            raise ValueError("offload: true at stage 0, where DeepSpeed has nothing to offload; set stage to 1, 2 or 3")
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:

@@ -50,12 +50,13 @@ def _model(evaluation: dict[str, Any], name: str, run: Path) -> dict[str, Any]:
 
 def training_facts(run: Path) -> dict[str, float]:
     """Steps (updates of all roles), minutes, throughput and last losses of a run, from its metrics.jsonl: the minutes
-    include compilation, the throughput is the median over the logged intervals."""
+    include compilation, the throughput is the median over the logged intervals, and a line has those losses alone whose
+    turn it was since the one before."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(line["samples_per_s"] for line in lines)
     return {
         "steps": lines[-1]["step"],
         "minutes": round(lines[-1]["seconds"] / 60, 3),
         "samples_per_s": speeds[len(speeds) // 2],
-        **{name: lines[-1][name] for name in LOSSES if name in lines[-1]},
+        **{name: line[name] for line in lines for name in LOSSES if name in line},
     }

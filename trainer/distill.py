@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..kernels.ops import Ops
-from ..models.audiox import AudioX, SamplingConfig
+from ..models.audiox import AudioX
 from ..models.discriminator import DiscriminatorHead
 from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels, noise_levels
@@ -28,6 +28,7 @@ from .ema import Ema
 from .flow_matching import clean_estimate, flow_matching_loss, interpolate, noise_estimate
 from .gan import adversarial_loss, discriminator_loss
 from .loop import Previews, Step
+from .making import changed
 from .memory import RoleBytes, roles
 from .meter import Meter
 from .pretrain import prepared
@@ -51,7 +52,7 @@ class Distillation:
 
     def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World, ops: Ops | None = None) -> None:
         """`teacher` holds the weights that student and fake model begin with, and is frozen itself."""
-        self.config, self.world, self.cycle = config, world, config.cycle
+        self.config, self.world, self.cycle, self.sampling = config, world, config.cycle, teacher.sampling
         self.total = self.cycle.total(config.training.steps)
         self.times = noise_levels(config.sampling)[:-1]
         self.accumulation = check_ranks(config.training, world.ranks)
@@ -117,7 +118,8 @@ class Distillation:
         """What each role's tensors will take on this rank, by arithmetic."""
         sizes = {name: [math.prod(shape) for shape in engine.shapes.values()] for name, engine in self.engines.items()}
         planned = roles(self.config, sizes["student"], sizes["discriminator"])
-        return {role.name: role.bytes(self.world.rank, self.world.ranks) for role in planned}
+        where = self.world.rank, self.world.ranks, self.accumulation > 1
+        return {role.name: role.bytes(*where) for role in planned}
 
     def bytes(self) -> dict[str, RoleBytes]:
         """What each role's tensors take on this rank, counted."""
@@ -128,7 +130,7 @@ class Distillation:
         """Means since the last call; each role's last gradient norm, and what it holds on this rank now. All ranks call
         this."""
         values = self.meter.read()
-        if values.get("adversarial_gradient"):
+        if "adversarial" in values:
             share = self.config.distillation.adversarial * values["adversarial_gradient"]
             values["gradient_ratio"] = share / max(values["dm_gradient"], 1e-12)
         norms = {f"grad_norm/{name}": engine.gradient_norm() for name, engine in self.engines.items()}
@@ -136,29 +138,34 @@ class Distillation:
         return values | {f"bytes/{name}": float(held.total) for name, held in self.bytes().items()}
 
     def warnings(self, values: dict[str, float]) -> list[str]:
-        """Collapse, and a discriminator that has nothing left to teach."""
+        """Collapse, and a discriminator that has nothing left to teach. Raises KeyError where the student had its turn
+        and a value that tells is not among them."""
         found = []
-        for what, words in (("distance", "like one another"), ("deviation", "silent or flat")):
-            share = values.get(f"{what}_samples", 1.0) / max(values.get(f"{what}_data", 1.0), 1e-9)
+        watched = {"distance": "like one another", "deviation": "silent or flat"} if "dm" in values else {}
+        if self.config.training.micro_batch == 1:
+            watched.pop("distance", None)  # one sample has no neighbour
+        for what, words in watched.items():
+            share = values[f"{what}_samples"] / max(values[f"{what}_data"], 1e-9)
             if share < COLLAPSED:
                 found.append(
                     f"the student's samples become {words}: their {what} is {share:.2f} of the data's; lower "
                     f"student.optimizer.lr, raise fake.optimizer.lr or lower distillation.adversarial"
                 )
-        if values.get("discriminator", 2.0) < WON:
+        if "discriminator" in values and values["discriminator"] < WON:
             found.append(
                 f"the discriminator tells every sample from data (hinge loss {values['discriminator']:.3f}): lower "
                 f"discriminator.optimizer.lr or distillation.adversarial"
             )
         return found
 
-    def preview(self) -> tuple[list[str], Tensor, Tensor]:
-        """The teacher at 50 steps and at the student's number, and the student. All ranks call this."""
+    def preview(self) -> tuple[list[str], Tensor]:
+        """The teacher at 50 steps and at the student's number, as its weights are sampled, and the student. All ranks
+        call this."""
         device, own = self.world.device, self.config.sampling
         if not self.heard:
             frozen = self.teacher.frozen
             for steps in (50, own.steps):
-                sampling = SamplingConfig("euler", steps, self.config.distillation.guidance)
+                sampling = changed(self.sampling, steps, None)
                 self.heard[f"teacher {steps}"] = self.previews.make(frozen.module, sampling, device, frozen.dtype)
         engine = self.engines["student"]
         with engine.computing_with(self.ema.values) as model:
@@ -166,7 +173,7 @@ class Distillation:
         kinds = self.heard | {f"student {own.steps}": student}
         latents = torch.cat(list(kinds.values()))
         names = [f"{name}/{kind}" for kind in kinds for name in self.previews.names]
-        return names, self.previews.codec.decode(latents), latents
+        return names, self.previews.codec.decode(latents)
 
     def _role(self, name: str) -> RoleConfig:
         role: RoleConfig = getattr(self.config, name)

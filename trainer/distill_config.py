@@ -19,6 +19,10 @@ class RoleConfig:
     zero: ZeroConfig = field(default_factory=ZeroConfig)
     precision: Literal["fp32", "bf16"] = "bf16"
 
+    def __post_init__(self) -> None:
+        if self.zero.stage == 0:
+            raise ValueError("zero.stage: 0, where DeepSpeed computes in bf16 in some forwards only; set 1, 2 or 3")
+
 
 @dataclass(frozen=True)
 class TeacherConfig:

@@ -45,12 +45,18 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
         watchdog.connect(world.rank, world.ranks)
         task = Distillation(config, weights, world, backends.choose(config, world, output, config.precision))
         if world.rank == 0:
-            for name, planned in task.planned_bytes().items():
-                parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
-                print(f"{name}: {readable(planned.total)} a rank ({parts})", flush=True)
+            print("\n".join(memory_lines(task)), flush=True)
         reader = Source(config, world)
         peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
         train(task, reader, config, world, output, resume, peak, about, watchdog)
+
+
+def memory_lines(task: Distillation) -> Iterator[str]:
+    """What each role will take, for people."""
+    for name, planned in task.planned_bytes().items():
+        where = ", its host included" if name in task.engines and task.engines[name].offload else ""
+        parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
+        yield f"{name}: {readable(planned.total)} a rank{where} ({parts})"
 
 
 class Source:

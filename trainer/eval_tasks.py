@@ -3,8 +3,8 @@
 B clips, L latent frames, C latent channels.
 
 Every row holds the metric of the sounds (`value`, with the 95 % interval `low` to `high`), the same with conditions
-that are not theirs (`control`), the lower bound of the lead over the control (`lead_low`: in every row, above 0 where
-the condition is followed), and the score of the true scenes through the codec (`ceiling`).
+that are not theirs (`control`), the lead over the control (`lead`, and its lower bound `lead_low`: in every row, above
+0 where the condition is followed), and the score of the true scenes through the codec (`ceiling`).
 """
 
 from collections.abc import Callable, Sequence, Set
@@ -188,6 +188,7 @@ def _row(task: str, scores: tuple[Floats, Floats], seed: int, better: str = "hig
         "low": low,
         "high": high,
         "control": float(controls.mean()),
+        "lead": float(lead.mean()),
         "lead_low": bootstrap_interval(lead, seed)[0],
     }
 

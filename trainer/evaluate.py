@@ -160,7 +160,10 @@ def _timed(candidates: Sequence[Candidate], plan: Plan) -> list[Way]:
     """Every model once as it is sampled, and the first at the plan's other numbers of steps, fewest first."""
     if plan.latency_steps is None:
         return []
-    ways = {(c.generator, c.sampling.steps): c for c in candidates}
+    ways: dict[tuple[Generator, int], Candidate] = {}
+    for candidate in candidates:  # another way to sample weights comes after their own
+        if all(generator is not candidate.generator for generator, _ in ways):
+            ways[candidate.generator, candidate.sampling.steps] = candidate
     first = candidates[0]
     for steps in plan.latency_steps:
         ways.setdefault((first.generator, steps), replace(first, sampling=changed(first.sampling, steps, None)))

@@ -4,7 +4,7 @@ B batch, L latent frames, C latent channels.
 """
 
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ from .kernel_cases import Shape
 from .prompts import prompt_of
 from .request import Request
 from .sounds import make
+
+KEPT = 8  # samplings whose modulations are kept for the next call
 
 
 class Generator:
@@ -55,7 +57,7 @@ class Generator:
         self._runtime = Runtime.here(self.device)
         self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
         self.codec = build_codec(self.model.config.codec, self._runtime)
-        self._levels: tuple[list[float], list[Levels]] = ([], [])  # of the last sampling
+        self._levels_at = lru_cache(KEPT)(self._computed_levels)
 
     @property
     def sample_rate(self) -> int:
@@ -92,6 +94,13 @@ class Generator:
         """(B, L, C). Sample i of a request draws its noise from seed + i, so that it is the same in every batch; or
         from a seed of its own."""
         sampling = sampling or self.sampling
+        return self.sampled(self.velocity(request, sampling), request, seed, sampling)
+
+    @torch.inference_mode()
+    def sampled(
+        self, velocity: Velocity, request: Request, seed: int | Sequence[int], sampling: SamplingConfig
+    ) -> Tensor:
+        """The latents (B, L, C), once the request's velocity is at hand: what the transformer and the sampler do."""
         codec, n = self.model.config.codec, len(request.texts)
         seeds = range(seed, seed + n) if isinstance(seed, int) else seed
         generators = [torch.Generator().manual_seed(s) for s in seeds]
@@ -100,7 +109,6 @@ class Generator:
             noise = [torch.randn(codec.frames, codec.channels, generator=g) for g in generators]
             return torch.stack(noise).to(self.device)
 
-        velocity = self._velocity(request, sampling)
         known = mask = None
         if request.audio is not None and request.given is not None:
             known, mask = request.audio.to(self.device), request.given.unsqueeze(-1).to(self.device)
@@ -111,7 +119,9 @@ class Generator:
         """latents (B, L, C) -> (B, audio_channels, samples) in [-1, 1]."""
         return self.codec.decode(latents)
 
-    def _velocity(self, request: Request, sampling: SamplingConfig) -> Velocity:
+    @torch.inference_mode()
+    def velocity(self, request: Request, sampling: SamplingConfig) -> Velocity:
+        """What a request's samples follow, for one sampling: the encoders and the conditioner have answered, once."""
         guidance, steps = sampling.guidance, iter(self.levels(sampling))
         encoded = self._encode(self.conditions(request))
         n = len(request.texts)
@@ -125,16 +135,13 @@ class Generator:
 
         return guided(backbone, encoded, nothing, guidance)
 
-    @torch.inference_mode()
     def levels(self, sampling: SamplingConfig) -> list[Levels]:
         """What the noise levels of a sampling settle in the backbone, one for each step; kept for the next call."""
-        times = noise_levels(sampling)[:-1]
-        known, levels = self._levels  # at once: several threads sample
-        if known != times:
-            steps = torch.tensor(times, device=self.device).split(1)
-            levels = [self.model.backbone.levels(t) for t in steps]
-            self._levels = (times, levels)
-        return levels
+        return self._levels_at(tuple(noise_levels(sampling)[:-1]))
+
+    @torch.inference_mode()
+    def _computed_levels(self, times: tuple[float, ...]) -> list[Levels]:
+        return [self.model.backbone.levels(t) for t in torch.tensor(times, device=self.device).split(1)]
 
     def _encode(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         return self.model.encode(*conditions.to(self.device, self.dtype).tensors())

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from .files import write_text
+from .report_media import spectrogram
 
 
 class Lines:
@@ -80,20 +80,13 @@ class Logs:
             self.board.add_scalar(name, value, step)
         self.bar.set_postfix({n.split("/")[-1]: f"{values[n]:.4g}" for n in shown if n in values}, refresh=False)
 
-    def sounds(self, step: int, names: list[str], waves: Tensor, spectrograms: Tensor, sample_rate: int) -> None:
-        """waves (B, channels, samples) in [-1, 1] and spectrograms (B, frames, bands) of what the weights make now."""
+    def sounds(self, step: int, names: list[str], waves: Tensor, sample_rate: int) -> None:
+        """waves (B, channels, samples) in [-1, 1] of what the weights make now, each with its spectrogram."""
         if not self.active:
             return
-        for name, wave, spectrogram in zip(names, waves, spectrograms, strict=True):
+        for name, wave in zip(names, waves, strict=True):
             self.board.add_audio(name, wave.mean(0, keepdim=True), step, sample_rate=sample_rate)
-            self.board.add_image(name, picture(spectrogram), step, dataformats="HW")
-
-
-def picture(spectrogram: Tensor) -> np.ndarray:
-    """(frames, bands) -> (bands, frames) uint8, low bands at the bottom, scaled to its own range, enlarged."""
-    x = spectrogram.float().T.flip(0)
-    x = (x - x.min()) / (x.max() - x.min()).clamp_min(1e-6)
-    return (255 * x).byte().repeat_interleave(4, 0).repeat_interleave(4, 1).cpu().numpy()
+            self.board.add_image(name, spectrogram(wave, sample_rate), step, dataformats="HW")
 
 
 class NoiseBins:

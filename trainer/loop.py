@@ -62,8 +62,10 @@ class Task(Protocol):
         """What a person should know of these values, in plain words."""
         ...
 
-    def preview(self) -> tuple[list[str], Tensor, Tensor]:
-        """Names, waves (B, channels, samples) and latents (B, L, C) of what the EMA weights make now."""
+    previews: "Previews"
+
+    def preview(self) -> tuple[list[str], Tensor]:
+        """Names and waves (B, channels, samples) of what the EMA weights make now."""
         ...
 
 
@@ -93,6 +95,8 @@ def train(
     steps, every = task.total, config.logging.every
     with run.alone(output, resume, world.rank), ExitStack() as entered:
         start = restore(task, output, resume, world, *run.rhythm(output, config))
+        if config.logging.samples_every:
+            task.previews.load()
         about = about | {"shards": run.indexes(config)}
         if world.rank == 0:
             run.write_config(output, config)
@@ -192,19 +196,26 @@ class Previews:
 
     def __init__(self, config: BaseConfig) -> None:
         self.config = config
-        prompts, model = config.logging.prompts, config.model
-        self.names = [f"{i} {prompt}" for i, prompt in enumerate(prompts)]
-        if prompts:
-            encode_text = build_text_encoder(model.text)
-            video = torch.zeros(len(prompts), model.video.steps, model.video.dim)
-            audio = torch.zeros(len(prompts), model.codec.frames, model.codec.channels)
-            self.conditions = Conditions(video, audio, *encode_text(list(prompts)))
-            self.nothing = Nothing(encode_text)
+        self.names = [f"{i} {prompt}" for i, prompt in enumerate(config.logging.prompts)]
+
+    def load(self) -> None:
+        """Text encoder and codec, before training rather than at the first sounds: a run that makes none needs neither
+        one's weights."""
+        if self.names:
+            _ = self.asked, self.codec
 
     @functools.cached_property
     def codec(self) -> AudioCodec:
-        """Loaded when sound is first made: a run that makes none needs no codec's weights."""
         return build_codec(self.config.model.codec)
+
+    @functools.cached_property
+    def asked(self) -> tuple[Conditions, Nothing]:
+        """What the prompts are encoded as, and the absence of everything."""
+        model, prompts = self.config.model, list(self.config.logging.prompts)
+        encode_text = build_text_encoder(model.text)
+        video = torch.zeros(len(prompts), model.video.steps, model.video.dim)
+        audio = torch.zeros(len(prompts), model.codec.frames, model.codec.channels)
+        return Conditions(video, audio, *encode_text(prompts)), Nothing(encode_text)
 
     @torch.no_grad()
     def make(self, model: nn.Module, sampling: SamplingConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
@@ -213,6 +224,7 @@ class Previews:
         if not self.names:
             return torch.zeros(shape)
         generator = torch.Generator().manual_seed(0)
-        velocity = guided_velocity(model, dtype, self.conditions.to(device, dtype), self.nothing, sampling.guidance)
+        conditions, nothing = self.asked
+        velocity = guided_velocity(model, dtype, conditions.to(device, dtype), nothing, sampling.guidance)
         with torch.compiler.set_stance("force_eager"):
             return sample(velocity, lambda: torch.randn(shape, generator=generator).to(device), sampling).cpu()

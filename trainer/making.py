@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..models.audiox import SamplingConfig
+from ..models.audiox import Kind, SamplingConfig
 from .request import Request
 
 A = TypeVar("A")
@@ -69,7 +69,9 @@ def side_by_side(
         yield from pool.map(function, parts)
 
 
-def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None) -> SamplingConfig:
+def changed(
+    sampling: SamplingConfig, steps: int | None, guidance: float | None, kind: Kind | None = None
+) -> SamplingConfig:
     """The weights' own sampling with what a user asks for in its place.
 
     Raises:
@@ -81,6 +83,7 @@ def changed(sampling: SamplingConfig, steps: int | None, guidance: float | None)
         raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, {sampling.guidance:g} the weights' own")
     return replace(
         sampling,
+        kind=kind or sampling.kind,
         steps=sampling.steps if steps is None else steps,
         times=sampling.times if steps in (None, sampling.steps) else (),
         guidance=sampling.guidance if guidance is None else guidance,

@@ -92,9 +92,10 @@ def findings(results: dict[str, Row]) -> Iterator[Finding]:
         for way in dict.fromkeys(way for way, _ in ms if way.startswith("ours")):
             yield Finding(f"ms of the student's 4 steps, batch 1, {way}", ms[way, 4], 20, most=True)
             yield Finding("  the teacher's 50 guided steps, times that", ms[way, 50] / ms[way, 4], 12)
-    if memory := results.get("memory"):
-        off = abs(memory["measured_peak"] / memory["planned_peak"] - 1)
-        yield Finding("peak of allocated memory, off its plan by", off, 0.1, most=True)
+    for name, of in (("memory", ""), ("memory_distill", " of distillation")):
+        if memory := results.get(name):
+            off = abs(memory["measured_peak"] / memory["planned_peak"] - 1)
+            yield Finding(f"peak of allocated memory{of}, off its plan by", off, 0.1, most=True)
 
 
 def _trained(result: Row | None, variant: str = "deepspeed") -> Row | None:

@@ -15,8 +15,8 @@ from ..models.encoders.build import build_text_encoder
 from ..models.sampler import levels
 from . import backends, zero
 from .config import check_ranks
-from .data.pairs import FACTS, PairFacts, check_begun, solved_as, to_pair
-from .data.reader import Reader, Samples, check_streams
+from .data.pairs import PAIRS, PairFacts, check_begun, solved_as, to_pair
+from .data.reader import Reader, Samples, check_no_pairs, check_streams
 from .data.record import Record
 from .data.shards import ShardWriter
 from .distill_config import DistillConfig
@@ -40,6 +40,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     """
     ranks, batch = int(os.environ.get("WORLD_SIZE", "1")), config.training.global_batch
     check_ranks(config.training, ranks)
+    check_no_pairs(config)
     check_streams(config, hashes=False)
     backends.check(config.kernels, config.teacher.precision, config.model)
     weights, digest = load_teacher(config, folder)
@@ -58,7 +59,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
         world = zero.start(config.training.threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
         if world.rank == 0:
-            write_json(out / FACTS, strict.to_dict(facts))
+            write_json(out / PAIRS, strict.to_dict(facts))
         held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
         torch.distributed.barrier()  # every rank has looked before any writes
         missing = [part for part, shares in enumerate(held) if not all(shares)]

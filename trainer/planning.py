@@ -93,7 +93,9 @@ def workload(config: BaseConfig, on_gpu: bool = True, tokens: int = 0) -> Worklo
     head = [parameter.numel() for parameter in simulated.head.parameters()]
     models = roles(config, simulated.sizes(), head)
     if any(role.zero is not None and role.zero.offload for role in models):
-        raise ValueError("zero.offload: true, which the arithmetic does not cover; plan with --set zero.offload=false")
+        raise ValueError(  # `Role.bytes` does, but does not say which of them are a GPU's
+            "zero.offload: true, which the arithmetic does not cover; plan with --set zero.offload=false"
+        )
     if isinstance(config, DistillConfig):
         updates = _distillation(config, simulated, tokens)
     else:
@@ -174,24 +176,25 @@ def staged(work: Workload, plan: Arrangement) -> dict[str, Role]:
 def memory(work: Workload, plan: Arrangement, overlap: bool = True, accumulating: bool = True) -> Memory:
     """Of the first rank, which has at least what any other has.
 
-    At stage 3 the gradients of all roles have their place; before it only those of the role whose update it is are
-    there, and where an update has one micro-batch (not `accumulating`) they come while activations go.
+    Some gradients have their place for good (`Role.staying`); of the others only those of the role whose update it is
+    are there, and where an update has one micro-batch (not `accumulating`) they come while activations go.
     """
     models = staged(work, plan)
     held = {name: role.bytes(0, plan.gpus) for name, role in models.items()}
-    always = sum(b.total - (0 if models[name].stage == 3 else b.gradients) for name, b in held.items())
+    comes = {name: b.gradients - models[name].staying(b.gradients) for name, b in held.items()}
+    always = sum(b.total - comes[name] for name, b in held.items())
     stays = sum(role.buckets(overlap) for role in models.values() if role.stage == 3)
     if plan.gpus > 1:
         stays += max((min(role.count, role.live) * role.width for role in models.values() if role.gathered), default=0)
-    worst = most = comes = 0
+    worst = most = passed = 0
     for update in work.updates:
         role, kept = models[update.role], update.activations(plan.micro_batch, plan.checkpointing).peak
-        gradients = 0 if role.stage == 3 else held[role.name].gradients
+        gradients = comes[role.name]
         buckets = 0 if role.stage == 3 else role.buckets(overlap)
         passing = (kept + gradients if accumulating else max(kept, gradients)) + buckets
         worst = max(worst, passing, gradients + role.reducing())
-        most, comes = max(most, kept), max(comes, buckets)
-    return Memory(held, most, stays + comes, always + stays + worst)
+        most, passed = max(most, kept), max(passed, buckets)
+    return Memory(held, most, stays + passed, always + stays + worst)
 
 
 def arranged(work: Workload, plan: Arrangement) -> Memory:

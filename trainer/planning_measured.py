@@ -1,6 +1,7 @@
-"""A plan's memory beside what two steps of the same configuration take on this machine."""
+"""A plan's memory beside what steps of the same configuration take on this machine."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ class Peak:
 
 def measured(config: BaseConfig) -> dict[str, Any]:
     """Bytes of this rank: of each role by arithmetic and counted; of the peak of a step planned and measured, as
-    allocated on a GPU or as growth of resident memory. Of a distillation the step is a student's.
+    allocated on a GPU or as growth of resident memory. Of a distillation the peak is that of the steps of a round.
 
     Raises ValueError where the ranks do not divide the batch, or the configuration asks for what cannot run here.
     """
@@ -59,9 +60,11 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     peak = Peak(world.device)
     peak.forget()
     before = peak.bytes()
-    task, first = _task(config, world, ops)
-    for step in (first, first + 1):  # the first makes what stays
-        peak.forget()
+    task, steps, again = _task(config, world, ops)
+    for step in steps:  # these make what stays, of every role
+        task.step(step, batch)
+    peak.forget()
+    for step in again:
         task.step(step, batch)
     taken = peak.bytes() - before
     if isinstance(task, Distillation):
@@ -84,14 +87,21 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     }
 
 
-def _task(config: BaseConfig, world: zero.World, ops: Ops) -> tuple[Pretraining | Distillation, int]:
-    """And the step that is to be measured."""
+def _task(
+    config: BaseConfig, world: zero.World, ops: Ops
+) -> tuple[Pretraining | Distillation, Iterable[int], Iterable[int]]:
+    """And the steps in which every role is trained, before those that are to be measured."""
     if isinstance(config, RunConfig):
-        return Pretraining(config, world, ops), 0
+        return Pretraining(config, world, ops), (0,), (1,)
     assert isinstance(config, DistillConfig)
+    cycle = config.cycle
+    first = range(cycle.before, cycle.before + cycle.round)
+    second = range(first.stop, first.stop + cycle.round)
+    enough = max(config.training.steps, 2 * cycle.student)  # no step lies behind the end of a schedule
+    config = replace(config, training=replace(config.training, steps=enough))
     with world.device:
         teacher = AudioX(config.model)
-    return Distillation(config, teacher, world, ops), config.cycle.before
+    return Distillation(config, teacher, world, ops), first, second
 
 
 def shown(found: dict[str, Any]) -> str:

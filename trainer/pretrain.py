@@ -91,11 +91,11 @@ class Pretraining:
     def warnings(self, values: dict[str, float]) -> list[str]:
         return []
 
-    def preview(self) -> tuple[list[str], Tensor, Tensor]:
+    def preview(self) -> tuple[list[str], Tensor]:
         """All ranks call this."""
         with self.engine.computing_with(self.ema.values) as model:
             latents = self.previews.make(model, self.config.sampling, self.world.device, self.engine.dtype)
-        return self.previews.names, self.previews.codec.decode(latents), latents
+        return self.previews.names, self.previews.codec.decode(latents)
 
 
 def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:

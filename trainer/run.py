@@ -19,7 +19,7 @@ from . import checkpoint
 from .command import ExitCode
 from .config import BaseConfig, check_ranks, read_json
 from .data.cached import folder_of
-from .data.reader import check_streams
+from .data.reader import check_no_pairs, check_streams
 from .distill_config import DistillConfig
 from .files import hash_file, write_json
 from .fp8 import check_fp8
@@ -66,6 +66,7 @@ def check(config: BaseConfig, output: Path, resume: bool) -> None:
     check_output(output, resume)
     changes = check_unchanged(output, config)
     check_same_shards(output, config)
+    check_no_pairs(config)
     check_streams(config, hashes=False)
     check_same_shards(output, config)  # of a stream in a bucket the index is here only now
     check_text_encoder(config.model.text)

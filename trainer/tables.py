@@ -26,7 +26,13 @@ class Table:
 
 def tables(report: Report) -> list[Table]:
     """All that a report holds."""
-    made = (results_table(report), differences_table(report), tasks_table(report), efficiency_table(report))
+    made = (
+        results_table(report),
+        differences_table(report),
+        tasks_table(report),
+        efficiency_table(report),
+        speed_table(report),
+    )
     return [table for table in made if table.rows]
 
 
@@ -50,12 +56,15 @@ def results_table(report: Report) -> Table:
 
 def differences_table(report: Report) -> Table:
     rows = []
+    fd = {row["model"]: row["fd"] for row in report["results"]}
+    ratios = tuple((f"{key}_ratio", name) for key, name in ACCURACY)
     for row in report.get("differences", []):
-        ratios = tuple((f"{key}_ratio", name) for key, name in ACCURACY)
-        rows.append([Cell(f"{row['model']} − {row['against']}"), *_values(row, ACCURACY)])
-        rows.append([Cell(f"{row['model']} / {row['against']}"), *_values(row, ratios)])
+        own, other = (fd[row[key]] for key in ("model", "against"))
+        rows.append([Cell(f"{row['model']} − {row['against']}"), *_values(row, ACCURACY), Cell(_number(own - other))])
+        times = Cell(_number(own / other) if other else "–")
+        rows.append([Cell(f"{row['model']} / {row['against']}"), *_values(row, ratios), times])
     note = "On the same prompts and from the same noise; a difference whose interval holds 0 tells the two not apart."
-    return Table("Differences", note, ("", *(name for _, name in ACCURACY)), rows)
+    return Table("Differences", note, ("", *(name for _, name in ACCURACY), "FD ↓"), rows)
 
 
 def tasks_table(report: Report) -> Table:
@@ -63,17 +72,18 @@ def tasks_table(report: Report) -> Table:
     for row in tasks_in_order(report):
         arrow = "↑" if row["better"] == "higher" else "↓"
         value = Cell(_number(row["value"]), _interval(row["low"], row["high"]))
-        lead, control, ceiling = Cell(f"{row['lead_low']:+.2f}"), _number(row["control"]), _number(row["ceiling"])
-        rows.append(
-            [Cell(_task(row, report)), Cell(f"{row['metric']} {arrow}"), value, Cell(control), lead, Cell(ceiling)]
-        )
+        own = next(other["lead"] for other in report["tasks"] if other["task"] == row["task"])  # the first model's
+        texts = [_number(row["control"]), f"{row['lead_low']:+.2f}", _number(row["lead"] / own) if own > 0 else "–"]
+        cells = [Cell(text) for text in (*texts, _number(row["ceiling"]))]
+        rows.append([Cell(_task(row, report)), Cell(f"{row['metric']} {arrow}"), value, *cells])
     clips = report["plan"]["tasks"]
     note = (
         f"{clips} unseen clips a task. Control: the same sounds scored against the conditions of the other clips; for "
         f"inpainting, a fill from the same noise without any condition, both without guidance. The lead's lower bound "
-        f"is above 0 where the condition is followed. True: the true scenes through the codec.{_onsets_alone(report)}"
+        f"is above 0 where the condition is followed; then its mean over that of "
+        f"{report['models'][0]['model']}. True: the true scenes through the codec.{_onsets_alone(report)}"
     )
-    return Table("Tasks", note, ("", "measured", "value", "control", "lead, at least", "true"), rows)
+    return Table("Tasks", note, ("", "measured", "value", "control", "lead, at least", "of the first's", "true"), rows)
 
 
 def tasks_in_order(report: Report) -> list[Report]:
@@ -86,12 +96,29 @@ def efficiency_table(report: Report) -> Table:
     rows = []
     for row in report.get("efficiency", []):
         latency = f"{1000 * row['latency_s_mean']:.0f} ± {1000 * row['latency_s_std']:.0f} ms"
-        latents = f"{1000 * row['transformer_s_mean']:.0f} ms"
-        texts = (row["model"], str(row["steps"]), str(row["nfe"]), latency, latents, f"{row['rtf']:.3f}")
+        parts = (f"{1000 * row[f'{part}_s_mean']:.1f} ms" for part in ("encoding", "transformer"))
+        texts = (row["model"], str(row["steps"]), str(row["nfe"]), latency, *parts, f"{row['rtf']:.3f}")
         rows.append([Cell(text) for text in texts])
     device = ", ".join(dict.fromkeys(f"{r['device']}, threads: {r['threads']}" for r in report.get("efficiency", [])))
     note = f"Text to wave at batch 1, mean ± standard deviation of 20 runs after 5 warm-ups, on {device}."
-    return Table("Latency", note, ("", "steps", "NFE", "latency ↓", "of it latents", "RTF ↓"), rows)
+    return Table("Latency", note, ("", "steps", "NFE", "latency ↓", "of it conditioner", "transformer", "RTF ↓"), rows)
+
+
+def speed_table(report: Report) -> Table:
+    rows = []
+    for row in report.get("efficiency", []):
+        for other in row.get("against", []):
+            named = f"{row['model']}, NFE {row['nfe']}, against {other['model']}, NFE {other['nfe']}"
+            times = [
+                Cell(f"{other[part]:.1f}", f"{other[f'{part}_low']:.1f} to {other[f'{part}_high']:.1f}")
+                for part in ("transformer", "end_to_end")
+            ]
+            rows.append([Cell(named), *times])
+    note = (
+        "How many times as fast: the median of the turns of the latencies above, each turn's two beside one another, "
+    )
+    note += "and all but the outer tenths of them."
+    return Table("Speed", note, ("", "transformer ↑", "text to wave ↑"), rows)
 
 
 def as_text(table: Table) -> str:

@@ -112,7 +112,7 @@ class Engine:
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
         self.sharded = hasattr(self.optimizer, "optimizer")  # else plain AdamW on replicated fp32 parameters
-        self.clip = optimizer.clip
+        self.clip, self.offload = optimizer.clip, zero.offload
         self.norm = float("nan")  # of the last gradient, where nothing is sharded
         self._updates = 0
         self._gradient_bytes = 0
@@ -139,16 +139,21 @@ class Engine:
         return applied
 
     def bytes(self, ema: Sequence[Tensor] = ()) -> memory.RoleBytes:
-        """What the role's tensors take on this rank, counted; gradients as they were in the first update."""
+        """What the role's tensors take on this rank, counted, with offload on its host too; gradients as they were in
+        the first update."""
         optimizer = [t for state in self.adamw.state.values() for t in state.values() if isinstance(t, Tensor)]
-        weights = memory.held([*_weights(self.module), *self.shards()])
+        copies = getattr(self.optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", ())
+        weights = memory.held([*_weights(self.module), *self.shards(), *copies])
         return memory.RoleBytes(weights, self._gradient_bytes, memory.held(optimizer), memory.held(ema))
 
     def _gradients(self) -> Iterator[Tensor | None]:
         """Every tensor that holds a gradient between backward and step, at whichever stage."""
         for parameter in self.module.parameters():
             yield parameter.grad
-            yield getattr(parameter, "grad_accum", None)
+            if not self.offload:  # which leaves there what lies in the bucket that reduced it
+                yield getattr(parameter, "grad_accum", None)
+        yield from (shard.grad for shard in self.shards())
+        yield from getattr(self.optimizer, "accumulated_grads_in_cpu", {}).values()
         yield getattr(self.optimizer, "grad_partitions_flat_buffer", None)
         yield from getattr(self.optimizer, "fp32_groups_gradients_flat", ())
         for group in getattr(self.optimizer, "averaged_gradients", {}).values():

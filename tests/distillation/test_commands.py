@@ -1,6 +1,7 @@
 """Pairs, distillation, export and sound as a user types them, on random weights."""
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -22,8 +23,10 @@ from audiox_turbo.trainer.data.record import from_columns
 from audiox_turbo.trainer.data.streaming_import import StreamingDataset
 from audiox_turbo.trainer.draws import Draws
 from audiox_turbo.trainer.generator import load_weights
+from audiox_turbo.trainer.memory import readable
 from audiox_turbo.trainer.teacher import Teacher
 from audiox_turbo.trainer.verify import verify
+from tests.distillation.conftest import ROLES
 from tests.distillation_ranks import teacher
 from tests.launching import run_ranks
 from tests.small import ROOT, small_distill_config
@@ -104,6 +107,13 @@ def test_pairs_of_another_kind_are_not_mixed(commands):
     assert "was begun with guidance 3.0, now it is 5.0" in done.stderr
 
 
+def test_pairs_are_no_data(commands):
+    (part,) = commands.folder.glob("pairs/part_*")
+    done = commands.with_teacher("distill", "--output", commands.folder / "fed", "--set", f"data.streams.0.path={part}")
+    assert done.returncode == 1 and "data.streams.0.path: " in done.stderr and "warm_start.pairs" in done.stderr
+    assert not (commands.folder / "fed").exists()
+
+
 def test_pairs_of_another_guidance_start_no_student(commands):
     done = commands.with_teacher("distill", "--output", commands.folder / "other", "--set", "distillation.guidance=5")
     assert done.returncode == 1
@@ -121,6 +131,10 @@ def test_from_pairs_to_sound(commands):
     trained = [{key.split("/")[1] for key in line if key.startswith("grad_norm/")} for line in lines]
     assert trained[0] == {"student"} and trained[-1] == {"student", "fake", "discriminator"}
     assert all(line[key] > 0 for line in lines for key in line if key.startswith("grad_norm/"))
+    for role in (*ROLES, "teacher"):  # what was planned is said before, what is counted stands in the log
+        counted = int(lines[-1][f"bytes/{role}"])
+        assert re.search(rf"^{role}: {re.escape(readable(counted))} a rank \(weights ", done.stdout, re.MULTILINE)
+    assert lines[-1]["bytes/teacher"] == 4 * sum(p.numel() for p in teacher(commands.config).parameters())
     assert commands.run("convert", out, "--out", weights).returncode == 0
     assert load_weights(weights).sampling == commands.config.sampling
     for folder in (commands.folder / "pairs", out, weights):

@@ -87,9 +87,17 @@ PLANNED = {
     for number in range(4)
     for precision in ("fp32", "bf16")
 }
+GROUPS = "deepspeed=" + json.dumps({"zero_optimization": {"sub_group_size": 20_000}})
+PLANNED["planned in groups"] = stage(3, GROUPS)
 PLANNED["planned accumulated"] = stage(2, "training.micro_batch=2")
 PLANNED["planned in shares"] = stage(3, SHARES)
 PLANNED["planned in shares, accumulated"] = stage(3, SHARES, "training.micro_batch=2", "training.precision=bf16")
+# Updates of two micro-batches on one rank, of one on two.
+OFFLOADED = {
+    f"offloaded {number} {precision}": stage(number, f"training.precision={precision}", "zero.offload=true")
+    for number in (1, 2, 3)
+    for precision in ("fp32", "bf16")
+}
 
 TWO_RANKS = [
     *[Item(f"curve {s}", "losses", stage(s, *CURVE)) for s in range(4)],
@@ -110,7 +118,7 @@ TWO_RANKS = [
     Item("full disk", "full_disk", stage(2)),
     Item("reload 3", "reload", stage(3, *CURVE), arguments={"source": "curve 2"}),
     Item("reload 0", "reload", stage(0, *CURVE), arguments={"source": "curve 2"}),
-    *[Item(name, "counted", overrides) for name, overrides in PLANNED.items()],
+    *[Item(name, "counted", overrides) for name, overrides in (PLANNED | OFFLOADED).items()],
 ]
 OTHERS = [
     (number, precision)
@@ -148,7 +156,7 @@ ONE_RANK = [
     Item("one from three", "reload", stage(1, *CURVE), arguments={"source": "curve 3"}),
     Item("one from zero", "reload", stage(3, *CURVE), arguments={"source": "curve 0"}),
     Item("preview", "preview", stage(2)),
-    *[Item(name, "counted", overrides, folder=f"{name}, one") for name, overrides in PLANNED.items()],
+    *[Item(name, "counted", overrides, folder=f"{name}, one") for name, overrides in (PLANNED | OFFLOADED).items()],
 ]
 
 

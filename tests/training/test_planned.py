@@ -3,10 +3,12 @@
 import pytest
 
 from audiox_turbo.trainer.gpus import GPUS
+from audiox_turbo.trainer.memory import roles
 from audiox_turbo.trainer.planning import Arrangement, workload
 from audiox_turbo.trainer.planning_time import Cluster, spent
+from audiox_turbo.trainer.simulated import Simulated
 from tests.small import small_config
-from tests.training.launches import PLANNED
+from tests.training.launches import OFFLOADED, PLANNED
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +27,17 @@ def test_bytes_of_tensors_and_buffers_are_those_of_a_run(launch, works, name):
     for rank, result in enumerate(launch.results(name)):
         planned = role.bytes(rank, launch.ranks)
         assert result["held"] == planned.__dict__
+        assert result["staying"] == role.staying(planned.gradients)
         assert result["buffers"] == role.buckets(overlap=False)
+
+
+@pytest.mark.parametrize("name", OFFLOADED)
+def test_bytes_with_offload_are_those_of_a_run(launch, name):
+    config = small_config(None, *OFFLOADED[name])
+    simulated = Simulated(config.model, config.training.precision, None, config.model.text.max_tokens)
+    (role,) = roles(config, simulated.sizes(), ())
+    for rank, result in enumerate(launch.results(name)):
+        assert result["held"] == role.bytes(rank, launch.ranks, accumulating=launch.ranks == 1).__dict__
 
 
 @pytest.mark.parametrize("name", PLANNED)
@@ -42,6 +54,11 @@ def test_bytes_that_are_sent_are_those_of_a_run(two, works, name):
         sent += logged.get("all_gather_into_tensor", 0)  # which logs a rank's own share
         assert update.sent == pytest.approx(sent, rel=0.05 if stage == 3 else 1e-3)
     assert update.between == 0
+
+
+def test_groups_of_stage_3_are_several(works):
+    role, one = (works[name].roles[0].bytes(0, 1) for name in ("planned in groups", "planned small 3 fp32"))
+    assert role.optimizer > one.optimizer
 
 
 def test_the_sizes_differ(works):

@@ -156,7 +156,7 @@ class TestMovingAverage:
     def test_sound_in_the_middle_of_training_changes_nothing(self, one):
         result = one.results("preview")[0]
         assert result["same"] and result["shape"] == [2, 1, 16384]
-        assert np.isfinite(result["latents"]).all()
+        assert np.isfinite(result["waves"]).all()
 
 
 class TestSchedule:

@@ -21,12 +21,10 @@ from ...models.encoders.base import TextEncoder
 from ..config import DataConfig, StreamConfig, read_json
 from ..distill_config import DistillConfig
 from ..draws import Draws
-from .reader import Reader, Samples
+from .reader import PAIRS, Reader, Samples
 from .record import Record
 from .shards import ShardError
 from .tasks import Assembler, Batch, Choice
-
-FACTS = "pairs.json"
 
 
 @dataclass(frozen=True)
@@ -70,9 +68,9 @@ def solved_as(config: DistillConfig, teacher: str) -> dict[str, Any]:
 
 def read_facts(base: Path) -> PairFacts:
     """Raises ShardError where the folder holds no pairs, or is not whole."""
-    if not (base / FACTS).is_file():
-        raise ShardError(f"{base / FACTS} is missing: no folder of launch/pairs.py")
-    facts: PairFacts = strict.parse(PairFacts, read_json(base / FACTS))
+    if not (base / PAIRS).is_file():
+        raise ShardError(f"{base / PAIRS} is missing: no folder of launch/pairs.py")
+    facts: PairFacts = strict.parse(PairFacts, read_json(base / PAIRS))
     missing = [folder.name for folder in facts.folders(base) if not folder.is_dir()]
     if missing:
         raise ShardError(
@@ -96,9 +94,9 @@ def check_pairs(config: DistillConfig, teacher: str) -> None:
 
 def check_begun(base: Path, facts: PairFacts) -> None:
     """Raises ValueError where a folder of pairs was begun otherwise, naming what differs."""
-    if not (base / FACTS).exists():
+    if not (base / PAIRS).exists():
         return
-    before, now = read_json(base / FACTS), strict.to_dict(facts)
+    before, now = read_json(base / PAIRS), strict.to_dict(facts)
     for name in now:
         if before.get(name) != now[name]:
             raise ValueError(

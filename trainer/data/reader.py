@@ -27,6 +27,7 @@ from .tasks import Assembler, Batch
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
 TURN = Path(SHARED if SHARED.is_dir() else tempfile.gettempdir(), f"audiox-turbo-{os.getuid()}.lock")
 PATIENCE = 60.0  # seconds
+PAIRS = "pairs.json"  # in the folder above those that launch/pairs.py wrote
 
 
 class LoaderError(ShardError):
@@ -290,6 +291,17 @@ def _refuse_stale(taken: set[str]) -> None:
         raise ValueError(
             f"{names}: shared memory of another job, or left by one that was killed; if none runs here, remove {remedy}"
         )
+
+
+def check_no_pairs(config: BaseConfig) -> None:
+    """Raises ValueError where a stream is a part of a folder of pairs, which looks like any folder of shards, and holds
+    what a teacher made."""
+    for place, stream in enumerate(config.data.streams):
+        if not is_remote(stream.path) and (Path(stream.path).parent / PAIRS).is_file():
+            raise ValueError(
+                f"data.streams.{place}.path: {stream.path} holds a teacher's endpoints of launch/pairs.py; give shards "
+                f"of launch/prepare.py here, and the pairs as warm_start.pairs"
+            )
 
 
 def check_streams(config: BaseConfig, hashes: bool) -> int:

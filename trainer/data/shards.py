@@ -258,10 +258,15 @@ def check_shard(path: Path, shard: dict[str, Any], hashes: bool, advance: Callab
     """Checks one shard of the folder `path` against its entry in the index; `advance` hears of bytes as they are read.
     Raises what `check_shards` does."""
     found = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
+    if missing := COLUMNS.keys() - found.keys():
+        raise ShardError(
+            f"{path / 'index.json'}: no column {', '.join(sorted(missing))}, there are {', '.join(found)}; prepare the "
+            f"folder again"
+        )
     if found != COLUMNS or shard["compression"]:
         raise ShardError(
             f"{path / 'index.json'}: columns {found}, compression {shard['compression']!r}; "
-            f"expected uncompressed {COLUMNS}"
+            f"expected uncompressed {COLUMNS}; prepare the folder again"
         )
     raw = shard["raw_data"]
     file = path / raw["basename"]
