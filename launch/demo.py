@@ -25,7 +25,7 @@ from audiox_turbo.trainer.hardware import free_port, quick_precision
 from audiox_turbo.trainer.sealed import MANIFEST
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
-FEW, MANY, WAYS = 4, (50, 100, 200), ("4", "4:euler", "4:euler:1")  # steps of Table II; of the teacher in few
+STEPS, WAYS = ("4", "50", "100", "200"), ("4", "4:euler", "4:euler:1")  # those of Table II; the teacher in few
 PACE = 0.8  # of the operations a second that the teacher's training reached: what its distillation does
 
 
@@ -36,7 +36,7 @@ class Demo:
         self.a = arguments
         self.out: Path = arguments.out
         self.out.mkdir(parents=True, exist_ok=True)
-        self.clock = self.out / "seconds.json"  # kept, so that a demo in several goes adds up to the whole
+        self.clock = self.out / "seconds.json"  # of a demo in several goes
         self.times: dict[str, float] = json.loads(self.clock.read_text()) if self.clock.exists() else {}
 
     def run(self, name: str, done: Path, *command: str) -> None:
@@ -47,8 +47,7 @@ class Demo:
         begin = time.perf_counter()
         # One cache of compiled code for the calibration and the training proper.
         environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(self.out.absolute() / "compiled")}
-        bin_folder = Path(sys.executable).parent
-        environment["PATH"] = f"{bin_folder}{os.pathsep}{environment['PATH']}"
+        environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
         if code := subprocess.call(command, env=environment):
             raise ValueError(f"the command above failed with exit code {code}")
         self.times[name] = time.perf_counter() - begin
@@ -73,14 +72,12 @@ class Demo:
         trial, count = self.out / "calibration", self.a.calibration
         done = step_folder(trial, count) / MANIFEST
         self.run("calibrate", done, *self.training(trial, count), "--resume")
-        lines = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
-        late = lines[len(lines) // 2 :]  # the first steps compile
-        speed = len(late) / sum(1 / line["samples_per_s"] for line in late)
+        speed = training_facts(trial)["samples_per_s"]
         batch = json.loads((trial / "config.json").read_text())["training"]["global_batch"]
         return max(count, int(60 * self.a.minutes * speed / batch))
 
-    def distillation(self, teacher: Path, weights: Path) -> tuple[list[str], list[str]]:
-        """The commands that make the pairs and the student, as long as the student's minutes allow on this machine."""
+    def distillation(self, teacher: Path, weights: Path, student: Path, seed: int) -> tuple[list[str], list[str]]:
+        """The commands that make the pairs and a student, as long as the student's minutes allow on this machine."""
         run, pairs = json.loads((teacher / "config.json").read_text()), self.out / "pairs"
         streams = [f"data.streams.{i}.path={s['path']}" for i, s in enumerate(run["data"]["streams"])]
         overrides = [f"model={json.dumps(run['model'])}", *streams, *in_precision(quick_precision())]
@@ -90,14 +87,15 @@ class Demo:
         count, updates, steps = divided(config, PACE * 60 * self.a.student_minutes * speed)
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
         made = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
-        distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(self.out / "student"), "--resume"]
+        distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(student), "--resume"]
         settled = [f"warm_start.pairs={pairs}", f"warm_start.updates={updates}", f"training.steps={steps}"]
+        settled.append(f"training.seed={seed}")
         return made + _sets(overrides), distilled + _sets([*overrides, *settled])
 
     def go(self) -> None:
         out, python = self.out, sys.executable
-        scenes, teacher, student = out / "scenes", out / "teacher", out / "student"
-        weights, fast, report = out / "weights" / "teacher", out / "weights" / "student", out / "evaluation.json"
+        scenes, teacher, exports = out / "scenes", out / "teacher", out / "weights"
+        weights, report = exports / "teacher", out / "evaluation.json"
         prepare = ["launch/prepare.py", "scenes", "--config", str(self.a.config), "--out", str(scenes)]
         prepare += ["--clips", str(self.a.clips), "--seed", "0", "--workers", str(os.cpu_count() or 1)]
         self.run("shards", scenes, python, *prepare)
@@ -107,20 +105,22 @@ class Demo:
             self.run("train", weights, *self.training(teacher, steps), "--resume")
         self.run("export", weights, python, "launch/convert.py", str(teacher), "--out", str(weights))
         models = {weights: teacher}
-        if self.a.student_minutes:
+        for seed in range(self.a.students if self.a.student_minutes else 0):
+            name = f"student-{seed}" if seed else "student"
+            student, fast = out / name, exports / name
             if not fast.exists():
-                pairs, distill = self.distillation(teacher, weights)
-                self.run("pairs", fast, *pairs)
-                self.run("distill", fast, *distill)
-            self.run("export student", fast, python, "launch/convert.py", str(student), "--out", str(fast))
+                pairs, distil = self.distillation(teacher, weights, student, seed)
+                self.run("pairs", exports / "student", *pairs)
+                self.run(f"distil {name}", fast, *distil)
+            self.run(f"export {name}", fast, python, "launch/convert.py", str(student), "--out", str(fast))
             models[fast] = student
         evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
         evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", quick_precision()]
-        evaluate += ["--also", *WAYS, "--latency-steps", *map(str, (FEW, *MANY)), "--out", str(report)]
-        page = ["--html", str(out / "report.html"), "--run", *map(str, models.values())]
-        self.run("evaluate", report, python, *evaluate, *page)
-        named = {run.name: run for run in models.values()}
-        compose(json.loads(report.read_text()), named, scenes, self.times, out / "report.json")
+        evaluate += [*(["--first", self.a.first] if self.a.first else []), "--also", *WAYS, "--latency-steps", *STEPS]
+        evaluate += ["--out", str(report), "--html", str(out / "report.html"), "--run", *map(str, models.values())]
+        self.run("evaluate", report, python, *evaluate)
+        runs = {run.name: run for run in models.values()}
+        compose(json.loads(report.read_text()), runs, scenes, self.times, out / "report.json")
         print(f"-- done in {sum(self.times.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}", flush=True)
 
 
@@ -139,6 +139,8 @@ def main() -> int:
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help=argparse.SUPPRESS)
     parser.add_argument("--student", type=Path, default=Path("configs/distill_tiny.json"), help="its configuration")
     parser.add_argument("--student-minutes", type=float, default=8, help="to distil it; 0 makes none (default: 8)")
+    parser.add_argument("--students", type=int, default=1, help="how many, of seeds 0, 1, ... (default: 1)")
+    parser.add_argument("--first", metavar="N", help="steps of the teacher when judged (default: what it says)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the teacher's")
     parser.add_argument("--set-student", action="append", default=[], metavar="KEY=VALUE", help="and the student's")
     return command.exit_code(Demo(parser.parse_args()).go)

@@ -26,12 +26,14 @@ TEACHER = (
 
 
 @pytest.mark.slow
-def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path) -> None:
+@pytest.mark.parametrize("students", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: int) -> None:
     out = tmp_path / "demo"
     # A judge that has hardly learnt: what it says is not the point here.
     load_or_train_judge(out / "judge", load_config(root / "configs/tiny.json").model.codec, steps=2)
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
     command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
+    command += ["--students", str(students), *(["--first", "3"] if students > 1 else [])]
     command += [word for setting in (*SMALL, *TEACHER) for word in ("--set", setting)]
     command += [word for setting in STUDENT for word in ("--set-student", setting)]
     _goes_through(command, root, tmp_path / "said")
@@ -40,20 +42,22 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path) -> None:
     assert {"host", "data", "judge", "chance", "teacher", "student", "efficiency"} <= report.keys()
     assert report["chance"].keys() >= {"cat_acc", "cnt_acc", "ord_acc", "ts_acc"}
     tasks = {"T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion"}
-    for name, ways in {"teacher": [(2, 4), (4, 8), (4, 8), (4, 4)], "student": [(4, 4)]}.items():
+    own, names = (2 if students == 1 else 3), ["student", "student-1"][:students]
+    ways_of = {"teacher": [(own, 2 * own), (4, 8), (4, 8), (4, 4)]} | {name: [(4, 4)] for name in names}
+    for name, ways in ways_of.items():
         model = report[name]
         assert model["steps"] >= 4 and model["minutes"] > 0 and model["samples_per_s"] > 0
         assert [(row["steps"], row["nfe"]) for row in model["results"]] == ways
         assert {row["task"] for row in model["tasks"]} == tasks and model["results"][0]["prompts"] == 4
     timed = [(row["model"], row["steps"], row["nfe"]) for row in report["efficiency"]]
-    assert timed == [*(("teacher", n, 2 * n) for n in (2, 4, 50, 100, 200)), ("student", 4, 4)]
+    assert timed == [*(("teacher", n, 2 * n) for n in (own, 4, 50, 100, 200)), *((name, 4, 4) for name in names)]
     faster = {row["nfe"]: row["transformer"] for row in report["efficiency"][-1]["against"]}
-    assert list(faster) == [4, 8, 100, 200, 400] and faster[400] > faster[100] > 5
+    assert list(faster) == [2 * own, 8, 100, 200, 400] and faster[400] > faster[100] > 5
     assert report["efficiency"][0]["rtf"] > 0
     assert {"dm", "fake", "discriminator", "adversarial"} <= report["student"].keys()
     page = (out / "report.html").read_text()
-    assert page.count("<audio") == 4 * 6  # a prompt a type: the true scene, the teacher in four ways, the student
-    assert page.count("<figcaption>teacher</figcaption>") == page.count("<figcaption>student</figcaption>") == 4
+    assert page.count("<audio") == 4 * (5 + students)  # a prompt a type: the true scene, the teacher in four ways
+    assert all(page.count(f"<figcaption>{name}</figcaption>") == 4 for name in ways_of)
     assert not re.findall("https?://[^ ]*", page.split("</style>")[1]), "it needs no network"
 
     assert _goes_through(command, root, tmp_path / "said").count("there already") >= 3

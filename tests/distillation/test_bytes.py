@@ -42,7 +42,8 @@ def test_offload_changes_what_is_held_and_no_loss(two):
         assert offloaded["bytes"][role]["optimizer"] == own["bytes"][role]["optimizer"]
     losses = {"warm_start", "dm", "adversarial", "fake", "discriminator"}
     for row, other in zip(offloaded["rows"], own["rows"], strict=True):
-        assert row["changed"] == other["changed"]
+        changed, usual = ({name for name in of["changed"] if "gradients" not in name} for of in (row, other))
+        assert changed == usual  # and with offload the gradients stay
         seen = losses & set(other["values"])
         assert seen and losses & set(row["values"]) == seen
         for loss in seen:
