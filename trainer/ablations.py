@@ -30,7 +30,7 @@ from .hardware import quick_precision
 
 METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "fd", "kl", "is")
 VALIDATION, TEST = 1, 2  # seeds of the prompts that choose, and of those that are reported
-EARLY, LATE = [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
+UNIFORM, EARLY, LATE = [0.25] * 4, [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def groups(depth: int, lr: float, updates: int) -> list[Variant]:
     ]
     student += [
         Variant("steps drawn", name, (f"distillation.probabilities={shares}",))
-        for name, shares in (("early", EARLY), ("late", LATE))
+        for name, shares in (("uniform", UNIFORM), ("early", EARLY), ("late", LATE))
     ]
     student += [
         Variant("adversarial loss", f"{value:g}" if value else "off", (f"distillation.adversarial={value}",))
