@@ -4,7 +4,7 @@ B batch, L latent frames, C latent channels.
 """
 
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..models.audiox import AudioX, SamplingConfig
 from ..models.encoders.base import VideoEncoder
 from ..models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ..models.encoders.runtime import Runtime
-from ..models.mmdit import Levels
+from ..models.mmdit import Levels, MMDiT
 from ..models.sampler import Velocity, guided, noise_levels, sample
 from . import backends
 from .data.tasks import Conditions
@@ -57,7 +57,7 @@ class Generator:
         self._runtime = Runtime.here(self.device)
         self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
         self.codec = build_codec(self.model.config.codec, self._runtime)
-        self._levels_at = lru_cache(KEPT)(self._computed_levels)
+        self._levels_at = lru_cache(KEPT)(partial(_levels, self.model.backbone, self.device))
 
     @property
     def sample_rate(self) -> int:
@@ -139,12 +139,13 @@ class Generator:
         """What the noise levels of a sampling settle in the backbone, one for each step; kept for the next call."""
         return self._levels_at(tuple(noise_levels(sampling)[:-1]))
 
-    @torch.inference_mode()
-    def _computed_levels(self, times: tuple[float, ...]) -> list[Levels]:
-        return [self.model.backbone.levels(t) for t in torch.tensor(times, device=self.device).split(1)]
-
     def _encode(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         return self.model.encode(*conditions.to(self.device, self.dtype).tensors())
+
+
+@torch.inference_mode()
+def _levels(backbone: MMDiT, device: torch.device, times: tuple[float, ...]) -> list[Levels]:
+    return [backbone.levels(t) for t in torch.tensor(times, device=device).split(1)]
 
 
 def found_device(name: torch.device | str | None) -> torch.device:

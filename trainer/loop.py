@@ -95,8 +95,7 @@ def train(
     steps, every = task.total, config.logging.every
     with run.alone(output, resume, world.rank), ExitStack() as entered:
         start = restore(task, output, resume, world, *run.rhythm(output, config))
-        if config.logging.samples_every:
-            task.previews.load()
+        task.previews.load()
         about = about | {"shards": run.indexes(config)}
         if world.rank == 0:
             run.write_config(output, config)
@@ -199,10 +198,13 @@ class Previews:
         self.names = [f"{i} {prompt}" for i, prompt in enumerate(config.logging.prompts)]
 
     def load(self) -> None:
-        """Text encoder and codec, before training rather than at the first sounds: a run that makes none needs neither
-        one's weights."""
-        if self.names:
-            _ = self.asked, self.codec
+        """Text encoder and codec, before training rather than at the first sounds; a run that makes none needs neither
+        one's weights. Raises ValueError where they are missing."""
+        if self.names and self.config.logging.samples_every:
+            try:
+                _ = self.asked, self.codec
+            except ValueError as error:
+                raise ValueError(f"{error}; or set logging.samples_every to 0, which makes no sounds") from None
 
     @functools.cached_property
     def codec(self) -> AudioCodec:

@@ -13,11 +13,12 @@ import torch
 
 from audiox_turbo.models.audiox import AudioX
 from audiox_turbo.trainer import checkpoint
-from audiox_turbo.trainer.config import ScheduleConfig
+from audiox_turbo.trainer.config import ScheduleConfig, load_config
+from audiox_turbo.trainer.loop import Previews
 from audiox_turbo.trainer.rng import Purpose, sample_rng
 from audiox_turbo.trainer.schedule import learning_rate
 from tests.ranks import made_up
-from tests.small import small_config
+from tests.small import ROOT, small_config
 from tests.training.launches import (
     CURVE,
     FOUR_RANKS,
@@ -157,6 +158,15 @@ class TestMovingAverage:
         result = one.results("preview")[0]
         assert result["same"] and result["shape"] == [2, 1, 16384]
         assert np.isfinite(result["waves"]).all()
+
+
+@pytest.mark.parametrize("part", ["text", "codec"])
+def test_sounds_whose_weights_are_missing_are_refused_before_training(part):
+    words = '{"kind": "words", "dim": 768, "max_tokens": 128, "round_to": 32}'
+    own = ["model.text.weights=nowhere"] if part == "text" else [f"model.text={words}", "model.codec.weights=nowhere"]
+    with pytest.raises(ValueError, match=rf"model\.{part}\.weights: 'nowhere'.*set logging\.samples_every to 0"):
+        Previews(load_config(ROOT / "configs/2p7b.json", own)).load()
+    Previews(load_config(ROOT / "configs/2p7b.json", [*own, "logging.samples_every=0"])).load()
 
 
 class TestSchedule:
