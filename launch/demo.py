@@ -134,7 +134,7 @@ def main() -> int:
     parser.add_argument("--config", type=Path, default=Path("configs/tiny.json"))
     parser.add_argument("--minutes", type=float, default=8.5, help="for the teacher's training (default: 8.5)")
     parser.add_argument("--clips", type=int, default=16000, help="procedural clips to train on (default: 16000)")
-    parser.add_argument("--prompts", type=int, default=100, help="unseen prompts of each type (default: 100)")
+    parser.add_argument("--prompts", type=int, default=300, help="unseen prompts of each type (default: 300)")
     parser.add_argument("--tasks", type=int, default=100, help="clips a task is judged on (default: 100)")
     parser.add_argument("--calibration", type=int, default=CALIBRATION, help=argparse.SUPPRESS)
     parser.add_argument("--student", type=Path, default=Path("configs/distill_tiny.json"), help="its configuration")

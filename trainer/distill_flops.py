@@ -7,7 +7,7 @@ from .distill_config import DistillConfig
 from .flops import forward_flops
 from .schedule import Phase
 
-PAIRS, PASSES = 0.95, 4  # the share of a small budget for pairs and the regression on them, which passes so often
+PAIRS, PASSES = 0.98, 4  # the share of a small budget for pairs and the regression on them, which passes so often
 
 
 def update_flops(config: DistillConfig, phase: Phase, k: int, text_tokens: int) -> int:
