@@ -41,7 +41,7 @@ $(STAMP):
 demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sound; ARGS="..."
 	@$(PY) launch/demo.py $(ARGS)
 
-test: $(STAMP)  ## all tests but the long ones, a few minutes at most; ARGS="..."
+test: $(STAMP)  ## all tests but the long ones, a quarter of an hour on two cores; ARGS="..."
 	@$(PY) -m pytest -m 'not long' $(ARGS)
 
 test-long: $(STAMP)  ## the long ones; ARGS="..."
