@@ -51,9 +51,9 @@ test-long: $(STAMP)  ## the long ones; ARGS="..."
 lint: $(STAMP)  ## ruff and mypy
 	@$(PY) -m ruff check .
 	@$(PY) -m ruff format --check .
-	@mkdir -p .venv/types/audiox_turbo
-	@for f in $(FOLDERS); do ln -sfn ../../../$$f .venv/types/audiox_turbo/$$f; done
-	@$(PY) -m mypy $(FOLDERS:%=-p audiox_turbo.%) | sed 's,^\.venv/types/audiox_turbo/,,'
+	@mkdir -p .venv/types/audiox_trainer
+	@for f in $(FOLDERS); do ln -sfn ../../../$$f .venv/types/audiox_trainer/$$f; done
+	@$(PY) -m mypy $(FOLDERS:%=-p audiox_trainer.%) | sed 's,^\.venv/types/audiox_trainer/,,'
 
 format: $(STAMP)  ## let ruff rewrite what it can
 	@$(PY) -m ruff check --fix .

@@ -1,4 +1,4 @@
-"""Packages the top-level folders as `audiox_turbo.<folder>`.
+"""Packages the top-level folders as `audiox_trainer.<folder>`.
 
 The folders are namespace packages (no `__init__.py`), so that a plain `kernels` or `models` on the path never shadows a
 package of that name in site-packages: transformers imports Hugging Face's `kernels`.
@@ -8,24 +8,24 @@ from setuptools import find_namespace_packages, setup
 
 FOLDERS = ("trainer", "models", "kernels", "launch")
 
-packages = ["audiox_turbo.configs"]
+packages = ["audiox_trainer.configs"]
 for folder in FOLDERS:
-    packages.append(f"audiox_turbo.{folder}")
+    packages.append(f"audiox_trainer.{folder}")
     below = find_namespace_packages(folder, exclude=["*__pycache__*"])
-    packages.extend(f"audiox_turbo.{folder}.{sub}" for sub in below)
+    packages.extend(f"audiox_trainer.{folder}.{sub}" for sub in below)
 
 setup(
-    name="audiox-turbo",
+    name="audiox-trainer",
     version="0.1.0",
     description="Pretraining and four-step distillation of multimodal audio generators with DeepSpeed",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=packages,
-    package_dir={f"audiox_turbo.{folder}": folder for folder in (*FOLDERS, "configs")},
+    package_dir={f"audiox_trainer.{folder}": folder for folder in (*FOLDERS, "configs")},
     package_data={
-        "audiox_turbo.configs": ["*.json"],
-        "audiox_turbo.launch.slurm": ["*"],
-        "audiox_turbo.trainer.data": ["*.json"],
+        "audiox_trainer.configs": ["*.json"],
+        "audiox_trainer.launch.slurm": ["*"],
+        "audiox_trainer.trainer.manifest": ["*.json"],
     },
     # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
     # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.

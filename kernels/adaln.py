@@ -97,7 +97,7 @@ def same_rows(*modulation: Tensor) -> tuple[Tensor, ...]:
     return tuple(m.contiguous() for m in modulation)
 
 
-@torch.library.custom_op("audiox_turbo::layer_norm_modulate", mutates_args=())
+@torch.library.custom_op("audiox_trainer::layer_norm_modulate", mutates_args=())
 def _layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, and for the backward pass mean and 1/deviation (B, L)."""
     B, L, W = x.shape
@@ -114,7 +114,7 @@ def _(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), mean, rstd
 
 
-@torch.library.custom_op("audiox_turbo::layer_norm_modulate_backward", mutates_args=())
+@torch.library.custom_op("audiox_trainer::layer_norm_modulate_backward", mutates_args=())
 def _layer_norm_modulate_backward(
     x: Tensor, dy: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -106,7 +106,7 @@ def _backward(
         tl.store(dscale + place, sum_scale, mask=inside)
 
 
-@torch.library.custom_op("audiox_turbo::gated_residual", mutates_args=())
+@torch.library.custom_op("audiox_trainer::gated_residual", mutates_args=())
 def _gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     B, L, W = x.shape
     x, branch, (gate,) = x.contiguous(), branch.contiguous(), same_rows(gate)
@@ -121,7 +121,7 @@ def _(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     return x.new_empty(x.shape)
 
 
-@torch.library.custom_op("audiox_turbo::gated_residual_backward", mutates_args=())
+@torch.library.custom_op("audiox_trainer::gated_residual_backward", mutates_args=())
 def _gated_residual_backward(dnew: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """-> the gradients at branch and gate."""
     B, L, W = branch.shape
@@ -153,7 +153,7 @@ def _gradients(ctx: Any, dnew: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 _gated_residual.register_autograd(_gradients, setup_context=_save)
 
 
-@torch.library.custom_op("audiox_turbo::gated_residual_norm", mutates_args=())
+@torch.library.custom_op("audiox_trainer::gated_residual_norm", mutates_args=())
 def _gated_residual_norm(
     x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -174,7 +174,7 @@ def _(x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> 
     return x.new_empty(x.shape), x.new_empty(x.shape), mean, rstd
 
 
-@torch.library.custom_op("audiox_turbo::gated_residual_norm_backward", mutates_args=())
+@torch.library.custom_op("audiox_trainer::gated_residual_norm_backward", mutates_args=())
 def _gated_residual_norm_backward(
     new: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, dnew: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -429,7 +429,7 @@ def _rotated(shapes: _Shapes, which: int, streams: tuple[tuple[Tensor, ...], ...
     return rotated
 
 
-@torch.library.custom_op("audiox_turbo::joint_attention", mutates_args=())
+@torch.library.custom_op("audiox_trainer::joint_attention", mutates_args=())
 def _joint_attention(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
     qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,
@@ -462,7 +462,7 @@ def _(
     return x, c, qkv_x.new_empty((shapes.B * shapes.H, shapes.L + shapes.C), dtype=torch.float32)
 
 
-@torch.library.custom_op("audiox_turbo::joint_attention_backward", mutates_args=())
+@torch.library.custom_op("audiox_trainer::joint_attention_backward", mutates_args=())
 def _joint_attention_backward(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
     qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,

@@ -48,7 +48,7 @@ def _backward(ab, dy, dab, hidden, BLOCK: tl.constexpr):
     tl.store(dab + row * 2 * hidden + hidden + column, (g * a * sigmoid).to(dab.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("audiox_turbo::swiglu", mutates_args=())
+@torch.library.custom_op("audiox_trainer::swiglu", mutates_args=())
 def _swiglu(ab: Tensor) -> Tensor:
     ab, hidden = ab.contiguous(), ab.shape[-1] // 2
     y = ab.new_empty((*ab.shape[:-1], hidden))
@@ -61,7 +61,7 @@ def _(ab: Tensor) -> Tensor:
     return ab.new_empty((*ab.shape[:-1], ab.shape[-1] // 2))
 
 
-@torch.library.custom_op("audiox_turbo::swiglu_backward", mutates_args=())
+@torch.library.custom_op("audiox_trainer::swiglu_backward", mutates_args=())
 def _swiglu_backward(ab: Tensor, dy: Tensor) -> Tensor:
     ab, dy = ab.contiguous(), dy.contiguous()
     dab, hidden = torch.empty_like(ab), dy.shape[-1]

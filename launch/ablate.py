@@ -10,14 +10,23 @@ on one set of prompts (bold) and reported on another.
 """
 
 import argparse
+import json
+import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from audiox_turbo.trainer import command
+from tqdm import tqdm
+
+from audiox_trainer.trainer.core import cli
+
+if TYPE_CHECKING:
+    from audiox_trainer.trainer.evaluation.ablations import Ablations, Variant
 
 
 def parse() -> argparse.Namespace:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     parser.add_argument("--pairs", required=True, type=Path, help="folder of launch/pairs.py, made with this teacher")
     parser.add_argument("--out", required=True, type=Path, help="folder of everything; one begun is gone on with")
@@ -33,19 +42,68 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
+    """The name of the run and of its weights; what has been judged is not trained again."""
+    from audiox_trainer.trainer.evaluation.ablations import folder_name
+
+    name, plan = folder_name(variant, seed), ablations.plan
+    run, weights = plan.out / name, plan.out / "weights" / name
+    if weights.exists() or ablations.is_judged(name):
+        return name
+    command = ["launch/pretrain.py", "--config", str(plan.pretraining)]
+    if not variant.teacher:
+        command = ["launch/distill.py", "--config", str(plan.student), "--teacher", str(plan.teacher)]
+    sets = [word for override in ablations.overrides(variant, seed) for word in ("--set", override)]
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / "output.txt").open("a") as log:
+        for line in (
+            [*command, "--output", str(run), "--resume", *sets],
+            ["launch/convert.py", str(run), "--out", str(weights)],
+        ):
+            done = subprocess.run([sys.executable, *line], stdout=log, stderr=subprocess.STDOUT)
+            if done.returncode:
+                raise ValueError(f"{name} failed with exit code {done.returncode}: see {run / 'output.txt'}")
+    return name
+
+
+def judge(ablations: "Ablations", name: str) -> None:
+    """On both sets of prompts; what was judged before is kept."""
+    from audiox_trainer.trainer.core.hardware import quick_precision
+    from audiox_trainer.trainer.evaluation.ablations import TEST, VALIDATION
+
+    plan = ablations.plan
+    for prompts in (VALIDATION, TEST):
+        if f"{prompts}" in ablations.results.get(name, {}):
+            continue
+        report = plan.out / name / f"report-{prompts}.json"
+        command = [sys.executable, "launch/evaluate.py", "--weights", str(plan.out / "weights" / name)]
+        command += ["--judge", str(plan.judge), "--prompts", str(plan.prompts), "--tasks", "0"]
+        command += ["--dtype", quick_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise ValueError(f"{name} could not be judged: {done.stderr.splitlines()[-1] if done.stderr else ''}")
+        ablations.add(name, prompts, json.loads(report.read_text()))
+
+
 def run(a: argparse.Namespace) -> None:
-    from audiox_turbo.trainer.ablations import Ablations, Plan
+    """Train and convert what is not there yet, some runs at a time, and judge each as it comes."""
+    from audiox_trainer.trainer.evaluation.ablations import Ablations, Plan
 
     plan = Plan(
         a.out, a.config, a.pretraining, a.teacher, a.pairs, a.judge, a.samples, a.seeds, a.prompts, tuple(a.set)
     )
-    Ablations(plan, a.only).run(a.parallel)
-    print((a.out / "table.md").read_text())
+    ablations = Ablations(plan, a.only)
+    jobs = ablations.jobs()
+    with ThreadPoolExecutor(a.parallel) as pool, tqdm(total=len(jobs), unit=" runs", desc="ablations") as bar:
+        for name in pool.map(lambda job: train(ablations, *job), jobs):
+            judge(ablations, name)
+            bar.update()
+    print(ablations.write_tables().read_text())
 
 
 def main() -> int:
     arguments = parse()
-    return command.exit_code(lambda: run(arguments))
+    return cli.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 examples:
   python launch/bench.py kernels --config configs/2p7b.json --batch 30 --out kernels.json
-  python launch/bench.py train --config configs/tiny.json
   deepspeed --num_gpus 2 launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
   python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
@@ -23,24 +22,24 @@ from typing import Any
 
 import torch
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.config import load_config
-from audiox_turbo.trainer.distill_config import load_distill_config
-from audiox_turbo.trainer.files import write_json
+from audiox_trainer.trainer.core import cli
+from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.distill_config import load_distill_config
+from audiox_trainer.trainer.core.files import write_json
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def parse() -> argparse.Namespace:
-    parser = command.parser(__doc__)
-    command.add_launched(parser)
+    parser = cli.parser(__doc__)
+    cli.add_launched(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     kernels = commands.add_parser("kernels", help="each operation of a block by every implementation that runs here")
-    kernels.add_argument("--batch", type=command.positive, help="samples (default: the configuration's micro-batch)")
+    kernels.add_argument("--batch", type=cli.positive, help="samples (default: the configuration's micro-batch)")
     kernels.add_argument("--dtype", choices=DTYPES, default="bf16", help="(default: bf16)")
-    kernels.add_argument("--inner", type=command.positive, default=10, help="calls in a turn (default: 10)")
+    kernels.add_argument("--inner", type=cli.positive, default=10, help="calls in a turn (default: 10)")
     train = commands.add_parser("train", help="training steps through DeepSpeed against a plain PyTorch loop")
-    train.add_argument("--inner", type=command.positive, default=5, help="steps in a turn (default: 5)")
+    train.add_argument("--inner", type=cli.positive, default=5, help="steps in a turn (default: 5)")
     train.add_argument("--only", choices=("deepspeed", "plain"), default="", help="one of them (default: all)")
     train.add_argument("--batches", nargs="+", type=int, default=[], help="also steps of so many samples")
     distill = commands.add_parser("distill", help="a round of distillation against its parts timed alone")
@@ -63,17 +62,17 @@ def parse() -> argparse.Namespace:
     for kind in (decode, prepare):
         kind.add_argument("--seconds", type=float, default=30, help="of the film that is made (default: 30)")
     for kind, clips in ((infer, 1), (encode, 4)):
-        kind.add_argument("--batch", type=command.positive, default=clips, help=f"clips together (default: {clips})")
+        kind.add_argument("--batch", type=cli.positive, default=clips, help=f"clips together (default: {clips})")
     for kind in (kernels, train, distill, infer, data, save, encode, decode, prepare):
-        command.add_config(kind)
-        kind.add_argument("--rounds", type=command.positive, default=10, help="turns that are measured (default: 10)")
+        cli.add_config(kind)
+        kind.add_argument("--rounds", type=cli.positive, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
     return parser.parse_args()
 
 
 def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.set)
-    from audiox_turbo.trainer import bench_kernels
+    from audiox_trainer.trainer.benchmarks import kernels as bench_kernels
 
     batch, dtype = arguments.batch or config.training.micro_batch, getattr(torch, DTYPES[arguments.dtype])
     result = bench_kernels.kernels(config.model, batch, dtype, arguments.rounds, arguments.inner)
@@ -83,7 +82,7 @@ def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.set)
-    from audiox_turbo.trainer import bench  # imports DeepSpeed
+    from audiox_trainer.trainer.benchmarks import train as bench  # imports DeepSpeed
 
     result = bench.train(config, arguments.rounds, arguments.inner, arguments.only, arguments.batches)
     print(*bench.table(result), sep="\n")
@@ -92,7 +91,7 @@ def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_distill_config(arguments.config, arguments.set)
-    from audiox_turbo.trainer import bench_distill  # imports DeepSpeed
+    from audiox_trainer.trainer.benchmarks import distill as bench_distill
 
     result = bench_distill.distill(config, arguments.rounds, not arguments.no_parts)
     print(*bench_distill.table(result), sep="\n")
@@ -101,11 +100,11 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
     config = load_config(arguments.config, arguments.set)
-    from audiox_turbo.models.audiox import SamplingConfig
-    from audiox_turbo.trainer import bench_infer
+    from audiox_trainer.models.audiox import SamplingConfig
+    from audiox_trainer.trainer.benchmarks import sample as bench_infer
 
-    samplings = [SamplingConfig("renoise", steps=4, guidance=1.0)]
-    samplings += [SamplingConfig(steps=steps, guidance=3.0) for steps in arguments.steps]
+    guided = [SamplingConfig(steps=steps, guidance=3.0) for steps in arguments.steps]
+    samplings = [SamplingConfig("renoise", steps=4, guidance=1.0), *guided]
     dtype = getattr(torch, DTYPES[arguments.dtype])
     result = bench_infer.infer(config.model, samplings, arguments.batch, dtype, arguments.rounds, config.kernels)
     print(*bench_infer.table(result), sep="\n")
@@ -114,7 +113,8 @@ def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run_other(a: argparse.Namespace) -> dict[str, Any]:
     config = load_config(a.config, a.set)
-    bench = importlib.import_module(f"audiox_turbo.trainer.bench_{a.command}")  # some import DeepSpeed
+    where = "launch.bench_" if a.command == "prepare" else "trainer.benchmarks."
+    bench = importlib.import_module(f"audiox_trainer.{where}{a.command}")  # some import DeepSpeed
     if a.command == "data":
         result = bench.data(config, a.samples, a.rounds, a.folder, a.train)
     elif a.command == "save":
@@ -143,7 +143,7 @@ def main() -> int:
         if arguments.out and not others:
             write_json(arguments.out, result)
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,11 @@ import json
 import sys
 from pathlib import Path
 
-from audiox_turbo.trainer import command
+from audiox_trainer.trainer.core import cli
 
 
 def parse() -> argparse.Namespace:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     split = commands.add_parser("split", help="hold a share of each category out")
     split.add_argument("--manifest", required=True, type=Path)
@@ -35,17 +35,17 @@ def parse() -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from audiox_turbo.trainer import classify
-    from audiox_turbo.trainer.generator import Generator
+    from audiox_trainer.trainer.evaluation import recordings
+    from audiox_trainer.trainer.generation.generator import Generator
 
     if arguments.command == "split":
-        counts = classify.split(arguments.manifest, arguments.out, arguments.least, arguments.held, arguments.seed)
+        counts = recordings.split(arguments.manifest, arguments.out, arguments.least, arguments.held, arguments.seed)
         for name, (train, held) in counts.items():
             print(f"{name:20} {train:4} to train on, {held:3} held out")
         return
     folder = arguments.recordings
     sets = folder / "train.jsonl", folder / "held.jsonl"
-    result = classify.judge(Generator(arguments.weights), *sets, arguments.each, arguments.seed)
+    result = recordings.judge(Generator(arguments.weights), *sets, arguments.each, arguments.seed)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} right")
     print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} called what was asked for")
@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse()
-    return command.exit_code(lambda: run(arguments))
+    return cli.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -13,12 +13,12 @@ They load without DeepSpeed: AudioX.from_pretrained("weights/tiny").
 import sys
 from pathlib import Path
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.export import export
+from audiox_trainer.trainer.checkpoint.export import export
+from audiox_trainer.trainer.core import cli
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run, or the released file of an encoder's weights")
     parser.add_argument("--out", required=True, type=Path, help="folder of the weights; must not exist")
     parser.add_argument("--raw", action="store_true", help="the last step's weights instead of their moving average")
@@ -35,7 +35,7 @@ def main() -> int:
 
     def run() -> None:
         if arguments.encoder:
-            from audiox_turbo.trainer.encoder_weights import convert_clip, convert_synchformer
+            from audiox_trainer.trainer.checkpoint.import_encoders import convert_clip, convert_synchformer
 
             convert = {"synchformer": convert_synchformer, "clip": convert_clip}[arguments.encoder]
             count = convert(arguments.run, arguments.out)
@@ -46,7 +46,7 @@ def main() -> int:
         source = export(arguments.run, arguments.out, kind=kind, dtype=arguments.dtype, step=arguments.step)
         print(f"{arguments.out}: {'raw' if arguments.raw else 'EMA'} weights of {source}, {arguments.dtype}")
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

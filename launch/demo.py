@@ -15,14 +15,14 @@ from pathlib import Path
 
 import torch
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.checkpoint import step_folder
-from audiox_turbo.trainer.demo_report import compose, training_facts
-from audiox_turbo.trainer.distill_config import in_precision, load_distill_config
-from audiox_turbo.trainer.distill_flops import divided
-from audiox_turbo.trainer.flops import training_flops
-from audiox_turbo.trainer.hardware import free_port, quick_precision
-from audiox_turbo.trainer.sealed import MANIFEST
+from audiox_trainer.trainer.checkpoint.load import step_folder
+from audiox_trainer.trainer.core import cli as command
+from audiox_trainer.trainer.core.distill_config import in_precision, load_distill_config
+from audiox_trainer.trainer.core.hardware import free_port, quick_precision
+from audiox_trainer.trainer.core.integrity import MANIFEST
+from audiox_trainer.trainer.cost.distill_operations import divided
+from audiox_trainer.trainer.cost.operations import training_flops
+from audiox_trainer.trainer.evaluation.demo_report import compose, training_facts
 
 CALIBRATION = 60  # training steps that tell how many fit into the budget
 STEPS, WAYS = ("4", "50", "100", "200"), ("4", "4:euler", "4:euler:1")  # those of Table II; the teacher in few

@@ -9,25 +9,27 @@ examples:
 import sys
 from pathlib import Path
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_trainer.trainer.core import cli
+from audiox_trainer.trainer.core.distill_config import load_distill_config
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
-    command.add_config(parser, "the run's JSON file, see configs/distill_*.json")
+    parser = cli.parser(__doc__)
+    cli.add_config(parser, "the run's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
-    command.add_output(parser)
-    command.add_launched(parser)
+    cli.add_output(parser)
+    cli.add_launched(parser)
     arguments = parser.parse_args()
 
     def run() -> None:
-        config, output = load_distill_config(arguments.config, arguments.set), command.output(arguments)
-        from audiox_turbo.trainer.distill_run import distill  # imports DeepSpeed, seconds that a typo need not cost
+        config, output = load_distill_config(arguments.config, arguments.set), cli.output(arguments)
+        from audiox_trainer.trainer.training.distill import (
+            distill,  # imports DeepSpeed, seconds that a typo need not cost
+        )
 
         distill(config, arguments.teacher, output, arguments.resume)
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

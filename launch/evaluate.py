@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from audiox_turbo.trainer import command
+from audiox_trainer.trainer.core import cli
 
 SAMPLERS = ("euler", "renoise")
 
@@ -34,7 +34,7 @@ def _way(text: str) -> tuple[int, float | None, str]:
 
 
 def parse() -> argparse.Namespace:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--weights", required=True, nargs="+", type=Path, help="folders made by launch/convert.py")
     parser.add_argument("--out", required=True, type=Path, help="JSON file of the report")
     parser.add_argument("--html", type=Path, help="also write a page with tables, sounds and spectrograms")
@@ -64,13 +64,13 @@ def parse() -> argparse.Namespace:
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from audiox_turbo.trainer.evaluate import Candidate, Plan, evaluate
-    from audiox_turbo.trainer.files import hash_file, write_json
-    from audiox_turbo.trainer.generator import Generator
-    from audiox_turbo.trainer.making import changed
-    from audiox_turbo.trainer.parts import Parts
-    from audiox_turbo.trainer.report import write_html
-    from audiox_turbo.trainer.tables import as_text, tables
+    from audiox_trainer.models.sampler import changed
+    from audiox_trainer.trainer.core.files import hash_file, write_json
+    from audiox_trainer.trainer.evaluation.evaluate import Candidate, Plan, evaluate
+    from audiox_trainer.trainer.evaluation.report import write_html
+    from audiox_trainer.trainer.evaluation.result_cache import Parts
+    from audiox_trainer.trainer.evaluation.tables import as_text, tables
+    from audiox_trainer.trainer.generation.generator import Generator
 
     latency = None if arguments.no_latency else tuple(arguments.latency_steps)
     plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, latency)
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse()
-    return command.exit_code(lambda: run(arguments))
+    return cli.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

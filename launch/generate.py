@@ -19,17 +19,17 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from audiox_turbo.trainer import command
+from audiox_trainer.trainer.core import cli
 
 if TYPE_CHECKING:
-    from audiox_turbo.trainer.jobs import Job
+    from audiox_trainer.trainer.generation.jobs import Job
 
 OF_ONE = ("text", "video", "start", "audio", "mask", "continue_from", "prefix", "out")
 OF_ALL = ("seconds", "task", "seed", "steps", "guidance")
 
 
 def parse() -> argparse.Namespace:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--weights", required=True, type=Path, help="folder made by launch/convert.py")
     add("--text", help="what to hear")
@@ -71,8 +71,8 @@ def jobs(a: argparse.Namespace) -> "list[Job]":
         raise ValueError("--prompts and --out-dir belong together: a file of prompts, and a folder for their sounds")
     if not (a.prompts or a.out):
         raise ValueError("--out: the file to write is missing")
-    from audiox_turbo.trainer.jobs import jobs_of
-    from audiox_turbo.trainer.prompts import prompt_of, read_prompts
+    from audiox_trainer.trainer.generation.jobs import jobs_of
+    from audiox_trainer.trainer.generation.prompts import prompt_of, read_prompts
 
     if a.prompts:
         return jobs_of(read_prompts(a.prompts, _given(a, OF_ALL)), a.out_dir, a.count)
@@ -90,12 +90,12 @@ def _given(a: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
 def run(a: argparse.Namespace) -> None:
     import torch
 
-    from audiox_turbo.kernels.ops import KernelsConfig
-    from audiox_turbo.trainer.generator import Generator
-    from audiox_turbo.trainer.jobs import make_folders
-    from audiox_turbo.trainer.production import Manifest, produce
-    from audiox_turbo.trainer.prompts import listed
-    from audiox_turbo.trainer.sounds import sampling_of
+    from audiox_trainer.kernels.ops import KernelsConfig
+    from audiox_trainer.trainer.core.messages import listed
+    from audiox_trainer.trainer.generation.batch_run import Manifest, produce
+    from audiox_trainer.trainer.generation.generator import Generator
+    from audiox_trainer.trainer.generation.jobs import make_folders
+    from audiox_trainer.trainer.generation.long_form import sampling_of
 
     make_folders(a.jobs)
     begin = time.perf_counter()
@@ -137,7 +137,7 @@ def _tell(job: "Job", sound: Any, took: float) -> None:
 
 def main() -> int:
     arguments = parse()
-    return command.exit_code(lambda: run(arguments))
+    return cli.exit_code(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ elif (($(gpu memory.total) < 130000)); then
     # Four roles of 2.4 B parameters do not fit: those of the largest model that is made for one GPU, and beside its parts.
     parts=() distilled+=(--set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('$memory'))['model']))")")
 fi
-"$PYTHON" -c 'import audiox_turbo, deepspeed' 2>/dev/null || {
-    echo "$PYTHON has no audiox_turbo or DeepSpeed: run make setup, or name another with PYTHON=" >&2
+"$PYTHON" -c 'import audiox_trainer, deepspeed' 2>/dev/null || {
+    echo "$PYTHON has no audiox_trainer or DeepSpeed: run make setup, or name another with PYTHON=" >&2
     exit 1
 }
 mkdir -p "$OUT" || exit
@@ -68,7 +68,7 @@ train() {  # name, seconds, arguments: a step of one micro-batch, by the operati
 
 # 560 s in all, what matters most first: a part that is stuck takes nothing from those after it. A GPU's parts spend
 # theirs on importing (12 s each) and compiling (which later ones find done), not on the steps that are measured.
-part tests 55 "$PYTHON" -m pytest -q tests/test_triton.py -m 'not long' -k "$chosen" -p no:cacheprovider
+part tests 55 "$PYTHON" -m pytest -q tests/kernels/test_triton.py -m 'not long' -k "$chosen" -p no:cacheprovider
 bench kernels 140 kernels --config "$full" --batch "$batch"
 train train_full 85 --set zero.stage=1 --only deepspeed "${other[@]}"
 bench distill 65 distill --config "$distill" "${distilled[@]}" "${parts[@]}"

@@ -8,24 +8,24 @@ examples:
 import sys
 from pathlib import Path
 
-from audiox_turbo.trainer import command
+from audiox_trainer.trainer.core import cli
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("folder", type=Path, help="of JSON files named as launch/measure.sh names them")
     parser.add_argument("--charts", type=Path, help="folder for charts as SVG (default: none)")
     arguments = parser.parse_args()
 
     def run() -> None:
-        from audiox_turbo.trainer.measured import draw, findings, read
+        from audiox_trainer.trainer.benchmarks.goals import draw, findings, read
 
         results = read(arguments.folder)
         print(*(finding.line() for finding in findings(results)), sep="\n")
         if arguments.charts:
             print(*draw(results, arguments.charts), sep="\n")
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -12,31 +12,33 @@ import os
 import sys
 from pathlib import Path
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.distill_config import load_distill_config
+from audiox_trainer.trainer.core import cli
+from audiox_trainer.trainer.core.distill_config import load_distill_config
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
-    command.add_config(parser, "the distillation's JSON file, see configs/distill_*.json")
+    parser = cli.parser(__doc__)
+    cli.add_config(parser, "the distillation's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     parser.add_argument("--out", required=True, type=Path, help="folder of the pairs; one begun alike is gone on with")
     parser.add_argument("--count", type=int, default=10000, help="pairs, up to a whole batch more (default: 10000)")
-    command.add_launched(parser)
+    cli.add_launched(parser)
     arguments = parser.parse_args()
     if arguments.count < 1:
         parser.error(f"--count {arguments.count} must be at least 1")
 
     def run() -> None:
         config = load_distill_config(arguments.config, arguments.set)
-        command.cache_compiled(arguments.out)
-        from audiox_turbo.trainer.pairs import make_pairs  # imports DeepSpeed, seconds that a typo need not cost
+        cli.cache_compiled(arguments.out)
+        from audiox_trainer.trainer.training.make_pairs import (
+            make_pairs,  # imports DeepSpeed, seconds that a typo need not cost
+        )
 
         count = make_pairs(config, arguments.teacher, arguments.out, arguments.count)
         if os.environ.get("RANK", "0") == "0":
             print(f"{arguments.out}: {count} pairs")
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.config import BaseConfig
-from audiox_turbo.trainer.distill_config import load_training
-from audiox_turbo.trainer.files import write_text
-from audiox_turbo.trainer.gpus import GPUS, Gpu
+from audiox_trainer.trainer.core import cli
+from audiox_trainer.trainer.core.config import BaseConfig
+from audiox_trainer.trainer.core.distill_config import load_training
+from audiox_trainer.trainer.core.files import write_text
+from audiox_trainer.trainer.core.gpu_specs import GPUS, Gpu
 
 
 def chosen(name: str) -> Gpu:
@@ -30,9 +30,9 @@ def chosen(name: str) -> Gpu:
 
 
 def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from audiox_turbo.trainer import planning_report, planning_scaling  # the model, seconds a typo need not cost
-    from audiox_turbo.trainer.planning import workload
-    from audiox_turbo.trainer.planning_time import Cluster
+    from audiox_trainer.trainer.cost import plan_report, plan_scaling  # the model, seconds a typo need not cost
+    from audiox_trainer.trainer.cost.plan import workload
+    from audiox_trainer.trainer.cost.plan_time import Cluster
 
     if arguments.each and len(arguments.gpus) == 1:
         raise ValueError(
@@ -43,22 +43,22 @@ def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, A
     clusters = [Cluster(chosen(arguments.gpu), n, arguments.per_node, *speeds) for n in arguments.gpus]
     work, about = workload(config, tokens=arguments.text_tokens), {"config": str(arguments.config)}
     if len(clusters) > 1:
-        found = about | planning_scaling.figures(work, clusters, arguments.each)
-        return found, planning_scaling.shown(found)
-    found = about | planning_report.figures(work, clusters[0])
-    return found, planning_report.shown(found)
+        found = about | plan_scaling.figures(work, clusters, arguments.each)
+        return found, plan_scaling.shown(found)
+    found = about | plan_report.figures(work, clusters[0])
+    return found, plan_report.shown(found)
 
 
 def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
-    from audiox_turbo.trainer.planning_measured import measured, shown  # imports DeepSpeed
+    from audiox_trainer.trainer.benchmarks.memory import measured, shown  # imports DeepSpeed
 
     found = measured(config)
     return found, shown(found)
 
 
 def parse() -> argparse.Namespace:
-    parser = command.parser(__doc__)
-    command.add_config(parser, "JSON file of a pretraining or a distillation, see configs/")
+    parser = cli.parser(__doc__)
+    cli.add_config(parser, "JSON file of a pretraining or a distillation, see configs/")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8], help="how many (default 8); several: a short table")
     parser.add_argument("--gpu", default="h100", help=f"which: {', '.join(GPUS)} (default h100)")
     parser.add_argument("--per-node", type=int, default=8, help="GPUs a node (default 8)")
@@ -82,7 +82,7 @@ def main() -> int:
         if arguments.json:
             write_text(arguments.json, json.dumps(found, indent=1) + "\n")
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,11 @@ import os
 import sys
 from pathlib import Path
 
-from audiox_turbo.trainer import command
+from audiox_trainer.trainer.core import cli
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("."), help="folder that checkpoints will go to")
     parser.add_argument("--disk", type=float, help="GB that must be free there (default: what --of needs)")
     parser.add_argument("--memory", type=float, help="GB that must be free on every GPU (default: what --of needs)")
@@ -36,28 +36,28 @@ def main() -> int:
         metavar="COMMAND",
         help="a command of launch/, last: if it trains, nodes must have what its configuration needs",
     )
-    command.add_launched(parser)
+    cli.add_launched(parser)
     arguments = parser.parse_args()
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         parser.error(f"{', '.join(missing)}: not set; start it with a launcher, as the examples do")
 
     def run() -> None:
-        from audiox_turbo.trainer.preflight import Wanted, preflight, report
+        from audiox_trainer.trainer.resilience.preflight import Wanted, preflight, report
 
         names = ("output", "disk", "memory", "clock", "bandwidth", "megabytes", "patience")
         given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         wanted = Wanted(**given)
         if arguments.of and Path(arguments.of[0]).stem in ("pretrain", "distill"):
-            from audiox_turbo.trainer.distill_config import load_training
-            from audiox_turbo.trainer.wanted import from_config
+            from audiox_trainer.trainer.core.distill_config import load_training
+            from audiox_trainer.trainer.training.node_requirements import from_config
 
-            of = command.parser(None)
-            command.add_config(of)
+            of = cli.parser(None)
+            cli.add_config(of)
             training, _ = of.parse_known_args(arguments.of)
             wanted = from_config(wanted, load_training(training.config, training.set), given)
         report(preflight(wanted))
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

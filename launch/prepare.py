@@ -7,8 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.data import manifest_commands
+from audiox_trainer.launch import manifest_commands
+from audiox_trainer.trainer.core import cli
 
 EPILOG = """examples:
   python launch/prepare.py scan recordings --out clips.jsonl
@@ -63,7 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--device", help="of the encoders (default: this rank's GPU, else the CPU, in the workers)")
     files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
     scenes.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
-    command.add_launched(parser)
+    cli.add_launched(parser)
     for kind in (scenes, files):
         kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
         kind.add_argument("--seed", type=int, default=0, help="of scenes and of captions (default %(default)s)")
@@ -93,31 +93,31 @@ def main() -> int:
     """Exits with 0 when at least one clip was written, and otherwise with a sentence that says why not."""
     args = parse()
     if hasattr(args, "act"):
-        return command.exit_code(lambda: args.act(args))
+        return cli.exit_code(lambda: args.act(args))
     # Worker processes import this file again; what only the parent needs (mosaicml-streaming takes seconds) is in here.
-    from audiox_turbo.trainer.config import load_config
+    from audiox_trainer.trainer.core.config import load_config
 
     def scenes() -> None:
-        from audiox_turbo.trainer.data.prepare import prepare_scenes
+        from audiox_trainer.trainer.prepare.scenes import prepare_scenes
 
         model = load_config(args.config, args.set).model
         print(f"{args.out}: {prepare_scenes(args.out, model, args.clips, args.seed, args.music_share, args.workers)}")
 
     def files() -> None:
-        from audiox_turbo.trainer.config import parse_file
-        from audiox_turbo.trainer.data.filters import FiltersConfig
-        from audiox_turbo.trainer.data.prepare_files import Place, prepare_files
-        from audiox_turbo.trainer.data.store import local_folder
+        from audiox_trainer.trainer.core.config import parse_file
+        from audiox_trainer.trainer.data.storage import local_folder
+        from audiox_trainer.trainer.prepare.engine import Place, prepare_files
+        from audiox_trainer.trainer.prepare.filters import FiltersConfig
 
         model = load_config(args.config, args.set).model
         filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
-        command.cache_compiled(local_folder(args.out))
+        cli.cache_compiled(local_folder(args.out))
         place = replace(Place.here(args.device), limit=args.limit, unreachable=args.unreachable)
         summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
         if place.rank == 0:
             print(f"{args.out}: {summary}")
 
-    return command.exit_code(scenes if args.kind == "scenes" else files)
+    return cli.exit_code(scenes if args.kind == "scenes" else files)
 
 
 if __name__ == "__main__":

@@ -8,24 +8,26 @@ examples:
 
 import sys
 
-from audiox_turbo.trainer import command
-from audiox_turbo.trainer.config import load_config
+from audiox_trainer.trainer.core import cli
+from audiox_trainer.trainer.core.config import load_config
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
-    command.add_config(parser)
-    command.add_output(parser)
-    command.add_launched(parser)
+    parser = cli.parser(__doc__)
+    cli.add_config(parser)
+    cli.add_output(parser)
+    cli.add_launched(parser)
     arguments = parser.parse_args()
 
     def run() -> None:
-        config, output = load_config(arguments.config, arguments.set), command.output(arguments)
-        from audiox_turbo.trainer.pretrain import pretrain  # imports DeepSpeed, seconds that a typo need not cost
+        config, output = load_config(arguments.config, arguments.set), cli.output(arguments)
+        from audiox_trainer.trainer.training.pretrain import (
+            pretrain,  # imports DeepSpeed, seconds that a typo need not cost
+        )
 
         pretrain(config, output, arguments.resume)
 
-    return command.exit_code(run)
+    return cli.exit_code(run)
 
 
 if __name__ == "__main__":

@@ -13,25 +13,25 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from audiox_turbo.trainer import command
+from audiox_trainer.trainer.core import cli
 
 
 def main() -> int:
-    parser = command.parser(__doc__)
+    parser = cli.parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="one of these, or a folder that holds some")
     parser.add_argument("--rate", type=int, metavar="ROUNDS", help="compare its speed with the disk's and the hash's")
     arguments = parser.parse_args()
 
     def run(path: Path) -> None:
-        from audiox_turbo.trainer.bench_verify import rates
-        from audiox_turbo.trainer.verify import verify
+        from audiox_trainer.trainer.benchmarks.verify import rates
+        from audiox_trainer.trainer.checkpoint.verify import verify
 
         if arguments.rate is not None:
             print(rates(path, arguments.rate))
         else:
             verify(path, tqdm.write)
 
-    return max(command.exit_code(partial(run, path)) for path in arguments.paths)
+    return max(cli.exit_code(partial(run, path)) for path in arguments.paths)
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class WeightsConfig:
     sampling: SamplingConfig | None = None
 
 
-class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-turbo"):
+class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
     """The trained part of AudioX-Base and AudioX-Turbo: everything but the frozen encoders and the codec.
 
     `from_pretrained` passes the two sections of `config.json` as they were read; they are parsed strictly.

@@ -4,12 +4,14 @@ B batch, L latent frames, C latent channels, W width.
 """
 
 import itertools
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from .audiox import SamplingConfig
+from .audiox import Kind, SamplingConfig
 
 Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (B, L, C), t (B,)) -> v (B, L, C)
 Draw = Callable[[], Tensor]  # fresh noise (B, L, C) at every call
@@ -111,3 +113,29 @@ def renoise(
 
 def _padded(h: Tensor, tokens: int) -> Tensor:
     return torch.nn.functional.pad(h, (0, 0, 0, tokens - h.shape[1]))
+
+
+def changed(
+    sampling: SamplingConfig, steps: int | None, guidance: float | None, kind: Kind | None = None
+) -> SamplingConfig:
+    """The weights' own sampling with what a user asks for in its place.
+
+    Raises:
+        ValueError: there is no step, or the guidance is negative or not finite.
+    """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps: {steps}; a sampler takes at least 1")
+    if guidance is not None and not 0 <= guidance < math.inf:
+        raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, {sampling.guidance:g} the weights' own")
+    return replace(
+        sampling,
+        kind=kind or sampling.kind,
+        steps=sampling.steps if steps is None else steps,
+        times=sampling.times if steps in (None, sampling.steps) else (),
+        guidance=sampling.guidance if guidance is None else guidance,
+    )
+
+
+def nfe(sampling: SamplingConfig) -> int:
+    """Function evaluations a clip (section VI-B): guidance evaluates every step twice."""
+    return sampling.steps * (1 if sampling.guidance == 1 else 2)

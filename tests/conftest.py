@@ -65,7 +65,7 @@ def root() -> Path:
 @pytest.fixture(scope="session")
 def small():
     """The small model's run configuration, without data."""
-    from tests.small import small_config
+    from tests.helpers.small_config import small_config
 
     return small_config()
 
@@ -74,15 +74,17 @@ def small():
 def forkserver() -> None:
     """The process from which others fork has imported what any of them needs; else the first test that starts one would
     decide, and the processes of later tests would import for seconds."""
-    multiprocessing.set_forkserver_preload([f"audiox_turbo.trainer.data.{name}" for name in ("reader", "encode")])
+    multiprocessing.set_forkserver_preload(
+        [f"audiox_trainer.trainer.{name}" for name in ("data.reader", "prepare.encode")]
+    )
     multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory, forkserver) -> Path:
     """Procedural scenes encoded for the small model, in the streams `audio` and `music`. Nobody may change them."""
-    from audiox_turbo.trainer.data.prepare import prepare_scenes
-    from tests.small import CLIPS, small_config
+    from audiox_trainer.trainer.prepare.scenes import prepare_scenes
+    from tests.helpers.small_config import CLIPS, small_config
 
     folder = tmp_path_factory.mktemp("scenes") / "small"
     prepare_scenes(folder, small_config().model, clips=CLIPS, seed=0, music_share=0.5, workers=1)
@@ -92,15 +94,15 @@ def scenes(tmp_path_factory, forkserver) -> Path:
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
     """Random weights of the small model, sampled in two guided steps by Euler's method."""
-    from audiox_turbo.models.audiox import SamplingConfig
-    from tests.models import random_weights
+    from audiox_trainer.models.audiox import SamplingConfig
+    from tests.helpers.random_weights import random_weights
 
     return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 2, 2.0))
 
 
 @pytest.fixture(scope="module")
 def generator(weights):
-    from audiox_turbo.trainer.generator import Generator
+    from audiox_trainer.trainer.generation.generator import Generator
 
     return Generator(weights)
 
@@ -108,6 +110,37 @@ def generator(weights):
 @pytest.fixture(scope="module")
 def media(tmp_path_factory) -> Path:
     """A folder of sounds and films."""
-    from tests.videos import write_media
+    from tests.helpers.films import write_media
 
     return write_media(tmp_path_factory.mktemp("media"))
+
+
+# Launches of one, two and four ranks, each made once for all the tests that read what it left.
+
+
+@pytest.fixture(scope="session")
+def two(scenes, tmp_path_factory):
+    from tests.helpers.rank_launches import TWO_RANKS, Launch
+
+    return Launch(2, scenes, tmp_path_factory.mktemp("training"), TWO_RANKS)
+
+
+@pytest.fixture(scope="session")
+def two_long(scenes, tmp_path_factory):
+    from tests.helpers.rank_launches import TWO_RANKS_LONG, Launch
+
+    return Launch(2, scenes, tmp_path_factory.mktemp("training"), TWO_RANKS_LONG)
+
+
+@pytest.fixture(scope="session")
+def four(scenes, two):
+    from tests.helpers.rank_launches import FOUR_RANKS, Launch
+
+    return Launch(4, scenes, two.base, FOUR_RANKS)
+
+
+@pytest.fixture(scope="session")
+def one(scenes, two):
+    from tests.helpers.rank_launches import ONE_RANK, Launch
+
+    return Launch(1, scenes, two.base, ONE_RANK)

@@ -10,6 +10,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 STAIRS = ("launch", "trainer", "models", "kernels")  # imports flow to the right only
+ROOMS = (  # of trainer/; imports flow to the left only
+    "core",
+    "resilience",
+    "media",
+    "pages",
+    "data",
+    "scenes",
+    "manifest",
+    "prepare",
+    "losses",
+    "cost",
+    "engine",
+    "checkpoint",
+    "training",
+    "generation",
+    "evaluation",
+    "benchmarks",
+)
+ROOM_FILES = 15
 SOURCES = sorted(path for folder in STAIRS for path in (ROOT / folder).rglob("*.py"))
 LAUNCH_LINES = 150
 
@@ -20,7 +39,7 @@ def name_of(path: Path) -> str:
 
 def imports(path: Path) -> Iterator[tuple[int, str]]:
     """-> line and absolute dotted name of each import; `from a import b` gives a.b, whether that is a module or not."""
-    package = ("audiox_turbo", *path.relative_to(ROOT).parts[:-1])
+    package = ("audiox_trainer", *path.relative_to(ROOT).parts[:-1])
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -44,7 +63,63 @@ def test_imports_flow_down_the_stairs(path):
     own = STAIRS.index(path.relative_to(ROOT).parts[0])
     for line, name in imports(path):
         for above in STAIRS[:own]:
-            assert not within(name, f"audiox_turbo.{above}"), f"{name_of(path)}:{line} imports {name}"
+            assert not within(name, f"audiox_trainer.{above}"), f"{name_of(path)}:{line} imports {name}"
+
+
+def modules(path: Path) -> Iterator[tuple[int, str]]:
+    """-> line and file of each module of the project that a file imports, also inside functions and for types alone."""
+    names = {
+        ".".join(("audiox_trainer", *source.relative_to(ROOT).with_suffix("").parts)): source for source in SOURCES
+    }
+    for line, name in imports(path):
+        source = names.get(name) or names.get(name.rpartition(".")[0])
+        if source and source != path:
+            yield line, name_of(source)
+
+
+def test_trainer_consists_of_rooms():
+    """No file lies loose, every room is known, and none is so full that nothing is found in it."""
+    folders = {path.relative_to(ROOT / "trainer").parts[0] for path in (ROOT / "trainer").rglob("*.py")}
+    assert folders == set(ROOMS)
+    for room in ROOMS:
+        files = [path for path in (ROOT / "trainer" / room).iterdir() if path.is_file()]
+        assert len(files) <= ROOM_FILES, f"trainer/{room} has {len(files)} files, {ROOM_FILES} are allowed"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.is_relative_to(ROOT / "trainer")], ids=name_of)
+def test_rooms_import_in_their_order(path):
+    own = ROOMS.index(path.relative_to(ROOT).parts[1])
+    for line, name in modules(path):
+        if name.startswith("trainer/"):
+            room = name.split("/")[1]
+            assert ROOMS.index(room) <= own, f"{name_of(path)}:{line} imports {name}, of a room after its own"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    after = {name_of(path): {name for _, name in modules(path)} for path in SOURCES}
+    finished: set[str] = set()
+
+    def visit(name: str, trail: tuple[str, ...]) -> None:
+        assert name not in trail, " imports ".join((*trail[trail.index(name) :], name))
+        if name not in finished:
+            for other in sorted(after[name]):
+                visit(other, (*trail, name))
+            finished.add(name)
+
+    for name in after:
+        visit(name, ())
+
+
+def test_only_scripts_start_scripts():
+    """A script that is started as a process is an import upward by another way."""
+    for path in SOURCES:
+        starts = any(within(name, "subprocess") or name.startswith("os.exec") for _, name in imports(path))
+        if path.relative_to(ROOT).parts[0] == "launch" or not starts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                script = re.fullmatch(r"(\S*/)?launch(/\S*)?|\w+\.(py|sbatch)", node.value)
+                assert not script, f"{name_of(path)}:{node.lineno} starts the script {node.value!r}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name_of)
@@ -55,11 +130,11 @@ def test_folders_import_relatively_and_scripts_absolutely(path):
             if script:
                 assert node.level == 0, f"{name_of(path)}:{node.lineno} must import absolutely, as a script does"
             else:
-                absolute = within(node.module or "", "audiox_turbo")
+                absolute = within(node.module or "", "audiox_trainer")
                 assert not absolute, f"{name_of(path)}:{node.lineno} must import with leading dots"
     for line, name in imports(path):
         # A plain `models` is found from the repository's top folder only, and may be somebody else's.
-        assert name.split(".")[0] not in STAIRS, f"{name_of(path)}:{line} imports {name}, not audiox_turbo.{name}"
+        assert name.split(".")[0] not in STAIRS, f"{name_of(path)}:{line} imports {name}, not audiox_trainer.{name}"
 
 
 def test_networks_and_kernels_know_nothing_of_ranks():
@@ -76,7 +151,7 @@ def test_networks_and_kernels_know_nothing_of_ranks():
 
 def test_one_module_imports_deepspeed():
     found = {name_of(path) for path in SOURCES for _, name in imports(path) if within(name, "deepspeed")}
-    assert found <= {"trainer/zero.py"}
+    assert found <= {"trainer/engine/zero.py"}
 
 
 def test_folders_are_namespace_packages():
@@ -131,4 +206,4 @@ def test_nothing_is_unpickled():
                 assert called != "torch.save", f"{name_of(path)}:{node.lineno} calls {called}"
                 allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
                 assert not allowed, f"{name_of(path)}:{node.lineno} allows pickles"
-    assert unpickling == [("trainer/encoder_weights.py", "True")]
+    assert unpickling == [("trainer/checkpoint/import_encoders.py", "True")]

@@ -47,7 +47,7 @@ def test_wheel_holds_every_module_script_and_config(wheel, root):
     wanted = [path for folder in FOLDERS for path in (root / folder).rglob("*.py")]
     wanted += (root / "trainer" / "data").glob("*.json")
     wanted += [*(root / "configs").glob("*.json"), *(p for p in (root / "launch" / "slurm").glob("*") if p.is_file())]
-    assert names == {f"audiox_turbo/{path.relative_to(root).as_posix()}" for path in wanted}
+    assert names == {f"audiox_trainer/{path.relative_to(root).as_posix()}" for path in wanted}
 
 
 def test_wheel_imports(wheel, tmp_path):
@@ -57,9 +57,9 @@ def test_wheel_imports(wheel, tmp_path):
     script = (
         "import importlib.resources, sys\n"
         "sys.path[:0] = sys.argv[1:]\n"
-        "import audiox_turbo.models.config, audiox_turbo.models.encoders.base\n"
-        "print(audiox_turbo.models.config.__file__)\n"
-        "print(sum(f.name.endswith('.json') for f in importlib.resources.files('audiox_turbo.configs').iterdir()))\n"
+        "import audiox_trainer.models.config, audiox_trainer.models.encoders.base\n"
+        "print(audiox_trainer.models.config.__file__)\n"
+        "print(sum(f.name.endswith('.json') for f in importlib.resources.files('audiox_trainer.configs').iterdir()))\n"
     )
     libraries = [path for path in sys.path if path.endswith("-packages")]
     done = subprocess.run(
@@ -68,7 +68,7 @@ def test_wheel_imports(wheel, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     place, configs = done.stdout.split()
-    assert Path(place) == tmp_path / "site" / "audiox_turbo" / "models" / "config.py"
+    assert Path(place) == tmp_path / "site" / "audiox_trainer" / "models" / "config.py"
     assert int(configs) > 0
 
 
@@ -95,6 +95,6 @@ def test_wheel_requires_what_is_imported(wheel, root):
             modules = [a.name for a in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [node.module]
-            for module in {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"audiox_turbo"}:
+            for module in {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"audiox_trainer"}:
                 offers = {canonical(name) for name in distributions.get(module, [module])}
                 assert offers & required, f"{path.relative_to(root)}:{node.lineno} imports {module}: add it to setup.py"

@@ -19,7 +19,7 @@ NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
 MASTER_ADDR=${MASTER_ADDR:-${NODES%% *}}
 # Every launch has a port of its own: the one before it may still be closing. Below what systems hand out themselves.
 MASTER_PORT=$((10000 + (SLURM_JOB_ID * 97 + ${SLURM_RESTART_COUNT:-0} * 13) % 20000))
-export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own, apart from ExitCode of trainer/command.py
+export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own, apart from ExitCode of trainer/core/cli.py
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 LIMIT_NEAR=

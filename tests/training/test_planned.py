@@ -2,13 +2,13 @@
 
 import pytest
 
-from audiox_turbo.trainer.gpus import GPUS
-from audiox_turbo.trainer.memory import roles
-from audiox_turbo.trainer.planning import Arrangement, workload
-from audiox_turbo.trainer.planning_time import Cluster, spent
-from audiox_turbo.trainer.simulated import Simulated
-from tests.small import small_config
-from tests.training.launches import OFFLOADED, PLANNED
+from audiox_trainer.trainer.core.gpu_specs import GPUS
+from audiox_trainer.trainer.cost.plan import Arrangement, workload
+from audiox_trainer.trainer.cost.plan_time import Cluster, spent
+from audiox_trainer.trainer.cost.role_bytes import roles
+from audiox_trainer.trainer.cost.simulated_memory import Simulated
+from tests.helpers.rank_launches import OFFLOADED, PLANNED
+from tests.helpers.small_config import small_config
 
 
 @pytest.fixture(scope="module")

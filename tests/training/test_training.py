@@ -11,23 +11,15 @@ import numpy as np
 import pytest
 import torch
 
-from audiox_turbo.models.audiox import AudioX
-from audiox_turbo.trainer import checkpoint
-from audiox_turbo.trainer.config import ScheduleConfig, load_config
-from audiox_turbo.trainer.loop import Previews
-from audiox_turbo.trainer.rng import Purpose, sample_rng
-from audiox_turbo.trainer.schedule import learning_rate
-from tests.ranks import made_up
-from tests.small import ROOT, small_config
-from tests.training.launches import (
-    CURVE,
-    FOUR_RANKS,
-    KINDS,
-    ONE_RANK,
-    TWO_RANKS,
-    TWO_RANKS_LONG,
-    UNREAD,
-)
+from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.trainer.checkpoint import load
+from audiox_trainer.trainer.core.config import ScheduleConfig, load_config
+from audiox_trainer.trainer.core.rng import Purpose, sample_rng
+from audiox_trainer.trainer.core.schedule import learning_rate
+from audiox_trainer.trainer.training.loop import Previews
+from tests.helpers.rank_launches import CURVE, FOUR_RANKS, KINDS, ONE_RANK, TWO_RANKS, TWO_RANKS_LONG, UNREAD
+from tests.helpers.ranks import made_up
+from tests.helpers.small_config import ROOT, small_config
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +69,7 @@ class TestAgainstPlainTorch:
             found += [] if np.allclose(norm, curve[:, 1], rtol=1e-3, atol=0) else [f"rank {rank}: norm {norm}"]
         folder = launch.checkpoint(name, 20)
         for kind, expected in (("weights", weights), ("ema", ema)):
-            for key, tensor in checkpoint.full_tensors(folder, "model", kind).items():
+            for key, tensor in load.full_tensors(folder, "model", kind).items():
                 if key != UNREAD and not torch.allclose(tensor, expected[key].detach(), rtol=1e-3, atol=2e-5):
                     found.append(f"{kind} {key}")
         return found
@@ -138,7 +130,7 @@ class TestNonFinite:
             assert "2 steps in a row, to step 4, had a loss or gradient that is not finite" in result["error"]
         lines = (two.folders["poison on"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["loss"] is None for line in lines] == [False, False, False, True]
-        assert [f.name for f in checkpoint.complete(two.folders["poison on"])] == ["step_00000004"]
+        assert [f.name for f in load.complete(two.folders["poison on"])] == ["step_00000004"]
 
 
 class TestMovingAverage:
@@ -148,9 +140,9 @@ class TestMovingAverage:
         ema = {name: p.detach().double() for name, p in model.named_parameters()}
         for step in range(1, 13):
             folder = one.checkpoint("run", step)
-            weights = checkpoint.full_tensors(folder, "model", "weights")
+            weights = load.full_tensors(folder, "model", "weights")
             decay = min(0.9, step / (9 + step))
-            for name, tensor in checkpoint.full_tensors(folder, "model", "ema").items():
+            for name, tensor in load.full_tensors(folder, "model", "ema").items():
                 ema[name] = decay * ema[name] + (1 - decay) * weights[name].double()
                 torch.testing.assert_close(tensor.double(), ema[name], rtol=1e-5, atol=1e-7)
 

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from ...models import strict
 from ...models.encoders.base import TextEncoder
-from ..config import DataConfig, StreamConfig, read_json
-from ..distill_config import DistillConfig
-from ..draws import Draws
+from ..core.config import DataConfig, StreamConfig, read_json
+from ..core.distill_config import DistillConfig
+from .batches import Assembler, Batch, Choice
+from .draws import Draws
 from .reader import PAIRS, Reader, Samples
 from .record import Record
 from .shards import ShardError
-from .tasks import Assembler, Batch, Choice
 
 
 @dataclass(frozen=True)

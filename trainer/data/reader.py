@@ -15,17 +15,17 @@ from filelock import FileLock, Timeout
 
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
-from ..command import ExitCode
-from ..config import BaseConfig
-from .cached import damaged, fetch, folder_of
+from ..core.cli import ExitCode
+from ..core.config import BaseConfig
+from .batches import Assembler, Batch
+from .bucket_cache import damaged, fetch, folder_of
 from .record import Record, from_columns
 from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
-from .store import absent, is_remote, unanswered
-from .streaming_import import Stream, StreamingDataLoader, StreamingDataset, World
-from .tasks import Assembler, Batch
+from .storage import absent, is_remote, unanswered
+from .streaming_library import Stream, StreamingDataLoader, StreamingDataset, World
 
 SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
-TURN = Path(SHARED if SHARED.is_dir() else tempfile.gettempdir(), f"audiox-turbo-{os.getuid()}.lock")
+TURN = Path(SHARED if SHARED.is_dir() else tempfile.gettempdir(), f"audiox-trainer-{os.getuid()}.lock")
 PATIENCE = 60.0  # seconds
 PAIRS = "pairs.json"  # in the folder above those that launch/pairs.py wrote
 

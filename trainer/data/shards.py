@@ -19,10 +19,10 @@ import xxhash
 
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
-from ..command import ExitCode
-from ..files import hash_file, ignore, sync, write_json
+from ..core.cli import ExitCode
+from ..core.files import hash_file, ignore, sync, write_json
 from .record import COLUMNS, Record, to_columns, validate
-from .streaming_import import MDSWriter
+from .streaming_library import MDSWriter
 
 FORMAT = 1
 ENTRY = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in an index.json

@@ -1,0 +1,173 @@
+"""The benchmarks run, and count what they say they count. What they measure here means nothing."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from audiox_trainer.kernels.ops import OPS
+from audiox_trainer.models import strict
+from audiox_trainer.trainer.benchmarks import data, distill, memory, sample, train
+from audiox_trainer.trainer.core.schedule import Phase
+from audiox_trainer.trainer.engine import kernel_selection
+from tests.helpers.small_config import ROOT, small_config, small_distill_config
+
+pytestmark = pytest.mark.slow
+
+TRITON = "kernels.swiglu=triton"
+
+
+def run_bench(folder: Path, kind: str, config: object, *arguments: str) -> subprocess.CompletedProcess:
+    (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
+    command = [sys.executable, "launch/bench.py", kind, "--config", str(folder / "config.json"), *arguments]
+    return subprocess.run(
+        [*command, "--out", str(folder / "out.json")], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+
+
+def test_training_steps_are_compared_with_a_plain_loop(tmp_path, scenes):
+    done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = {row["variant"]: row for row in result["rows"]}
+    assert rows["plain"]["ratio_to_plain"] == 1 and rows["deepspeed"]["samples_per_s"] > 0
+    assert rows["products alone"]["samples_per_s"] > rows["plain"]["samples_per_s"]
+    assert "samples/s" in done.stdout and "forward of a sample, GFLOP: latent stream" in done.stdout
+    assert result["kernels"] == dict.fromkeys(OPS, "reference") and "kernels: joint_attention reference" in done.stdout
+    assert f"torch {result['host']['torch']}" in done.stdout and "commit" in result["host"]
+    # What is counted by arithmetic, less the products that have no gradient to give: those at features and positions.
+    assert 0.85 * result["training_flops"] < result["product_flops"] < 1.02 * result["training_flops"]
+
+
+def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
+    config = small_distill_config(scenes, "updates.student=2")
+    done = run_bench(tmp_path, "distill", config, "--rounds", "1")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    called = {row["part"]: row["calls"] for row in result["rows"]}
+    # Two micro-batches an update: two updates of the student, one of the fake model, one of the discriminator.
+    assert called[distill.TRAINED] == called[distill.GUIDED] == called[distill.CRITIC] == 4
+    assert called[distill.FAKE_TRAINED] == called[distill.HEAD] == 2 and called[distill.TRUNK] == 4
+    assert [called[f"{name} optimizer"] for name in ("student", "fake", "discriminator")] == [2, 1, 1]
+    assert result["ratio"] == pytest.approx(result["round_s"] / result["parts_s"])
+    refused = run_bench(tmp_path, "distill", small_distill_config(scenes, "distillation.loss=eq10"))
+    assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
+
+
+@pytest.mark.long
+def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, scenes):
+    done = run_bench(tmp_path, "kernels", small_config(scenes), "--rounds", "1", "--inner", "1", "--dtype", "fp32")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    rows = kernel_selection.read_table(tmp_path / "out.json")
+    assert {row["op"] for row in rows} == set(OPS) == {row["op"] for row in result["alternatives"]}
+    for row in rows + result["alternatives"]:
+        assert 0 < row["forward_low_ms"] <= row["forward_ms"] <= row["forward_high_ms"]
+        assert row["backward_of_limit"] > 0
+
+
+@pytest.mark.long
+def test_latents_are_made_in_three_ways(tmp_path, scenes):
+    done = run_bench(tmp_path, "infer", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["steps"], row["nfe"]) for row in rows] == [(4, 4)] * 3 + [(2, 4)] * 3
+    assert [row["way"] for row in rows[:3]] == ["plain", "ours", "ours, compiled"]
+    assert rows[0]["times_plain"] == 1 and all(row["ms"] > 0 and row["off"] < 1e-4 for row in rows)
+    assert "kernels: joint_attention reference" in done.stdout and "forward of a sample, GFLOP" in done.stdout
+
+
+def test_a_way_that_makes_other_latents_is_left_out(capsys):
+    latents = torch.randn(2, 5, 3)
+    ways = {"plain": lambda: latents, "same": lambda: latents.clone(), "other": lambda: 1.01 * latents}
+    ways["nothing"] = lambda: latents * float("nan")
+    off = sample._differences(ways, torch.float32)
+    assert list(ways) == ["plain", "same"] and off["same"] == 0 and off["other"] == pytest.approx(0.01, rel=1e-3)
+    assert "nothing: left out" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
+def test_the_operations_of_sampling_are_the_configurations():
+    config = small_config(None, TRITON)
+    with pytest.raises(ValueError, match=r"kernels\.swiglu: 'triton' needs an NVIDIA GPU"):
+        sample.infer(config.model, [config.sampling], 1, torch.float32, 1, config.kernels)
+
+
+def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
+    made = ("--samples", "32", "--folder", str(tmp_path), "--train", "1")
+    done = run_bench(tmp_path, "data", small_config(scenes), "--rounds", "1", *made)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert 0 <= result["steps"]["waited_share"] < 1 and result["steps"]["processor_share"] > 0
+    assert [row["variant"] for row in result["rows"]] == ["batches", "records", "bytes alone"]
+    for row in result["rows"]:
+        assert row["mb_per_s"] == pytest.approx(row["samples_per_s"] * result["bytes_a_sample"] / 1e6)
+    assert not list(tmp_path.glob("bench-data-*"))
+
+
+def test_a_save_beside_the_training_is_measured_with_one_that_is_waited_for(tmp_path, scenes):
+    done = run_bench(tmp_path, "save", small_config(scenes), "--rounds", "2", "--folder", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    for turn in json.loads((tmp_path / "out.json").read_text())["turns"]:
+        assert turn["steps"] >= 1 and 0 < turn["still"] <= turn["beside"]
+        assert turn["beside"] == pytest.approx(turn["ratio"] * turn["waiting"])
+    assert "| of it standing still, s |" in done.stdout
+    assert not list(tmp_path.glob("bench-save-*"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: train.train(small_config(None, TRITON), 1, 1),
+        lambda: data.data(small_config(None, TRITON), 0, 1),
+        lambda: distill.distill(small_distill_config(None, TRITON), 1),
+        lambda: memory.measured(small_config(None, TRITON)),
+    ],
+    ids=["train", "data", "distill", "memory"],
+)
+def test_operations_that_cannot_run_here_are_refused(measure):
+    with pytest.raises(ValueError, match=r"kernels\.swiglu: 'triton' needs an NVIDIA GPU"):
+        measure()
+
+
+@pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--inner", "-1"), ("--batch", "many")])
+def test_counts_that_measure_nothing_are_refused(tmp_path, wrong):
+    refused = run_bench(tmp_path, "kernels", small_config(), *wrong)
+    assert refused.returncode == 2 and f"{wrong[0]}: {wrong[1]!r} is no whole number from 1 on" in refused.stderr
+
+
+def test_fp8_without_its_library_is_refused(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    for measure in (
+        lambda: train.train(small_config(None, "training.fp8=true"), 1, 1),
+        lambda: distill.distill(small_distill_config(None, "training.fp8=true"), 1),
+        lambda: memory.measured(small_config(None, "training.fp8=true")),
+    ):
+        with pytest.raises(ValueError, match="needs torchao"):
+            measure()
+
+
+@pytest.mark.long
+def test_steps_of_other_batches_and_rounds_without_parts(tmp_path, scenes):
+    done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "1", "--only", "deepspeed", "--batches", "2")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert [(row["variant"], row["samples"]) for row in rows] == [("deepspeed", 8), ("deepspeed, batch 2", 2)]
+    with pytest.raises(ValueError, match=r"--batches 5: between 1 and training\.micro_batch, 4"):
+        train.train(small_config(), 1, 1, batches=[5])
+    done = run_bench(tmp_path, "distill", small_distill_config(scenes), "--rounds", "1", "--no-parts")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    assert result["round_s"] > 0 and result["mfu"] > 0 and "ratio" not in result
+    assert "TFLOP counted" in done.stdout and "kernels: " in done.stdout
+
+
+def test_a_late_step_costs_the_rollout_before_it():
+    for k in range(4):
+        assert distill.calls(Phase.STUDENT, k, True)[distill.FORWARD] == k
+        assert distill.calls(Phase.FAKE, k, True)[distill.FORWARD] == k + 1
+    assert distill.calls(Phase.STUDENT, 0, False)[distill.CRITIC] == 0

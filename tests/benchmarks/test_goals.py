@@ -1,0 +1,177 @@
+"""Results of benchmarks beside their goals: what meets one and what does not, and a chart of each kind."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from audiox_trainer.trainer.benchmarks.goals import Finding, draw, findings, read
+from audiox_trainer.trainer.core.config import RunConfig, load_config
+from audiox_trainer.trainer.core.distill_config import load_distill_config, load_training
+from tests.helpers.small_config import ROOT
+
+MEASURE = ROOT / "launch" / "measure.sh"
+HOST = {"cpu": "a processor, 2 cores", "gpu": "a GPU"}
+
+
+def attention(backend, forward, backward):
+    return {"op": "joint_attention", "backend": backend, "forward_ms": forward, "backward_ms": backward}
+
+
+@pytest.fixture
+def results():
+    row = {"op": "gated_residual", "forward_ms": 2.0, "backward_ms": 4.0}
+    limits = {"forward_of_limit": 0.9, "backward_of_limit": 0.5}
+    rows = [attention("triton", 1.0, 3.0), attention("sdpa", 1.5, 2.4), attention("reference", 9.0, 9.0)]
+    rows += [row | limits | {"backend": "triton"}, row | limits | {"backend": "reference", "forward_ms": 1.0}]
+    train = {"variant": "deepspeed", "samples": 8, "mfu": 0.5, "samples_per_s": 100.0, "peak_bytes": 60e9}
+    half = train | {"variant": "deepspeed, batch 4", "samples": 4, "samples_per_s": 80.0}
+    infer = [{"steps": steps, "way": "ours, compiled", "ms": ms} for steps, ms in ((4, 25.0), (50, 400.0))]
+    return {
+        "kernels": {"host": HOST, "rows": rows, "alternatives": [attention("flex", 1.2, 5.0)]},
+        "train_full": {"host": HOST, "rows": [train, half]},
+        "train_fp8": {"host": HOST, "rows": [train | {"samples_per_s": 110.0}]},
+        "infer": {"host": HOST, "rows": infer},
+    }
+
+
+def test_what_meets_its_goal_and_what_does_not(results):
+    found = {f.what: (round(f.value, 3), f.met) for f in findings(results)}
+    assert "gpu" in results["kernels"]["host"]
+    assert found["joint_attention, forward, times the fastest alternative"] == (1.2, True)
+    assert found["joint_attention, backward, times the fastest alternative"] == (0.8, False)
+    assert found["gated_residual, forward, of the limit"] == (0.9, True)
+    assert found["gated_residual, backward, of the limit"] == (0.5, False)
+    assert found["MFU of a training step, 2p7b"] == (0.5, True)
+    assert found["  with FP8, times its speed"] == (1.1, False)
+    assert found["  times the speed of the next smaller batch (flat: 0.98)"] == (1.25, True)
+    assert found["  GB allocated at most"] == (60.0, None)
+    assert found["ms of the student's 4 steps, batch 1, ours, compiled"] == (25.0, False)
+    assert found["  the teacher's 50 guided steps, times that"] == (16.0, True)
+    assert not any("distillation" in what for what in found)  # was not measured
+
+
+def test_a_finding_says_its_goal_and_whether_it_is_met():
+    assert re.fullmatch(r"a +0\.5 +at least 1 +MISSED", Finding("a", 0.5, 1.0).line())
+    assert re.fullmatch(r"a +0\.5 +at most 1 +met", Finding("a", 0.5, 1.0, most=True).line())
+    assert Finding("a", 0.5).line().split() == ["a", "0.5"]
+    assert Finding("a", 1.2, 1.0, wish=1.3).line().endswith("met; 1.3 missed")
+
+
+def test_charts_of_what_is_there(results, tmp_path):
+    drawn = draw(results, tmp_path)
+    assert [path.name for path in drawn] == ["kernels.svg", "train.svg", "infer.svg"]
+    assert all("<svg" in path.read_text() for path in drawn)
+    (alone,) = draw({"train": results["train_full"]}, tmp_path / "alone")
+    assert alone.name == "train.svg"
+
+
+def test_a_kernel_of_ours_that_did_not_run_on_a_gpu_is_not_replaced_by_the_reference(results):
+    kernels = results["kernels"]
+    kernels["rows"] = [row for row in kernels["rows"] if (row["op"], row["backend"]) != ("gated_residual", "triton")]
+    kernels["failed"] = ["gated_residual by triton: out of resources"]
+    found = {f.what: f for f in findings(results)}
+    assert found["gated_residual, our kernel"].met is False
+    assert "DID NOT RUN" in found["gated_residual, our kernel"].line()
+    assert "gated_residual by triton: out of resources" in found
+    assert not any(what.startswith("gated_residual, forward") for what in found)
+    kernels["host"] = {"cpu": "a processor"}  # where the compiled reference is ours
+    found = {f.what: f.value for f in findings(results)}
+    assert found["joint_attention, forward, times the fastest alternative"] == pytest.approx(1 / 9)
+
+
+def test_a_round_without_its_parts_has_its_memory(results):
+    results = {"distill": {"host": HOST, "round_s": 2.0, "mfu": 0.4, "peak_bytes": 100e9}}
+    found = {f.what: f.value for f in findings(results)}
+    assert found["a round of distillation: GB allocated at most"] == 100 and found["  its seconds"] == 2
+    assert not any("parts" in what for what in found)
+
+
+def test_peaks_are_held_against_their_plans():
+    found = {
+        "memory": {"host": HOST, "planned_peak": 10e9, "measured_peak": 10.5e9},
+        "memory_distill": {"host": HOST, "planned_peak": 10e9, "measured_peak": 8e9},
+    }
+    rows = {f.what: (round(f.value, 3), f.met) for f in findings(found)}
+    assert rows == {
+        "peak of allocated memory, off its plan by": (0.05, True),
+        "peak of allocated memory of distillation, off its plan by": (0.2, False),
+    }
+
+
+def test_a_folder_without_results_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no results"):
+        read(tmp_path)
+    (tmp_path / "train.json").write_text(json.dumps({"rows": []}))
+    assert read(tmp_path) == {"train": {"rows": []}}
+
+
+def measure(folder, memory="", **environment):
+    """launch/measure.sh on a machine whose nvidia-smi says so much of a GPU's memory, with a Python that only notes
+    what it is asked for -> how it ended, and what that was."""
+    programs, log = folder / "programs", folder / "asked.jsonl"
+    programs.mkdir()
+    (programs / "nvidia-smi").write_text(f"#!/bin/sh\necho '{memory}'\n")
+    noting = (
+        f"#!{sys.executable}\nimport json, os, sys\n"
+        f"if 'json.load' in sys.argv[-1]:\n    os.execv('{sys.executable}', ['{sys.executable}', *sys.argv[1:]])\n"
+        f"if sys.argv[1] != '-c':\n    open('{log}', 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n"
+    )
+    (programs / "python").write_text(noting)
+    for program in programs.iterdir():
+        program.chmod(0o755)
+    environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": str(programs / "python")}
+    done = subprocess.run(
+        ["bash", MEASURE, folder / "out"], env=os.environ | environment, capture_output=True, text=True, timeout=120
+    )
+    return done, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_measuring_without_a_gpu_is_refused_before_anything_is_made(tmp_path):
+    done, asked = measure(tmp_path)
+    assert done.returncode == 1 and "no GPU here" in done.stderr
+    assert asked == [] and not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("machine", ["81559", "143771", "small"])
+def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
+    """Every command's arguments and configuration are such as its program takes; results of before are gone."""
+    monkeypatch.syspath_prepend(str(ROOT / "launch"))
+    import bench
+    import plan
+
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "memory.json").write_text("old")
+    (tmp_path / "out" / "mine.json").write_text("kept")
+    done, asked = measure(tmp_path, machine, **({"SMALL": "1"} if machine == "small" else {}))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["mine.json"]
+    names, plans = [], {}
+    for program, *arguments in asked:
+        if program == "launch/plan.py":
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            given = plan.parse()
+            plans[given.json.stem] = load_training(ROOT / given.config, given.set)
+            assert given.measure
+        if program == "launch/bench.py":
+            monkeypatch.setattr(sys, "argv", [program, *arguments])
+            given = bench.parse()
+            load = load_distill_config if given.command == "distill" else load_config
+            config = load(ROOT / given.config, given.set)
+            names.append(given.out.stem)
+            if given.command == "distill":
+                assert given.no_parts == (machine == "143771")
+                assert config.model.backbone.depth == {"81559": 12, "143771": 24, "small": 3}[machine]
+                distilled = config
+    assert isinstance(plans["memory"], RunConfig) and plans["memory_distill"] == distilled
+    needed = ["kernels", "train_full", "distill", "infer", "train_fp8", "train_zero2", "train_plain"]
+    assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
+
+
+def test_the_parts_of_measuring_have_their_time():
+    seconds = re.findall(r"^ *(?:part|bench|train) \w+ (\d+) ", MEASURE.read_text(), re.MULTILINE)
+    assert len(seconds) == 10 and sum(map(int, seconds)) <= 570

@@ -1,0 +1,171 @@
+"""Configurations: what is not allowed is refused with its dotted path, before a process group or a folder is made."""
+
+import json
+
+import pytest
+
+from audiox_trainer.models import strict
+from audiox_trainer.trainer.core.config import RunConfig, apply_override, check_ranks, load_config
+from tests.helpers.small_config import ROOT, small_json
+
+CONFIGS = sorted(
+    path.stem for path in (ROOT / "configs").glob("*.json") if not path.stem.startswith(("distill", "filters"))
+)
+
+
+def load(tmp_path, data, *overrides):
+    file = tmp_path / "run.json"
+    file.write_text(data if isinstance(data, str) else json.dumps(data))
+    return load_config(file, overrides)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_configurations_that_come_along_parse(name):
+    config = load_config(ROOT / "configs" / f"{name}.json")
+    assert strict.parse(RunConfig, strict.to_dict(config)) == config
+    check_ranks(config.training, 1)
+
+
+REFUSED = {  # override -> what the message says after the file's name
+    "colour=1": r"colour: unknown key \(value 1\); allowed: model, data, training",
+    "model.backbone.widht=64": r"model\.backbone\.widht: unknown key \(value 64\); allowed: width, depth",
+    "data.streams.0.pth=x": r"data\.streams\[0\]\.pth: unknown key \(value 'x'\); allowed: path, tasks",
+    "data.dropout.txt=0.1": r"data\.dropout\.txt: unknown key",
+    "training.steps=many": r"training\.steps: 'many' is not allowed; expected an integer",
+    'zero={"stage": 0, "offload": true}': r"zero\.offload: true at stage 0, where DeepSpeed has nothing to offload",
+    "training.steps=1.5": r"training\.steps: 1\.5 is not allowed; expected an integer",
+    "training.steps=true": r"training\.steps: True is not allowed; expected an integer",
+    "training.steps=null": r"training\.steps: None is not allowed; expected an integer",
+    "training.compile=1": r"training\.compile: 1 is not allowed; expected true or false",
+    "training.precision=fp16": r"training\.precision: 'fp16' is not allowed; expected 'fp32' or 'bf16'",
+    "zero.stage=4": r"zero\.stage: 4 is not allowed; expected 0 or 1 or 2 or 3",
+    "zero.stage=true": r"zero\.stage: True is not allowed",
+    "optimizer.lr=fast": r"optimizer\.lr: 'fast' is not allowed; expected a finite number",
+    "optimizer.lr=NaN": r"optimizer\.lr: nan is not allowed; expected a finite number",
+    "optimizer.lr=0": r"optimizer\.lr: 0\.0 must be above 0",
+    "optimizer.betas=0.9": r"optimizer\.betas: 0\.9 is not allowed; expected a list of a finite number",
+    'optimizer.betas=[0.9, "b"]': r"optimizer\.betas\[1\]: 'b' is not allowed",
+    "optimizer.betas=[0.9]": r"optimizer\.betas: \[0\.9\] must be two numbers",
+    "optimizer.betas=[0.9, 1.0]": r"optimizer\.betas: \[0\.9, 1\.0\] must be two numbers of at least 0 and below 1",
+    "optimizer.clip=-1": r"optimizer\.clip: -1\.0 must be at least 0",
+    "schedule.warmup=1": r"schedule\.warmup: 1\.0 must be at least 0 and below 1",
+    "schedule.inv_gamma=0": r"schedule\.inv_gamma: 0\.0 must be above 0",
+    "schedule.cooldown=2": r"schedule\.cooldown: 2\.0 must be between 0\.0 and 1\.0",
+    "ema.decay=1.1": r"ema\.decay: 1\.1 must be between",
+    "training.steps=0": r"training\.steps: 0 must be at least 1",
+    "training.seed=-1": r"training\.seed: -1 must be at least 0",
+    "training.micro_batch=-4": r"training\.micro_batch: -4 must be at least 1",
+    "training.max_skipped=0": r"training\.max_skipped: 0 must be at least 1",
+    "data.workers=-1": r"data\.workers: -1 must be at least 0",
+    "data.canonical_nodes=0": r"data\.canonical_nodes: 0 must be at least 1",
+    "data.dropout.text=1.5": r"data\.dropout\.text: 1\.5 must be between 0\.0 and 1\.0",
+    "data.inpaint=[0.6, 0.2]": r"data\.inpaint: \[0\.6, 0\.2\] must be two shares",
+    "data.streams=[]": r"data\.streams: empty",
+    "data.streams={}": r"data\.streams: \{\} is not allowed; expected a list of an object",
+    "data.streams.1.tasks={}": r"data\.streams\[1\]\.tasks: empty",
+    "data.streams.1.tasks.T2X=1": r"data\.streams\[1\]\.tasks\.T2X: weight 1\.0; allowed: T2A, ",
+    "data.streams.0.tasks.T2A=0": r"data\.streams\[0\]\.tasks\.T2A: weight 0\.0; allowed: .*, each above 0",
+    "checkpoint.every=0": r"checkpoint\.every: 0 must be at least 1",
+    "logging.every=0": r"logging\.every: 0 must be at least 1",
+    "logging.prompts=bell": r"logging\.prompts: 'bell' is not allowed; expected a list of a string",
+    "model.codec.kind=mp3": r"model\.codec\.kind: 'mp3' is not allowed; expected 'logmel' or 'oobleck'",
+    "model.backbone.heads=3": r"model\.backbone: width 32 over 3 heads must give an even head width",
+    "model.backbone.heads=0": r"model\.backbone\.heads: 0 must be above 0",
+    "model.video.pool=3": r"model\.video: 8 steps are not a multiple of pool 3",
+    "model=tiny": r"model: 'tiny' is not an object with keys",
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_what_is_not_allowed_is_named(tmp_path, override):
+    with pytest.raises(ValueError, match=r"run\.json: " + REFUSED[override]):
+        load(tmp_path, small_json(), override)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("model", r"model: missing; expected an object with keys codec, text"),
+        ("model.fusion.queries", r"model\.fusion\.queries: missing; expected an integer"),
+        ("training.steps", r"training\.steps: missing; expected an integer"),
+        ("data.streams.1.tasks", r"data\.streams\[1\]\.tasks: missing; expected an object of a finite number"),
+    ],
+)
+def test_what_is_missing_is_named(tmp_path, path, message):
+    data = node = small_json()
+    *parents, last = path.split(".")
+    for key in parents:
+        node = node[int(key)] if isinstance(node, list) else node[key]
+    del node[last]
+    with pytest.raises(ValueError, match=r"run\.json: " + message):
+        load(tmp_path, data)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", r"run\.json:1:2: not JSON"),
+        ('{"model": {},\n "data" 3}', r"run\.json:2:9: not JSON"),
+        ("[]", r"run\.json: must be a JSON object, not list"),
+        ('{"model": {"a": 1, "b": 2, "a": 3}}', r"run\.json: a: stands there 2 times"),
+    ],
+)
+def test_what_is_no_configuration(tmp_path, text, message):
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, text)
+
+
+def test_no_file_and_no_text(tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load_config(tmp_path / "nowhere.json")
+    (tmp_path / "run.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(ValueError, match=r"run\.json: .*utf-8"):
+        load_config(tmp_path / "run.json")
+
+
+def test_overrides(tmp_path):
+    config = load(
+        tmp_path,
+        small_json(),
+        "optimizer.lr=2e-4",
+        "data.streams.1.path=a=b",
+        "data.streams.0.tasks.V2A=0.5",
+        "zero.stage=3",
+        "training.precision=bf16",
+        'logging.prompts=["a bell", "2"]',
+        "deepspeed.zero_optimization.reduce_bucket_size=1000",
+        "optimizer.lr=3e-4",
+    )
+    assert config.optimizer.lr == 3e-4  # the last one counts
+    assert config.data.streams[1].path == "a=b"
+    assert config.data.streams[0].tasks["V2A"] == 0.5
+    assert (config.zero.stage, config.training.precision) == (3, "bf16")
+    assert config.logging.prompts == ("a bell", "2")
+    assert config.deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optimizer.lr", r"--set optimizer\.lr: expected key\.path=value"),
+        ("=3", r"--set =3: expected key\.path=value"),
+        ("training.steps.x=1", r"--set training\.steps\.x=1: 'x' leads nowhere in 'training\.steps\.x'"),
+        ("training.steps.x.y=1", r"'x' leads nowhere"),
+        ("data.streams.2.path=x", r"'2' leads nowhere"),
+        ("data.streams.-1.path=x", r"'-1' leads nowhere"),
+        ("data.streams.first.path=x", r"'first' leads nowhere"),
+        ("data.streams.5=x", r"'5' leads nowhere"),
+    ],
+)
+def test_an_override_that_leads_nowhere(override, message):
+    with pytest.raises(ValueError, match=message):
+        apply_override(small_json(), override)
+
+
+@pytest.mark.parametrize(("batch", "micro", "ranks"), [(8, 4, 3), (8, 4, 4), (8, 3, 1), (4, 8, 1)])
+def test_a_batch_that_the_ranks_cannot_share(small, batch, micro, ranks):
+    training = strict.parse(type(small.training), {"steps": 1, "global_batch": batch, "micro_batch": micro})
+    message = rf"global_batch: {batch} is not a multiple of {ranks} ranks x micro_batch {micro} = {ranks * micro}"
+    with pytest.raises(ValueError, match=message):
+        check_ranks(training, ranks)
+    assert check_ranks(small.training, 2) == 1 and check_ranks(small.training, 1) == 2

@@ -1,0 +1,86 @@
+"""What a pass keeps for its backward pass, and its worst moment: as simulated, and as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.models.embeddings import Fixed
+from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.cost.simulated_memory import Allocations, Simulated
+from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss
+from tests.helpers.random_weights import inputs
+from tests.helpers.small_config import small_config
+
+TOKENS = 16
+
+
+def models():
+    small = small_config().model
+    wide = replace(small.backbone, width=64, heads=4, depth=3, mlp_hidden=96, linear_path=True)
+    plain = replace(small, fusion=replace(small.fusion, enabled=False))
+    return {"small": small, "wide": replace(small, backbone=wide), "without fusion": plain}
+
+
+def tables(model):
+    """Positions, which a model has from the start."""
+    for module in model.modules():
+        if isinstance(module, Fixed):
+            yield from module.tensors
+
+
+def really(config, precision, batch, checkpointing):
+    """What a pass through a real model keeps in saved tensors, keeps in memory, and takes at most."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    model = AudioX(config).to(dtype)
+    model.backbone.checkpointing = checkpointing
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    z, t, *features, length = inputs(config, TOKENS, batch)
+    given = [z.to(dtype), t, *(x.to(dtype) for x in features), length]
+    besides = {x.untyped_storage()._cdata for x in (*given, *model.parameters(), *tables(model))}
+    saved = {}
+
+    def pack(tensor):
+        saved[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with Allocations() as taken:
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            loss = flow_matching_loss(model(*given), given[0].float(), given[0].float()).mean()
+        kept = taken.now
+        in_saved = sum(x.untyped_storage().nbytes() for key, x in saved.items() if key not in besides)
+        saved.clear()
+        loss.backward()
+    return in_saved, kept, taken.peak
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", models())
+def test_what_a_pass_keeps_is_what_it_saves_for_the_backward_pass(name, precision):
+    config = models()[name]
+    simulated = Simulated(config, precision, None, TOKENS)
+    for batch in (1, 3):
+        saved, kept, peak = really(config, precision, batch, checkpointing=False)
+        found = simulated.training(batch, checkpointing=False)
+        assert found.kept == kept == saved + 4  # the loss itself
+        assert found.peak == peak
+
+
+@pytest.mark.parametrize("name", models())
+def test_checkpointing_keeps_less(name):
+    config = models()[name]
+    simulated = Simulated(config, "fp32", None, TOKENS)
+    _, kept, peak = really(config, "fp32", 3, checkpointing=True)
+    found = simulated.training(3, checkpointing=True)
+    assert (found.kept, found.peak) == (kept, peak)
+    assert found.kept < simulated.training(3, checkpointing=False).kept
+
+
+def test_on_a_gpu_fused_operations_keep_less(root):
+    """Scores of attention are never whole there, and norms and gates keep their inputs."""
+    config = load_config(root / "configs" / "single_gpu.json")
+    short = replace(config.model, backbone=replace(config.model.backbone, depth=2))
+    cpu, gpu = (Simulated(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))
+    assert gpu.kept < 0.6 * cpu.kept

@@ -1,0 +1,65 @@
+"""Products in 8-bit floats: what is converted, and that training loses as little as it should. Rounding is imitated
+where there is no GPU."""
+
+import sys
+
+import pytest
+import torch
+
+from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss, interpolate
+from audiox_trainer.trainer.training import run_folder
+from audiox_trainer.trainer.training.pretrain import prepared
+from tests.helpers.small_config import small_config
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_the_blocks_products_are_converted_and_nothing_else():
+    config = small_config(None, "training.fp8=true")
+    plain, model = AudioX(config.model), prepared(AudioX(config.model), config.training)
+    converted = {name for name, module in model.named_modules() if type(module).__name__ == "Float8Linear"}
+    depth = config.model.backbone.depth
+    # QKV, output projection and two of the MLP in each stream; the last condition stream ends at its QKV.
+    assert len(converted) == depth * 8 - 3
+    assert all(name.startswith("backbone.blocks.") and not name.endswith("modulation") for name in converted)
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+@pytest.mark.slow
+def test_training_in_8_bits_keeps_up():
+    """The same samples, noise and start: over the last third of 60 steps the losses lie within 2 % of each other."""
+    curves = {}
+    for fp8 in ("false", "true"):
+        config = small_config(None, f"training.fp8={fp8}")
+        torch.manual_seed(0)
+        model = prepared(AudioX(config.model), config.training).to(DEVICE)
+        adamw = torch.optim.AdamW(model.parameters(), 2e-3)
+        generator, losses = torch.Generator().manual_seed(1), []
+        codec, video, text = config.model.codec, config.model.video, config.model.text
+        pattern = torch.randn(codec.frames, codec.channels, generator=generator)
+
+        def normal(*shape, generator=generator):
+            return torch.randn(shape, generator=generator)
+
+        for _ in range(60):
+            z0 = pattern * (1 + 0.3 * normal(16, 1, 1))  # something to learn
+            z1, t = normal(*z0.shape), torch.rand(16, generator=generator)
+            conditions = normal(16, video.steps, video.dim), normal(*z0.shape), normal(16, 5, text.dim)
+            inputs = [x.to(DEVICE) for x in (interpolate(z0, z1, t), t, *conditions, torch.full((16,), 5))]
+            loss = flow_matching_loss(model(*inputs), z0.to(DEVICE), z1.to(DEVICE)).mean()
+            loss.backward()
+            adamw.step()
+            adamw.zero_grad()
+            losses.append(loss.item())
+        curves[fp8] = losses
+    plain, rounded = (sum(curves[fp8][40:]) / 20 for fp8 in ("false", "true"))
+    assert curves["true"] != curves["false"]
+    assert plain < 0.7 * curves["false"][0]  # it has learnt
+    assert rounded == pytest.approx(plain, rel=0.02)
+
+
+def test_without_torchao_it_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "torchao.float8", None)
+    with pytest.raises(ValueError, match=r"training\.fp8: needs torchao.*pip install"):
+        run_folder.check(small_config(None, "training.fp8=true"), tmp_path / "run", resume=False)

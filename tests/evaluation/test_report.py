@@ -1,0 +1,193 @@
+"""The page: whole, self-contained, well-formed."""
+
+import base64
+import io
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from audiox_trainer.trainer.core.tasks import TASKS
+from audiox_trainer.trainer.evaluation.report import write_html
+from audiox_trainer.trainer.evaluation.tables import as_text, results_table, tables
+from audiox_trainer.trainer.pages.charts import interval_bar, line_chart, read_losses
+from audiox_trainer.trainer.pages.embedded_media import BANDS, HOP, Column, Sound, spectrogram, spectrogram_uri, wav_uri
+
+METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "fd", "kl", "is")
+RATIOS = {f"{name}_ratio{side}": 1.0 for name in METRICS[:4] for side in ("", "_low", "_high")}
+VOID = {"meta", "img", "br", "line", "circle", "polyline"}
+
+
+def row(model: str, **more) -> dict:
+    values = {name: 0.5 for name in METRICS}
+    bounds = {f"{name}_{side}": value for name in METRICS for side, value in (("low", 0.4), ("high", 0.6))}
+    return {"model": model, "prompts": 8} | values | bounds | more
+
+
+def report() -> dict:
+    models = ("teacher", "<student>")
+    task = {"metric": "F1 of onsets", "better": "higher", "clips": 10, "value": 0.7, "low": 0.6, "high": 0.8}
+    task |= {"control": 0.4, "lead": 0.3, "lead_low": 0.2, "ceiling": 0.97}
+    sampled = {"steps": 25, "nfe": 50, "guidance": 3.0, "chance": dict.fromkeys(METRICS[:4], 0.1)}
+    latency = {"device": "cpu", "threads": 1, "steps": 25, "nfe": 50, "latency_s_mean": 0.4, "latency_s_std": 0.01}
+    latency |= {"encoding_s_mean": 0.03, "transformer_s_mean": 0.36, "rtf": 0.2}
+    faster = {f"{part}{bound}": 12.5 for part in ("transformer", "end_to_end") for bound in ("", "_low", "_high")}
+    exam = dict.fromkeys(("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"), 0.95)
+    return {
+        "made": "2025-01-01T00:00:00+00:00",
+        "host": {"cpu": "a processor", "python": "3.11", "torch": "2.11", "threads": "1"},
+        "plan": {"prompts": 2, "tasks": 10, "seed": 0, "latency_steps": []},
+        "judge": {"raw": exam, "codec": exam},
+        "models": [
+            {"model": m, "parameters": 3_000_000, "kind": "euler", "steps": 25, "guidance": 3.0} for m in models
+        ],
+        "references": [row("true scenes"), row("true scenes through the codec")],
+        "results": [row(model, **sampled) for model in models],
+        "differences": [row(models[1], against=models[0]) | RATIOS],
+        "tasks": [{"model": model, "task": name} | task for model in models for name in TASKS],
+        "efficiency": [
+            {"model": models[0]} | latency,
+            {"model": models[1]} | latency | {"against": [{"model": models[0], "steps": 25, "nfe": 50} | faster]},
+        ],
+    }
+
+
+def sounds() -> list[Sound]:
+    waves = 0.5 * torch.rand(3, 1, 4096, generator=torch.Generator().manual_seed(0))
+    columns = [
+        Column(name, wave, "a bell & a kick", right)
+        for name, wave, right in zip(("true scene", "teacher", "<student>"), waves, (None, True, False), strict=True)
+    ]
+    return [Sound(kind, f"text of <{kind}>", tuple(columns), 8000) for kind in ("category", "order")]
+
+
+class Page(HTMLParser):
+    """Counts elements, and insists that every one is closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.seen)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "teacher"
+    folder.mkdir()
+    lines = [{"step": s, "seconds": 1.0, "loss": 2 / s, "loss_by_noise/0.05": 1.0, "lr": 1e-3} for s in range(1, 60)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 60, "lo')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(run) -> Page:
+    out = run.parent / "page" / "report.html"
+    write_html(report(), [run, run.parent / "none"], sounds(), out)
+    assert [path.name for path in out.parent.iterdir()] == ["report.html"]
+    return Page(out.read_text())
+
+
+def test_the_page_holds_all_tables_and_players(page):
+    text = " ".join(page.words)
+    assert page.count("table") == len(tables(report())) == 5
+    assert page.count("tr") == 5 + (2 + 4) + 2 + 16 + 2 + 1
+    assert page.count("audio") == page.count("img") == 6
+    for heading in (
+        "T2A-bench",
+        "Differences",
+        "Tasks",
+        "Latency",
+        "Speed",
+        "Training: teacher",
+        "Sounds",
+        "The judge",
+    ):
+        assert heading in text
+    for word in (
+        *TASKS,
+        "0.40 to 0.60",
+        "text of <order>",
+        "<student>",
+        "torch 2.11",
+        "a processor",
+        "a bell & a kick",
+    ):
+        assert word in text
+    assert "Training: none" not in text
+
+
+def test_the_page_needs_nothing_else(page):
+    assert page.count("script") == page.count("link") == page.count("iframe") == 0
+    for tag, attributes in page.seen:
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:").startswith("data:"), tag
+
+
+def test_the_players_hold_the_sounds(page):
+    first = next(attributes["src"] for tag, attributes in page.seen if tag == "audio")
+    wave, rate = soundfile.read(io.BytesIO(base64.b64decode(first.split(",")[1])))
+    assert rate == 8000 and np.abs(wave - sounds()[0].columns[0].wave[0].numpy()).max() < 1e-4
+
+
+def test_wav_clips_rather_than_wraps():
+    uri = wav_uri(torch.tensor([[2.0, -2.0, 0.0]]), 8000)
+    wave, _ = soundfile.read(io.BytesIO(base64.b64decode(uri.split(",")[1])))
+    assert wave == pytest.approx([1, -1, 0], abs=1e-4)
+
+
+def test_a_tone_is_a_line_in_its_spectrogram():
+    times = torch.arange(8192) / 8000
+    low, high = (spectrogram(torch.sin(2 * torch.pi * f * times)[None], 8000) for f in (300.0, 3000.0))
+    assert low.shape == (BANDS, 8192 // HOP + 1)
+    assert (low[:, 10:-10].argmax(0) == low[:, 60].argmax()).all()
+    assert low[:, 60].argmax() > high[:, 60].argmax()  # low bands at the bottom
+    assert spectrogram(torch.zeros(1, 4096), 8000).max() == 0
+    picture = Image.open(io.BytesIO(base64.b64decode(spectrogram_uri(torch.randn(1, 8192), 8000).split(",")[1])))
+    assert picture.size == (129, BANDS) and picture.mode == "P"
+
+
+def test_losses_of_a_run_that_still_writes(run):
+    curves = read_losses(run)
+    assert set(curves) == {"loss"} and len(curves["loss"]) == 59
+    assert line_chart(curves, "steps").count("<polyline") == 2
+    assert line_chart({"loss": [(1.0, 2.0)]}, "steps") == "" and read_losses(run.parent / "none") == {}
+
+
+def test_interval_bar_stays_within_its_picture():
+    for values in ((0.5, 0.4, 0.6, 0.1, 1.0), (0.0, 0.0, 0.0, 0.0, 0.0), (0.8, 0.7, 0.9, 1.2, 0.0)):
+        for tag, attributes in Page(interval_bar(*values)).seen:
+            for name in ("x1", "x2", "cx"):
+                assert 0 <= float(attributes.get(name, 0)) <= 170, tag
+
+
+def test_text_tables_are_aligned():
+    lines = as_text(results_table(report())).splitlines()
+    assert lines[0] == "T2A-bench"
+    column = lines[1].index("Cat-acc")
+    assert all(line[column - 1] == " " and line[column] != " " for line in lines[1:-1])

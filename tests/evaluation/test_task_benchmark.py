@@ -1,0 +1,211 @@
+"""The eight tasks with generators and ears whose answers are known: what deserves the ceiling reaches it, and a deaf
+generator never leads its control."""
+
+import json
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from audiox_trainer.models.audiox import SamplingConfig
+from audiox_trainer.models.config import ModelConfig
+from audiox_trainer.trainer.core.tasks import TASKS
+from audiox_trainer.trainer.evaluation.held_out import Unseen, draw_unseen
+from audiox_trainer.trainer.evaluation.judge import Annotation
+from audiox_trainer.trainer.evaluation.metrics import TOLERANCE
+from audiox_trainer.trainer.evaluation.task_benchmark import (
+    clips_needed,
+    in_place,
+    kept_error,
+    matched,
+    on_time,
+    request_of,
+    task_rows,
+)
+from audiox_trainer.trainer.generation.request import Request
+from audiox_trainer.trainer.scenes.scenes import Event, Scene
+
+CLIPS = 40
+SAMPLING = SamplingConfig("euler", 25, 3.0)
+
+
+@pytest.fixture(scope="module")
+def config(small) -> ModelConfig:
+    return small.model
+
+
+@pytest.fixture(scope="module")
+def unseen(config) -> dict[str, Unseen]:
+    return {domain: draw_unseen(config, domain, CLIPS, seed=0) for domain in ("audio", "music")}
+
+
+@dataclass
+class Stub:
+    """A maker of the true latents of the clip that a request describes, or, if `deaf`, of other scenes' at random. Its
+    waves are the latents themselves."""
+
+    unseen: dict[str, Unseen]
+    strangers: dict[str, Unseen]
+    deaf: bool
+
+    def latents(self, request: Request, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
+        parts = [self._answer(request, i, seed + i) for i in range(len(request.texts))]
+        made = torch.stack(parts)
+        if request.audio is None or request.given is None:
+            return made
+        return torch.where(request.given[..., None] > 0, request.audio, made)
+
+    def _answer(self, request: Request, i: int, seed: int) -> Tensor:
+        rng = np.random.default_rng(seed)
+        found = [] if self.deaf else [z for u in self.unseen.values() for z in matching(u, request, i)]
+        pool = found or [z for u in self.strangers.values() for z in u.latents]
+        return pool[rng.integers(len(pool))]
+
+    def waves(self, latents: Tensor) -> Tensor:
+        return latents.flatten(1)[:, None]
+
+
+def matching(unseen: Unseen, request: Request, i: int) -> list[Tensor]:
+    """The true latents of every clip of which all that is given for sample i is true."""
+    fits = torch.ones(len(unseen.scenes), dtype=torch.bool)
+    if request.video is not None:
+        fits &= torch.tensor([torch.equal(v, request.video[i]) for v in unseen.video])
+    if request.audio is not None:
+        kept = request.given[i] > 0
+        fits &= torch.tensor([torch.equal(z[kept], request.audio[i][kept]) for z in unseen.latents])
+    if request.video is None and request.audio is None:
+        fits &= torch.tensor([request.texts[i] in record.captions for record in unseen.records])
+    return [unseen.latents[k] for k in fits.nonzero()[:, 0].tolist()]
+
+
+def ears(*groups: Unseen):
+    """Hears the scene whose latents, or whose last latents, a wave is."""
+
+    def hear(waves: Tensor) -> list[Annotation]:
+        return [recognise(wave.flatten()) for wave in waves]
+
+    def recognise(wave: Tensor) -> Annotation:
+        for group in groups:
+            ends = group.latents.flatten(1)[:, -wave.numel() :]
+            distance = (ends - wave).abs().amax(dim=1)
+            if distance.min() == 0:
+                scene: Scene = group.scenes[int(distance.argmin())]
+                return Annotation(scene.events, scene.instrument, scene.tempo)
+        return Annotation((), "", 0)  # half of one scene and half of another
+
+    return hear
+
+
+@pytest.fixture(scope="module")
+def rows(config, unseen) -> dict[bool, dict[str, dict]]:
+    """Rows of the oracle (False) and of the deaf generator (True), by task."""
+    strangers = {domain: draw_unseen(config, domain, CLIPS, seed=1) for domain in unseen}
+    hear = ears(*unseen.values(), *strangers.values())
+    result = {}
+    for deaf in (False, True):
+        with tqdm(total=clips_needed(CLIPS)) as bar:
+            stub = Stub(unseen, strangers, deaf)
+            made = task_rows(stub, hear, unseen["audio"], unseen["music"], SAMPLING, 0, bar)
+            assert bar.n == bar.total
+        result[deaf] = {row["task"]: row for row in made}
+    return result
+
+
+def test_there_is_a_row_for_every_task(rows):
+    assert list(rows[False]) == list(TASKS)
+    json.dumps(rows[False], allow_nan=False)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_truth_reaches_the_ceiling_and_leads_its_control(rows, task):
+    row = rows[False][task]
+    if task == "inpainting":  # a hole can hide all that sounds, and several scenes fit what is left
+        assert row["value"] < 0.1 and row["ceiling"] == 0.0
+    else:
+        assert row["value"] == row["ceiling"] == 1.0
+    assert row["low"] <= row["value"] <= row["high"]
+    assert row["lead_low"] > 0.2
+    assert row["better"] == ("lower" if task == "inpainting" else "higher")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_deaf_generator_leads_nowhere(rows, task):
+    row = rows[True][task]
+    assert row["lead_low"] <= 0
+    assert abs(row["value"] - row["control"]) < 0.2
+
+
+def test_given_latents_are_compared_to_the_bit(rows):
+    assert rows[False]["inpainting"]["kept_error"] == rows[True]["completion"]["kept_error"] == 0
+    truth = torch.zeros(2, 3, 4)
+    latents = truth.clone()
+    latents[1, 2] = 0.25
+    assert kept_error(latents, truth, torch.tensor([[1.0, 1, 1], [1, 1, 0]])) == 0
+    assert kept_error(latents, truth, torch.tensor([[1.0, 1, 1], [0, 0, 1]])) == 0.25
+
+
+def test_completion_is_judged_without_its_prefix(config, unseen):
+    """A generator that repeats the prefix and then plays another scene gains nothing by the prefix."""
+    music = unseen["music"]
+    heard_shapes = []
+
+    def hear(waves: Tensor) -> list[Annotation]:
+        heard_shapes.append(waves.shape[-1])
+        return [Annotation((), "", 0)] * len(waves)
+
+    with tqdm(total=clips_needed(CLIPS)) as bar:
+        task_rows(Stub(unseen, unseen, True), hear, unseen["audio"], music, SAMPLING, 0, bar)
+    frames, channels = config.codec.frames, config.codec.channels
+    rest = frames - int(music.prefix[0].sum())
+    assert 0 < rest < frames and torch.equal(music.prefix, music.prefix[:1].expand_as(music.prefix))
+    assert set(heard_shapes[-2:]) == {rest * channels} and set(heard_shapes[:-2]) == {frames * channels}
+
+
+def test_requests_give_what_the_task_has(unseen):
+    for task in TASKS:
+        group = unseen["music" if task in ("T2M", "V2M", "TV2M", "completion") else "audio"]
+        request = request_of(task, group)
+        assert (request.video is not None) == ("V" in task)
+        assert (request.given is not None) == (task in ("inpainting", "completion"))
+        own = [text in record.captions for text, record in zip(request.texts, group.records, strict=True)]
+        assert all(own) == any(own) == (task in ("T2A", "TV2A", "T2M", "TV2M"))
+    for scene, text in zip(unseen["music"].scenes, request_of("T2M", unseen["music"]).texts, strict=True):
+        assert scene.instrument in text and f"{scene.tempo} bpm" in text
+
+
+def test_unseen_clips_are_reproducible_and_many(config, unseen):
+    again = draw_unseen(config, "audio", CLIPS, seed=0)
+    assert again.scenes == unseen["audio"].scenes and torch.equal(again.latents, unseen["audio"].latents)
+    assert torch.equal(again.hole, unseen["audio"].hole) and torch.equal(again.video, unseen["audio"].video)
+    assert len({scene.seed for scene in again.scenes}) == CLIPS
+    with pytest.raises(ValueError, match="at least 2"):
+        draw_unseen(config, "audio", 1, seed=0)
+
+
+def test_matched_onsets():
+    near, far = 0.9 * TOLERANCE, 1.1 * TOLERANCE
+    assert matched([], []) == matched([0.5], []) == 0
+    assert matched([0.5 + near, 1.0], [0.5, 1.0]) == 2
+    assert matched([0.5 + far], [0.5]) == 0
+    assert matched([0.5], [0.5, 0.6]) == 1  # one onset serves one event only
+    assert matched([0.5, 0.6], [0.6 - near, 0.6 + near]) == 2
+
+
+def test_f1_of_events():
+    def events(*pairs: tuple[str, float]) -> tuple[Event, ...]:
+        return tuple(Event(name, onset, onset + 0.1) for name, onset in pairs)
+
+    def f1(heard: tuple[Event, ...], true: tuple[Event, ...]) -> tuple[float, float]:
+        scene = Scene("audio", true, "", 0, "", "", 0)
+        return in_place(Annotation(heard, "", 0), scene), on_time(Annotation(heard, "", 0), scene)
+
+    truth = events(("bell", 0.2), ("kick", 1.0), ("kick", 1.5))
+    assert f1(truth, truth) == (1, 1) and f1((), truth) == (0, 0)
+    assert f1(events(("bell", 0.2), ("kick", 1.0), ("bell", 1.5)), truth) == pytest.approx((2 / 3, 1))
+    assert f1(events(("bell", 0.2)), truth) == pytest.approx((0.5, 0.5))
+    # Everything all the time pays for what it hits.
+    noise = events(*sorted(((name, k / 5) for name in ("bell", "kick") for k in range(10)), key=lambda e: e[1]))
+    assert f1(noise, truth) == pytest.approx((6 / 23, 6 / 23))

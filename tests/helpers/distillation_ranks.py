@@ -1,0 +1,191 @@
+"""One rank of a launch of tests/distillation: scenarios of distillation."""
+
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.trainer.core.cli import code_of
+from audiox_trainer.trainer.core.distill_config import DistillConfig
+from audiox_trainer.trainer.resilience.stop_signal import StoppedError
+from audiox_trainer.trainer.training.distill_updates import Distillation
+from audiox_trainer.trainer.training.loop import Batches, restore, train
+from tests.helpers import ranks
+from tests.helpers.random_weights import stirred
+from tests.helpers.ranks import MadeUp, Stopped, StoppedAt, about, ask, digest, save
+from tests.helpers.small_config import small_distill_config
+
+
+def teacher(config: DistillConfig) -> AudioX:
+    """Weights that answer, which fresh ones do not: their last projection is zero."""
+    torch.manual_seed(11)
+    return stirred(config.model)
+
+
+def begun(config: DistillConfig) -> Distillation:
+    return Distillation(config, teacher(config), ranks.WORLD)
+
+
+def digests(task: Distillation) -> dict[str, str]:
+    """All that each role owns on this rank, what it computes with and its gradients, and the teacher's weights."""
+    found = {}
+    for name, role in task.roles.items():
+        for kind, shards in role.state().items():
+            found[f"{name}/{kind}"] = digest(shards)
+        found[f"{name}/updates"] = str(role.engine.updates())
+        found[f"{name}/computed"] = digest(held(role.engine.module))
+        found[f"{name}/gradients"] = digest([t for t in role.engine._gradients() if t is not None])
+    return found | {"teacher/weights": digest(held(task.teacher.frozen.module))}
+
+
+def held(model: nn.Module) -> list[torch.Tensor]:
+    """What a model computes with on this rank. Where ZeRO-3 shards it, that is each parameter's `ds_tensor`: the whole
+    comes and goes."""
+    return [getattr(p, "ds_tensor", p) for p in model.parameters()]
+
+
+def watched(task: Distillation) -> set[str]:
+    """A set that fills with the roles whose weights a gradient arrives at."""
+    reached: set[str] = set()
+    models = {name: role.engine.module for name, role in task.roles.items()}
+    for name, model in (models | {"teacher": task.teacher.frozen.module}).items():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(lambda gradient, name=name: reached.add(name))
+    return reached
+
+
+def rounds(folder: Path, config: DistillConfig, paired: Collection[int] = ()) -> dict[str, Any]:
+    """The whole distillation on made-up samples, `paired` in some updates: what each did, and what it changed."""
+    task, rows = begun(config), []
+    batches = MadeUp(config, paired=paired).batches(0)
+    before, reached = digests(task), watched(task)
+    for update in range(task.total):
+        reached.clear()
+        task.step(update, next(batches))
+        after = digests(task)
+        changed = sorted(name for name in after if after[name] != before[name])
+        row = {"phase": task.cycle.phase(update).value, "changed": changed, "reached": sorted(reached)}
+        parameters = list(task.teacher.frozen.module.parameters())
+        row["frozen"] = not any(p.requires_grad or p.grad is not None for p in parameters)
+        values = task.metrics()
+        rows.append(row | {"values": values, "said": task.warnings(values)})
+        before = after
+    save(folder, task.total, task.roles, config)
+    counted, planned = ({n: asdict(b) for n, b in found.items()} for found in (task.bytes(), task.planned_bytes()))
+    task.destroy()
+    return {"rows": rows, "bytes": counted, "planned": planned}
+
+
+def whole(
+    folder: Path,
+    config: DistillConfig,
+    stop: int = 0,
+    resume: bool = False,
+    asked: tuple[int, list[int]] | None = None,
+) -> dict[str, Any]:
+    """A run, as launch/distill.py does it, on made-up samples; with `stop` it breaks off before that update, with
+    `asked` some ranks are asked to stop in an update."""
+    task = begun(config)
+    if asked:
+        ask(task, *asked)
+    reader: Batches = MadeUp(config)
+    if stop:
+        reader = StoppedAt(reader, stop)
+    try:
+        train(task, reader, config, ranks.WORLD, folder, resume, 1e12, about(config))
+    except Stopped:
+        return {"stopped": stop}
+    except StoppedError as error:
+        return {"said": str(error), "code": code_of(error)}
+    finally:
+        task.destroy()
+    return {}
+
+
+def midway(folder: Path, config: DistillConfig, updates: int) -> dict[str, Any]:
+    """The first updates of a run, and a checkpoint where no round ends."""
+    task = begun(config)
+    for update, batch in zip(range(updates), MadeUp(config).batches(0), strict=False):
+        task.step(update, batch)
+    save(folder, updates, task.roles, config)
+    task.destroy()
+    return {}
+
+
+def collapsed(folder: Path, config: DistillConfig, size: float) -> dict[str, Any]:
+    """What is said of a student that answers every condition with one pattern, `size` times as large as the data's,
+    and of a discriminator that knows it."""
+    task, said = begun(config), []
+
+    def answer(model: Any, inputs: tuple[Any, ...], v: torch.Tensor) -> torch.Tensor:
+        z, t = inputs[:2]
+        pattern = torch.sin(torch.arange(z[0].numel())).view(z.shape[1:])
+        return 0 * v + (z - size * 2 * pattern) / t[:, None, None]
+
+    def scores(model: Any, inputs: tuple[Any, ...], out: torch.Tensor) -> torch.Tensor:
+        signs = torch.ones(len(out), *[1] * (out.ndim - 1))
+        signs[len(out) // 2 :] = -1  # data stands before the samples
+        return 0 * out + 2 * signs
+
+    task.engines["student"].module.register_forward_hook(answer)
+    task.engines["discriminator"].module.register_forward_hook(scores)
+    for update, batch in zip(range(task.total), MadeUp(config).batches(0), strict=False):
+        task.step(update, replace(batch, given=torch.zeros_like(batch.given)))
+        said.append({"phase": task.kind(update), "said": task.warnings(task.metrics())})
+    task.destroy()
+    return {"rows": said}
+
+
+def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
+    """A run that is asked to stop several times, and goes on; how each part of it ended."""
+    return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
+
+
+def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
+    """Load another run's newest checkpoint of all roles, and save it as it is held here."""
+    task = begun(config)
+    step = restore(task, folder.parent / source, True, ranks.WORLD, config.checkpoint.every, False)
+    save(folder, step, task.roles, config)
+    task.destroy()
+    return {"step": step}
+
+
+class Counter(TorchDispatchMode):
+    """Operations by torch's own formulas. Its FlopCounterMode follows modules too, and breaks off where one is called
+    without a gradient on what has one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = op(*args, **(kwargs or {}))
+        if formula := flop_registry.get(op.overloadpacket):
+            self.total += formula(*args, **(kwargs or {}), out_val=found)
+        return found
+
+
+def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
+    """What a counter counts of each update of a whole run, and about which of the student's steps it was."""
+    task, rows = begun(config), []
+    batches = MadeUp(config).batches(0)
+    for update in range(task.total):
+        with Counter() as counter:
+            task.step(update, next(batches))
+        row = {"phase": task.cycle.phase(update).value, "k": task._interval(update)}
+        rows.append(row | {"count": counter.total})
+    task.destroy()
+    return {"rows": rows}
+
+
+if __name__ == "__main__":
+    ranks.main(
+        {f.__name__: f for f in (rounds, whole, midway, collapsed, asked, reload, operations)}, small_distill_config
+    )

@@ -1,0 +1,152 @@
+"""One rank of a launch of tests/training or tests/distillation: what their scenarios share.
+
+A scenario is a function of a folder and keyword arguments; all ranks run it. What it returns on each rank is written to
+`FOLDER/rank_N.json`.
+"""
+
+import json
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xxhash
+
+from audiox_trainer.models import strict
+from audiox_trainer.trainer.checkpoint.load import Role
+from audiox_trainer.trainer.checkpoint.save import Saver
+from audiox_trainer.trainer.core.config import BaseConfig
+from audiox_trainer.trainer.data.batches import Batch, Conditions
+from audiox_trainer.trainer.engine import zero
+from audiox_trainer.trainer.training.loop import Batches, Step, Task
+
+WORLD: zero.World
+
+
+class Stopped(Exception):
+    """A process that ends in the middle of a run."""
+
+
+def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
+    """Latents, video, audio, text and its length, made up from the step and the place alone."""
+    model = config.model
+    rng = np.random.default_rng([step, place])
+    length = int(rng.integers(1, 9))
+    text = np.zeros((8, model.text.dim), np.float32)
+    text[:length] = rng.standard_normal((length, model.text.dim))
+    pattern = np.sin(np.arange(model.codec.frames * model.codec.channels)).reshape(model.codec.frames, -1)
+    latents = 2 * pattern + 0.3 * rng.standard_normal(pattern.shape)
+    video = rng.standard_normal((model.video.steps, model.video.dim)) * rng.integers(2)
+    return latents, video, latents * rng.integers(2), text, np.array(length)
+
+
+def made_up(config: BaseConfig, step: int, places: list[int], paired: bool = False) -> Batch:
+    """A batch that needs no shards; `paired` with the noise that its latents are called the endpoints of."""
+    rows = zip(*(sample(config, step, place) for place in places), strict=True)
+    latents, video, audio, text, length = (torch.from_numpy(np.stack(row)) for row in rows)
+    conditions = Conditions(video.float(), audio.float(), text.float(), length)
+    given = (audio != 0).any(2).float()
+    ids = tuple(f"sample-{step}-{place}" for place in places)
+    noise = None
+    if paired:
+        rngs = [np.random.default_rng([step, place, 1]) for place in places]
+        noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
+    return Batch(latents.float(), conditions, given, torch.tensor(places), ("T2A",) * len(places), ids, noise)
+
+
+class MadeUp:
+    """Batches of made-up samples; `poison` gives steps at which one place of the global batch is not finite, `paired`
+    steps whose samples are pairs."""
+
+    def __init__(self, config: BaseConfig, poison: dict[int, int] | None = None, paired: Collection[int] = ()) -> None:
+        self.config, self.poison, self.paired = config, poison or {}, paired
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        step = start
+        while True:
+            share = self.config.training.global_batch // WORLD.ranks
+            places = [i * WORLD.ranks + WORLD.rank for i in range(share)]
+            batch = made_up(self.config, step, places, step in self.paired)
+            if self.poison.get(step) in places:
+                batch.latents[places.index(self.poison[step])] = torch.nan
+            yield batch
+            step += 1
+
+
+class StoppedAt:
+    """The batches of another reader up to a step."""
+
+    def __init__(self, reader: Batches, step: int) -> None:
+        self.reader, self.step = reader, step
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        for step, batch in enumerate(self.reader.batches(start), start=start):
+            if step == self.step:
+                raise Stopped
+            yield batch
+
+
+class Recorded:
+    """The batches of another reader, which samples they hold written to a file."""
+
+    def __init__(self, reader: Batches, file: Path) -> None:
+        self.reader, self.file = reader, file
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        with self.file.open("w") as file:
+            for step, batch in enumerate(self.reader.batches(start), start=start):
+                file.write(json.dumps({"step": step, "places": batch.places.tolist(), "ids": batch.ids}) + "\n")
+                yield batch
+
+
+def digest(shards: list[torch.Tensor]) -> str:
+    state = xxhash.xxh3_128()
+    for shard in shards:
+        state.update(shard.detach().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return str(state.hexdigest())
+
+
+def about(config: BaseConfig) -> dict[str, Any]:
+    return {"config": strict.to_dict(config)}
+
+
+def save(folder: Path, step: int, roles: dict[str, Role], config: BaseConfig) -> None:
+    """A checkpoint that training waits for."""
+    with Saver(folder, roles, about(config)) as saver:
+        saver.begin(step)
+        saver.finish()
+
+
+def ask(task: Task, at: int, ranks: list[int]) -> None:
+    """These ranks get a batch system's signal in the middle of this step."""
+    step = task.step
+
+    def stepped(number: int, batch: Batch) -> Step:
+        if number == at and WORLD.rank in ranks:
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return step(number, batch)
+
+    task.step = stepped
+
+
+def main(scenarios: dict[str, Callable[..., dict[str, Any]]], configure: Callable[..., Any]) -> None:
+    """Argument: a JSON file with a list of {scenario, folder, scenes, overrides, arguments}."""
+    global WORLD
+    WORLD = zero.start()
+    torch.set_num_threads(1)
+    for item in json.loads(Path(sys.argv[1]).read_text()):
+        folder = Path(item["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        config = configure(Path(item["scenes"]), *item["overrides"])
+        try:
+            result = scenarios[item["scenario"]](folder, config, **item["arguments"])
+        except Exception:
+            (folder / f"rank_{WORLD.rank}.json").write_text(json.dumps({"failed": traceback.format_exc()}))
+            raise  # the ranks may be out of step now
+        (folder / f"rank_{WORLD.rank}.json").write_text(json.dumps(result))
+        torch.distributed.barrier()

@@ -1,0 +1,306 @@
+"""One rank of a launch of tests/training: runs scenarios one after the other and leaves checkpoints and numbers."""
+
+import os
+import resource
+import subprocess
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.comm.comm import comms_logger
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from audiox_trainer.models.encoders.build import build_text_encoder
+from audiox_trainer.trainer.checkpoint import load
+from audiox_trainer.trainer.checkpoint import save as saving
+from audiox_trainer.trainer.core.cli import code_of
+from audiox_trainer.trainer.core.config import RunConfig
+from audiox_trainer.trainer.cost import role_bytes
+from audiox_trainer.trainer.data.batches import Batch
+from audiox_trainer.trainer.data.reader import Reader
+from audiox_trainer.trainer.resilience.stop_signal import StoppedError
+from audiox_trainer.trainer.training.loop import Batches, Step, restore, train
+from audiox_trainer.trainer.training.pretrain import Pretraining
+from tests.helpers import ranks
+from tests.helpers.ranks import MadeUp, Recorded, Stopped, StoppedAt, about, ask, digest, save
+from tests.helpers.small_config import small_config
+
+
+def digests(task: Pretraining) -> dict[str, str]:
+    """Weights, moments and moving average that this rank owns, and what the model computes with."""
+    found = {kind: digest(shards) for kind, shards in task.roles["model"].state().items()}
+    return found | {"updates": str(task.engine.updates())}
+
+
+def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Train on made-up samples; the mean loss of all ranks and the gradient's norm at every step."""
+    task, curve = Pretraining(config, ranks.WORLD), []
+    batches = MadeUp(config).batches(0)
+    for step in range(config.training.steps):
+        task.step(step, next(batches))
+        values = task.metrics()
+        curve.append([values["loss"], values["grad_norm"]])
+    save(folder, config.training.steps, task.roles, config)
+    task.engine.destroy()
+    return {"curve": curve}
+
+
+def whole(
+    folder: Path,
+    config: RunConfig,
+    stop: int = 0,
+    resume: bool = False,
+    poison: bool = False,
+    record: bool = False,
+    asked: tuple[int, list[int]] | None = None,
+) -> dict[str, Any]:
+    """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step, with `asked` some
+    ranks are asked to stop in a step."""
+    task = Pretraining(config, ranks.WORLD)
+    if asked:
+        ask(task, *asked)
+    reader: Batches = Reader(config, build_text_encoder(config.model.text), ranks.WORLD.rank, ranks.WORLD.ranks)
+    if poison:
+        reader = MadeUp(config, {step: 1 for step in range(3, 99)})
+    if record:
+        last = stop or config.training.steps  # the loop fetches a batch more than it takes
+        reader = Recorded(StoppedAt(reader, last), folder / f"samples_{ranks.WORLD.ranks}_{ranks.WORLD.rank}.jsonl")
+    if stop:
+        reader = StoppedAt(reader, stop)
+    try:
+        train(task, reader, config, ranks.WORLD, folder, resume, 1e12, about(config))
+    except Stopped:
+        return {"stopped": stop}
+    except StoppedError as error:
+        return {"said": str(error), "code": code_of(error)}
+    except FloatingPointError as error:
+        return {"error": str(error)}
+    finally:
+        task.engine.destroy()
+    return {}
+
+
+def asked(folder: Path, config: RunConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
+    """A run that is asked to stop several times, and goes on; how each part of it ended."""
+    return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
+
+
+def beside(folder: Path, config: RunConfig, fails: bool = False) -> dict[str, Any]:
+    """A run that saves beside its steps. Rank 1 writes the first checkpoint not before its seventh step, or cannot;
+    what stood there at the beginning of each step."""
+    task, seen, gate, write = Pretraining(config, ranks.WORLD), [], threading.Event(), saving.save_file
+    step = task.step
+
+    def stepped(number: int, batch: Batch) -> Step:
+        seen.append(sorted(p.name for p in (folder / load.FOLDER).glob("*")))
+        if number == 6:
+            gate.set()
+        return step(number, batch)
+
+    def written(*arguments: Any) -> None:
+        if ranks.WORLD.rank == 1 and not gate.wait(60):
+            raise TimeoutError("training does not go on")
+        if ranks.WORLD.rank == 1 and fails:
+            raise OSError("no space left")
+        write(*arguments)
+
+    task.step, saving.save_file = stepped, written
+    reader = Reader(config, build_text_encoder(config.model.text), ranks.WORLD.rank, ranks.WORLD.ranks)
+    try:
+        train(task, reader, config, ranks.WORLD, folder, False, 1e12, about(config))
+    except OSError as error:
+        torch.distributed.barrier()  # rank 0 removes it
+        return {"seen": seen, "error": str(error), "left": [p.name for p in (folder / load.FOLDER).iterdir()]}
+    finally:
+        saving.save_file = write
+        task.engine.destroy()
+    return {"seen": seen}
+
+
+def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict[str, Any]:
+    """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
+    task = Pretraining(config, ranks.WORLD)
+    origin = folder.parent / source
+    start = restore(task, origin, True, ranks.WORLD, config.checkpoint.every, False)
+    batches, curve = MadeUp(config).batches(start), []
+    for step in range(start, start + steps):
+        task.step(step, next(batches))
+        curve.append(task.metrics()["loss"])
+    save(folder, start + steps, task.roles, config)
+    task.engine.destroy()
+    return {"start": start, "curve": curve}
+
+
+def poisoned(folder: Path, config: RunConfig, at: int, place: int) -> dict[str, Any]:
+    """Six steps, in one of which one sample is NaN: digests after every step, and whether it was applied."""
+    task, rows = Pretraining(config, ranks.WORLD), []
+    batches = MadeUp(config, {at: place}).batches(0)
+    rows.append([None, digests(task)])
+    for step in range(6):
+        result = task.step(step, next(batches))
+        rows.append([result.applied, digests(task) | {"skipped": str(result.values["skipped"])}])
+    metrics = task.metrics()
+    task.engine.destroy()
+    return {"rows": rows, "grad_norm": metrics["grad_norm"]}
+
+
+def save_three_times(
+    folder: Path, config: RunConfig, before: Callable[[], None], after: Callable[[], None]
+) -> list[Any]:
+    """Save after each of three steps; before the second one something happens, after it something else."""
+    task = Pretraining(config, ranks.WORLD)
+    batches, found = MadeUp(config).batches(0), []
+    for step in range(3):
+        task.step(step, next(batches))
+        if step == 1:
+            before()
+        torch.distributed.barrier()
+        try:
+            save(folder, step + 1, task.roles, config)
+            outcome = "saved"
+        except OSError as error:
+            outcome = str(error)
+        torch.distributed.barrier()
+        if step == 1:
+            after()
+        found.append([outcome, sorted(p.name for p in (folder / load.FOLDER).iterdir())])
+        torch.distributed.barrier()
+    task.engine.destroy()
+    return found
+
+
+def file_too_large(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Rank 1 may not write what it has to, once."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    small = (20_000 if ranks.WORLD.rank == 1 else limits[0], limits[1])
+
+    def limit(to: tuple[int, int]) -> Callable[[], None]:
+        return partial(resource.setrlimit, resource.RLIMIT_FSIZE, to)
+
+    return {"found": save_three_times(folder, config, limit(small), limit(limits))}
+
+
+def full_disk(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """A small file system of its own that is full, once."""
+    disk = folder / load.FOLDER
+    disk.mkdir(exist_ok=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
+    mounted = [ranks.WORLD.rank == 0 and subprocess.run(mount, capture_output=True).returncode == 0]
+    torch.distributed.broadcast_object_list(mounted, src=0)
+    if not mounted[0]:
+        return {"found": None}
+    filler = disk / "filler"
+
+    def fill() -> None:
+        if ranks.WORLD.rank == 0:
+            free = os.statvfs(disk)
+            filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 100_000))
+
+    def free() -> None:
+        if ranks.WORLD.rank == 0:
+            filler.unlink()
+        torch.distributed.barrier()
+
+    try:
+        return {"found": save_three_times(folder, config, fill, free)}
+    finally:
+        if ranks.WORLD.rank == 0:
+            subprocess.run(["umount", str(disk)], check=True)
+
+
+def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Sound of the EMA weights in the middle of training changes no weight."""
+    logging = replace(config.logging, prompts=("a bell rings", "a dog barks"))
+    task = Pretraining(replace(config, logging=logging), ranks.WORLD)
+    batches = MadeUp(config).batches(0)
+    for step in range(3):
+        task.step(step, next(batches))
+    before = digests(task)
+    _, waves = task.preview()
+    return {"same": digests(task) == before, "waves": waves.flatten().tolist(), "shape": list(waves.shape)}
+
+
+class Waits(TorchDispatchMode):
+    """The operations for which a host would wait for its device: those whose result it has to know to go on."""
+
+    NAMES = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: dict[bool, list[str]] = {False: [], True: []}  # by whether the optimizer steps
+        self.stepping = False
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op.overloadpacket.__name__ in self.NAMES:
+            self.found[self.stepping].append(str(op))
+        return op(*args, **(kwargs or {}))
+
+
+def waits(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Of the fourth step: what a host would wait for in forward and backward, and in the optimizer's step."""
+    task, batches, mode = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0), Waits()
+    step = task.engine.engine.step
+
+    def stepped(*arguments: Any) -> None:
+        mode.stepping = True
+        step(*arguments)
+        mode.stepping = False
+
+    for number in range(3):
+        task.step(number, next(batches))
+    task.engine.engine.step = stepped
+    with mode:
+        task.step(3, next(batches))
+    task.engine.destroy()
+    return {"before": mode.found[False], "stepping": mode.found[True]}
+
+
+def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
+    """Of a rank's second step: bytes of its tensors, of gradients that stay after it, of DeepSpeed's buffers and of its
+    collective operations."""
+    task, batches = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0)
+    first, buffers = next(task.model.parameters()), [0]
+
+    def look(gradient: torch.Tensor) -> None:  # the buffers are there in the backward pass
+        buckets = getattr(task.engine.optimizer, "ipg_buckets", {}).values()
+        found = (b.buffer if isinstance(b.buffer, list) else [b.buffer] for b in buckets)
+        buffers.append(sum(buffer.nbytes for several in found for buffer in several))
+
+    first.register_hook(look)
+    deepspeed.comm.configure(enabled=True, prof_all=True)
+    for step in range(2):
+        comms_logger.reset_data()
+        task.step(step, next(batches))
+    logged = {name: sum(n * f[0] for n, f in sizes.items()) for name, sizes in comms_logger.comms_dict.items()}
+    deepspeed.comm.configure(enabled=False)
+    held = asdict(task.engine.bytes(task.ema.values))
+    staying = role_bytes.held(task.engine._gradients())
+    task.engine.destroy()
+    return {"held": held, "staying": staying, "buffers": max(buffers), "logged": logged}
+
+
+SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
+    f.__name__: f
+    for f in (
+        losses,
+        whole,
+        asked,
+        beside,
+        reload,
+        poisoned,
+        file_too_large,
+        full_disk,
+        preview,
+        waits,
+        counted,
+    )
+}
+
+
+if __name__ == "__main__":
+    ranks.main(SCENARIOS, small_config)

@@ -1,0 +1,175 @@
+"""Media and scenes to shards: the folders, the rejections, the summary, and that workers do not change the result."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import av
+import numpy as np
+import pytest
+import soundfile
+
+from audiox_trainer.launch.prepare import parse
+from audiox_trainer.trainer.data.shards import check_shards, read_features
+from audiox_trainer.trainer.prepare import scenes
+from audiox_trainer.trainer.prepare.engine import prepare_files
+from audiox_trainer.trainer.prepare.scenes import prepare_scenes
+from tests.helpers.preparing import MODEL, contents, manifest, records, sound
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
+
+
+def test_scenes_do_not_depend_on_workers(tmp_path, monkeypatch):
+    monkeypatch.setattr(scenes, "BLOCK", 8)  # more tasks than workers
+    summary = prepare_scenes(tmp_path / "one", MODEL, clips=50, seed=3, music_share=0.4, workers=1)
+    prepare_scenes(tmp_path / "two", MODEL, clips=50, seed=3, music_share=0.4, workers=2)
+    assert summary.kept == {"audio": 30, "music": 20}
+    assert str(summary) == "kept 30 audio, 20 music clips (102.4 s of sound), rejected nothing"
+    one = contents(tmp_path / "one")
+    assert one == contents(tmp_path / "two")
+    assert {"audio/index.json", "audio/features.json", "music/shard.00000.mds"} < set(one)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]
+
+    sounds, music = records(tmp_path / "one/audio"), records(tmp_path / "one/music")
+    assert [r.id for r in sounds] == [f"scene-{i:06d}" for i in range(30)]
+    assert {r.domain for r in music} == {"music"}
+    for record in sounds + music:
+        assert record.latent_mean.shape == record.latent_std.shape == (32, 128)
+        assert record.image.shape == (16, 64) and record.motion.shape == (32, 64)
+        assert record.captions[0] == record.annotation["caption"] and len(record.captions) > 1
+    assert "SED" in sounds[0].annotation and "tempo" in music[0].annotation
+    assert read_features(tmp_path / "one/music").domains == {"music": 20}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"clips": 0}, "clips 0 must be at least 1"),
+        ({"music_share": 1.5}, "music share 1.5 between 0 and 1"),
+        ({"workers": 0}, "workers is 0"),
+        (
+            {"model": replace(MODEL, codec=replace(MODEL.codec, sample_rate=16000))},
+            "wants 16000 Hz, 16384 samples.*scenes have 8000 Hz, 16384 samples.*use configs/tiny.json",
+        ),
+        ({"model": replace(MODEL, video=replace(MODEL.video, size=32))}, "32 pixels a side; scenes have"),
+    ],
+)
+def test_scenes_that_cannot_be(tmp_path, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        prepare_scenes(
+            tmp_path / "out", **{"model": MODEL, "clips": 4, "seed": 0, "music_share": 0.5, "workers": 1, **arguments}
+        )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_files(tmp_path):
+    sound(tmp_path / "dog.wav")
+    sound(tmp_path / "long.flac", 5.0)
+    sound(tmp_path / "quiet.wav", level=1e-5)
+    sound(tmp_path / "cut.flac", 5.0)
+    os.truncate(tmp_path / "cut.flac", 9000)
+    half = np.zeros(2 * 16384)
+    half[:16384] = 0.1
+    soundfile.write(tmp_path / "half.wav", half, 8000)
+    (tmp_path / "text.wav").write_text("no sound")
+    path = manifest(
+        tmp_path,
+        {"audio": "dog.wav", "captions": ["a dog"], "kit": "x"},
+        {"audio": "long.flac", "category": {"bell": 2}},
+        {"audio": "quiet.wav"},
+        {"audio": "none.wav"},
+        {"audio": "cut.flac"},
+        {"audio": "half.wav"},
+        {"audio": "text.wav"},
+        {"audio": str(tmp_path / "dog.wav"), "domain": "music", "instruments": "piano", "tempo": 90},
+        {"audio": "dog.wav", "category": {"dog": 2}},
+    )
+    summary = prepare_files(str(tmp_path / "one"), MODEL, path, seed=0, workers=1)
+    prepare_files(str(tmp_path / "two"), MODEL, path, seed=0, workers=2)
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")
+    assert str(summary) == (
+        "kept 6 audio, 1 music clips (10.0 s of sound), rejected 1 missing, 2 silent, 1 truncated, 1 undecodable"
+    )
+    rejected = [json.loads(line) for line in (tmp_path / "one/rejected.jsonl").read_text().splitlines()]
+    assert [(r["line"], r["audio"], r["reason"]) for r in rejected] == [
+        (3, "quiet.wav", "silent"),
+        (4, "none.wav", "missing"),
+        (5, "cut.flac", "truncated"),
+        (6, "half.wav", "silent"),
+        (7, "text.wav", "undecodable"),
+    ]
+    assert rejected[1]["start"] is None and rejected[3]["start"] == pytest.approx(2.048)
+    assert rejected[3]["detail"] == "nothing above -80 dB"
+
+    found = records(tmp_path / "one/audio")
+    assert [r.id for r in found] == [
+        "line-000001-0000",
+        "line-000002-0000",
+        "line-000002-0001",
+        "line-000002-0002",
+        "line-000006-0000",
+        "line-000009-0000",
+    ]
+    assert found[0].captions == ["a dog"]
+    assert found[0].annotation == {"extra": {"kit": "x"}, "source": {"audio": "dog.wav", "start": 0.0}}
+    assert [r.seconds for r in found[:4]] == pytest.approx([1.0, 2.048, 2.048, 0.904])
+    assert found[2].annotation == {"category": {"bell": None}, "source": {"audio": "long.flac", "start": 2.048}}
+    assert found[4].captions == []
+    assert any("dogs" in text or "twice" in text for text in found[5].captions), found[5].captions
+    assert all(r.image.shape == r.motion.shape == (0, 64) for r in found)
+    (music,) = records(tmp_path / "one/music")
+    assert music.domain == "music" and any("piano" in text for text in music.captions)
+    check_shards(tmp_path / "one/music", hashes=True)
+
+
+def test_files_with_video(tmp_path):
+    sound(tmp_path / "a.wav", 2.0)
+    with av.open(str(tmp_path / "a.avi"), "w") as container:
+        stream = container.add_stream("mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 48, 32, "yuv420p"
+        for i in range(50):
+            picture = np.full((32, 48, 3), 5 * i, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode(None))
+    path = manifest(tmp_path, {"audio": "a.wav", "video": "a.avi"}, {"audio": "a.wav", "video": "a.wav"})
+    summary = prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
+    (record,) = records(tmp_path / "out/audio")
+    assert record.image.shape == (16, 64) and record.motion.shape == (32, 64)
+    assert np.abs(record.motion).max() > 0
+    assert summary.rejected == {"no video track": 1}
+
+
+def test_nothing_kept(tmp_path):
+    path = manifest(tmp_path, {"audio": "none.wav"}, {"audio": "nor-this.wav"})
+    with pytest.raises(
+        ValueError, match=r"no clip could be kept: 2 missing; the first is line 1: missing \(.*none.wav"
+    ):
+        prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
+    assert not (tmp_path / "out/audio").exists()
+    assert len((tmp_path / "out/rejected.jsonl").read_text().splitlines()) == 2
+
+
+def test_help_explains_the_manifest(capsys):
+    with pytest.raises(SystemExit) as left:
+        parse(["files", "--help"])
+    assert left.value.code == 0
+    text = capsys.readouterr().out
+    assert "one JSON object a line" in text and '{"audio": "wav/0001.wav"' in text
+
+
+def test_the_command_line(tmp_path, root):
+    sound(tmp_path / "dog.wav")
+    path = manifest(tmp_path, {"audio": "dog.wav", "captions": ["a dog"]})
+
+    def run(*arguments):
+        command = [sys.executable, root / "launch/prepare.py", *map(str, arguments)]
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+
+    done = run("files", "--manifest", path, "--config", "configs/tiny.json", "--out", tmp_path / "out", "--workers", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{tmp_path}/out: kept 1 audio clips (1.0 s of sound), rejected nothing\n"
+    again = run("scenes", "--clips", 2, "--out", tmp_path / "out")
+    assert again.returncode == 1 and "Traceback" not in again.stderr
+    assert again.stderr.startswith(f"error: {tmp_path}/out exists already")

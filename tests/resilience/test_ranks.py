@@ -1,0 +1,121 @@
+"""A rank that is dead, stopped, elsewhere or mistaken: every rank leaves in time, says why, and the run goes on."""
+
+import json
+import re
+import signal
+
+import pytest
+
+from audiox_trainer.trainer.core.cli import ExitCode
+from tests.helpers.leaving import FETCH, Fault, check_left, gone_on
+from tests.helpers.supervised_runs import Run
+
+pytestmark = pytest.mark.slow
+LOSS = "audiox_trainer.trainer.training.pretrain:flow_matching_loss"
+READ = "audiox_trainer.trainer.training.logs:NoiseBins.read"
+WRITE = "audiox_trainer.trainer.checkpoint.save:save_file"
+PUBLISH = "audiox_trainer.trainer.checkpoint.save:_publish"
+
+
+ELSEWHERE = (
+    r"no progress for 10 s: rank 1 is in step 11 \(trainer/pretrain\.py:\d+\), "
+    r"rank 0 is waiting in step 11 \(trainer/logs\.py:\d+\)"
+)
+SKIPPED = (
+    r"no progress for 10 s: rank 0 is waiting in step 11 \(trainer/logs\.py:\d+\), "
+    r"rank 1 is waiting in step 11 \(trainer/stopping\.py:\d+\)"
+)
+BESIDE = ("checkpoint.async_save=true",)
+SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
+QUICK = {"elsewhere": Fault(READ, 12, "wait", says=ELSEWHERE, own=ExitCode.HUNG)}
+LONG = {
+    "stopped in a step": Fault(LOSS, 24, "SIGSTOP", says=r"rank 1 is stopped or dead: no sign of life"),
+    "killed in a step": Fault(LOSS, 24, "SIGKILL", says=r"rank 1 is stopped or dead: no sign of life"),
+    "the first rank killed": Fault(LOSS, 24, "SIGKILL", rank=0, says=r"rank 0 is stopped or dead"),
+    "the first rank stopped": Fault(LOSS, 24, "SIGSTOP", rank=0, says=r"rank 0 is stopped or dead"),
+    "stopped in a save": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead"),
+    "a collective skipped": Fault(READ, 12, "skip", says=SKIPPED, own=ExitCode.HUNG),
+    "a mistake": Fault(LOSS, 24, "raise", code=ExitCode.FAILED, says=r"rank 1 .*a mistake of our own", own=1),
+    "a mistake that explains itself": Fault(
+        LOSS, 24, "mistake", code=ExitCode.FAILED, says=r"rank 1: .*a mistake of our own", own=1
+    ),
+    "a mistake of all ranks in a save": Fault(
+        WRITE, 2, "raise", rank=None, code=None, says=r"could not save .*rank 0: a mistake of our own", own=1
+    ),
+    "a GPU lost in a step": Fault(LOSS, 24, "gpu", says=r"rank 1: CUDA error: uncorrectable ECC", own=ExitCode.HUNG),
+    "a GPU lost in a save": Fault(
+        WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA error", own=ExitCode.HUNG
+    ),
+    "a sentence": Fault(FETCH, 12, "refuse", code=ExitCode.FAILED, says=r"rank 1: a sentence for the user", own=1),
+    "a sentence while a save never ends": Fault(
+        FETCH,
+        13,
+        "refuse",
+        code=ExitCode.FAILED,
+        says=r"rank 1: a sentence for the user",
+        own=1,
+        settings=BESIDE,
+        before=(WRITE, 2, "wait"),
+    ),
+    "all killed in a save": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
+    "all killed before publishing": Fault(PUBLISH, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
+    "killed between the saves of two roles": Fault(
+        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
+    ),
+    "all killed while writing beside": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=BESIDE),
+    "stopped while writing beside": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead", settings=BESIDE),
+    "a GPU lost before writing beside": Fault(
+        WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA", own=ExitCode.HUNG, settings=BESIDE
+    ),
+    "killed between two roles written beside": Fault(
+        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24), settings=BESIDE
+    ),
+    "all killed after publishing": Fault(PUBLISH, 3, "half", rank=None, code=None, steps=(5, 10, 15)),
+}
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_every_rank_leaves(base, ready, name, monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    run = Run("pretrain", base, name, QUICK[name].settings)
+    check_left(run, QUICK[name])
+    holding = [f for f in run.folder.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
+    assert not holding, "a credential of the environment reaches no file of a run"
+
+
+START = "audiox_trainer.trainer.engine.zero:start"
+BUILD = "audiox_trainer.trainer.training.pretrain:prepared"
+WAITED = (
+    r"rank 0 (has waited 20 s in start-up for the other ranks|of 2 found no process group at .*is every rank there)"
+)
+EARLY = {
+    "killed before they meet": (START, "SIGKILL", -signal.SIGKILL, WAITED),
+    "never there": (START, "wait", ExitCode.HUNG, WAITED),
+    "killed after they met": (
+        BUILD,
+        "SIGKILL",
+        -signal.SIGKILL,
+        r"rank 1 is stopped or dead: no sign of life for \d+ s, last heard of in start-up",
+    ),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", EARLY)
+def test_a_rank_that_is_lost_in_start_up(base, ready, name):
+    """The other one waits for as long as `timeouts.start` says, and can be started again."""
+    target, act, own, says = EARLY[name]
+    run = Run("pretrain", base, name.replace(" ", "_"))
+    where = json.dumps([{"rank": 1, "target": target, "call": 1, "act": act}])
+    run.start(("-m", "tests.helpers.faulty_rank", "pretrain", where, "--set", "timeouts.start=20"))
+    assert run.wait(120) == [ExitCode.HUNG, own], run.said()
+    assert re.search(f"error: {says}", run.said()), run.said()
+    run.clear()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", LONG)
+def test_every_rank_leaves_and_the_run_goes_on(base, references, name):
+    run = Run(LONG[name].kind, base, name.replace(" ", "_"), LONG[name].settings)
+    check_left(run, LONG[name])
+    assert gone_on(run) == references[run.kind]

@@ -1,0 +1,196 @@
+"""That a distillation is right: the roles do not disturb one another, the numbers are those of plain PyTorch at every
+ZeRO stage, and an interruption changes nothing."""
+
+import functools
+import itertools
+import json
+import re
+
+import pytest
+import torch
+
+from audiox_trainer.trainer.checkpoint import load
+from audiox_trainer.trainer.core.cli import ExitCode
+from audiox_trainer.trainer.core.schedule import Phase
+from audiox_trainer.trainer.cost.distill_operations import update_flops
+from audiox_trainer.trainer.training.distill_updates import Distillation
+from tests.helpers.plain_distillation import TRAINED, Plain
+from tests.helpers.rank_launches import KINDS, Item, Launch, differing
+from tests.helpers.small_config import small_distill_config
+from tests.training.distillation.conftest import BF16, ENDS, MIDWAY, ROLES, TWO_RANKS
+
+pytestmark = pytest.mark.slow
+
+LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 3", "rounds bf16 own"]
+OTHERS = ["rounds eq10", "rounds stopped", "rounds euler", "rounds rolled", "rounds own", "rounds elsewhere"]
+ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded", "rounds partitioned"]
+OF_RANKS = re.compile(r"zero|deepspeed|sharded")  # overrides that make no difference to the numbers
+
+
+@functools.cache
+def run(overrides, paired):
+    return Plain(small_distill_config(None, *overrides), paired)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """What a `rounds` item of the launch should come to, by its name."""
+    items = {item.name: item for item in TWO_RANKS if item.scenario == "rounds"}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are small: two would wait for each other, on a busy machine for a minute
+    yield lambda name: run(
+        tuple(override for override in items[name].overrides if not OF_RANKS.search(override)),
+        tuple(items[name].arguments.get("paired", ())),
+    )
+    torch.set_num_threads(threads)
+
+
+def watched(row):
+    """What an update says of losses, gradients at ẑ_0, scores and samples; not of a rank's memory or an optimizer."""
+    return {key: value for key, value in row["values"].items() if "/" not in key}
+
+
+def apart(a, b):
+    """Distance of all of a model's weights from others."""
+    assert a.keys() == b.keys()
+    return sum((a[name] - b[name]).detach().double().square().sum() for name in a) ** 0.5
+
+
+class TestRounds:
+    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
+    def test_no_role_disturbs_another(self, two, name):
+        for result in two.results(name):
+            for row in result["rows"]:
+                role = TRAINED[row["phase"]]
+                owned = {"weights", "computed", "exp_avg", "exp_avg_sq", "updates"}
+                owned |= {"ema"} if role == "student" else set()
+                # Its gradients are gone after the step, or stay in a buffer, as DeepSpeed's stages have it.
+                assert set(row["changed"]) - {f"{role}/gradients"} == {f"{role}/{kind}" for kind in owned}
+                assert row["reached"] == [role] and row["frozen"]
+
+    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS])
+    def test_losses_and_what_is_watched_are_those_of_plain_torch(self, two, plain, name):
+        for result in two.results(name):
+            for row, expected in zip(result["rows"], plain(name).rows, strict=True):
+                assert watched(row) == pytest.approx(expected, rel=1e-4, abs=1e-6)
+
+    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS])
+    def test_weights_and_their_average_become_those_of_plain_torch(self, two, plain, name):
+        expected = plain(name)
+        ends = {role: dict(model.named_parameters()) for role, model in expected.models.items()}
+        starts = {"student": expected.teacher, "fake": expected.teacher, "discriminator": expected.first_head}
+        starts = {role: dict(model.named_parameters()) for role, model in starts.items()}
+        folder = two.checkpoint(name, len(expected.rows))
+        for role in ROLES:
+            found = load.full_tensors(folder, role, "weights")
+            assert apart(found, ends[role]) < 1e-3 * apart(starts[role], ends[role])
+        found = load.full_tensors(folder, "student", "ema")
+        assert apart(found, expected.ema) < 1e-3 * apart(starts["student"], expected.ema)
+
+    @pytest.mark.parametrize("name", ["rounds 1", "rounds 3", "rounds sharded"])
+    def test_stages_and_a_sharded_teacher_make_no_difference(self, two, name):
+        for rows in zip(*(two.results(one)[0]["rows"] for one in ("rounds 2", name)), strict=True):
+            usual, other = map(watched, rows)
+            assert other == pytest.approx(usual, rel=1e-4, abs=1e-6)
+
+    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
+    def test_bytes_are_those_of_the_arithmetic(self, two, name):
+        for result in two.results(name):
+            assert result["bytes"] == result["planned"]
+            assert all(held["weights"] for held in result["bytes"].values())
+
+    def test_the_printed_equation_gives_another_student(self, two):
+        other, usual = (two.results(name)[0]["rows"] for name in ("rounds eq10", "rounds 2"))
+        assert other[3]["values"]["adversarial"] == usual[3]["values"]["adversarial"]  # before it has learnt
+        assert other[4]["values"]["adversarial"] != usual[4]["values"]["adversarial"]
+
+
+class TestResume:
+    @pytest.mark.parametrize("end", [*ENDS, f"{BF16} bf16"])
+    @pytest.mark.parametrize("role", ROLES)
+    def test_a_broken_run_ends_as_if_it_had_not(self, two, end, role):
+        kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+        through = "through bf16" if "bf16" in str(end) else "through"
+        folders = [two.checkpoint(name, 10) for name in (through, f"resumed {end}")]
+        assert differing(*folders, role, kinds) == []
+
+    @pytest.mark.parametrize("role", ROLES)
+    def test_a_checkpoint_within_a_round_is_gone_on_with(self, two, role):
+        """None is made there now; that a round's place follows from the step alone must stay."""
+        assert not two.checkpoint("through", MIDWAY).exists()
+        log = (two.folders["resumed midway"] / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in log] == list(range(MIDWAY + 1, 11))
+        kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+        assert differing(two.checkpoint("through", 10), two.checkpoint("resumed midway", 10), role, kinds) == []
+
+    def test_asked_to_stop_in_a_round_saves_at_its_end(self, two):
+        """One rank is asked in update 3, which ends no round; then both in the last round, which is the end anyway."""
+        stopped = {"said": "asked to stop: step 6 of 10 is saved; go on with --resume", "code": ExitCode.STOPPED}
+        assert two.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
+        for role in ROLES:
+            kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
+            assert differing(two.checkpoint("through", 10), two.checkpoint("asked", 10), role, kinds) == []
+        lines = (two.folders["asked"] / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, 11)), "no update twice, and none left out"
+
+    def test_checkpoints_stand_before_the_first_round_and_at_the_ends_of_rounds(self, two):
+        names = sorted(path.name for path in (two.folders["through"] / "checkpoints").iterdir())
+        assert names == [f"step_{update:08d}" for update in (1, 2, 6, 10)]
+
+
+LOST = r"tells every sample from data \(hinge loss 0.000\): lower discriminator"
+ALIKE = "become like one another: their distance is 0.0\\d of the data's; lower student"
+FLAT = "become silent or flat: their deviation is 0.\\d\\d of the data's; lower student"
+
+
+class TestWarnings:
+    @pytest.mark.parametrize(("name", "of_student"), [("alike", [ALIKE]), ("flat", [ALIKE, FLAT])])
+    def test_collapse_and_a_discriminator_that_won_are_named(self, two, name, of_student):
+        expected = {"student": of_student, "discriminator": [LOST]}
+        for result in two.results(name):
+            assert [row["phase"] for row in result["rows"]] == ["warm_start", "student", "fake", "discriminator"]
+            for row in result["rows"]:
+                words = expected.get(row["phase"], [])
+                assert len(row["said"]) == len(words)
+                assert all(re.search(word, said) for word, said in zip(words, row["said"], strict=True))
+
+    def test_nothing_is_said_of_what_goes_well(self, two):
+        assert not any(row["said"] for row in two.results("rounds 2")[0]["rows"])
+
+    @pytest.mark.parametrize("kind", ["distance", "deviation"])
+    def test_a_value_that_is_missing_is_not_passed_over(self, kind):
+        task = object.__new__(Distillation)  # what is said depends on configuration and values alone
+        task.config = small_distill_config()
+        values = {f"{what}_{of}": 1.0 for what in ("distance", "deviation") for of in ("samples", "data")}
+        assert task.warnings(values | {"dm": 1.0}) == []
+        del values[f"{kind}_samples"]
+        with pytest.raises(KeyError, match=f"{kind}_samples"):
+            task.warnings(values | {"dm": 1.0})
+
+
+COUNTED = {
+    "dmd": (),
+    "eq10": ("distillation.loss=eq10",),
+    "eq10_sg_teacher": ("distillation.loss=eq10_sg_teacher",),
+    "rolled": ("sampling.kind=euler", "warm_start.rollout=true"),
+}
+
+
+@pytest.mark.long
+def test_operations_are_counted_to_a_twentieth(scenes, tmp_path):
+    """Of a sample in every kind of update: what a batch of 8 takes more than one of 4."""
+
+    def sized(batch):
+        return f"training.global_batch={batch}", f"training.micro_batch={batch}", "warm_start.updates=4"
+
+    pairs = itertools.product(COUNTED, (4, 8))
+    items = [Item(f"{name} {batch}", "operations", (*COUNTED[name], *sized(batch))) for name, batch in pairs]
+    launch, found = Launch(1, scenes, tmp_path, items, "tests.helpers.distillation_ranks"), set()
+    for name, how in COUNTED.items():
+        four, eight = (launch.results(f"{name} {batch}")[0]["rows"] for batch in (4, 8))
+        for a, b in zip(four, eight, strict=True):
+            assert (a["phase"], a["k"]) == (b["phase"], b["k"])
+            expected = update_flops(small_distill_config(None, *how), Phase(a["phase"]), a["k"], 8)
+            assert (b["count"] - a["count"]) / 4 == pytest.approx(expected, rel=0.05), (name, a["phase"], a["k"])
+            found.add((name, a["phase"]))
+    assert len(found) == len(COUNTED) * len(Phase)

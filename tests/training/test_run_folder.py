@@ -1,0 +1,198 @@
+"""What may change between two starts of a run, and what is refused: with both values, before anything is written."""
+
+import errno
+import fcntl
+import os
+import shutil
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch.distributed as dist
+
+from audiox_trainer.models import strict
+from audiox_trainer.trainer.checkpoint import load
+from audiox_trainer.trainer.checkpoint.load import NothingLeftError
+from audiox_trainer.trainer.core import cli, integrity
+from audiox_trainer.trainer.core.cli import ExitCode, code_of
+from audiox_trainer.trainer.training import loop, run_folder
+from tests.helpers.small_config import small_config, small_distill_config
+
+
+def saved(folder, config, step=5, **more):
+    """A checkpoint that holds nothing but its manifest."""
+    made = folder / load.FOLDER / f"step_{step:08d}"
+    made.mkdir(parents=True)
+    integrity.write_manifest(made, {"step": step, "files": {}, "config": strict.to_dict(config), **more})
+
+
+REFUSED = {
+    "data.dropout.text": "0.2",
+    "data.inpaint": "[0.1, 0.2]",
+    "data.prefix": "[0.1, 0.2]",
+    "training.time": "logit_normal",
+    "training.time_mean": "1.5",
+    "training.time_even": "0.5",
+}
+REFUSED_OF_A_STUDENT = {
+    "distillation.adversarial": "0",
+    "distillation.probabilities": "[0.1, 0.2, 0.3, 0.4]",
+    "distillation.tau": "[0.1, 0.9]",
+    "distillation.critic_noise": "[0.1, 0.2]",
+    "updates.fake_warm_up": "7",
+}
+SAID = ("optimizer.lr=0.5", "schedule.warmup=0.1", "ema.decay=0.5", "training.precision=bf16")
+SAID_OF_A_STUDENT = (
+    "distillation.loss=eq10",
+    "distillation.guidance=9",
+    "distillation.adversarial=2",
+    "student.optimizer.lr=0.5",
+)
+
+
+def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
+    with run_folder.alone(tmp_path / "new", False, 0):
+        with pytest.raises(
+            run_folder.TakenError, match=r"another run is at work in .*new .*: stop it, or give"
+        ) as caught:
+            run_folder.alone(tmp_path / "new", False, 0).__enter__()
+        assert code_of(caught.value) is ExitCode.HUNG, "a node that died may still hold it"
+        assert "waiting up to 0.1 s for it to end" in capsys.readouterr().out
+        with run_folder.alone(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
+            pass
+    with run_folder.alone(tmp_path / "new", False, 0):  # the first has ended
+        (tmp_path / "new" / "config.json").touch()
+    with pytest.raises(ValueError, match="holds a run already: give --resume"):  # one that waited meanwhile
+        run_folder.alone(tmp_path / "new", False, 0).__enter__()
+    with run_folder.alone(tmp_path / "new", True, 0):
+        pass
+
+
+def test_compiled_code_of_another_user_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    (tmp_path / "compiled").mkdir()
+    owner = os.getuid()
+    monkeypatch.setattr(os, "getuid", lambda: owner + 1)
+    with pytest.raises(ValueError, match=rf"compiled belongs to user {owner}, .*remove it, or set TORCHINDUCTOR_CACHE"):
+        cli.cache_compiled(tmp_path)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    cli.cache_compiled(tmp_path)
+
+
+def test_a_file_system_without_locks_is_said_and_does(tmp_path, monkeypatch, capsys):
+    def refuse(fd, how):
+        raise OSError(errno.ENOSYS, "no locks")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with run_folder.alone(tmp_path / "new", False, 0):
+        assert "its file system has no locks, so nothing keeps a second run out" in capsys.readouterr().out
+    (tmp_path / "new" / "config.json").touch()
+    with run_folder.alone(tmp_path / "new", True, 0):
+        pass
+
+
+@pytest.mark.parametrize("place", REFUSED)
+def test_what_moves_samples_or_noise_is_refused(tmp_path, place):
+    saved(tmp_path, small_config())
+    with pytest.raises(ValueError, match=rf"^{place}.*: the run in .* has .*, this configuration "):
+        run_folder.check_unchanged(tmp_path, small_config(None, f"{place}={REFUSED[place]}"))
+
+
+@pytest.mark.parametrize("place", REFUSED_OF_A_STUDENT)
+def test_what_moves_noise_or_phase_of_a_distillation_is_refused(tmp_path, place):
+    saved(tmp_path, small_distill_config())
+    with pytest.raises(ValueError, match=rf"^{place}.*: the run in .* has .*, this configuration "):
+        run_folder.check_unchanged(tmp_path, small_distill_config(None, f"{place}={REFUSED_OF_A_STUDENT[place]}"))
+
+
+def test_every_other_difference_is_said_with_both_values(tmp_path):
+    for make, overrides in ((small_config, SAID), (small_distill_config, SAID_OF_A_STUDENT)):
+        folder = tmp_path / make.__name__
+        saved(folder, make())
+        assert run_folder.check_unchanged(folder, make()) == []
+        found = run_folder.check_unchanged(folder, make(None, *overrides))
+        assert {line.split(": ")[0].strip() for line in found} == {text.split("=")[0] for text in overrides}
+    assert "  distillation.loss: 'dmd' before, 'eq10' now" in found
+
+
+def test_what_is_sealed_counts_and_not_the_file_beside_it(tmp_path):
+    saved(tmp_path, small_config())
+    changed = small_config(None, "training.seed=5")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"training\.seed: the run in .* has 0, this configuration 5"):
+            run_folder.check_unchanged(tmp_path, changed)
+        run_folder.write_config(tmp_path, changed)
+
+
+def test_a_change_of_the_data_passes_where_it_is_accepted(tmp_path):
+    saved(tmp_path, small_config())
+    found = run_folder.check_unchanged(
+        tmp_path, small_config(None, "data.dropout.text=0.2", "data.accept_changes=true")
+    )
+    assert "  data.dropout.text: 0.02 before, 0.2 now" in found
+
+
+def test_shards_are_compared_with_what_the_checkpoint_knows(scenes, tmp_path):
+    data = shutil.copytree(scenes, tmp_path / "data")
+    config, folder = small_config(data), tmp_path / "run"
+    saved(folder, config, shards=run_folder.indexes(config))
+    run_folder.check_same_shards(folder, config)
+    (data / "music" / "index.json").write_bytes((data / "audio" / "index.json").read_bytes())
+    with pytest.raises(ValueError, match=r"music: its shards are not those that the run in .* was trained on"):
+        run_folder.check_same_shards(folder, config)
+    run_folder.check_same_shards(folder, replace(config, data=replace(config.data, accept_changes=True)))
+
+
+def test_pairs_that_were_made_again_are_refused_while_they_are_trained_on(tmp_path):
+    index = tmp_path / "pairs" / "part_00000_of_00001_rank_00000" / "index.json"
+    index.parent.mkdir(parents=True)
+    index.write_text("{}")
+    config = small_distill_config(None, f"warm_start.pairs={tmp_path}/pairs", "warm_start.updates=9")
+    for step, refused in ((5, True), (9, False)):
+        folder = tmp_path / f"run {step}"
+        saved(folder, config, step, shards=run_folder.indexes(config))
+        before = index.read_text()
+        index.write_text(before + " ")
+        if refused:
+            with pytest.raises(ValueError, match=r"pairs: its shards are not those that the run in"):
+                run_folder.check_same_shards(folder, config)
+        else:
+            run_folder.check_same_shards(folder, config)
+        index.write_text(before)
+        run_folder.check_same_shards(folder, config)
+
+
+class TestASilentBeginning:
+    def test_steps_after_the_first_save_say_that_there_was_one(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5}\n{"ste')
+        with pytest.raises(
+            NothingLeftError,
+            match=r"metrics reach step 5, and before step 5 there was a checkpoint, which is gone; restore",
+        ):
+            run_folder.check_beginning(tmp_path, 4)
+        run_folder.check_beginning(tmp_path, 5)  # killed in its first save
+        run_folder.check_beginning(tmp_path / "nowhere", 4)
+        assert code_of(NothingLeftError("")) == ExitCode.CORRUPT
+
+    @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
+    def test_a_run_does_not_begin_anew(self, tmp_path, capsys, beside, sure):
+        """Of rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. A save beside
+        the steps may have been cut short until the next begins."""
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        task, first = SimpleNamespace(rests=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
+        try:
+            (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure}}}\n')
+            assert loop.restore(task, tmp_path, True, first, 10, beside) == 0
+            assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
+            (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure + 1}}}\n')
+            with pytest.raises(NothingLeftError, match=f"before step {sure + 1} there was a checkpoint"):
+                loop.restore(task, tmp_path, True, first, 10, beside)
+        finally:
+            dist.destroy_process_group()
+
+    def test_the_run_s_own_rhythm_counts(self, tmp_path):
+        asked = small_config(None, "checkpoint.every=2")
+        assert run_folder.rhythm(tmp_path, asked) == (2, False)
+        run_folder.write_config(tmp_path, small_config(None, "checkpoint.async_save=true"))
+        assert run_folder.rhythm(tmp_path, asked) == (4, True)

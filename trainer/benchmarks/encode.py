@@ -1,0 +1,198 @@
+"""How many clips a second the frozen encoders make features of, part by part, and which part bounds it."""
+
+import statistics
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
+from ...models.encoders.base import AudioCodec, VideoEncoder
+from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
+from ...models.encoders.runtime import Runtime
+from ..core.config import RunConfig
+from ..core.hardware import describe, peak_flops
+from ..engine.timing import interleaved
+from ..media.clips import frames_in, read_clips
+
+HEAD = 64  # width of an attention head in T5-base, CLIP ViT-B and Synchformer
+LAYERS = 12  # of T5-base and CLIP ViT-B
+
+
+def encode(config: RunConfig, random_weights: bool, batch: int, rounds: int, media: Path | None) -> dict[str, Any]:
+    """Clips/s of each encoder on `batch` random clips, of all that preparing data needs, of the text encoder (a text a
+    clip, at its full length) and, with `media`, of decoding that file in one process.
+
+    With `random_weights` the networks have the configured sizes and the released depths; nothing is read.
+
+    Raises ValueError where the configured weights cannot be loaded, or where random ones cannot have the sizes.
+    """
+    runtime, model = Runtime.here(compile=True), config.model
+    calls = _calls(model, runtime, random_weights, batch)
+    flops = count_flops(model) if random_weights else {}
+    if media is not None:
+        calls["decoding, one process"] = _decoding(media, model, batch)
+    if runtime.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    with torch.no_grad():
+        seconds = interleaved(calls, rounds, inner=1, warmup=2, device=runtime.device)
+    peak = peak_flops(runtime.device, runtime.dtype)
+    rows: list[dict[str, Any]] = []
+    for part, values in seconds.items():
+        median = statistics.median(values)
+        row: dict[str, Any] = {"part": part, "ms_a_clip": 1000 * median / batch, "clips_per_s": batch / median}
+        row |= {"low": batch / max(values), "high": batch / min(values)}
+        if part in flops:
+            row |= {"tflop_a_clip": flops[part] / 1e12, "utilisation": flops[part] * batch / median / peak}
+        rows.append(row)
+    parts = [row for row in rows if row["part"] not in ("codec, images and motion", "text")]
+    facts = {"host": describe(), "device": str(runtime.device), "dtype": str(runtime.dtype), "batch": batch}
+    if runtime.device.type == "cuda":
+        facts["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
+    return facts | {"rows": rows, "bound": max(parts, key=lambda row: row["ms_a_clip"])["part"]}
+
+
+def table(result: dict[str, Any]) -> Iterator[str]:
+    """Lines for a person."""
+    yield f"{'part':26} {'ms a clip':>10} {'clips/s':>9} {'low':>9} {'high':>9} {'TFLOP a clip':>13} {'of peak':>8}"
+    for row in result["rows"]:
+        work = f"{row['tflop_a_clip']:13.3f} {row['utilisation']:8.3f}" if "tflop_a_clip" in row else ""
+        speeds = f"{row['clips_per_s']:9.2f} {row['low']:9.2f} {row['high']:9.2f}"
+        yield f"{row['part']:26} {row['ms_a_clip']:10.1f} {speeds} {work}"
+    yield f"what takes longest: {result['bound']}"
+
+
+def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: int) -> dict[str, Callable[[], None]]:
+    codec, video = _encoders(model, runtime, random_weights)
+    wave, images, motion = random_clips(model, batch)
+
+    def sound() -> None:
+        codec.encode(wave)
+
+    def pictures() -> None:
+        video(images, motion)
+
+    def everything() -> None:
+        sound()
+        pictures()
+
+    calls: dict[str, Callable[[], None]] = {"codec": sound}
+    if model.video.kind == "clip_sync":
+        of_images, of_motion = video.images, video.motion  # type: ignore[attr-defined]
+        calls |= {"images": lambda: _discard(of_images(images)), "motion": lambda: _discard(of_motion(motion))}
+    else:
+        calls["images and motion"] = pictures
+    return calls | {"codec, images and motion": everything, "text": _text(model.text, runtime, random_weights, batch)}
+
+
+def random_clips(model: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sound (B, c, samples), images (B, N, 3, size, size) and motion frames of the configured shapes."""
+    generator, codec, video = torch.Generator().manual_seed(0), model.codec, model.video
+    wave = torch.randn(batch, codec.audio_channels, codec.samples, generator=generator) * 0.1
+    shapes = [
+        (batch, frames_in(codec.seconds, r), 3, video.size, video.size) for r in (video.image_rate, video.motion_rate)
+    ]
+    images, motion = (torch.randint(0, 256, s, dtype=torch.uint8, generator=generator) for s in shapes)
+    return wave, images, motion
+
+
+def _encoders(model: ModelConfig, runtime: Runtime, random_weights: bool) -> tuple[AudioCodec, VideoEncoder]:
+    codec, video = model.codec, model.video
+    if not random_weights or codec.kind == "logmel":
+        made_codec = build_codec(codec, runtime)
+    else:
+        made_codec = _random_oobleck(codec, runtime)
+    if not random_weights or video.kind == "frames":
+        return made_codec, build_video_encoder(video, runtime)
+    return made_codec, _random_clip_sync(video, runtime)
+
+
+def _random_oobleck(config: CodecConfig, runtime: Runtime) -> AudioCodec:
+    from ...models.encoders.libraries import diffusers
+    from ...models.encoders.oobleck import OobleckCodec
+
+    model = diffusers().AutoencoderOobleck(
+        encoder_hidden_size=2 * config.channels,
+        decoder_channels=2 * config.channels,
+        decoder_input_channels=config.channels,
+        audio_channels=config.audio_channels,
+        sampling_rate=config.sample_rate,
+    )
+    if model.hop_length != config.hop:
+        raise ValueError(
+            f"model.codec.hop: {config.hop}, but Oobleck as it was released has {model.hop_length}; set it to that, or "
+            f"leave --random-weights away"
+        )
+    return OobleckCodec(model, runtime)
+
+
+def _random_clip_sync(config: VideoConfig, runtime: Runtime) -> VideoEncoder:
+    from ...models.encoders.clip import ClipImageEncoder
+    from ...models.encoders.clip_sync import ClipSyncEncoder
+    from ...models.encoders.libraries import transformers
+    from ...models.encoders.synchformer import SyncEncoder, Synchformer, SynchformerConfig
+
+    heads = max(1, config.dim // HEAD)
+    vision = transformers().CLIPVisionConfig(
+        hidden_size=config.dim,
+        intermediate_size=4 * config.dim,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=heads,
+        image_size=config.size,
+        patch_size=32,
+    )
+    images = ClipImageEncoder(transformers().CLIPVisionModel(vision), runtime)
+    sync = Synchformer(SynchformerConfig(width=config.dim, heads=heads, size=config.size))
+    return ClipSyncEncoder(config, images, SyncEncoder(sync, runtime))
+
+
+def _text(config: TextConfig, runtime: Runtime, random_weights: bool, batch: int) -> Callable[[], None]:
+    if not random_weights or config.kind == "words":
+        encode_text = build_text_encoder(config, runtime)
+        texts = ["a bell, then two kicks and a long way to go " * config.max_tokens] * batch  # cut at the full length
+        return lambda: _discard(encode_text(texts))
+    from ...models.encoders.libraries import transformers
+    from ...models.encoders.t5 import T5TextEncoder
+
+    sizes = transformers().T5Config(
+        d_model=config.dim,
+        d_kv=HEAD,
+        d_ff=4 * config.dim,
+        num_layers=LAYERS,
+        num_heads=max(1, config.dim // HEAD),
+    )
+    encoder = T5TextEncoder(config, transformers().T5EncoderModel(sizes), None, runtime)
+    ids = torch.randint(2, 32_000, (batch, config.max_tokens), generator=torch.Generator().manual_seed(0))
+    lengths = torch.full((batch,), config.max_tokens)
+    return lambda: _discard(encoder.features(ids, lengths))
+
+
+def count_flops(model: ModelConfig) -> dict[str, int]:
+    """Operations of products and convolutions for one clip, by part, of networks that hold no numbers."""
+    runtime, counted = Runtime(torch.device("meta"), torch.float32), {}
+    with torch.device("meta"):
+        calls = _calls(model, runtime, random_weights=True, batch=1)
+    for part, call in calls.items():
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            call()
+        counted[part] = counter.get_total_flops()
+    return counted
+
+
+def _decoding(media: Path, model: ModelConfig, batch: int) -> Callable[[], None]:
+    """Decodes and cuts as many clips, from the file's start as often as it ends."""
+
+    def clips() -> Iterator[object]:
+        while True:
+            yield from read_clips(media, media, model.codec, model.video)
+
+    endless = clips()
+    return lambda: _discard(list(islice(endless, batch)))
+
+
+def _discard(_: object) -> None:
+    return None

@@ -1,0 +1,134 @@
+"""Every operation of a block at a model's shapes: each implementation that runs here beside the alternatives."""
+
+import importlib
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from ...kernels.joined_attention import by_sequences, joined, joint_attention_sdpa, split
+from ...kernels.joint_attention import StreamInput
+from ...kernels.ops import BACKENDS, OPS, available
+from ...models.config import ModelConfig
+from ..core.hardware import describe, described, peak_flops
+from ..engine.kernel_cases import Case, Shape, cases, lengths
+from ..engine.kernel_selection import as_run, row, timings
+from ..engine.timing import interleaved
+
+
+def kernels(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inner: int) -> dict[str, Any]:
+    """`rows` are a table that the configuration's `kernels.table` can name; `alternatives` are what no run can choose;
+    `failed` says what does not run here, or computes something else than the reference.
+
+    Both have the share of the physical limit that they reach: the least bytes at this machine's copying speed, or the
+    operations at its speed of matrix products, whichever takes longer.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = Shape.of(model, batch)
+    bandwidth, peak = copy_bandwidth(device), peak_flops(device, dtype)
+    rows: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for op, case in cases(shape, device, dtype).items():
+        backends = available(op, device, dtype, shape.head_width)
+        implementations: dict[str, Callable[..., Any]] = {b: as_run(op, b, True) for b in backends}
+        implementations["reference, eager"] = BACKENDS[op]["reference"]
+        if op == "joint_attention" and device.type == "cuda":
+            others_here = alternatives(shape, device)
+            implementations |= {name: torch.compile(call, dynamic=False) for name, call in others_here.items()}
+        found, wrong = timings(op, case, implementations, device, rounds, inner)
+        failed += [f"{op} by {name}: {why}" for name, why in wrong.items()]
+        limits = limit(case, bandwidth, peak)
+        for name, seconds in found.items():
+            facts = row(op, name, shape, device, dtype, *seconds)
+            for way, (values, least) in zip(("forward", "backward"), zip(seconds, limits, strict=True), strict=True):
+                facts[f"{way}_low_ms"], facts[f"{way}_high_ms"] = 1000 * min(values), 1000 * max(values)
+                facts[f"{way}_of_limit"] = least / statistics.median(values)
+            (rows if name in backends else others).append(facts)
+    assert {r["op"] for r in rows} | {why.split()[0] for why in failed} >= set(OPS)
+    return {
+        "host": describe(),
+        "copy_bytes_per_s": bandwidth,
+        "peak_flops": peak,
+        "rows": rows,
+        "alternatives": others,
+        "failed": failed,
+    }
+
+
+def limit(case: Case, bandwidth: float, peak: float) -> tuple[float, float]:
+    """Seconds that forward and backward take at least on this machine."""
+    return (
+        max(case.forward_bytes / bandwidth, case.forward_flops / peak),
+        max(case.backward_bytes / bandwidth, case.backward_flops / peak),
+    )
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes/s, read and written together, of copying a large tensor: the best of several."""
+    a = torch.empty(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
+    b = torch.empty_like(a)
+    seconds = interleaved({"copy": lambda: _discard(b.copy_(a))}, rounds=10, inner=4, warmup=2, device=device)
+    return 2 * a.numel() / min(seconds["copy"])
+
+
+def alternatives(shape: Shape, device: torch.device) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """Joint attention in ways that no run can choose. Of SDPA's kernels flash takes no mask: torch's function for
+    sequences of several lengths has the same kernel without one."""
+    found: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
+        "sdpa, efficient": forced(SDPBackend.EFFICIENT_ATTENTION),
+        "sdpa, math": forced(SDPBackend.MATH),
+        "flex_attention": flex(shape, device),
+    }
+    try:
+        varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
+        found["torch's flash, sequences"] = lambda *streams: by_sequences(varlen, *streams)
+    except (ImportError, AttributeError):  # before torch 2.10
+        pass
+    return found
+
+
+def forced(backend: SDPBackend) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`joint_attention_sdpa` by one kernel of SDPA."""
+
+    def attend(*streams: Any) -> tuple[Tensor, Tensor]:
+        with sdpa_kernel(backend):
+            return joint_attention_sdpa(*streams)
+
+    return attend
+
+
+def flex(shape: Shape, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """FlexAttention over the concatenated streams. Its block mask, of the case's lengths, is made once, not timed and
+    not compiled."""
+    n, ends = shape.latent + shape.condition, shape.latent + lengths(shape, device)
+
+    def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return k < ends[b]
+
+    mask = create_block_mask(inside, shape.batch, None, n, n, device=str(device))
+
+    def attend(latent: StreamInput, condition: StreamInput, condition_length: Tensor) -> tuple[Tensor, Tensor]:
+        q, k, v = (x.transpose(1, 2) for x in joined(latent, condition))
+        return split(flex_attention(q, k, v, block_mask=mask).transpose(1, 2), shape.latent)
+
+    return attend
+
+
+def _discard(_: object) -> None:
+    return None
+
+
+def table(result: dict[str, Any]) -> list[str]:
+    """Lines to print."""
+    speeds = f"copying {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, products {result['peak_flops'] / 1e12:.3g} TFLOP/s"
+    head = f"{'operation':36} {'by':26} {'forward ms':>11} {'of limit':>9} {'backward ms':>12} {'of limit':>9}"
+    lines = [*described(result["host"]), speeds, head]
+    for facts in sorted(result["rows"] + result["alternatives"], key=lambda facts: facts["op"]):
+        ways = f"{facts['forward_ms']:11.3f} {facts['forward_of_limit']:9.2f} {facts['backward_ms']:12.3f}"
+        lines.append(f"{facts['op']:36} {facts['backend']:26} {ways} {facts['backward_of_limit']:9.2f}")
+    return lines + [f"left out: {why}" for why in result["failed"]]

@@ -1,0 +1,79 @@
+"""A run's checkpoint to inference weights, without DeepSpeed.
+
+model.safetensors   config.json   manifest.json   hashes of the two, and which step's they are
+"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from ...models.audiox import WEIGHTS, AudioX
+from ...models.weights import load_strict
+from ..core.files import sync
+from ..core.integrity import entry, write_manifest
+from . import load
+from .load import CheckpointError
+
+
+def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
+    """Gather a pretraining's weights, or those of a distillation's student, from the newest undamaged checkpoint (or
+    that of `step`) into the folder `out`.
+
+    Returns the checkpoint's folder. The folder appears only when it is complete. Raises ValueError when there is no
+    checkpoint, it is damaged, or `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
+    folder = choose(run, step)
+    manifest = load.read_manifest(folder)
+    config = manifest["config"]
+    model = AudioX(config["model"], config["sampling"])
+    role = "student" if "student" in manifest["roles"] else "model"
+    load_strict(model, load.full_tensors(folder, role, kind))
+    if dtype == "bf16":
+        model = model.to(torch.bfloat16)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        model.save_pretrained(partial)
+        for file in partial.iterdir():
+            sync(file)
+        files = {name: entry(partial / name) for name in ("config.json", WEIGHTS)}
+        write_manifest(partial, {"step": manifest["step"], "weights": kind, "dtype": dtype, "files": files})
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def choose(run: Path, step: int | None) -> Path:
+    """The checkpoint to export. Raises CheckpointError when there is none, or it is damaged."""
+    folders = load.complete(run)
+    if step is not None:
+        folders = [f for f in folders if load.step_of(f) == step]
+    if not folders:
+        wanted = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{run} holds no complete checkpoint{wanted}; is it the folder of a run?")
+    fault = load.verify(folders[0])
+    if fault:
+        older = ", ".join(f.name for f in folders[1:]) or "none"
+        raise CheckpointError(f"{fault}. Older checkpoints of this run: {older}; take one with --step")
+    return folders[0]
+
+
+def load_weights(folder: Path) -> AudioX:
+    """A weights folder written by `launch/convert.py`.
+
+    Raises ValueError naming what is missing or does not fit.
+    """
+    for name in ("config.json", "model.safetensors"):
+        if not (folder / name).is_file():
+            raise ValueError(
+                f"{folder / name} is missing: {folder} is no weights folder; make one with launch/convert.py"
+            )
+    try:
+        return AudioX.from_pretrained(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None

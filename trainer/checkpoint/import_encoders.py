@@ -1,0 +1,95 @@
+"""Released files of encoder weights that are pickles, once and for all to safetensors.
+
+This is the only place that unpickles anything, and only tensors: whatever else a pickle can do is refused.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ...models.encoders.released import from_released
+from ...models.encoders.synchformer import CONFIG, WEIGHTS, Synchformer, SynchformerConfig
+from ...models.weights import load_strict
+from ..core.files import sync
+
+VISION = "vision_model."  # CLIP's image encoder among its weights
+
+
+def convert_synchformer(file: Path, out: Path, config: SynchformerConfig | None = None) -> int:
+    """The visual branch of Synchformer's released file into the folder `out`, which appears when it is complete.
+
+    Returns the number of parameters. Raises ValueError where the file is another one or `out` exists.
+    """
+    config = config or SynchformerConfig()
+    refuse_existing(out)
+    state = unpickled(file)
+    with torch.device("meta"):
+        model = Synchformer(config)
+    try:
+        weights = from_released(state, config)
+        load_strict(model, {name: tensor.to("meta") for name, tensor in weights.items()})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    _publish(out, weights, lambda folder: (folder / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n"))
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def convert_clip(file: Path, out: Path) -> int:
+    """The image encoder of a `pytorch_model.bin` of transformers' CLIP, with the config.json that lies beside it.
+
+    Returns the number of parameters. Raises ValueError where the file is another one or `out` exists.
+    """
+    refuse_existing(out)
+    config = file.with_name(CONFIG)
+    if not config.is_file():
+        raise ValueError(f"{config} is missing; it belongs to the weights, fetch it from where {file.name} came from")
+    # Old files hold a list of positions too, which is no weight.
+    weights = {n: t for n, t in unpickled(file).items() if n.startswith(VISION) and t.is_floating_point()}
+    if not weights:
+        raise ValueError(f"{file}: holds no weights named {VISION}*; is it CLIP's pytorch_model.bin?")
+    _publish(out, weights, lambda folder: shutil.copy(config, folder / CONFIG))
+    return sum(tensor.numel() for tensor in weights.values())
+
+
+def unpickled(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`, by name; they stay on the disk until they are used.
+
+    Raises ValueError where it holds anything but tensors, or is no such file.
+    """
+    if not file.is_file():
+        raise ValueError(f"{file} is no file; docs/encoders.md says where the released weights are")
+    try:
+        data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # of many kinds, as the damage is
+        reason = str(error).strip().split("\n")[0][:200]
+        raise ValueError(
+            f"{file}: cannot be read as tensors alone ({reason}); take the file that docs/encoders.md names"
+        ) from None
+    data = data.get("model", data) if isinstance(data, dict) else data
+    if not isinstance(data, dict) or not all(isinstance(tensor, Tensor) for tensor in data.values()):
+        raise ValueError(f"{file}: holds something other than named tensors; take the file that docs/encoders.md names")
+    return data
+
+
+def refuse_existing(out: Path) -> None:
+    if out.exists():
+        raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
+
+
+def _publish(out: Path, weights: dict[str, Tensor], add_config: Callable[[Path], object]) -> None:
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
+        add_config(partial)
+        sync(partial / WEIGHTS)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,341 @@
+"""A run's configuration: one JSON file, parsed into frozen dataclasses before anything else happens.
+
+An unknown, missing or ill-typed key is refused with its dotted path, the value and what is allowed. What DeepSpeed
+needs is derived from it in `zero.py` and can be overridden in the `deepspeed` section, which is passed on as it is.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast
+
+from ...kernels.ops import KernelsConfig
+from ...models import strict
+from ...models.audiox import SamplingConfig
+from ...models.config import ModelConfig
+from . import credentials
+from .tasks import TASKS
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """A folder of shards and the tasks it serves; its share of the samples is the sum of its tasks' weights."""
+
+    path: str
+    tasks: dict[str, float]
+
+    def __post_init__(self) -> None:
+        for task, weight in self.tasks.items():
+            if task not in TASKS or weight <= 0:
+                raise ValueError(f"tasks.{task}: weight {weight!r}; allowed: {', '.join(TASKS)}, each above 0")
+        if not self.tasks:
+            raise ValueError(f"tasks: empty; give at least one of {', '.join(TASKS)}")
+
+
+@dataclass(frozen=True)
+class DropoutConfig:
+    """Probabilities with which a sample loses a condition, so that guidance has an unconditional branch."""
+
+    text: float = 0.1
+    video: float = 0.1
+    audio: float = 0.1
+    all: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("text", "video", "audio", "all"):
+            _between(name, getattr(self, name), 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    streams: tuple[StreamConfig, ...]
+    dropout: DropoutConfig = field(default_factory=DropoutConfig)
+    workers: int = 0  # loader processes a rank
+    cache: str = ""  # folder on this machine for what is fetched of streams in a bucket (s3://...)
+    canonical_nodes: int = 8  # settles the order of samples for every number of nodes; a multiple or divisor of it
+    verify_hashes: bool = False  # compare every shard's hash at start; else when a process first reads of it
+    accept_changes: bool = False  # go on with a run although its streams or their shards are others now
+    inpaint: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip
+    prefix: tuple[float, ...] = (0.3, 0.6)  # shortest and longest given beginning, as a share of the clip
+
+    def __post_init__(self) -> None:
+        if not self.streams:
+            raise ValueError("streams: empty; give at least one folder of shards")
+        far = [stream.path for stream in self.streams if "://" in stream.path]
+        if far and not self.cache:
+            raise ValueError(f"cache: missing; {far[0]} needs a folder on this machine for what is fetched")
+        _at_least("workers", self.workers, 0)
+        _at_least("canonical_nodes", self.canonical_nodes, 1)
+        for name in ("inpaint", "prefix"):
+            shares = getattr(self, name)
+            if len(shares) != 2 or not 0 < shares[0] <= shares[1] < 1:
+                raise ValueError(f"{name}: {list(shares)} must be two shares, 0 < shortest <= longest < 1")
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """What pretraining and distillation loop over."""
+
+    steps: int
+    global_batch: int
+    micro_batch: int  # samples a rank takes through the model at once
+    seed: int = 0
+    compile: bool = False  # torch.compile each transformer block
+    compile_conditioner: bool = False  # with it, what makes the condition tokens: as long again at the start
+    fp8: bool = False  # products of the blocks in 8-bit floats, with torchao; on GPUs from Ada and Hopper on
+    checkpointing: bool = False  # recompute each block's activations in the backward pass
+    max_skipped: int = 10  # this many non-finite steps in a row stop the run
+    threads: int = 0  # CPU threads a rank; 0 leaves torch's choice
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "global_batch", "micro_batch", "max_skipped"):
+            _at_least(name, getattr(self, name), 1)
+        for name in ("seed", "threads"):
+            _at_least(name, getattr(self, name), 0)
+        if self.compile_conditioner and not self.compile:
+            raise ValueError("compile_conditioner: true needs compile: true; set both, or neither")
+
+
+@dataclass(frozen=True)
+class TrainingConfig(LoopConfig):
+    precision: Literal["fp32", "bf16"] = "bf16"
+    time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
+    time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
+    time_even: float = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _between("time_even", self.time_even, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (section VI-A)."""
+
+    lr: float = 1e-5
+    betas: tuple[float, ...] = (0.9, 0.999)
+    weight_decay: float = 1e-3
+    eps: float = 1e-8
+    clip: float = 1.0  # largest gradient norm; 0 does not clip
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "eps"):
+            _above(name, getattr(self, name), 0)
+        for name in ("weight_decay", "clip"):
+            _at_least(name, getattr(self, name), 0)
+        if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
+            raise ValueError(f"betas: {list(self.betas)} must be two numbers of at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """InverseLR (section VI-A): (1 - warmup^(s+1)) · max(final, lr·(1 + s/inv_gamma)^(-power)), and if `cooldown` is
+    above 0 a linear fall to zero over that share of the run at its end."""
+
+    warmup: float = 0.99
+    inv_gamma: float = 1e6
+    power: float = 0.5
+    final: float = 0.0
+    cooldown: float = 0.0
+
+    def __post_init__(self) -> None:
+        _above("inv_gamma", self.inv_gamma, 0)
+        _at_least("final", self.final, 0)
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup: {self.warmup} must be at least 0 and below 1")
+        _between("cooldown", self.cooldown, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class EmaConfig:
+    """Exponential moving average of all trained weights: e ← e + (1 - d)·(w - e), d = min(decay, (1 + s)/(10 + s))."""
+
+    decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        _between("decay", self.decay, 0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class ZeroConfig:
+    stage: Literal[0, 1, 2, 3] = 2
+    offload: bool = False  # optimizer states in CPU memory
+
+    def __post_init__(self) -> None:
+        if self.offload and self.stage == 0:
+            raise ValueError("offload: true at stage 0, where DeepSpeed has nothing to offload; set stage to 1, 2 or 3")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    every: int = 1000  # steps
+    keep: int = 3  # newest ones kept; 0 keeps all
+    keep_every: int = 0  # besides, the first from each multiple of so many steps on, for good; 0 keeps none of them
+    async_save: bool = False  # written beside the training: a kill may cost what is trained meanwhile, besides `every`
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 1)
+        _at_least("keep", self.keep, 0)
+        _at_least("keep_every", self.keep_every, 0)
+        if self.keep_every % self.every:
+            raise ValueError(f"keep_every: {self.keep_every} must be a multiple of every, {self.every}; or 0")
+
+
+@dataclass(frozen=True)
+class TimeoutsConfig:
+    """Seconds without progress after which a rank counts as stuck, and all ranks leave; each phase has its own."""
+
+    start: float = 900.0  # from the process to its first step
+    first_step: float = 1800.0  # which compiles; of distillation the first update of each kind
+    step: float = 120.0
+    save: float = 1800.0  # and making sounds
+
+    def __post_init__(self) -> None:
+        for name in ("start", "first_step", "step", "save"):
+            _above(name, getattr(self, name), 0)
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    every: int = 10  # steps between lines of metrics.jsonl
+    samples_every: int = 0  # steps between sounds of the EMA weights; 0 makes none
+    prompts: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _at_least("every", self.every, 1)
+        _at_least("samples_every", self.samples_every, 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseConfig:
+    """What pretraining and distillation have in common."""
+
+    model: ModelConfig
+    data: DataConfig
+    training: LoopConfig
+    ema: EmaConfig = field(default_factory=EmaConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    timeouts: TimeoutsConfig = field(default_factory=TimeoutsConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
+    deepspeed: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(BaseConfig):
+    """Everything a pretraining run does."""
+
+    training: TrainingConfig
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero: ZeroConfig = field(default_factory=ZeroConfig)
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """A pretraining's configuration, as `parse_file` reads it."""
+    return parse_file(RunConfig, path, overrides)
+
+
+# Keys that only the one kind of configuration has.
+OF_ANOTHER = {"optimizer": "launch/pretrain.py", "student": "launch/distill.py"}
+
+
+def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
+    """Parse a run's JSON file with `key.path=value` overrides applied into a dataclass.
+
+    Raises ValueError for anything that is not allowed, FileNotFoundError for a missing file.
+    """
+    data = read_json(path)
+    for override in overrides:
+        apply_override(data, override)
+    credentials.refuse(data, str(path))
+    known = {field.name for field in fields(cast(Any, kind))}
+    for key, script in OF_ANOTHER.items():
+        if key in data and key not in known:
+            raise ValueError(f"{path}: {key}: this configuration is for {script}; run that, or give another --config")
+    try:
+        parsed: T = strict.parse(kind, data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    return parsed
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises ValueError with line and column for what is not JSON."""
+    try:
+        data = json.loads(Path(path).read_text(), object_pairs_hook=_unique)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
+    except ValueError as error:  # a key twice, or not UTF-8
+        raise ValueError(f"{path}: {error}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path}: must be a JSON object, not {type(data).__name__}")
+    return data
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The keys of a JSON object; of a key that stands there twice JSON would drop one value in silence."""
+    names = [name for name, _ in pairs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"{name}: stands there {names.count(name)} times; keep one")
+    return dict(pairs)
+
+
+def apply_override(data: dict[str, Any], override: str) -> None:
+    """Set `a.b=value` in nested dicts; the value is JSON, or else a plain string. A number leads into a list.
+
+    Raises ValueError when the path leads through something that holds no keys.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or not path:
+        raise ValueError(f"--set {override}: expected key.path=value")
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    *parents, last = path.split(".")
+    node: Any = data
+    for key in parents:
+        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+            node = node[int(key)]
+        elif isinstance(node, dict):
+            node = node.setdefault(key, {})
+        else:
+            raise ValueError(f"--set {override}: {key!r} leads nowhere in {path!r}")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ValueError(f"--set {override}: {last!r} leads nowhere in {path!r}")
+
+
+def check_ranks(training: LoopConfig, ranks: int) -> int:
+    """Micro-batches a rank and step. Raises ValueError when ranks and micro-batch do not divide the global batch."""
+    share = ranks * training.micro_batch
+    if training.global_batch % share:
+        raise ValueError(
+            f"training.global_batch: {training.global_batch} is not a multiple of {ranks} ranks x micro_batch "
+            f"{training.micro_batch} = {share}; change one of them"
+        )
+    return training.global_batch // share
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise ValueError(f"{name}: {value} must be between {low} and {high}")
+
+
+def _at_least(name: str, value: float, low: float) -> None:
+    if value < low:
+        raise ValueError(f"{name}: {value} must be at least {low}")
+
+
+def _above(name: str, value: float, low: float) -> None:
+    if value <= low:
+        raise ValueError(f"{name}: {value} must be above {low}")

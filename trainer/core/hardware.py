@@ -1,0 +1,124 @@
+"""What this machine is and what it can compute."""
+
+import ctypes
+import os
+import platform
+import socket
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .gpu_specs import known
+
+PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "flash-attn", "torchao", "numpy")
+DRIVER = Path("/sys/module/nvidia/version")
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def keep_freed_memory() -> None:
+    """Lets the C library keep what is freed for what is allocated next. By itself it gives large blocks back to the
+    kernel at once, and a training step on a CPU spends a tenth of its time on thousands of page faults. Where the
+    environment sets either threshold (`MALLOC_TRIM_THRESHOLD_`) it stays."""
+    if platform.libc_ver()[0] == "glibc" and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
+        mmap_threshold, trim_threshold = -3, -1  # malloc.h
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_threshold, 2**30)
+        library.mallopt(trim_threshold, 2**30)
+
+
+def quick_precision() -> Literal["fp32", "bf16"]:
+    """In which this machine computes fastest."""
+    return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
+
+
+def cpu_has_bf16() -> bool:
+    """Whether the CPU has instructions for bf16. Without them it takes four times as long as in fp32 if it has AVX-512,
+    tens of times if not. On x86 oneDNN calls bf16 supported in the former case too."""
+    if platform.machine() in ("x86_64", "AMD64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device, by a copy that the host does not wait for: to a GPU that takes pinned memory."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x
+
+
+def describe() -> dict[str, str]:
+    """Processor, accelerator, versions and the commit, for every report."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        models = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        name = models[0] if models else name
+    facts = {"cpu": f"{name}, {os.cpu_count()} cores", "python": platform.python_version()}
+    if torch.cuda.is_available():
+        facts["gpu"] = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+        facts |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+        facts["driver"] = DRIVER.read_text().strip() if DRIVER.exists() else "unknown"
+    for package in PACKAGES:
+        try:
+            facts[package] = version(package)
+        except PackageNotFoundError:
+            facts[package] = "absent"
+    return facts | {"commit": _commit()}
+
+
+def described(host: dict[str, str]) -> list[str]:
+    """What `describe` found, as lines above a table."""
+    first = [host[name] for name in ("gpu", "cpu") if name in host]
+    rest = [f"{name} {value}" for name, value in host.items() if name not in ("gpu", "cpu") and value != "absent"]
+    return ["; ".join(first), ", ".join(rest)]
+
+
+def _commit() -> str:
+    """Of this source, with "-dirty" where it was changed; "unknown" where git does not say."""
+    ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
+    try:
+        done = subprocess.run(ask, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return done.stdout.strip() if done.returncode == 0 else "unknown"
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s that MFU is measured against: the data sheet's for a known GPU, otherwise the best of a few large matrix
+    products on this device."""
+    if device.type == "cuda":
+        gpu = known(torch.cuda.get_device_name(device))
+        if gpu is not None:
+            return gpu.flops if dtype == torch.bfloat16 else gpu.fp32
+    a = torch.randn(1024, 1024, device=device, dtype=dtype)
+    best = float("inf")
+    for _ in range(12):
+        begin = time.perf_counter()
+        a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * 1024**3 / best
+
+
+def choose_device(name: torch.device | str | None) -> torch.device:
+    """The GPU where there is one, unless a device is named. Raises ValueError where that is not here."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # no such name or backend, no CUDA in torch
+        count = torch.cuda.device_count()
+        here = f"cpu{''.join(f', cuda:{i}' for i in range(count))}"
+        raise ValueError(f"device: {str(name)!r} cannot be used ({str(error).splitlines()[0]}); here: {here}") from None
+    return device

@@ -1,0 +1,44 @@
+"""The eight tasks (section IV-B, Table A.1): one table for data, prompts, evaluation and reports."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+TaskName = Literal["T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion"]
+Domain = Literal["audio", "music"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task conditions on, and what stands in for a text that it does not have.
+
+    `hours` is the training audio that Table A.1 lists for the task: its share of a full-size run.
+    """
+
+    name: TaskName
+    domain: Domain
+    text: bool  # conditions on a text of its own
+    video: bool
+    audio: Literal[None, "around a hole", "preceding"] = None  # the part of the sound that is given
+    default_text: str | None = None  # section IV-B: a task without a text gets a natural-language description
+    hours: float = 0.0
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("T2A", "audio", text=True, video=False, hours=1441.3),
+        Task("V2A", "audio", text=False, video=True, default_text="Generate general audio for the video.", hours=245.2),
+        Task("TV2A", "audio", text=True, video=True, hours=1269.0),
+        Task("T2M", "music", text=True, video=False, hours=8077.4),
+        Task("V2M", "music", text=False, video=True, default_text="Generate music for the video.", hours=7880.2),
+        Task("TV2M", "music", text=True, video=True, hours=7880.2),
+        Task("inpainting", "audio", False, False, "around a hole", "Fill in the missing audio.", hours=398.5),
+        Task("completion", "music", False, False, "preceding", "Continue the music.", hours=5882.9),
+    )
+}
+assert tuple(TASKS) == get_args(TaskName)
+
+
+def tasks_of_domain(domain: str) -> list[Task]:
+    """In the order of Table A.1."""
+    return [task for task in TASKS.values() if task.domain == domain]

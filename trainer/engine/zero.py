@@ -1,0 +1,335 @@
+"""The one module that knows DeepSpeed: process group, engine, and the fp32 shards that each rank owns.
+
+Checkpoints, EMA and export are written in terms of fragments of these shards, which makes them the same at every ZeRO
+stage and for every number of ranks.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+
+from ..core.cli import ExitCode
+from ..core.config import OptimizerConfig, ZeroConfig
+from ..core.hardware import free_port, keep_freed_memory
+from ..cost import role_bytes
+from .fragment import Fragment
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all."""
+
+    rank: int
+    ranks: int
+    local_rank: int
+    device: torch.device
+
+
+def start(threads: int = 0, timeout: float = 1800.0) -> World:
+    """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does.
+
+    `threads` of a rank on a CPU; with 0 the ranks share those that torch would use. Raises OSError where the group
+    is not complete within `timeout` seconds, or its port is taken.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    here = os.environ.get("LOCAL_SIZE", "1")  # DeepSpeed's launcher calls LOCAL_WORLD_SIZE that
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1"}
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(free_port())
+    accelerator = get_accelerator()
+    local = int(os.environ["LOCAL_RANK"])
+    if accelerator.device_name() != "cpu":
+        accelerator.set_device(local)
+    else:
+        keep_freed_memory()
+        if not threads and "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
+            torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
+    # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = accelerator.communication_backend_name()
+    try:
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
+    except RuntimeError as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        reason = str(error).strip().split("\n")[0]
+        taken = "EADDRINUSE" in reason or "address already in use" in reason
+        remedy = "another program has the port: set another MASTER_PORT" if taken else "is every rank there?"
+        kind = OSError if taken else AbsentError
+        raise kind(
+            f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no process group at {where}: {remedy} "
+            f"({reason})"
+        ) from error
+    device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
+    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+
+
+class AbsentError(OSError):
+    """Some rank did not come, or died before all had met."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
+
+
+class Engine:
+    """One trained model under DeepSpeed: backward, step, and access to what its optimizer owns."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: OptimizerConfig,
+        zero: ZeroConfig,
+        precision: str,
+        micro_batch: int,
+        accumulation: int,
+        overrides: dict[str, Any],
+    ) -> None:
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        adamw = torch.optim.AdamW(
+            model.parameters(),
+            lr=optimizer.lr,
+            betas=(optimizer.betas[0], optimizer.betas[1]),
+            eps=optimizer.eps,
+            weight_decay=optimizer.weight_decay,
+            fused=not zero.offload,
+        )
+        config = merged(deepspeed_config(zero, optimizer.clip, precision, micro_batch, accumulation), overrides)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+        self.module: nn.Module = self.engine.module
+        self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
+        self.adamw = adamw
+        self.sharded = hasattr(self.optimizer, "optimizer")  # else plain AdamW on replicated fp32 parameters
+        self.clip, self.offload = optimizer.clip, zero.offload
+        self.norm = float("nan")  # of the last gradient, where nothing is sharded
+        self._updates = 0
+        self._gradient_bytes = 0
+        if hasattr(self.optimizer, "check_grad_overflow"):
+            self.optimizer.check_grad_overflow = True  # DeepSpeed looks for non-finite gradients in low precision only
+
+    def backward(self, loss: Tensor, rate: float) -> bool:
+        """Backward of one micro-batch; at the end of an accumulation the optimizer steps with this learning rate.
+
+        Returns whether weights changed. Where any rank has a non-finite gradient no rank does.
+        """
+        self.engine.backward(loss)
+        boundary = self.engine.is_gradient_accumulation_boundary()
+        if boundary and not self._gradient_bytes:
+            self._gradient_bytes = role_bytes.held(self._gradients())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        finite = True
+        if boundary and not self.sharded:
+            finite = self._clip_or_drop()
+        self.engine.step()
+        applied = boundary and finite and bool(self.engine.was_step_applied())
+        self._updates += applied
+        return applied
+
+    def bytes(self, ema: Sequence[Tensor] = ()) -> role_bytes.RoleBytes:
+        """What the role's tensors take on this rank, counted, with offload on its host too; gradients as they were in
+        the first update."""
+        optimizer = [t for state in self.adamw.state.values() for t in state.values() if isinstance(t, Tensor)]
+        copies = getattr(self.optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", ())
+        weights = role_bytes.held([*_weights(self.module), *self.shards(), *copies])
+        return role_bytes.RoleBytes(weights, self._gradient_bytes, role_bytes.held(optimizer), role_bytes.held(ema))
+
+    def _gradients(self) -> Iterator[Tensor | None]:
+        """Every tensor that holds a gradient between backward and step, at whichever stage."""
+        for parameter in self.module.parameters():
+            yield parameter.grad
+            if not self.offload:  # which leaves there what lies in the bucket that reduced it
+                yield getattr(parameter, "grad_accum", None)
+        yield from (shard.grad for shard in self.shards())
+        yield from getattr(self.optimizer, "accumulated_grads_in_cpu", {}).values()
+        yield getattr(self.optimizer, "grad_partitions_flat_buffer", None)
+        yield from getattr(self.optimizer, "fp32_groups_gradients_flat", ())
+        for group in getattr(self.optimizer, "averaged_gradients", {}).values():
+            yield from group or ()
+
+    def _clip_or_drop(self) -> bool:
+        """Where nothing is sharded: clip the gradients, or drop them where they are not finite, and say whether they
+        were. They are averaged over the ranks by now, so every rank sees the same."""
+        parameters = list(self.module.parameters())
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        self.norm = float(norm)
+        if not math.isfinite(self.norm):
+            for parameter in parameters:
+                parameter.grad = None  # AdamW passes over it, and over its moments too
+            return False
+        if self.clip:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        return True
+
+    def gradient_norm(self) -> float:
+        """Norm over all parameters and ranks of the last step's gradient, before clipping."""
+        norm = self.engine.get_global_grad_norm() if self.sharded else self.norm
+        return float(norm) if norm is not None else float("nan")
+
+    def shards(self) -> list[Tensor]:
+        """The fp32 weights that this rank owns: flat tensors, or all parameters where nothing is sharded."""
+        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+            if hasattr(self.optimizer, name):
+                return list(getattr(self.optimizer, name))
+        return [p.data for p in self.module.parameters()]
+
+    def fragments(self) -> list[Fragment]:
+        """Where this rank's parts of the parameters lie in `shards()`."""
+        # Any: DeepSpeed hangs its own attributes on the parameters.
+        parameters: list[tuple[str, Any]] = [(self.names[id(p)], p) for p in self.module.parameters()]
+        if not self.sharded:
+            return [Fragment(name, tuple(p.shape), 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters)]
+        if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):
+            return [f for name, p in parameters if (f := self._stage3_fragment(name, p)) is not None]
+        fragments = []
+        for name, p in parameters:
+            if p._hp_mapping is not None:
+                low, high = p._hp_mapping.lp_fragment_address, p._hp_mapping.hp_fragment_address
+                group = p._hp_mapping.param_group_index
+                fragments.append(Fragment(name, self.shapes[name], low.start, low.numel, group, high.start))
+        return fragments
+
+    def _stage3_fragment(self, name: str, parameter: Any) -> Fragment | None:
+        group, offset, share = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
+        start = torch.distributed.get_rank() * parameter.partition_numel()
+        length = min(share, parameter.ds_numel - start)
+        return Fragment(name, self.shapes[name], start, length, group, offset) if length > 0 else None
+
+    def moments(self) -> dict[str, list[Tensor]]:
+        """AdamW's moments, laid out like `shards()`; zeros before the first step."""
+        shards = self._optimizer_keys()
+        for shard in shards:
+            state = self.adamw.state[shard]
+            state.setdefault("step", torch.zeros((), device=shard.device))  # AdamW takes a state as it is, or as empty
+            for name in MOMENTS:
+                state.setdefault(name, torch.zeros_like(shard.data))
+        return {name: [self.adamw.state[s][name] for s in shards] for name in MOMENTS}
+
+    def updates(self) -> int:
+        """Optimizer updates so far, as AdamW's bias correction counts them on the device."""
+        return self._updates
+
+    def set_updates(self, count: int) -> None:
+        self._updates = count
+        self.moments()
+        for shard in self._optimizer_keys():
+            self.adamw.state[shard]["step"] = torch.tensor(float(count), device=shard.device)
+
+    def _optimizer_keys(self) -> list[Tensor]:
+        return self.shards() if self.sharded else list(self.module.parameters())
+
+    def publish(self) -> None:
+        """Make the model compute with what the shards now hold. All ranks call this."""
+        opt = self.optimizer
+        if hasattr(opt, "update_lp_params"):
+            opt.update_lp_params()
+        elif hasattr(opt, "fp32_partitioned_groups_flat"):
+            for i in range(len(opt.fp32_partitioned_groups_flat)):
+                opt._reassign_or_swap_out_partitioned_parameters(i)
+            if opt.persistent_parameters:
+                opt.persistent_parameters[0].partition(opt.persistent_parameters)
+                opt.persistent_parameters[0].all_gather(opt.persistent_parameters)
+
+    @contextmanager
+    def computing_with(self, shards: list[Tensor]) -> Iterator[nn.Module]:
+        """The module with other weights (the EMA's) for the time of a `with`. All ranks enter and leave together."""
+        own = [s.detach().clone() for s in self.shards()]
+        self._exchange(shards)
+        try:
+            yield self.module
+        finally:
+            self._exchange(own)
+
+    def _exchange(self, shards: list[Tensor]) -> None:
+        with torch.no_grad():
+            for mine, other in zip(self.shards(), shards, strict=True):
+                mine.copy_(other)
+        self.publish()
+
+    def destroy(self) -> None:
+        self.engine.destroy()
+
+
+class Frozen:
+    """A model that nobody trains: a copy on every rank, or its weights sharded over them by ZeRO-3.
+
+    Gradients pass through it to its inputs. Every rank calls it equally often.
+    """
+
+    def __init__(self, model: nn.Module, precision: str, sharded: bool, device: torch.device) -> None:
+        self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        model = model.requires_grad_(False).eval().to(device)
+        if not sharded:
+            self.module: nn.Module = model.to(self.dtype)
+            return
+        # Small weights are shared out too: after a backward to the inputs DeepSpeed keeps only some of them gathered.
+        shared = {"stage": 3, "stage3_param_persistence_threshold": 0}
+        config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": shared}
+        config["steps_per_print"] = 10**9
+        if precision == "bf16":
+            config["bf16"] = {"enabled": True}
+        self.engine, *_ = deepspeed.initialize(model=model, config=config)
+        self.module = self.engine.module
+
+    def bytes(self) -> role_bytes.RoleBytes:
+        """What its weights take on this rank, counted."""
+        return role_bytes.RoleBytes(role_bytes.held(_weights(self.module)), 0, 0, 0)
+
+
+def _weights(model: nn.Module) -> Iterator[Tensor | None]:
+    """What a model computes with: its parameters, and at stage 3 this rank's part of each."""
+    for parameter in model.parameters():
+        yield parameter.data
+        yield getattr(parameter, "ds_tensor", None)
+
+
+def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """`base` with values replaced key by key, also inside its sections."""
+    result = dict(base)
+    for key, value in overrides.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
+    return result
+
+
+def deepspeed_config(
+    zero: ZeroConfig, clip: float, precision: str, micro_batch: int, accumulation: int
+) -> dict[str, Any]:
+    """What DeepSpeed is told. Gradients are accumulated in fp32 at every stage."""
+    on_gpu = get_accelerator().device_name() != "cpu"
+    stage: dict[str, Any] = {
+        "stage": zero.stage,
+        "overlap_comm": on_gpu and zero.stage > 0,
+        "contiguous_gradients": True,
+        "round_robin_gradients": False,
+    }
+    if zero.offload:
+        stage["offload_optimizer"] = {"device": "cpu"}
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": clip if zero.stage > 0 else 0.0,  # without ZeRO the engine clips by itself
+        "zero_optimization": stage,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "wall_clock_breakdown": False,
+    }
+    if precision == "bf16" and zero.stage == 0:
+        # Without ZeRO, DeepSpeed keeps fp32 weights and gradients only under autocast.
+        config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
+    elif precision == "bf16":
+        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return config

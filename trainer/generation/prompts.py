@@ -1,0 +1,188 @@
+"""What a user asks for: one sound, on the command line, in Python, or as a line of a JSON-lines file.
+
+{"text": "a bell, then two kicks", "seed": 3, "out": "bell.wav"}
+{"video": "clip.mp4", "text": "a dog barks", "out": "clip_with_dog.mp4"}
+{"audio": "song.flac", "mask": "62-64.5"}
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ...models import strict
+from ..core.messages import listed
+from ..core.tasks import TASKS, TaskName
+
+PATHS = ("video", "audio", "continue_from")
+MAX_SEED = 2**62
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One sound. The fields are the keys of a line, and options of launch/generate.py.
+
+    Raises ValueError, beginning with the field's name, where they do not fit together.
+    """
+
+    text: str | None = None
+    video: str | None = None  # path of pictures that the sound shall fit
+    start: float = 0.0  # second of the video at which the sound begins
+    audio: str | None = None  # path of a sound of which `mask` is made anew
+    mask: str | None = None  # "START-END", seconds of `audio`
+    continue_from: str | None = None  # path of a beginning
+    prefix: float | None = None  # seconds of it to keep; None: all of it
+    seconds: float | None = None  # length of the sound; None: that of the video, or a clip
+    task: TaskName | None = None  # None: what the other fields say
+    seed: int = 0
+    steps: int | None = None
+    guidance: float | None = None
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        self._check_fields()
+        self._check_numbers()
+        if self.task:
+            self._check_task(self.task)
+
+    @property
+    def hole(self) -> tuple[float, float]:
+        """The mask's start and end in seconds. Raises ValueError where it is none."""
+        start, _, end = (self.mask or "").partition("-")
+        try:
+            span = float(start), float(end)
+        except ValueError:
+            raise ValueError(f"mask: {self.mask!r} is not START-END in seconds, as 2.0-4.5") from None
+        if not 0 <= span[0] < span[1] < math.inf:
+            raise ValueError(f"mask: {self.mask!r}: the end must lie after the start, and the start at 0 or later")
+        return span
+
+    @property
+    def kind(self) -> str:
+        """The task; "T2A/T2M" where only the text says whether it is sound or music."""
+        if self.task:
+            return self.task
+        if self.mask:
+            return "inpainting"
+        if self.continue_from:
+            return "completion"
+        if not self.video:
+            return "T2A/T2M"
+        described = [task for task in ("V2A", "V2M") if self.text in (None, TASKS[task].default_text)]
+        return described[0] if described else "TV2A/TV2M"
+
+    @property
+    def words(self) -> str:
+        """The text, or what stood for the task in training where it has none (section IV-B)."""
+        return self.text if self.text is not None else TASKS[self.kind].default_text or ""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether the conditions come together in none of the eight tasks."""
+        return bool(self.video and (self.audio or self.continue_from))
+
+    def _check_fields(self) -> None:
+        for name in ("text", *PATHS, "out"):
+            value = getattr(self, name)
+            if value is not None and not value.strip():
+                raise ValueError(f"{name}: empty; leave it out")
+        if not (self.text or self.video or self.audio or self.continue_from):
+            raise ValueError("text: nothing to make a sound from; give text, video, audio with mask, or continue_from")
+        if self.audio and self.continue_from:
+            raise ValueError("audio: it has a hole filled, continue_from goes on; give one of them")
+        if bool(self.audio) != bool(self.mask):
+            raise ValueError("mask: audio and mask belong together; the mask says which seconds are made anew")
+        if self.prefix is not None and not self.continue_from:
+            raise ValueError("prefix: it says how much of continue_from is kept; give that file")
+        if self.start and not self.video:
+            raise ValueError("start: it says where in a video the sound begins; give the video")
+        if self.seconds is not None and self.mask:
+            raise ValueError("seconds: a sound with a hole keeps its length; leave seconds out")
+
+    def _check_numbers(self) -> None:
+        if self.mask:
+            _ = self.hole
+        for name in ("prefix", "seconds"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name}: {value:g} must be above 0 seconds")
+        if not 0 <= self.start < math.inf:
+            raise ValueError(f"start: {self.start:g} must be 0 seconds or more")
+        if not 0 <= self.seed < MAX_SEED:
+            raise ValueError(f"seed: {self.seed} must be 0 or more, and below 2^62")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps: {self.steps}; a sampler takes at least 1")
+        if self.guidance is not None and not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance: {self.guidance:g} must be 0 or more; 1 is none")
+
+    def _check_task(self, task: TaskName) -> None:
+        """Does an explicit task have what it needs, and nothing that makes it another?"""
+        wanted = {"text": TASKS[task].text, "video": TASKS[task].video}
+        if TASKS[task].audio:
+            # Both go with and without a text, and a video is a mixture of its own.
+            wanted = {"mask": task == "inpainting", "continue_from": task == "completion"}
+        else:
+            wanted |= {"mask": False, "continue_from": False}
+        given = {name for name in wanted if getattr(self, name)}
+        if missing := [name for name, needed in wanted.items() if needed and name not in given]:
+            raise ValueError(f"task: {task} needs {missing[0]}; give it, or leave the task out")
+        if self.text == TASKS[task].default_text:
+            given.discard("text")
+        if extra := [name for name in given if not wanted[name]]:
+            raise ValueError(f"task: {task} has no {extra[0]}; leave one of the two out")
+
+
+def prompt_of(keys: Mapping[str, Any], folder: Path) -> Prompt:
+    """The prompt of these keys, with paths as `folder` has them.
+
+    Raises ValueError where a key is unknown, of the wrong type or fits no other, or a path names no file.
+    """
+    prompt: Prompt = strict.parse(Prompt, dict(keys))
+    places: dict[str, Any] = {name: str(folder / value) for name in PATHS if (value := getattr(prompt, name))}
+    for name, place in places.items():
+        if not Path(place).is_file():
+            raise ValueError(f"{name}: {place}: {'not a file' if Path(place).exists() else 'no such file'}")
+    return replace(prompt, **places)
+
+
+def read_prompts(path: Path, defaults: Mapping[str, Any]) -> list[tuple[int, Prompt]]:
+    """Every line of a file with its number, the paths in it taken from the file's folder.
+
+    `defaults` stand where a line has nothing of its own; a line without a seed has the default's plus its number less
+    one, so that no two lines begin with the same noise. Empty lines are skipped.
+
+    Raises:
+        ValueError: the file cannot be read or is empty, or lines are wrong: names the first of them, all that are
+            wrong counted.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise ValueError(f"prompts {path}: {error.strerror}") from error
+    prompts, wrong = [], []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            given = {**defaults, "seed": defaults.get("seed", 0) + number - 1, **_object(line)}
+            prompts.append((number, prompt_of(given, path.parent)))
+        except ValueError as error:
+            wrong.append(f"line {number}: {error}")
+    if wrong:
+        count = f"{len(wrong)} of {len(wrong) + len(prompts)} lines {'is' if len(wrong) == 1 else 'are'} wrong"
+        raise ValueError(listed(wrong, f"prompts {path}: {count}; nothing was made"))
+    if not prompts:
+        raise ValueError(f'prompts {path}: holds no line; expected one JSON object a line, as {{"text": "a bell"}}')
+    return prompts
+
+
+def _object(line: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        raise ValueError(f"not JSON ({error}): {line[:80]!r}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f'{line[:80]!r} is no object, as {{"text": "a bell"}} is')
+    return value

@@ -1,0 +1,51 @@
+"""Velocities of a whole model, conditioner included, on a batch's conditions.
+
+Everything goes through `forward`, which ZeRO-3 needs to gather weights. B batch, L latent frames, C latent channels.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...models.encoders.base import TextEncoder
+from ...models.sampler import Velocity, combined
+from ..data.batches import Conditions
+
+Model = Callable[..., Tensor]
+
+
+def through(model: Model, dtype: torch.dtype, z: Tensor, t: Tensor, conditions: Conditions, **options: int) -> Tensor:
+    """A model's answer at z (B, L, C) and noise levels t (B,), computed in `dtype`."""
+    return model(z.to(dtype), t, *conditions.to(z.device, dtype).tensors(), **options)
+
+
+class Nothing:
+    """The absence of every condition, which the unconditional branch of guidance is given."""
+
+    def __init__(self, encode_text: TextEncoder) -> None:
+        self.text, self.length = encode_text([""])
+
+    def beside(self, conditions: Conditions) -> Conditions:
+        """Of 2·B samples: the conditions of B, then nothing."""
+        n, tokens = conditions.text.shape[:2]
+        self.text, self.length = (x.to(conditions.text.device) for x in (self.text, self.length))  # copied once
+        text = F.pad(self.text, (0, 0, 0, max(0, tokens - self.text.shape[1])))[:, :tokens].to(conditions.text.dtype)
+        return Conditions(
+            torch.cat((conditions.video, torch.zeros_like(conditions.video))),
+            torch.cat((conditions.audio, torch.zeros_like(conditions.audio))),
+            torch.cat((conditions.text, text.expand(n, -1, -1))),
+            torch.cat((conditions.text_length, self.length.expand(n))),
+        )
+
+
+def guided_velocity(
+    model: Model, dtype: torch.dtype, conditions: Conditions, nothing: Nothing, guidance: float
+) -> Velocity:
+    """v_uncond + guidance·(v_cond - v_uncond) (section VI-A), both branches in one forward; with guidance 1 only the
+    condition is evaluated."""
+    if guidance == 1:
+        return lambda z, t: through(model, dtype, z, t, conditions).float()
+    both = nothing.beside(conditions)
+    return lambda z, t: combined(through(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both), guidance)

@@ -1,0 +1,183 @@
+"""Fills missing annotation of a manifest by asking a model that hears and sees, clip by clip (section III-B).
+
+What a line lacks of caption, category, SED and time_relation (of music: caption, genre, mood, instruments and tempo) is
+asked for, what it has stays. Answers are kept beside the new manifest as they come; a run that was killed asks on from
+there. The new manifest appears when every line has been tried.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from ..core import files
+from ..core.credentials import redacted
+from ..media.source import MediaError
+from .answer_cache import Answer, Answers
+from .endpoint import FIELDS, PROMPT, Asker, Endpoint, EndpointDown, Refused, TooLong
+from .manifest import Entry, entry_of, read_manifest
+
+FAILURES = 10  # clips in a row to which the endpoint gave no answer: it is down
+
+
+@dataclass
+class Summary:
+    """Of a run: what was filled, what was there, what could not be filled and why."""
+
+    lines: int = 0
+    complete: int = 0  # lines that lacked nothing
+    filled: Counter[str] = field(default_factory=Counter)  # by field
+    cached: int = 0  # lines whose answer was there
+    unfilled: list[dict[str, Any]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        filled = ", ".join(f"{count} {name}" for name, count in sorted(self.filled.items())) or "nothing"
+        reasons = Counter(row["reason"].split(":")[0][:60] for row in self.unfilled)
+        missing = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
+        return (
+            f"{self.lines} lines, {self.complete} lacked nothing, {self.cached} answered before; filled {filled}; "
+            f"not filled: {len(self.unfilled)}{f' ({missing})' if missing else ''}"
+        )
+
+
+@dataclass(frozen=True)
+class _Job:
+    index: int
+    entry: Entry
+    raw: dict[str, Any]
+    fields: list[str]
+    key: str
+
+
+def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> Summary:
+    """Writes `out`, and `out`.unfilled.jsonl beside it where something could not be filled; `out`.answers keeps the
+    answers. `again` asks anew what was refused in an earlier run.
+
+    Raises:
+        ValueError: `out` exists, the manifest is wrong, the endpoint refuses the key or the model, or has given no
+            answer FAILURES times in a row; what was answered is kept.
+        OSError: the disk is full, or another process holds the answers.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists, and nothing is written over it; take another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    entries = read_manifest(manifest)
+    texts = [line for line in manifest.read_bytes().splitlines() if line.strip()]
+    lines = [_raw(entry, text, manifest, out) for entry, text in zip(entries, texts, strict=True)]
+    summary = Summary(lines=len(lines))
+    jobs = [job for job in (_job(i, *pair, endpoint) for i, pair in enumerate(zip(entries, lines, strict=True))) if job]
+    summary.complete = len(lines) - len(jobs)
+    with closing(Answers(out.with_name(out.name + ".answers"))) as answers:
+        asker = Asker(endpoint)
+        for job, answer in _answered(jobs, answers, asker, concurrency, again, summary):
+            lines[job.index] = _filled(job, answer, endpoint.model, summary)
+    if summary.unfilled:
+        rows = sorted(summary.unfilled, key=lambda row: row["line"])
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        files.write_text(out.with_name(out.name + ".unfilled.jsonl"), text)
+    files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))  # last: all is done
+    return summary
+
+
+def _raw(entry: Entry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]:
+    """A line as it is written, with paths that hold in the folder of `out` too."""
+    raw: dict[str, Any] = json.loads(text.decode("utf-8-sig"))
+    if manifest.parent.resolve() != out.parent.resolve():
+        places = {"audio": entry.audio, "video": entry.video}
+        raw |= {kind: place for kind, place in places.items() if kind in raw}
+    return raw
+
+
+def _job(index: int, entry: Entry, raw: dict[str, Any], endpoint: Endpoint) -> _Job | None:
+    fields = [name for name in FIELDS[entry.domain] if not entry.annotation.get(name)]
+    if not fields:
+        return None
+    known = {key: value for key, value in entry.annotation.items() if key != "extra"}
+    asked = [PROMPT, endpoint.model, endpoint.pictures, fields, known, entry.captions, entry.start, entry.end]
+    media = [_identity(place) for place in (entry.audio, entry.video) if place]
+    key = hashlib.sha256(json.dumps([asked, media]).encode()).hexdigest()
+    return _Job(index, entry, raw, fields, key)
+
+
+def _identity(place: str) -> list[Any]:
+    """Changes when a file does; what lies elsewhere is taken to stay as it is."""
+    try:
+        status = Path(place).stat()
+    except OSError:
+        return [place]
+    return [place, status.st_size, status.st_mtime_ns]
+
+
+def _answered(
+    jobs: list[_Job], answers: Answers, asker: Asker, concurrency: int, again: bool, summary: Summary
+) -> Iterator[tuple[_Job, Answer]]:
+    """In any order. Never more than a few questions a thread are under way, and none is begun after a failure."""
+    todo = iter(jobs)
+    pending: dict[Future[tuple[Answer, bool]], _Job] = {}
+    failed = 0
+    with tqdm(total=len(jobs), unit=" clips", disable=None) as bar, ThreadPoolExecutor(concurrency) as pool:
+        try:
+            while True:
+                while len(pending) < 2 * concurrency and (job := next(todo, None)) is not None:
+                    kept = answers.get(job.key)
+                    if kept is not None and (kept.text or not again):
+                        summary.cached += 1
+                        bar.update()
+                        yield job, kept
+                    else:
+                        pending[pool.submit(_one, job, answers, asker)] = job
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    answer, down = future.result()
+                    failed = failed + 1 if down else 0
+                    if failed >= FAILURES:
+                        raise ValueError(
+                            f"{asker.endpoint.url} has given no answer to {failed} clips in a row, the last time: "
+                            f"{answer.reason}; what was answered is kept, and the same command goes on from there"
+                        )
+                    bar.update()
+                    yield pending.pop(future), answer
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _one(job: _Job, answers: Answers, asker: Asker) -> tuple[Answer, bool]:
+    """The answer to one clip, and whether the endpoint was down: that is not kept."""
+
+    def check(answer: dict[str, Any]) -> None:
+        given = {key: value for key, value in answer.items() if value is not None}
+        entry_of("the answer", Path("."), job.entry.line, {**job.raw, **given})
+
+    try:
+        answer = Answer(json.dumps(asker.ask(job.entry, job.fields, check)))
+    except EndpointDown as error:
+        return Answer("", redacted(f"no answer: {error}")), True
+    except MediaError as error:
+        return Answer("", f"{error.reason}: {error}"), False
+    except TooLong as error:
+        return Answer("", str(error)), False
+    except Refused as error:
+        answer = Answer("", redacted(str(error)))
+    answers.put(job.key, answer)
+    return answer, False
+
+
+def _filled(job: _Job, answer: Answer, model: str, summary: Summary) -> dict[str, Any]:
+    """The line with what was answered; what was not goes into the summary."""
+    values = json.loads(answer.text) if answer.text else dict.fromkeys(job.fields)
+    given = {name: value for name, value in values.items() if value not in (None, {}, [], "")}
+    summary.filled.update(given.keys())
+    if missing := [name for name in job.fields if name not in given]:
+        reason = answer.reason or "the model cannot tell"
+        summary.unfilled.append({"line": job.entry.line, "audio": job.entry.name, "fields": missing, "reason": reason})
+    if not given:
+        return job.raw
+    return {**job.raw, **given, "annotated": {"by": model, "fields": list(given)}}

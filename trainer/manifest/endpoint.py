@@ -1,0 +1,199 @@
+"""One clip and one model behind an OpenAI-compatible endpoint: the question, the check of the answer, asking again."""
+
+import base64
+import io
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+import jsonschema
+import numpy as np
+import openai
+import soundfile
+from PIL import Image
+
+from ...models.config import CodecConfig
+from ..media.audio_decode import Segment, whole
+from ..media.source import opened
+from ..media.video_decode import FrameReader
+from .manifest import SCHEMA, Entry
+
+KEY = "OPENAI_API_KEY"
+SOUND = CodecConfig("logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, channels=1)  # what models hear
+PICTURE = 336  # pixels, height and width
+SLIP = 0.5  # seconds by which a time may lie beyond the end: models round
+FIELDS = {
+    "audio": ("caption", "category", "SED", "time_relation"),
+    "music": ("caption", "genre", "mood", "instruments", "tempo"),
+}
+PROMPT = """You annotate recordings for training a model that makes sound. Listen, and answer with one JSON object that
+has exactly the keys you are asked for, and nothing else. Say what you hear, not what you suppose; a key that the
+recording does not settle gets null.
+
+caption: one sentence that describes everything that is heard.
+category: an object of sound names with how often each is heard, {"dog bark": 2, "rain": null}; null for what goes on or
+cannot be counted.
+SED: a list of {"start": seconds, "end": seconds, "event": name}, in order of time, seconds from the start.
+time_relation: the names in the order in which they are heard, between commas, or a word such as "interleave".
+genre, mood: a few words each. instruments: a list of names. tempo: beats a minute, a number."""
+
+
+class EndpointDown(Exception):
+    """The endpoint gave no answer, however often it was asked; the next clip may fare better."""
+
+
+class Refused(Exception):
+    """No answer to a clip was acceptable; asking once more would not help."""
+
+
+class TooLong(Exception):
+    """A clip is longer than a model is sent."""
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """`rate` is in requests a minute over all threads, 0 for any; `attempts` counts answers, `retries` failures of a
+    request (too many requests, an error of the server, a connection that breaks), between which the pauses grow."""
+
+    url: str
+    model: str
+    rate: float = 0.0
+    attempts: int = 3
+    retries: int = 8
+    timeout: float = 120.0  # seconds
+    pictures: int = 4  # of a clip with video
+    longest: float = 60.0  # seconds of a clip
+
+
+class Asker:
+    """Asks an endpoint about clips; may be shared by threads. The key comes from the environment (OPENAI_API_KEY)."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        pace = _pace(endpoint.rate)
+        self._client = openai.OpenAI(
+            base_url=endpoint.url,
+            api_key=os.environ.get(KEY) or "none",  # servers of one's own often want none
+            max_retries=endpoint.retries,
+            timeout=endpoint.timeout,
+            http_client=openai.DefaultHttpxClient(event_hooks={"request": [lambda request: pace()]}),
+        )
+
+    def ask(self, entry: Entry, fields: Sequence[str], check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+        """The fields of a clip, None where the model cannot tell. An answer that the schema or `check` (which raises
+        ValueError) refuses is asked for again, with the reason.
+
+        Raises:
+            Refused, TooLong, EndpointDown: see there.
+            MediaError: the clip cannot be read.
+            ValueError: the endpoint does not know the key, or the model: all clips would fare alike.
+        """
+        content, seconds = _content(entry, fields, self.endpoint)
+        schema = answer_schema(fields, seconds)
+        messages: list[Any] = [{"role": "system", "content": PROMPT}, {"role": "user", "content": content}]
+        reason = ""
+        for _ in range(self.endpoint.attempts):
+            text = self._answer(messages)
+            try:
+                answer = _parsed(text, schema)
+                check(answer)
+                return answer
+            except ValueError as error:
+                reason = str(error)
+            messages += [
+                {"role": "assistant", "content": text},
+                {
+                    "role": "user",
+                    "content": f"That cannot be used: {reason}. Answer again, with the JSON object alone.",
+                },
+            ]
+        raise Refused(f"{self.endpoint.attempts} answers were refused, the last one because {reason}")
+
+    def _answer(self, messages: list[Any]) -> str:
+        try:
+            reply = self._client.chat.completions.create(model=self.endpoint.model, messages=messages, temperature=0.2)
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            raise ValueError(f"{self.endpoint.url} refuses the key; set {KEY} in the environment ({error})") from error
+        except openai.NotFoundError as error:
+            raise ValueError(f"{self.endpoint.url} knows no model {self.endpoint.model!r} ({error})") from error
+        except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
+            raise Refused(f"the endpoint does not take the request ({error})") from error
+        except openai.APIError as error:
+            raise EndpointDown(f"{type(error).__name__}: {error}") from error
+        return (reply.choices[0].message.content or "") if reply.choices else ""
+
+
+def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
+    """That of an answer about a clip of so many seconds: each field as the manifest has it, or null."""
+    manifest = json.loads(SCHEMA.read_text())
+    definitions = manifest["$defs"] | {"seconds": {"type": "number", "minimum": 0, "maximum": round(seconds + SLIP, 2)}}
+    return {
+        "type": "object",
+        "properties": {field: {"anyOf": [{"type": "null"}, manifest["properties"][field]]} for field in fields},
+        "required": list(fields),
+        "additionalProperties": False,
+        "$defs": definitions,
+    }
+
+
+def _parsed(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """The object in an answer, whatever a model writes around it. Raises ValueError with the reason of a refusal."""
+    begin, end = text.find("{"), text.rfind("}")
+    if begin < 0 or end < begin:
+        raise ValueError(f"it holds no JSON object: {text[:80]!r}")
+    try:
+        answer = json.loads(text[begin : end + 1])
+    except ValueError as error:
+        raise ValueError(f"it is not JSON ({error})") from error
+    problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(answer))
+    if problem is not None:
+        raise ValueError(f"{problem.json_path.removeprefix('$.')}: {problem.message[:200]}")
+    return dict(answer)
+
+
+def _content(entry: Entry, fields: Sequence[str], endpoint: Endpoint) -> tuple[list[dict[str, Any]], float]:
+    """Parts of the message, as the API has them, and the clip's seconds."""
+    with opened(entry.audio) as source:
+        try:
+            wave = whole(source, SOUND, Segment(entry.start, entry.end), endpoint.longest)
+        except ValueError as error:
+            raise TooLong(f"{error}: give it as segments with start and end") from error
+    seconds = wave.shape[1] / SOUND.sample_rate
+    file = io.BytesIO()
+    soundfile.write(file, wave[0], SOUND.sample_rate, format="WAV", subtype="PCM_16")
+    known = {key: value for key, value in (entry.annotation | {"captions": entry.captions}).items() if key != "extra"}
+    said = json.dumps({key: value for key, value in known.items() if value})
+    text = f"A recording of {seconds:.2f} s. Known already: {said}. Give the keys {', '.join(fields)}."
+    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
+    parts.append({"type": "input_audio", "input_audio": {"data": _base64(file.getvalue()), "format": "wav"}})
+    if entry.video and endpoint.pictures:
+        places = (np.arange(endpoint.pictures) + 0.5) / endpoint.pictures
+        with FrameReader(entry.video, PICTURE, entry.start) as reader:
+            pictures = reader.nearest([reader.begin + entry.start + seconds * float(place) for place in places])
+        for picture in pictures:
+            image = io.BytesIO()
+            Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(image, "JPEG", quality=85)
+            address = f"data:image/jpeg;base64,{_base64(image.getvalue())}"
+            parts.append({"type": "image_url", "image_url": {"url": address}})
+    return parts, seconds
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _pace(rate: float) -> Callable[[], None]:
+    """A function that returns at most `rate` times a minute, to all threads together."""
+    lock, due = Lock(), [0.0]
+
+    def wait() -> None:
+        with lock:
+            due[0] = max(time.monotonic(), due[0] + 60 / rate)
+            pause = due[0] - time.monotonic()
+        time.sleep(max(0.0, pause))
+
+    return wait if rate > 0 else lambda: None

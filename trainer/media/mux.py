@@ -1,0 +1,161 @@
+"""Finished sound to a file: alone, or beside the pictures of a given video, which are copied as they are.
+
+c sound channels, n samples.
+"""
+
+import io
+import math
+import os
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import av
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from .source import MediaError, begin_of, check_decoder
+from .video_decode import pictures_in
+
+if TYPE_CHECKING:
+    from torch import Tensor  # takes seconds to import, and `check` does without
+
+SOUNDS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+# FFmpeg's name of the container, and the codec of the sound in it.
+CONTAINERS = {
+    ".mp4": ("mp4", "aac"),
+    ".mov": ("mov", "aac"),
+    ".mkv": ("matroska", "aac"),
+    ".webm": ("webm", "libopus"),
+}
+OPUS_RATE = 48_000
+BIT_RATE = 96_000  # a channel
+BLOCK = 48_000  # samples that are written at a time
+
+Wave = NDArray[np.float32]
+
+
+def check(out: Path, video: Path | None) -> None:
+    """Can a file of this name be written, with the pictures of this video? Nothing is written.
+
+    Raises:
+        ValueError: its ending is not known, or is a container's without a video, or the container does not take the
+            video's pictures as they are, or the video cannot be read.
+    """
+    ending = out.suffix.lower()
+    if ending in SOUNDS:
+        return
+    if ending not in CONTAINERS:
+        raise ValueError(f"out: {out}: only {', '.join((*SOUNDS, *CONTAINERS))} are written")
+    if video is None:
+        raise ValueError(f"out: {out}: {ending} holds pictures; give the video, or write {', '.join(SOUNDS)}")
+    if out.exists() and out.samefile(video):
+        raise ValueError(f"out: {out} is the given video itself; choose another name")
+    with _naming(f"video: {video}"), av.open(str(video)) as given:
+        pictures = pictures_in(str(video), given)
+        check_decoder(str(video), pictures)
+        codec = pictures.codec_context.name
+        try:
+            with av.open(io.BytesIO(), "w", format=CONTAINERS[ending][0]) as container:
+                container.add_stream_from_template(pictures, opaque=True)
+                container.start_encoding()
+        except (ValueError, av.error.FFmpegError):
+            raise ValueError(
+                f"out: {out}: {ending} does not hold {codec}, the pictures of {video}, and they are not encoded anew; "
+                f".mkv holds nearly everything"
+            ) from None
+
+
+def write(out: Path | str, wave: "Tensor", rate: int, video: Path | str | None = None, start: float = 0.0) -> None:
+    """A wave (c, n) in [-1, 1] at `rate` Hz to `out`, in what its ending says; the file appears whole or not at all.
+
+    With a container the video's pictures are copied packet by packet, not encoded, and the file begins at time 0. The
+    sound, AAC or in webm Opus, begins `start` seconds later, after silence, and takes the place of the video's own.
+
+    Raises:
+        ValueError: as `check`; or the video is damaged.
+    """
+    out, video = Path(out), None if video is None else Path(video)
+    check(out, video)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.partial")
+    samples = np.ascontiguousarray(wave.detach().cpu().float().numpy())
+    ending = out.suffix.lower()
+    try:
+        if ending in SOUNDS:
+            _write_sound(temporary, samples, rate, *SOUNDS[ending])
+        elif video is not None:
+            silence = np.zeros((samples.shape[0], round(start * rate)), np.float32)
+            with _naming(f"out: {out}, with the pictures of {video}"):
+                _mux(temporary, video, np.concatenate((silence, samples), axis=1), rate, *CONTAINERS[ending])
+        os.replace(temporary, out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_sound(path: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
+    with soundfile.SoundFile(path, "w", rate, wave.shape[0], format=kind, subtype=coding) as file:
+        for begin in range(0, wave.shape[1], BLOCK):  # libsndfile's Vorbis writer fails on long blocks
+            file.write(wave[:, begin : begin + BLOCK].T)
+
+
+def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
+    with av.open(str(video)) as given, av.open(str(path), "w", format=kind) as made:
+        pictures = pictures_in(str(video), given)
+        copied = made.add_stream_from_template(pictures, opaque=True)
+        made.metadata.update(given.metadata)
+        encoded = deque(_encode(made, wave, rate, coding))
+        begin = round(begin_of(given) / (pictures.time_base or 1))
+        for packet in given.demux(pictures):
+            if not packet.size:
+                continue
+            if packet.pts is not None:
+                packet.pts -= begin
+            if packet.dts is not None:
+                packet.dts -= begin
+            while encoded and _time(encoded[0]) <= _time(packet):
+                made.mux(encoded.popleft())
+            packet.stream = copied
+            made.mux(packet)
+        for packet in encoded:
+            made.mux(packet)
+
+
+def _encode(made: av.container.OutputContainer, wave: Wave, rate: int, coding: str) -> Iterator[av.Packet]:
+    if coding == "libopus" and rate != OPUS_RATE:
+        wave, rate = soxr.resample(wave.T, rate, OPUS_RATE).T, OPUS_RATE
+    channels = wave.shape[0]
+    stream = made.add_stream(coding, rate=rate, layout="mono" if channels == 1 else "stereo")
+    assert isinstance(stream, av.AudioStream)
+    stream.bit_rate = channels * min(BIT_RATE, 6 * rate)  # AAC has 6144 bits for 1024 samples at most
+    kind = "flt" if coding == "libopus" else "fltp"
+    for begin in range(0, wave.shape[1], BLOCK):
+        block = np.ascontiguousarray(wave[:, begin : begin + BLOCK])
+        if kind == "flt":
+            block = np.ascontiguousarray(block.T.reshape(1, -1))
+        frame = av.AudioFrame.from_ndarray(block, format=kind, layout=stream.layout)
+        frame.sample_rate, frame.pts, frame.time_base = rate, begin, Fraction(1, rate)
+        yield from stream.encode(frame)
+    yield from stream.encode(None)
+
+
+def _time(packet: av.Packet) -> float:
+    """Seconds; of a packet without any stamp, what comes before all."""
+    stamp = packet.pts if packet.dts is None else packet.dts
+    return -math.inf if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
+
+
+@contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """What FFmpeg says becomes a ValueError that names the file."""
+    try:
+        yield
+    except MediaError as error:
+        raise ValueError(f"video: {error}") from error
+    except av.error.FFmpegError as error:
+        raise ValueError(f"{what}: {error.strerror}") from error

@@ -1,0 +1,268 @@
+"""Where media come from: a file, or an object behind an address that fsspec opens; and what can be wrong with it.
+
+An object of up to FETCHED bytes is fetched into a nameless temporary file, which no kill leaves behind. A larger one is
+read in parts where it lies.
+"""
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO, Self, TypeVar
+
+import av
+
+from ..core.addresses import ADDRESS
+from ..core.credentials import redacted
+from .truncation import File, cut_short
+
+FETCHED = 1 << 29  # bytes
+ATTEMPTS = 3  # to reach what lies elsewhere
+PAUSE = 1.0  # seconds before the second attempt, and twice as long before each further one
+_BLOCK = 1 << 20
+# A playlist is no sound: it may name addresses, and FFmpeg waits without end for a live one to go on.
+_FORMATS = av.formats_available - {"hls", "dash", "concat", "sdp", "rtsp", "imf"}
+# A name with "%03d" is a name, not the pattern of a series of pictures.
+_OPTIONS = {
+    "format_whitelist": ",".join(sorted(_FORMATS)),
+    "protocol_whitelist": "file",
+    "pattern_type": "none",
+}
+# Formats in which a seek ends at a known place: they have an index, or time stamps in the stream to search by.
+_SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "flac", "ogg", "aiff", "caf", "mpegts"}
+
+# What the machine lacks, or a file system that is away for a while: all files after this one would meet it as well.
+_LACKING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
+
+Result = TypeVar("Result")
+
+
+class Reason(StrEnum):
+    """Why a file, or a clip of it, is left out."""
+
+    MISSING = "missing"
+    UNREADABLE = "unreadable"  # a folder, no permission, or the disk fails
+    UNREACHABLE = "unreachable"  # an address that gave nothing in several attempts
+    UNDECODABLE = "undecodable"
+    NO_AUDIO = "no audio track"
+    NO_VIDEO = "no video track"
+    ZERO_LENGTH = "zero length"
+    SILENT = "silent"
+    TRUNCATED = "truncated"
+    STUCK = "stuck"
+    NOT_FINITE = "features not finite"
+    GAP = "gap in the time stamps"
+
+
+class MediaError(Exception):
+    """A file gives no clips; `reason` says what kind of damage, the message where and how."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type, tuple[Reason, str]]:
+        return MediaError, (self.reason, str(self))  # exceptions with two arguments do not cross processes otherwise
+
+
+@dataclass(frozen=True)
+class Source:
+    """Media that can be opened, more than once."""
+
+    name: str  # for messages
+    _open: Callable[[], Any]  # -> a path, or a file to read and close
+
+    @contextmanager
+    def container(self) -> Iterator[av.container.InputContainer]:
+        """What FFmpeg makes of it; errors of opening and decoding inside become a MediaError with its name."""
+        with ExitStack() as stack:
+            found = self._open()
+            stack.enter_context(naming(self.name, found if isinstance(found, str) else None))
+            if not isinstance(found, str):
+                stack.enter_context(found)
+            yield stack.enter_context(av.open(found, metadata_errors="replace", options=_OPTIONS))
+
+
+@contextmanager
+def opened(location: str | Path | Source) -> Iterator[Source]:
+    """A path or an address; a source that is open already stays as it is.
+
+    Raises:
+        MediaError: it is missing, unreadable, unreachable or empty, or a wav shorter than it declares.
+        OSError: the disk is full, memory or file handles have run out, or a file system does not answer.
+    """
+    if isinstance(location, Source):
+        yield location
+    elif isinstance(location, str) and ADDRESS.match(location):
+        with _fetched(location) as source:
+            yield source
+    else:
+        path = Path(location).absolute()
+        with naming(str(location)):
+            if not stat.S_ISREG(path.stat().st_mode):  # a folder, or a pipe that would never end
+                raise MediaError(Reason.UNREADABLE, f"{location}: not a file")
+            with path.open("rb") as file:
+                _check(str(location), file, os.fstat(file.fileno()).st_size)
+        yield Source(str(location), lambda: str(path))
+
+
+def check_decoder(name: str, stream: av.stream.Stream) -> None:
+    """Raises MediaError where FFmpeg has none for a track."""
+    if getattr(stream, "codec_context", None) is None:
+        raise MediaError(Reason.UNDECODABLE, f"{name}: no decoder for track {stream.index} ({stream.type})")
+
+
+def begin_of(container: av.container.InputContainer) -> float:
+    """The time stamp in seconds at which a file begins, for players too: that of its earliest track."""
+    return (container.start_time or 0) / av.time_base
+
+
+def sought(container: av.container.InputContainer, stream: av.stream.Stream, stamp: float) -> bool:
+    """Whether the next packet is now one shortly before a time stamp in seconds. The caller looks at where it is."""
+    if container.format.name not in _SEEKABLE or stream.time_base is None:
+        return False
+    try:
+        container.seek(int(stamp / stream.time_base), stream=stream)
+    except av.error.FFmpegError:
+        return False
+    return True
+
+
+@contextmanager
+def naming(name: str, path: str | None = None) -> Iterator[None]:
+    """Turns what opening and decoding raise into a MediaError with the file's name.
+
+    Raises OSError where it is no fault of the file. FFmpeg calls damage an input/output error, too: then the file at
+    `path` is read from beginning to end to see which it is.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MediaError(Reason.MISSING, f"{name}: no such file") from error
+    except OSError as error:
+        from_system = not isinstance(error, av.error.FFmpegError)
+        if error.errno in _LACKING | _AWAY and (from_system or (path is not None and not _readable(path))):
+            stays = (
+                "" if error.errno in _LACKING else "; a file that stays so may be removed, and counts as missing then"
+            )
+            raise OSError(error.errno, f"{name}: {error.strerror or error}{stays}") from error
+        raise MediaError(Reason.UNREADABLE, f"{name}: {error.strerror or error}") from error
+    except av.error.FFmpegError as error:
+        raise MediaError(Reason.UNDECODABLE, f"{name}: {error.strerror}") from error
+
+
+def _readable(path: str) -> bool:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(_BLOCK):
+                pass
+    except OSError:
+        return False
+    return True
+
+
+def _check(name: str, file: File, size: int) -> None:
+    if not size:
+        raise MediaError(Reason.ZERO_LENGTH, f"{name}: 0 bytes")
+    if problem := cut_short(file, size):
+        raise MediaError(Reason.TRUNCATED, f"{name}: {problem}")
+
+
+@contextmanager
+def _fetched(address: str) -> Iterator[Source]:
+    import fsspec  # takes a tenth of a second, which most workers have no use for
+
+    name = redacted(address)
+    endpoint = os.environ.get("S3_ENDPOINT_URL")  # as for the shards, which mosaicml-streaming writes
+    options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
+    files, path = fsspec.core.url_to_fs(address, **options)
+    size = _tried(name, lambda: files.info(path))["size"]
+    if size is not None and size > FETCHED:
+        open_parts = lambda: _Parts(name, _tried(name, lambda: files.open(path, "rb")))  # noqa: E731
+        with open_parts() as file:
+            _check(name, file, size)
+        yield Source(name, open_parts)
+        return
+    with TemporaryFile() as file:
+        _tried(name, lambda: _copy(name, files, path, file))
+        file.seek(0)
+        _check(name, file, os.fstat(file.fileno()).st_size)
+        yield Source(name, lambda: f"/proc/self/fd/{file.fileno()}")
+
+
+class _Parts:
+    """An object that is read where it lies; a read that fails is tried again at its place."""
+
+    def __init__(self, name: str, file: Any) -> None:
+        self._name, self._file = name, file
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def read(self, size: int = -1) -> bytes:
+        place = self._file.tell()
+
+        def read() -> bytes:
+            self._file.seek(place)
+            data: bytes = self._file.read(size)
+            return data
+
+        return _tried(self._name, read)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+
+def _copy(name: str, files: Any, path: str, file: BinaryIO) -> None:
+    file.seek(0)
+    file.truncate()
+    with files.open(path, "rb", block_size=0) if _streams(files) else files.open(path, "rb") as remote:
+        while block := remote.read(_BLOCK):
+            if file.tell() + len(block) > FETCHED:
+                raise MediaError(
+                    Reason.UNREADABLE,
+                    f"{name}: holds more than {FETCHED} bytes, and its server neither says how many nor gives parts of "
+                    "it: fetch it beforehand",
+                )
+            file.write(block)
+    file.flush()
+
+
+def _streams(files: Any) -> bool:
+    """Whether a file system reads an object from its beginning in one request when it is asked for no blocks."""
+    return "http" in files.protocol
+
+
+def _tried(name: str, action: Callable[[], Result]) -> Result:
+    """The result of an action that may fail for a moment. Raises MediaError, or OSError where the disk is full."""
+    for attempt in range(ATTEMPTS):
+        try:
+            return action()
+        except MediaError:
+            raise
+        except Exception as error:  # each file system of fsspec has its own kinds
+            problem: BaseException = error
+        if isinstance(problem, OSError) and problem.errno in _LACKING:
+            raise problem
+        if isinstance(problem, FileNotFoundError):
+            # That of HTTP says so of every failure, and has the true one as its cause.
+            problem = problem.__cause__ or problem
+            if isinstance(problem, FileNotFoundError) or getattr(problem, "status", 0) in (404, 410):
+                raise MediaError(Reason.MISSING, f"{name}: no such object") from problem
+        if attempt + 1 < ATTEMPTS:
+            time.sleep(PAUSE * 2**attempt)
+    text = redacted(f"{type(problem).__name__}: {problem}")
+    raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from problem

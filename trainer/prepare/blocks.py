@@ -1,0 +1,296 @@
+"""A preparation in blocks, each a few lines of the manifest: what one holds does not depend on who makes it, or when.
+
+    OUT/prepare.json                      what the preparation was begun with
+    OUT/audio/000012/shard.00000.mds      shards of block 12; OUT/music likewise
+    OUT/work/blocks/000012.json           block 12 is finished: its shards, and what was left out
+
+The record of a block is written last. A block without one is made again, and its files are replaced by the same ones.
+"""
+
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ...models import strict
+from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
+from ..core.files import hash_file
+from ..data.record import Record
+from ..data.shards import DamagedError, Part, PartWriter
+from ..data.storage import Store
+from ..manifest.captions import texts_of
+from ..manifest.manifest import Entry, clip_annotation
+from . import network_hashes as networks
+from .counts import Counts
+from .encode import ClipFacts, Encoded, Features, Rejection
+from .filters import FiltersConfig
+
+FORMAT = 2
+PLAN = "prepare.json"
+FOLDER = "work/blocks"
+PLACES = ("weights", "image_weights", "motion_weights", "file")  # keys of a plan that say where networks lie
+EXAMPLE = ("caption", "category", "time_relation", "genre", "mood", "instruments", "tempo")  # what the report shows
+SIZE, COUNT = 64, 256  # a block has 64 lines, fewer where there would not be 256 blocks for the ranks to share
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`prepare.json`: all that decides what a preparation gives."""
+
+    format: int
+    manifest: str  # xxh3 of its bytes
+    lines: int
+    block: int  # lines of it a block
+    seed: int
+    codec: CodecConfig
+    text: TextConfig
+    video: VideoConfig
+    filters: FiltersConfig
+    networks: dict[str, str]  # of `networks.hashes`
+
+    @property
+    def blocks(self) -> int:
+        return -(-self.lines // self.block)
+
+    def lines_of(self, block: int) -> range:
+        """Places in the manifest, from 0."""
+        return range(block * self.block, min((block + 1) * self.block, self.lines))
+
+    @property
+    def settled(self) -> Any:
+        """What decides the result, as JSON: all of it but where networks lie."""
+        return _placeless(strict.to_dict(self))
+
+    @property
+    def digest(self) -> str:
+        return digest(self.settled)
+
+
+@dataclass(frozen=True)
+class Block:
+    """The record of a finished block."""
+
+    plan: str  # the digest of the plan it was made after
+    parts: dict[str, Part]  # by domain; names of shards as they stand below its folder
+    rejections: tuple[Rejection, ...]
+    counts: dict[str, dict[str, int | float]]
+    examples: tuple[dict[str, Any], ...]  # a clip of each domain, for the report
+    seal: str = ""
+
+
+def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersConfig, seed: int) -> Plan:
+    """Raises ValueError where the weights of a network are missing."""
+    return Plan(
+        FORMAT,
+        hash_file(manifest),
+        lines,
+        min(SIZE, -(-lines // COUNT)),
+        seed,
+        model.codec,
+        model.text,
+        model.video,
+        filters,
+        networks.hashes(model, filters),
+    )
+
+
+def begin(store: Store, plan: Plan) -> None:
+    """Writes the plan, unless the same one is there. Raises what `begun` does."""
+    if not begun(store, plan):
+        store.write(PLAN, json_bytes(strict.to_dict(plan)))
+        begun(store, plan)  # another command may have begun at the same moment
+
+
+def begun(store: Store, plan: Plan) -> bool:
+    """Whether a folder was begun with this plan; False where nothing is there.
+
+    Raises ValueError where it was begun with another one, or holds something else.
+    """
+    data = store.read(PLAN)
+    if data is None and store.names(""):
+        data = store.read(PLAN)  # another rank may have begun between the two looks
+        if data is None:
+            raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
+    if data is None:
+        return False
+    before, now = _placeless(json.loads(data)), plan.settled
+    if before != now:
+        where, old, new = strict.difference("", before, now)
+        raise ValueError(
+            f"{store} was begun with {where} {old!r}, this command has {new!r}; go on with the former, or choose "
+            f"another --out"
+        )
+    return True
+
+
+def _placeless(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _placeless(inner) for key, inner in value.items() if key not in PLACES}
+    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
+
+
+def finished(store: Store) -> set[int]:
+    """The numbers of the blocks that have a record."""
+    return {int(Path(name).stem) for name in store.names(f"{FOLDER}/")}
+
+
+def is_finished(store: Store, number: int) -> bool:
+    return store.has(record_name(number))
+
+
+def read_block(store: Store, plan: Plan, number: int) -> Block:
+    """Raises DamagedError where it is not what was written after this plan."""
+    data = store.read(record_name(number))
+    again = "remove it and run the same command again, which makes the block anew"
+    try:
+        block: Block = strict.parse(Block, json.loads(data or b""))
+    except ValueError as error:
+        raise DamagedError(f"{store}/{record_name(number)}: not the record of a block ({error}); {again}") from error
+    if block.seal != _seal(block) or block.plan != plan.digest:
+        raise DamagedError(f"{store}/{record_name(number)}: changed, or of another command; {again}")
+    return block
+
+
+def write_block(store: Store, plan: Plan, number: int, files: Sequence["OpenFile"]) -> None:
+    """Makes the shards of a block from its files in the order of the manifest, and then its record.
+
+    Raises OSError where there is no room, ShardError where what is read back is not what was written.
+    """
+    counts, examples = Counts(), dict[str, dict[str, Any]]()
+    with store.scratch() as folder:
+        writers: dict[str, PartWriter] = {}
+        try:
+            for file in files:
+                for record in file.records(plan.seed):
+                    if record.domain not in writers:
+                        writers[record.domain] = PartWriter(folder / record.domain, plan.codec, plan.text, plan.video)
+                    example = examples.get(record.domain)
+                    if example is None or (len(record.image) and not example["video"]):
+                        examples[record.domain] = _example(file.entry, record)
+                    writers[record.domain].write(record)
+                    counts.record(record)
+                counts.file(file.seconds, file.rejections)
+            parts = {domain: _put(store, folder, number, domain, writer) for domain, writer in writers.items()}
+        finally:
+            for writer in writers.values():
+                writer.cancel()
+    rejections = tuple(rejection for file in files for rejection in file.rejections)
+    block = Block(plan.digest, parts, rejections, counts.to_json(), tuple(examples.values()))
+    if not is_finished(store, number):  # by a rank that began it at the same moment, and has put the same bytes there
+        store.write(record_name(number), json_bytes(strict.to_dict(replace(block, seal=_seal(block)))))
+
+
+def _put(store: Store, folder: Path, number: int, domain: str, writer: PartWriter) -> Part:
+    part, shards = writer.finish(), []
+    for shard in part.shards:
+        raw = shard["raw_data"]
+        name = f"{number:06d}/{raw['basename']}"
+        store.put(folder / domain / raw["basename"], f"{domain}/{name}")
+        shards.append({**shard, "raw_data": {**raw, "basename": name}})
+    return replace(part, shards=tuple(shards))
+
+
+def _example(entry: Entry, record: Record) -> dict[str, Any]:
+    kept = {key: value for key, value in record.annotation.items() if key in EXAMPLE}
+    start = record.annotation["source"]["start"] - entry.start
+    return {
+        "id": record.id,
+        "line": entry.line,
+        "start": start,
+        "seconds": record.seconds,
+        "domain": record.domain,
+        "video": len(record.image) > 0,
+        "captions": record.captions[:3],
+        **kept,
+    }
+
+
+class OpenFile:
+    """What has come of one line of the manifest so far. Features wait on the disk, however long the file is."""
+
+    def __init__(self, entry: Entry) -> None:
+        self.entry = entry
+        self.rejections: list[Rejection] = []
+        self.ended = False
+        self._clips: list[ClipFacts] = []
+        self._seen = 0
+        self._spool: IO[bytes] | None = None
+
+    @property
+    def clips(self) -> int:
+        """Of it that are kept."""
+        return len(self._clips)
+
+    @property
+    def seconds(self) -> float:
+        """Of sound that is kept."""
+        return sum(clip.seconds for clip in self._clips)
+
+    def add(self, value: Encoded | Rejection, folder: Path) -> None:
+        """Some more clips, in order; or the file is no good, and neither is what it gave before."""
+        if isinstance(value, Rejection):
+            self.close()
+            self._clips, self.rejections = [], [value]
+            return
+        self._seen += value.seen
+        self.rejections += value.rejections
+        self._clips += value.clips
+        if self._spool is None and value.clips:
+            self._spool = tempfile.TemporaryFile(dir=folder)
+        for clip in value.features:
+            for array in vars(clip).values():
+                np.save(self._spool, array, allow_pickle=False)  # type: ignore[arg-type]
+
+    def records(self, seed: int) -> Iterator[Record]:
+        """One for each clip. The wording of captions follows from `seed`, the line and the place in the file."""
+        if self._spool is None:
+            return
+        self._spool.seek(0)
+        for index, clip in enumerate(self._clips):
+            arrays = {field.name: np.load(self._spool, allow_pickle=False) for field in fields(Features)}
+            yield _record(self.entry, index, clip, self._seen == 1, arrays, seed)
+
+    def close(self) -> None:
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
+
+
+def _record(
+    entry: Entry, index: int, clip: ClipFacts, whole: bool, arrays: dict[str, NDArray[np.float32]], seed: int
+) -> Record:
+    notes = clip_annotation(entry, clip.start, clip.seconds, whole)
+    texts = texts_of(entry.captions, notes, np.random.default_rng([seed, entry.line, index]))
+    source = {"audio": entry.name, "start": entry.start + clip.start}
+    scores = {"scores": clip.scores} if clip.scores else {}
+    return Record(
+        id=f"line-{entry.line:06d}-{index:04d}",
+        domain=entry.domain,
+        captions=texts,
+        annotation={**notes, **scores, "source": source},
+        seconds=clip.seconds,
+        **arrays,
+    )
+
+
+def digest(value: Any) -> str:
+    """Of a JSON value."""
+    return str(xxhash.xxh3_128(json.dumps(value, sort_keys=True)).hexdigest())
+
+
+def _seal(block: Block) -> str:
+    return digest(strict.to_dict(replace(block, seal="")))
+
+
+def record_name(number: int) -> str:
+    return f"{FOLDER}/{number:06d}.json"
+
+
+def json_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=1) + "\n").encode()

@@ -1,0 +1,83 @@
+"""What a preparation's report counts: of the files of a block, and by addition of all."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from ..core.tasks import tasks_of_domain
+from ..data.batches import possible
+from ..data.record import Record
+from .encode import Rejection
+
+LENGTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds: the edges of the files' histogram
+# Words that say nothing about a sound.
+_STOP = frozenset(
+    "a an and are as at be been by can each for from has have heard in into is it its of off on or over s sound sounds "
+    "that the their then there this through to twice up was were while with".split()
+)
+
+
+class Counts:
+    """Amounts by chart and name: "clips" and "seconds" by domain, "files" by what became of them, and so on."""
+
+    def __init__(self, charts: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        self.charts: dict[str, dict[str, float]] = {name: dict(chart) for name, chart in (charts or {}).items()}
+
+    def __getitem__(self, chart: str) -> dict[str, float]:
+        return self.charts.get(chart, {})
+
+    def to_json(self) -> dict[str, dict[str, float]]:
+        return {name: dict(sorted(chart.items())) for name, chart in sorted(self.charts.items())}
+
+    def add(self, other: "Counts") -> None:
+        for chart, amounts in other.charts.items():
+            for name, amount in amounts.items():
+                self._more(chart, name, amount)
+
+    def file(self, seconds: float, rejections: Iterable[Rejection]) -> None:
+        """A file of which `seconds` are kept, after its records."""
+        whole = False
+        for rejection in rejections:
+            whole = whole or rejection.start is None
+            self._more("rejected files" if rejection.start is None else "rejected clips", rejection.reason)
+        self._more("files", "kept" if seconds else "left out" if whole else "without a good clip")
+        if seconds:
+            self._more("lengths", str(sum(seconds >= edge for edge in LENGTHS)))
+
+    def record(self, record: Record) -> None:
+        notes, domain = record.annotation, record.domain
+        self._more("clips", domain)
+        self._more("seconds", domain, record.seconds)
+        self._more("with video", domain, len(record.image) > 0)
+        self._more("with captions", domain, bool(record.captions))
+        self._more("captions", domain, len(record.captions))
+        named = {
+            "tasks": tasks_of(record),
+            "terms": terms(record.captions),
+            "categories": notes.get("category") or (),
+            "genres": filter(None, [notes.get("genre")]),
+            "moods": filter(None, [notes.get("mood")]),
+            "instruments": notes.get("instruments") or (),
+        }
+        for chart, names in named.items():
+            for name in names:
+                self._more(chart, name)
+
+    def _more(self, chart: str, name: str, amount: float = 1) -> None:
+        amounts = self.charts.setdefault(chart, {})
+        amounts[name] = amounts.get(name, 0) + amount
+
+
+def tasks_of(record: Record) -> list[str]:
+    """The tasks of its domain that a record can serve (section IV-B)."""
+    return [task.name for task in tasks_of_domain(record.domain) if possible(record, task.name)]
+
+
+def terms(captions: Iterable[str]) -> set[str]:
+    """The words of a clip's captions that say something, each once."""
+    words = {word for text in captions for word in re.findall(r"[^\W\d_][\w'-]+", text.lower())}
+    return words - _STOP
+
+
+def sentence(amounts: Mapping[str, float]) -> str:
+    """As "2 missing, 1 silent"; "nothing" where there is nothing."""
+    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(amounts.items()) if amount) or "nothing"

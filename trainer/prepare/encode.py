@@ -1,0 +1,325 @@
+"""Clips and scenes through filters and frozen encoders to features: what the worker processes of `prepare.py` do.
+
+With encoders on the CPU a worker does all of it. For encoders on a GPU it decodes, and the main process encodes what
+it sends; the batches are the same, clips of one file, whoever encodes and whenever they come.
+
+This module leaves mosaicml-streaming alone: importing it takes longer than many workers' whole job.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import islice
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ...models.config import CodecConfig, VideoConfig
+from ...models.encoders.base import AudioCodec, VideoEncoder
+from ...models.encoders.build import build_codec, build_video_encoder
+from ...models.encoders.runtime import Runtime
+from ..core.credentials import redacted
+from ..data.record import DOMAINS, Record
+from ..manifest.manifest import Entry
+from ..media.clips import Clip, frames_in, read_clips
+from ..media.source import MediaError, Reason
+from ..scenes.captions import captions
+from ..scenes.scenes import annotation, draw_scene
+from ..scenes.synth import FRAME_RATE, FRAMES, render_audio, render_video
+from .filter_networks import load_network, score_fault, scores, separated
+from .filters import FiltersConfig, clip_fault, file_fault, silence_fault
+
+LARGEST = float(np.finfo(np.float16).max)  # in which features are stored
+BATCH = 4  # clips of a file that are encoded together: 10 s of them with 224-pixel video take 180 MB
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The configurations that decide a record's features, and where they are computed."""
+
+    codec: CodecConfig
+    video: VideoConfig
+    filters: FiltersConfig = field(default_factory=FiltersConfig)
+    device: str = "cpu"
+
+
+@dataclass(frozen=True)
+class EntryTask:
+    """One line of a manifest to decode and encode."""
+
+    encoders: Encoders
+    entry: Entry
+    block: int = 0  # that it belongs to
+
+    def __str__(self) -> str:
+        return f"line {self.entry.line} ({self.entry.name})"
+
+
+@dataclass(frozen=True)
+class SceneTask:
+    """Procedural scenes `first` to `last` (exclusive) of a domain."""
+
+    encoders: Encoders
+    domain: str
+    seed: int
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"{self.domain} scenes {self.first} to {self.last}"
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A line of `rejected.jsonl`: a file, or the clip of it at `start` seconds of its segment, that is left out."""
+
+    line: int
+    audio: str
+    reason: str
+    detail: str
+    start: float | None = None
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Some clips of a file that passed the filters, and the rest of the `seen` ones."""
+
+    clips: list[Clip]
+    rejections: list[Rejection]
+    seen: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """A clip's four arrays, without the batch axis."""
+
+    latent_mean: NDArray[np.float32]
+    latent_std: NDArray[np.float32]
+    image: NDArray[np.float32]
+    motion: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What is known of a clip besides its features."""
+
+    start: float  # seconds after the start of its segment
+    seconds: float  # true length
+    scores: dict[str, float]  # of each classifier that judged it
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The same clips, as far as the networks kept them, with their features."""
+
+    clips: list[ClipFacts]
+    features: list[Features]
+    rejections: list[Rejection]
+    seen: int
+
+
+def check_encoders(encoders: Encoders) -> Iterator[None]:
+    """Loads every network, asks those of the filters about a silent clip, counts the frames of a clip; gives nothing.
+
+    Raises ValueError where weights or networks are not what their configuration says.
+    """
+    codec, frames, filters = encoders.codec, encoders.video, encoders.filters
+    rows = np.zeros((frames_in(codec.seconds, frames.image_rate), 3, frames.size, frames.size), np.uint8)
+    clip = Clip(0.0, codec.seconds, np.zeros((codec.audio_channels, codec.samples), np.float32), rows, rows[:0])
+    device = torch.device(encoders.device)
+    for classifier in filters.classifiers:
+        scores(classifier, load_network(classifier.file, device), [clip], codec.sample_rate)
+    if filters.separator:
+        separated(filters.separator, load_network(filters.separator.file, device), [clip], codec.sample_rate)
+    _built(encoders)[1].check_frames(frames_in(codec.seconds, frames.motion_rate))
+    yield from ()
+
+
+def encode_entry(task: EntryTask) -> Iterator[Encoded | Rejection]:
+    """A file, a few clips at a time. It may end in a rejection of the whole file, whatever came before."""
+    for found in decode_entry(task):
+        yield found if isinstance(found, Rejection) else encode(task, found)
+
+
+def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
+    """The same without encoding."""
+    entry, encoders = task.entry, task.encoders
+    clips = read_clips(
+        entry.audio,
+        entry.video,
+        encoders.codec,
+        encoders.video,
+        entry.start,
+        entry.end,
+        sound_slack=encoders.filters.missing_sound,
+        video_slack=encoders.filters.missing_video,
+    )
+    seconds = 0.0
+    try:
+        while batch := list(islice(clips, BATCH)):
+            seconds = batch[-1].start + batch[-1].seconds
+            if fault := file_fault(seconds, False, encoders.filters):
+                yield Rejection(entry.line, entry.name, *fault)
+                return
+            faults = [clip_fault(clip, encoders.codec.sample_rate, encoders.filters) for clip in batch]
+            rejections = [_clip_rejection(entry, c, f) for c, f in zip(batch, faults, strict=True) if f]
+            yield Decoded([c for c, f in zip(batch, faults, strict=True) if not f], rejections, len(batch))
+    except MediaError as error:
+        yield Rejection(entry.line, entry.name, error.reason.value, str(error))
+        return
+    except (OSError, MemoryError):
+        raise  # the machine's fault, not the file's
+    except Exception as error:  # one odd file of a million must not end the work on all of them
+        detail = redacted(f"{entry.name}: {type(error).__name__}: {error}")
+        yield Rejection(entry.line, entry.name, Reason.UNDECODABLE.value, detail)
+        return
+    if fault := file_fault(seconds, True, encoders.filters):
+        yield Rejection(entry.line, entry.name, *fault)
+
+
+def _clip_rejection(entry: Entry, clip: Clip, fault: tuple[str, str]) -> Rejection:
+    return Rejection(entry.line, entry.name, *fault, clip.start)
+
+
+def encode(task: EntryTask, decoded: Decoded) -> Encoded:
+    """Asks the networks of the filters, then encodes what they keep as one batch.
+
+    Raises ValueError where weights or networks are not what their configuration says.
+    """
+    entry, encoders = task.entry, task.encoders
+    kept = [(clip, dict[str, float]()) for clip in decoded.clips]
+    rejections = list(decoded.rejections)
+    for classifier in encoders.filters.classifiers:
+        if not kept or entry.domain not in classifier.domains:
+            continue
+        network = load_network(classifier.file, torch.device(encoders.device))
+        found = scores(classifier, network, [clip for clip, _ in kept], encoders.codec.sample_rate)
+        faults = [score_fault(classifier, score) for score in found]
+        rejections += [_clip_rejection(entry, clip, f) for (clip, _), f in zip(kept, faults, strict=True) if f]
+        for (_, known), score in zip(kept, found, strict=True):
+            known.update({} if score is None else {classifier.name: score})
+        kept = [pair for pair, fault in zip(kept, faults, strict=True) if not fault]
+    kept, silenced = _separated(task, kept)
+    features = _encode(encoders, *_stacks([clip for clip, _ in kept])) if kept else []
+    clips, good = list[ClipFacts](), list[Features]()
+    for (clip, known), arrays in zip(kept, features, strict=True):
+        if odd := sum(np.count_nonzero(~(np.abs(array) <= LARGEST)) for array in vars(arrays).values()):
+            fault = Reason.NOT_FINITE.value, f"{odd} values are not finite, or beyond float16"
+            rejections.append(_clip_rejection(entry, clip, fault))
+        else:
+            clips.append(ClipFacts(clip.start, clip.seconds, known))
+            good.append(arrays)
+    rejections = sorted(rejections + silenced, key=lambda rejection: rejection.start or 0.0)
+    return Encoded(clips, good, rejections, decoded.seen)
+
+
+Judged = list[tuple[Clip, dict[str, float]]]
+
+
+def _separated(task: EntryTask, kept: Judged) -> tuple[Judged, list[Rejection]]:
+    encoders, separator = task.encoders, task.encoders.filters.separator
+    if separator is None or not kept or task.entry.domain not in separator.domains:
+        return kept, []
+    rate, network = encoders.codec.sample_rate, load_network(separator.file, torch.device(encoders.device))
+    silent = (Reason.SILENT.value, "nothing is left of it")
+    clips = separated(separator, network, [clip for clip, _ in kept], rate)
+    faults = [
+        silent if clip.peak < encoders.filters.peak else silence_fault(clip, rate, encoders.filters) for clip in clips
+    ]
+    pairs = list(zip(clips, (known for _, known in kept), strict=True))
+    rejections = [_clip_rejection(task.entry, clip, f) for clip, f in zip(clips, faults, strict=True) if f]
+    return [pair for pair, fault in zip(pairs, faults, strict=True) if not fault], rejections
+
+
+def _stacks(clips: list[Clip]) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
+    wave, images, motion = (np.stack([getattr(clip, kind) for clip in clips]) for kind in ("wave", "images", "motion"))
+    return wave, images, motion
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Decoded clips whose arrays lie in memory that the processes share: ten seconds of video are 48 MB."""
+
+    decoded: Decoded  # its clips without arrays
+    arrays: list[tuple[Tensor, Tensor, Tensor]]  # wave, images, motion of each clip
+
+    def restored(self) -> Decoded:
+        """With the arrays, where they lie."""
+        clips = [
+            replace(clip, wave=wave.numpy(), images=images.numpy(), motion=motion.numpy())
+            for clip, (wave, images, motion) in zip(self.decoded.clips, self.arrays, strict=True)
+        ]
+        return replace(self.decoded, clips=clips)
+
+
+def share_entry(task: EntryTask) -> Iterator[Shared | Rejection]:
+    """`decode_entry` for a process that encodes elsewhere. torch hands tensors over without copying them."""
+    for found in decode_entry(task):
+        if isinstance(found, Rejection):
+            yield found
+            continue
+        bare = np.empty((0, 0), np.float32), np.empty((0, 0, 0, 0), np.uint8)
+        clips = [replace(clip, wave=bare[0], images=bare[1], motion=bare[1]) for clip in found.clips]
+        arrays = [tuple(torch.from_numpy(a) for a in (c.wave, c.images, c.motion)) for c in found.clips]
+        yield Shared(replace(found, clips=clips), arrays)  # type: ignore[arg-type]
+
+
+def make_scenes(task: SceneTask) -> Iterator[list[Record]]:
+    """What a worker sends of `encode_scenes`."""
+    yield encode_scenes(task)
+
+
+def encode_scenes(task: SceneTask) -> list[Record]:
+    """Renders scenes and encodes them as one batch, with all the captions that their annotations allow."""
+    indices = range(task.first, task.last)
+    scenes = [draw_scene(task.seed, index, task.domain) for index in indices]
+    waves = np.stack([render_audio(scene) for scene in scenes])
+    videos = np.stack([render_video(scene) for scene in scenes]).transpose(0, 1, 4, 2, 3)  # (B, frames, 3, size, size)
+    codec, video = task.encoders.codec, task.encoders.video
+    images, motion = (videos[:, _nearest(codec.seconds, rate)] for rate in (video.image_rate, video.motion_rate))
+    features = _encode(task.encoders, waves, images, motion)
+    records = []
+    for index, scene, arrays in zip(indices, scenes, features, strict=True):
+        notes = annotation(scene)
+        rng = np.random.default_rng([task.seed, index, DOMAINS.index(task.domain)])
+        records.append(
+            Record(
+                id=f"scene-{index:06d}",
+                domain=task.domain,
+                captions=captions(notes, rng),
+                annotation=notes,
+                seconds=codec.seconds,
+                **vars(arrays),
+            )
+        )
+    return records
+
+
+def _nearest(seconds: float, rate: float) -> NDArray[np.int64]:
+    """Indices of the scene frames nearest to a rate's time stamps."""
+    times = np.arange(frames_in(seconds, rate)) / rate
+    return np.minimum(np.rint(times * FRAME_RATE).astype(np.int64), FRAMES - 1)
+
+
+@cache
+def _built(encoders: Encoders) -> tuple[AudioCodec, VideoEncoder]:
+    runtime = Runtime.here(torch.device(encoders.device), compile=True)
+    return build_codec(encoders.codec, runtime), build_video_encoder(encoders.video, runtime)
+
+
+@torch.inference_mode()
+def _encode(
+    encoders: Encoders, waves: NDArray[np.float32], images: NDArray[np.uint8], motion: NDArray[np.uint8]
+) -> list[Features]:
+    """waves (B, c, n) float32, images (B, N, 3, size, size) and motion (B, M, 3, size, size) uint8, no rows without
+    video."""
+    codec, video = _built(encoders)
+    mean, std = (latents.float().cpu().numpy() for latents in codec.encode(torch.from_numpy(waves)))
+    if images.shape[1]:
+        pictures = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.ascontiguousarray(motion))
+        seen = [features.float().cpu().numpy() for features in video(*pictures)]
+    else:
+        seen = [np.empty((len(waves), 0, encoders.video.dim), np.float32)] * 2
+    return [Features(*arrays) for arrays in zip(mean, std, *seen, strict=True)]

@@ -1,0 +1,77 @@
+"""Blocks that are all finished become streams: an index of their shards, and what they hold.
+
+Whoever does this, and however often, writes the same files. streaming's own `merge_index` makes the same index; it
+wants an index.json beside each part's shards, reads them one by one, and replaces what a reader may be reading.
+"""
+
+import json
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import xxhash
+
+from ...models import strict
+from ..data.shards import DamagedError, Part, features_of, index_json
+from ..data.storage import Store
+from .blocks import Plan, json_bytes, read_block, record_name
+from .counts import Counts
+from .encode import Rejection
+
+THREADS = 16  # a bucket takes its time to answer
+EXAMPLES = 64  # blocks, evenly spread, of which the examples are kept
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What all blocks hold together."""
+
+    counts: Counts
+    examples: list[dict[str, Any]]
+    first_rejection: Rejection | None
+
+
+def merge(store: Store, plan: Plan) -> Merged:
+    """Writes index.json and features.json of each domain, and rejected.jsonl.
+
+    Raises:
+        DamagedError: the record of a block or a shard is gone or changed; names it, and how to have it made anew.
+        OSError: there is no room, or the bucket fails.
+    """
+    counts, examples, rejected = Counts(), list[dict[str, Any]](), list[str]()
+    parts: dict[str, list[Part]] = defaultdict(list)
+    first = None
+    with ThreadPoolExecutor(THREADS) as pool:
+        for number, block in enumerate(pool.map(lambda n: read_block(store, plan, n), range(plan.blocks))):
+            counts.add(Counts(block.counts))
+            for domain, part in block.parts.items():
+                parts[domain].append(part)
+            if number % -(-plan.blocks // EXAMPLES) == 0:
+                examples += block.examples
+            rejected += [json.dumps(asdict(rejection)) + "\n" for rejection in block.rejections]
+            first = first or next(iter(block.rejections), None)
+    for domain, made in sorted(parts.items()):
+        _check_there(store, domain, made)
+        index = index_json(made).encode()
+        features = features_of(made, plan.codec, plan.text, plan.video, str(xxhash.xxh3_128(index).hexdigest()))
+        store.write(f"{domain}/index.json", index)
+        # Without it a folder is no stream yet.
+        store.write(f"{domain}/features.json", json_bytes(strict.to_dict(features)))
+    store.write("rejected.jsonl", "".join(rejected).encode())
+    return Merged(counts, examples, first)
+
+
+def _check_there(store: Store, domain: str, parts: list[Part]) -> None:
+    there = store.names(f"{domain}/")
+    for part in parts:
+        for shard in part.shards:
+            raw = shard["raw_data"]
+            name = f"{domain}/{raw['basename']}"
+            size = store.size(name)
+            if name not in there or size not in (None, raw["bytes"]):
+                problem = f"has {size} bytes, not {raw['bytes']}" if name in there else "is gone"
+                raise DamagedError(
+                    f"{store}/{name} {problem}; remove {store}/{record_name(int(raw['basename'].partition('/')[0]))} "
+                    f"and run the same command again, which makes the block anew"
+                )

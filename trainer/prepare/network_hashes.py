@@ -1,0 +1,56 @@
+"""Which networks decide what a preparation gives, by the bytes of their weights: where they lie is no part of it."""
+
+from pathlib import Path
+
+import xxhash
+
+from ...models.config import ModelConfig
+from ...models.encoders.pretrained import Source
+from ..core.files import hash_file
+from .filters import FiltersConfig
+
+WEIGHTS = "*.safetensors"
+
+
+def hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]:
+    """The xxh3 of each network's weights, by what uses it. Texts are stored as texts: the text encoder is none of them.
+
+    Raises ValueError where there are no such weights.
+    """
+    found = {}
+    if model.codec.kind == "oobleck":
+        from ...models.encoders.oobleck import FOLDER, REMEDY
+
+        found["model.codec"] = _weights(Source("model.codec.weights", model.codec.weights, REMEDY), FOLDER)
+    if model.video.kind == "clip_sync":
+        from ...models.encoders import clip, synchformer
+
+        images, motion = model.video.image_weights, model.video.motion_weights
+        found["model.video.image"] = _weights(Source("model.video.image_weights", images, clip.REMEDY))
+        found["model.video.motion"] = _weights(Source("model.video.motion_weights", motion, synchformer.REMEDY))
+    files = {f"filters.classifiers.{c.name}": c.file for c in filters.classifiers}
+    if filters.separator:
+        files["filters.separator"] = filters.separator.file
+    return found | {key: _file(key, Path(file)) for key, file in files.items()}
+
+
+def _file(key: str, file: Path) -> str:
+    if not file.is_file():
+        raise ValueError(f"{key}: {file} is not there; give the TorchScript or ONNX file of the network")
+    return hash_file(file)
+
+
+def _weights(source: Source, part: str = "") -> str:
+    """Of the safetensors in a folder, or in its folder `part` where it has one."""
+    with source.reading():
+        folder = Path(source.place) if source.local else _fetched(source.place, part)
+        files = sorted((folder / part if (folder / part).is_dir() else folder).glob(WEIGHTS))
+        if not files:
+            raise ValueError(f"no {WEIGHTS} in it")
+        return str(xxhash.xxh3_128("".join(f"{file.name} {hash_file(file)}\n" for file in files)).hexdigest())
+
+
+def _fetched(name: str, part: str) -> Path:
+    from huggingface_hub import snapshot_download  # which transformers brings, and which loads them from there later
+
+    return Path(snapshot_download(name, allow_patterns=f"{part}/{WEIGHTS}" if part else WEIGHTS))

@@ -1,0 +1,114 @@
+"""Procedural scenes to shard folders: the folder that appears only when complete, and what a preparation has left."""
+
+import shutil
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ...models.config import ModelConfig
+from ..data.record import DOMAINS, Record
+from ..data.shards import ShardWriter, partial_sibling, refuse_existing
+from ..scenes import scenes, synth
+from .counts import sentence
+from .encode import Encoders, SceneTask, make_scenes
+from .worker_pool import End, Piece, Workers
+
+BLOCK = 64  # scenes a task; part of the result, since a batch decides how its sums are ordered
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a preparation left: clips kept of each domain, their seconds together, and how much was left out and why."""
+
+    kept: Mapping[str, float]
+    seconds: float
+    rejected: Mapping[str, float]
+
+    def __str__(self) -> str:
+        return f"kept {sentence(self.kept)} clips ({self.seconds:.1f} s of sound), rejected {sentence(self.rejected)}"
+
+
+def prepare_scenes(out: Path, model: ModelConfig, clips: int, seed: int, music_share: float, workers: int) -> Summary:
+    """Renders `clips` procedural scenes, `music_share` of them music, into `out/audio` and `out/music`.
+
+    The result depends on neither the number of workers nor their speed.
+
+    Raises:
+        ValueError: `out` exists, a number is out of range, or the model is not made for the scenes' sound and pictures.
+        OSError: the disk is full or not writable, or a worker process was killed.
+    """
+    if clips < 1 or not 0 <= music_share <= 1 or seed < 0:
+        raise ValueError(
+            f"clips {clips} must be at least 1, music share {music_share} between 0 and 1, seed {seed} 0 or more"
+        )
+    _check_scene_model(model)
+    music = round(clips * music_share)
+    encoders = Encoders(model.codec, model.video)
+    tasks = [
+        SceneTask(encoders, domain, seed, first, min(first + BLOCK, count))
+        for domain, count in zip(DOMAINS, (clips - music, music), strict=True)
+        for first in range(0, count, BLOCK)
+    ]
+    with _published(out) as folder:
+        return _write(folder, model, _in_order(tasks, workers), clips)
+
+
+def _check_scene_model(model: ModelConfig) -> None:
+    codec, video = model.codec, model.video
+    found = (codec.sample_rate, codec.samples, codec.audio_channels, video.size)
+    made = (scenes.SAMPLE_RATE, scenes.SAMPLES, 1, synth.SIZE)
+    if found != made:
+        names = ("Hz", "samples a clip", "channel(s)", "pixels a side")
+        as_text = [", ".join(f"{value} {name}" for value, name in zip(v, names, strict=True)) for v in (found, made)]
+        raise ValueError(f"the configuration wants {as_text[0]}; scenes have {as_text[1]}: use configs/tiny.json")
+
+
+def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], total: int) -> Summary:
+    kept: Counter[str] = Counter()
+    seconds = 0.0
+    with ExitStack() as stack, tqdm(total=total, unit=" clips", disable=None) as bar:
+        writers: dict[str, ShardWriter] = {}
+        for records in batches:
+            for record in records:
+                if record.domain not in writers:
+                    target = ShardWriter(folder / record.domain, model.codec, model.text, model.video)
+                    writers[record.domain] = stack.enter_context(target)
+                writers[record.domain].write(record)
+                kept[record.domain] += 1
+                seconds += record.seconds
+            bar.update(len(records))
+    return Summary(kept, seconds, {})
+
+
+@contextmanager
+def _published(out: Path) -> Iterator[Path]:
+    """A folder to work in that gets the name `out` when the body has come to its end, and vanishes otherwise."""
+    refuse_existing(out)
+    partial = partial_sibling(out)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        refuse_existing(out)
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _in_order(tasks: list[SceneTask], workers: int) -> Iterator[list[Record]]:
+    """What the tasks give, in their order; a little of it waits for its turn, since tasks are alike."""
+    left, made = deque(tasks), dict[SceneTask, list[Record]]()
+    with Workers(make_scenes, workers) as pool:
+        for message in pool.run(lambda: left.popleft() if left else None):
+            if isinstance(message, Piece):
+                made[message.task] = message.value
+            elif isinstance(message, End) and message.crash:
+                raise ChildProcessError(
+                    f"a worker process was ended ({message.crash}) at {message.task}, most often for want of memory: "
+                    f"take fewer than {workers} workers"
+                )
+            while tasks and tasks[0] in made:
+                yield made.pop(tasks.pop(0))

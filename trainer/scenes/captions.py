@@ -1,0 +1,151 @@
+"""Captions written from an annotation alone, so that they serve annotated recordings as well as procedural scenes.
+
+The paper augments its captions from the same fields with a language model (appendix A-A 2): by category and count, by
+time stamps, by order; for music by instrument, tempo, genre and mood.
+"""
+
+from collections.abc import Mapping, Sequence
+from itertools import groupby
+from typing import Any
+
+import numpy as np
+
+MAX_WORDS = 18
+MAX_WORDS_TIMED = 22
+_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+# Captions of a kind to store with a clip: what is hardest to learn is said most often.
+_EACH = {"category": 1, "count": 2, "order": 2, "time": 3, "music": 3}
+
+
+def captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+    """All the captions to store with a clip: the annotation's own first, then a few of each kind that it allows.
+
+    Fields that are missing or empty, and orders such as "interleave", give no captions of their kind.
+    """
+    kinds = {
+        "category": category_captions(annotation),
+        "count": count_captions(annotation, rng),
+        "order": order_captions(annotation, rng),
+        "time": time_captions(annotation),
+        "music": music_captions(annotation),
+    }
+    result = [annotation["caption"]] if annotation.get("caption") else []
+    for kind, phrasings in kinds.items():
+        result += [phrasings[i] for i in rng.permutation(len(phrasings))[: _EACH[kind]]]
+    return list(dict.fromkeys(result))
+
+
+def category_captions(annotation: Mapping[str, Any]) -> list[str]:
+    """What sounds, without numbers: "a bell and a siren", "kicks". Sounds are named as they are annotated, in the order
+    in which they are first heard: a model that may choose any order repeats one sound and forgets another."""
+    return _framed([_thing(name, count) for name, count in (annotation.get("category") or {}).items()])
+
+
+def count_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+    """How many of each sound: "two kicks and a bell", "the sound of 3 bells". Uncounted sounds stay uncounted."""
+    counts, digits = annotation.get("category") or {}, bool(rng.integers(2))
+    result = _framed([_counted(name, count, digits) for name, count in counts.items()])
+    if len(counts) == 1:
+        ((name, count),) = counts.items()
+        if count is not None and count > 1:
+            result.append(f"{article(name)} repeated {_number(count, digits)} times")
+    return _short(result, MAX_WORDS)
+
+
+def order_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+    """What follows what: "a bell, then two kicks", "a bell followed by a kick". Needs two different sounds in a row."""
+    relation = annotation.get("time_relation") or ""
+    names = [name.strip() for name in relation.split(",") if name.strip()]
+    digits = bool(rng.integers(2))
+    groups = [_counted(name, len(list(run)), digits) for name, run in groupby(names)]
+    if len(groups) < 2:
+        return []
+    result = [", then ".join(groups), " followed by ".join(groups), "first " + ", then ".join(groups)]
+    if len(groups) == 2:
+        result.append(f"{groups[1]} after {groups[0]}")
+    return _short(result, MAX_WORDS)
+
+
+def time_captions(annotation: Mapping[str, Any]) -> list[str]:
+    """When each sound starts and ends, in seconds with one decimal: "a siren from 0.4 to 1.2 seconds"."""
+    events = annotation.get("SED") or []
+    if not 1 <= len(events) <= 3:
+        return []
+    spans = [(article(e["event"]), f"{e['start']:.1f}", f"{e['end']:.1f}") for e in events]
+    result = [
+        join([f"{name} from {start} to {end}" for name, start, end in spans]) + " seconds",
+        join([f"{name} between {start} and {end}" for name, start, end in spans]) + " seconds",
+    ]
+    if len(events) == 1:
+        name, start, end = spans[0]
+        result.append(f"{name} starts at {start} and ends at {end} seconds")
+    return _short(result, MAX_WORDS_TIMED)
+
+
+def music_captions(annotation: Mapping[str, Any]) -> list[str]:
+    """Instrument, tempo, genre and mood: "fast piano music", "a flute melody at 180 bpm", "a sad waltz"."""
+    instrument = join(list(annotation.get("instruments") or []))
+    tempo, genre, mood = (annotation.get("tempo"), annotation.get("genre"), annotation.get("mood"))
+    result = []
+    if instrument and tempo:
+        result += [f"{_speed(tempo)} {instrument} music", f"{article(instrument)} melody at {tempo:.0f} bpm"]
+    if instrument and genre:
+        result += [f"{genre} music on the {instrument}"]
+    if instrument and mood:
+        result += [f"{article(mood)} {instrument} melody"]
+    if instrument and mood and genre and tempo:
+        result += [f"{_speed(tempo)}, {mood} {genre} on the {instrument}"]
+    if mood and genre and not instrument:
+        result += [f"{mood} {genre} music"]
+    return _short(result, MAX_WORDS)
+
+
+def sequence(names: Sequence[str]) -> str:
+    """Events in order of time, runs of one kind counted: "a bell, then two kicks"."""
+    return ", then ".join(_counted(name, len(list(run)), digits=False) for name, run in groupby(names))
+
+
+def join(things: list[str]) -> str:
+    """One thing as it is, two as "a and b", more as "a, b and c"."""
+    return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1] if things else ""
+
+
+def article(name: str) -> str:
+    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
+
+
+def plural(name: str) -> str:
+    if name.endswith(("s", "x", "ch", "sh")):
+        return name + "es"
+    return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
+
+
+def _thing(name: str, count: int | None) -> str:
+    if count is None:
+        return name
+    return article(name) if count == 1 else plural(name)
+
+
+def _counted(name: str, count: int | None, digits: bool) -> str:
+    if count is None or count == 1:
+        return _thing(name, count)
+    return f"{_number(count, digits)} {plural(name)}"
+
+
+def _number(count: int, digits: bool) -> str:
+    return str(count) if digits or count >= len(_NUMBERS) else _NUMBERS[count]
+
+
+def _speed(tempo: float) -> str:
+    return "slow" if tempo < 120 else "fast" if tempo > 200 else "moderate"
+
+
+def _framed(things: list[str]) -> list[str]:
+    if not things:
+        return []
+    body = join(things)
+    return _short([body, f"the sound of {body}", f"{body} can be heard"], MAX_WORDS)
+
+
+def _short(phrasings: list[str], words: int) -> list[str]:
+    return [phrasing for phrasing in phrasings if len(phrasing.split()) <= words]

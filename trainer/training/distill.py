@@ -1,0 +1,95 @@
+"""A distillation from its configuration to its end."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+from ...models import strict
+from ...models.audiox import WEIGHTS, AudioX
+from ...models.encoders.build import build_text_encoder
+from ..checkpoint import load
+from ..checkpoint.export import load_weights
+from ..core.distill_config import DistillConfig
+from ..core.files import hash_file
+from ..core.hardware import peak_flops
+from ..core.integrity import MANIFEST, ChangedError, read_manifest
+from ..cost.role_bytes import readable
+from ..data.batches import Batch
+from ..data.pairs import PairReader, check_pairs
+from ..data.reader import Reader
+from ..engine import kernel_selection, zero
+from ..resilience.watchdog import Watchdog
+from . import run_folder
+from .distill_updates import Distillation
+from .loop import train
+
+
+def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
+    """Train to `training.steps` of the student in rounds, writing into `output`.
+
+    Everything that can be wrong with the configuration, the teacher, the shards or the folder is refused before a
+    process group is made. Raises ValueError or OSError.
+    """
+    run_folder.check(config, output, resume)
+    kernel_selection.check(config.kernels, config.precision, config.model)
+    weights, digest = load_teacher(config, teacher)
+    before = load.newest_manifest(output)
+    if before and before["teacher"] != digest:
+        raise ValueError(
+            f"{output} was begun with another teacher than {teacher}: give --teacher that one, or another --output"
+        )
+    if config.paired_updates and (before is None or before["step"] < config.paired_updates):
+        check_pairs(config, digest)
+    about = {"config": strict.to_dict(config), "teacher": digest}
+    with Watchdog(config.timeouts) as watchdog:
+        world = zero.start(config.training.threads, config.timeouts.start)
+        watchdog.connect(world.rank, world.ranks)
+        task = Distillation(config, weights, world, kernel_selection.choose(config, world, output, config.precision))
+        if world.rank == 0:
+            print("\n".join(memory_lines(task)), flush=True)
+        reader = Source(config, world)
+        peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
+        train(task, reader, config, world, output, resume, peak, about, watchdog)
+
+
+def memory_lines(task: Distillation) -> Iterator[str]:
+    """What each role will take, for people."""
+    for name, planned in task.planned_bytes().items():
+        where = ", its host included" if name in task.engines and task.engines[name].offload else ""
+        parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
+        yield f"{name}: {readable(planned.total)} a rank{where} ({parts})"
+
+
+class Source:
+    """Where an update's batch comes from: pairs in the warm start, if there are any, and the data."""
+
+    def __init__(self, config: DistillConfig, world: zero.World) -> None:
+        self.config = config
+        self.arguments = build_text_encoder(config.model.text), world.rank, world.ranks
+        self.data = Reader(config, *self.arguments)
+
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This rank's batches from update `start` on, without end."""
+        paired = self.config.paired_updates
+        if start < paired:
+            pairs = PairReader(self.config, *self.arguments)
+            yield from itertools.islice(pairs.batches(start), paired - start)
+        yield from self.data.batches(max(start, paired))
+
+
+def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
+    """The weights that a distillation starts from, and their hash.
+
+    Raises ValueError where their architecture is not the configuration's, naming the first difference, ChangedError
+    where they are not those that were exported.
+    """
+    teacher = load_weights(folder)
+    theirs, ours = (run_folder.without_places(strict.to_dict(model)) for model in (teacher.config, config.model))
+    if theirs != ours:
+        where, a, b = strict.difference("model", theirs, ours)
+        raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
+    digest = hash_file(folder / WEIGHTS)
+    if (folder / MANIFEST).exists() and read_manifest(folder)["files"][WEIGHTS]["xxh3"] != digest:
+        raise ChangedError(f"{folder / WEIGHTS} has changed since its export: its hash is not its manifest's")
+    return teacher.float(), digest

@@ -1,0 +1,132 @@
+"""What a person sees while a run goes on: a progress bar, TensorBoard, metrics.jsonl. On rank 0 only."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from ..core.files import write_text
+from ..pages.embedded_media import spectrogram
+
+
+class Lines:
+    """A progress bar's states one below another: a file has no cursor to go back."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(total: int, title: str, unit: str, start: int = 0, active: bool = True) -> tqdm:
+    """A bar on a terminal; a line a minute in a file."""
+    looks = {"dynamic_ncols": True, "mininterval": 0.5} if sys.stderr.isatty() else {"file": Lines(), "mininterval": 60}
+    return tqdm(total=total, initial=start, desc=title, unit=unit, disable=not active, **looks)
+
+
+class Logs:
+    """Bar, event files and metrics.jsonl of a run; on other ranks than 0 everything is silent."""
+
+    def __init__(self, folder: Path, active: bool, start: int, steps: int, title: str) -> None:
+        self.active = active
+        self.begun = time.perf_counter()
+        if not active:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        _forget_after(folder / "metrics.jsonl", start)
+        self.file = (folder / "metrics.jsonl").open("a")
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.bar = progress(steps, title, "step", start)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.active:
+            self.bar.close()
+            self.board.close()
+            self.file.close()
+
+    def advance(self, steps: int = 1) -> None:
+        if self.active:
+            self.bar.update(steps)
+
+    def say(self, text: str) -> None:
+        """A line above the bar."""
+        if self.active:
+            self.bar.write(text)
+
+    def metrics(self, step: int, values: dict[str, float], shown: tuple[str, ...]) -> None:
+        """One line of metrics.jsonl and one point of every curve; `shown` ones stand in the bar."""
+        if not self.active:
+            return
+        line: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.begun, 3)}
+        line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
+        self.file.write(json.dumps(line, allow_nan=False) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            self.board.add_scalar(name, value, step)
+        self.bar.set_postfix({n.split("/")[-1]: f"{values[n]:.4g}" for n in shown if n in values}, refresh=False)
+
+    def sounds(self, step: int, names: list[str], waves: Tensor, sample_rate: int) -> None:
+        """waves (B, channels, samples) in [-1, 1] of what the weights make now, each with its spectrogram."""
+        if not self.active:
+            return
+        for name, wave in zip(names, waves, strict=True):
+            self.board.add_audio(name, wave.mean(0, keepdim=True), step, sample_rate=sample_rate)
+            self.board.add_image(name, spectrogram(wave, sample_rate), step, dataformats="HW")
+
+
+class NoiseBins:
+    """Mean loss by noise level, summed on the device and read only when it is logged."""
+
+    COUNT = 10
+
+    def __init__(self, device: torch.device) -> None:
+        self.sums = torch.zeros(2, self.COUNT, device=device)
+
+    def add(self, losses: Tensor, t: Tensor) -> None:
+        """losses (B,), t (B,) in [0, 1]."""
+        index = (t.float() * self.COUNT).long().clamp(0, self.COUNT - 1)
+        self.sums[0].index_add_(0, index, losses.detach().float())
+        self.sums[1].index_add_(0, index, torch.ones_like(t, dtype=torch.float32))
+
+    def read(self) -> dict[str, float]:
+        """The mean over all ranks' samples since the last call, in total and per bin. All ranks call this."""
+        torch.distributed.all_reduce(self.sums)
+        total, count = self.sums.sum(1).tolist()
+        values = {"loss": total / max(count, 1.0)}
+        for i, (loss, n) in enumerate(self.sums.T.tolist()):
+            if n:
+                values[f"loss_by_noise/{(i + 0.5) / self.COUNT:.2f}"] = loss / n
+        self.sums.zero_()
+        return values
+
+
+def last_step(folder: Path) -> int:
+    """Of those in a run's metrics; 0 for none."""
+    return max((line["step"] for line in _lines(folder / "metrics.jsonl")), default=0)
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop lines of steps that a resumed run will write again."""
+    if path.exists():
+        write_text(path, "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Those that are whole: a process that is killed may leave half of one."""
+    text = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]

@@ -1,0 +1,134 @@
+"""Makes the pairs of `data/pairs.py`: every rank solves the teacher's ODE for its share of every batch."""
+
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ...models import strict
+from ...models.encoders.build import build_text_encoder
+from ...models.sampler import levels
+from ..core.config import check_ranks
+from ..core.distill_config import DistillConfig
+from ..core.files import write_json
+from ..data.draws import Draws
+from ..data.pairs import PAIRS, PairFacts, check_begun, solved_as, to_pair
+from ..data.reader import Reader, Samples, check_no_pairs, check_streams
+from ..data.record import Record
+from ..data.shards import ShardWriter
+from ..engine import kernel_selection, zero
+from ..resilience.stop_signal import Stop, StoppedError
+from ..resilience.watchdog import Watchdog
+from .distill import load_teacher
+from .logs import progress
+from .pretrain import prepared
+from .teacher import Teacher
+
+PART = 4  # global batches a folder: what an interruption costs at most, and what a stop waits for
+
+
+def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> int:
+    """At least `count` pairs in `out`; what is there already is kept. Returns how many there are.
+
+    Raises ValueError or OSError where something is wrong with the configuration, the teacher or the shards, or where
+    `out` was begun otherwise.
+    """
+    ranks, batch = int(os.environ.get("WORLD_SIZE", "1")), config.training.global_batch
+    check_ranks(config.training, ranks)
+    check_no_pairs(config)
+    check_streams(config, hashes=False)
+    kernel_selection.check(config.kernels, config.teacher.precision, config.model)
+    weights, digest = load_teacher(config, folder)
+    batches = -(-count // batch)
+    facts = PairFacts(
+        **solved_as(config, digest),
+        data=config.data,
+        seed=config.training.seed,
+        global_batch=batch,
+        ranks=ranks,
+        batches=batches,
+        each=min(PART, batches),
+    )
+    check_begun(out, facts)
+    with Watchdog(config.timeouts) as watchdog:
+        world = zero.start(config.training.threads, config.timeouts.start)
+        watchdog.connect(world.rank, world.ranks)
+        if world.rank == 0:
+            write_json(out / PAIRS, strict.to_dict(facts))
+        held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
+        torch.distributed.barrier()  # every rank has looked before any writes
+        missing = [part for part, shares in enumerate(held) if not all(shares)]
+        if missing:
+            ops = kernel_selection.choose(config, world, out, config.teacher.precision)
+            model = prepared(weights, replace(config.training, fp8=False), ops)
+            frozen = zero.Frozen(model, config.teacher.precision, config.teacher.sharded, world.device)
+            _Making(config, facts, frozen, world, out, watchdog).parts(missing)
+        torch.distributed.barrier()
+    return batches * batch
+
+
+class _Making:
+    """One rank's share of every part."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        facts: PairFacts,
+        frozen: zero.Frozen,
+        world: zero.World,
+        out: Path,
+        watchdog: Watchdog,
+    ) -> None:
+        self.config, self.facts, self.world, self.out, self.watchdog = config, facts, world, out, watchdog
+        encode_text = build_text_encoder(config.model.text)
+        self.teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
+        self.reader = Reader(config, encode_text, world.rank, world.ranks)
+        self.draws = Draws(facts.seed, world.device)
+        self.times = levels(facts.steps, facts.shift)
+        self.stop, self.begun = Stop(), False
+
+    def parts(self, missing: list[int]) -> None:
+        """Makes these parts, which lie in the order of the data. Raises StoppedError when asked to stop."""
+        facts, first = self.facts, missing[0]
+        samples, each = self.reader.samples(first * facts.each), facts.global_batch
+        left = facts.batches - first * facts.each
+        with self.stop, progress(left * each, self.out.name, " pairs", active=self.world.rank == 0) as bar:
+            for part in range(first, facts.parts):
+                taken = itertools.islice(samples, min(facts.each, facts.batches - part * facts.each))
+                if part not in missing:
+                    bar.update(each * sum(1 for _ in taken))
+                    continue
+                self._part(part, taken, bar)
+                if self.stop.agreed()[0] and part != missing[-1]:
+                    raise StoppedError(f"asked to stop: {part + 1} of {facts.parts} parts are made; run it again")
+
+    def _part(self, part: int, samples: Iterator[Samples], bar: tqdm) -> None:
+        """All ranks compute, which a sharded teacher needs; a rank writes what it has not written before."""
+        folder, model = self.facts.folder(self.out, part, self.world.rank), self.config.model
+        writer = nullcontext() if folder.is_dir() else ShardWriter(folder, model.codec, model.text, model.video)
+        with writer as shards:
+            for s in samples:
+                self.watchdog.enter("step" if self.begun else "first step", s.step)
+                self.begun = True
+                for record in self._pairs(s):
+                    if shards is not None:
+                        shards.write(record)
+                bar.update(self.facts.global_batch)
+            self.watchdog.enter("writing part", part)
+
+    def _pairs(self, s: Samples) -> Iterator[Record]:
+        assembler = self.reader.assemble
+        choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.places, strict=True)]
+        latents = assembler.latents(s.records, s.step, s.places)
+        whole = assembler.batch(s.records, choices, latents, s.places)
+        ends = [
+            self.teacher.endpoint(micro, self.draws.rollout(s.step, micro, 0)[0], self.times).cpu()
+            for micro in whole.to(self.world.device).split(self.config.training.micro_batch)
+        ]
+        for record, choice, endpoint, place in zip(s.records, choices, torch.cat(ends), s.places, strict=True):
+            yield to_pair(record, choice, endpoint, (self.facts.seed, s.step, place))

@@ -1,0 +1,149 @@
+"""Pretraining of AudioX-Base: flow matching on latents under multimodal conditions (section IV)."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...kernels.ops import Ops
+from ...models import strict
+from ...models.audiox import AudioX
+from ...models.encoders.build import build_text_encoder
+from ..checkpoint.load import Role
+from ..core.config import LoopConfig, RunConfig, TrainingConfig, check_ranks
+from ..core.hardware import peak_flops, sent
+from ..core.rng import Purpose, sample_rng
+from ..core.schedule import learning_rate
+from ..cost.operations import training_flops
+from ..data.batches import Batch
+from ..data.reader import Reader
+from ..engine import kernel_selection, zero
+from ..engine.ema import Ema
+from ..engine.fp8 import use_fp8
+from ..losses.flow_matching import flow_matching_loss, interpolate, noise_level
+from ..resilience.watchdog import Watchdog
+from . import run_folder
+from .logs import NoiseBins
+from .loop import Previews, Step, train
+
+
+class Pretraining:
+    """The teacher's training step, its state and what is logged of it."""
+
+    shown: tuple[str, ...] = ("loss", "lr", "samples_per_s")
+
+    def __init__(self, config: RunConfig, world: zero.World, ops: Ops | None = None) -> None:
+        self.config, self.world = config, world
+        training = config.training
+        torch.manual_seed(training.seed)
+        with world.device:  # on a GPU billions of random numbers take no time
+            model = AudioX(config.model, config.sampling)
+        self.model = prepared(model, training, ops)
+        accumulation = check_ranks(training, world.ranks)
+        self.engine = zero.Engine(
+            self.model.to(world.device),
+            config.optimizer,
+            config.zero,
+            training.precision,
+            training.micro_batch,
+            accumulation,
+            config.deepspeed,
+        )
+        self.ema = Ema(config.ema, self.engine.shards())
+        self.roles = {"model": Role(self.engine, self.ema)}
+        self.bins = NoiseBins(world.device)
+        self.total = training.steps
+        self.previews = Previews(config)
+
+    def step(self, step: int, batch: Batch) -> Step:
+        """One optimizer step on this rank's share of the global batch."""
+        rate = learning_rate(self.config.schedule, self.config.optimizer.lr, step, self.config.training.steps)
+        applied = False
+        for micro in batch.split(self.config.training.micro_batch):
+            losses, t = self.losses(step, micro)
+            self.bins.add(losses, t)
+            applied = self.engine.backward(losses.mean(), rate)
+        if applied:
+            self.ema.update(self.engine.shards(), self.engine.updates())
+        values = {"lr": rate, "skipped": float(step + 1 - self.engine.updates())}  # skipped since the run began
+        return Step("model", applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
+
+    def losses(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
+        z1, uniform = draw_noise(self.config.training.seed, step, batch)
+        device, dtype = self.world.device, self.engine.dtype
+        z0, z1 = batch.latents.to(device, non_blocking=True), sent(z1, device)
+        t = sent(noise_levels(uniform, self.config.training), device)
+        conditions = batch.conditions.to(device, dtype)
+        v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
+        return flow_matching_loss(v, z0, z1), t
+
+    def metrics(self) -> dict[str, float]:
+        """All ranks call this."""
+        return self.bins.read() | {"grad_norm": self.engine.gradient_norm()}
+
+    def kind(self, step: int) -> str:
+        return "model"
+
+    def rests(self, step: int) -> bool:
+        return True
+
+    def warnings(self, values: dict[str, float]) -> list[str]:
+        return []
+
+    def preview(self) -> tuple[list[str], Tensor]:
+        """All ranks call this."""
+        with self.engine.computing_with(self.ema.values) as model:
+            latents = self.previews.make(model, self.config.sampling, self.world.device, self.engine.dtype)
+        return self.previews.names, self.previews.codec.decode(latents)
+
+
+def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Noise like the batch's latents and uniform numbers (B,), each sample's from its own generator."""
+    rngs = [sample_rng(seed, step, place, Purpose.NOISE) for place in batch.places.tolist()]
+    shape = tuple(batch.latents.shape[1:])
+    noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
+    return torch.from_numpy(noise), torch.tensor([rng.random() for rng in rngs])
+
+
+def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
+    """Each sample's noise level (B,) from its uniform draw."""
+    return noise_level(uniform, training.time, training.time_mean, training.time_even)
+
+
+def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> AudioX:
+    """A model that recomputes and compiles its blocks as the configuration says, with these operations in them."""
+    if ops is not None:
+        model.use(ops)
+    if training.fp8:
+        use_fp8(model)
+    model.backbone.checkpointing = training.checkpointing
+    if training.compile:
+        compile_blocks(model, training.compile_conditioner)
+    return model
+
+
+def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
+    """torch.compile for each transformer block: blocks of one shape share their code, so it is compiled once. With
+    `conditioner` its temporal transformers and its fusion too, each as a whole."""
+    parts = [model.conditioner.video, model.conditioner.audio, model.conditioner.fusion] if conditioner else []
+    for module in (*model.backbone.blocks, *parts):
+        module.compile()
+
+
+def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
+    """Train to `training.steps`, writing into `output`.
+
+    Everything that can be wrong with the configuration, the shards or the folder is refused before a process group is
+    made. Raises ValueError or OSError.
+    """
+    run_folder.check(config, output, resume)
+    kernel_selection.check(config.kernels, config.training.precision, config.model)
+    with Watchdog(config.timeouts) as watchdog:
+        world = zero.start(config.training.threads, config.timeouts.start)
+        watchdog.connect(world.rank, world.ranks)
+        task = Pretraining(config, world, kernel_selection.choose(config, world, output, config.training.precision))
+        reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
+        peak = peak_flops(world.device, task.engine.dtype) * world.ranks
+        train(task, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)}, watchdog)

@@ -1,0 +1,225 @@
+"""A run's folder: refused where it holds another run, resumed where that is asked for.
+
+RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
+"""
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from xxhash import xxh3_128
+
+from ...models import strict
+from ...models.encoders.build import check_text_encoder
+from ..checkpoint import load
+from ..core.cli import ExitCode
+from ..core.config import BaseConfig, check_ranks, read_json
+from ..core.distill_config import DistillConfig
+from ..core.files import hash_file, write_json
+from ..data.bucket_cache import folder_of
+from ..data.reader import check_no_pairs, check_streams
+from ..engine.fp8 import check_fp8
+from .logs import last_step
+
+SHARDS = "shards.json"
+LOCK = ".lock"
+# Seconds: processes of a run that was killed may need a moment to be gone, and a file server 90 to give up on a node.
+PATIENCE = 100.0
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system, as Lustre mounted without "flock"
+# What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
+# step takes, what is drawn for them, and which phase of a distillation it is in. Everything else may, and is said.
+FIXED = (
+    "model",
+    "data.streams",
+    "data.canonical_nodes",
+    "data.dropout",
+    "data.inpaint",
+    "data.prefix",
+    "training.seed",
+    "training.global_batch",
+    "training.time",
+    "training.time_mean",
+    "training.time_even",
+    "updates",  # of a distillation, as all below
+    "warm_start.updates",
+    "warm_start.pairs",
+    "distillation.probabilities",
+    "distillation.tau",
+    "distillation.critic_noise",
+)
+ACCEPTED = ("data.streams", "data.dropout", "data.inpaint", "data.prefix")  # with data.accept_changes
+TURNS = "distillation.adversarial"  # above 0 the discriminator has turns, which make a round longer
+
+
+def check(config: BaseConfig, output: Path, resume: bool) -> None:
+    """All that can be wrong with ranks, folder, shards and text encoder, before a process group is made.
+
+    Raises ValueError.
+    """
+    check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
+    if config.training.fp8:
+        check_fp8()
+    check_output(output, resume)
+    changes = check_unchanged(output, config)
+    check_same_shards(output, config)
+    check_no_pairs(config)
+    check_streams(config, hashes=False)
+    check_same_shards(output, config)  # of a stream in a bucket the index is here only now
+    check_text_encoder(config.model.text)
+    if changes and os.environ.get("RANK", "0") == "0":
+        print("\n".join([f"{output} goes on with another configuration:", *changes]), flush=True)
+
+
+def check_output(folder: Path, resume: bool) -> None:
+    """Raises ValueError where the folder holds a run and `resume` is not set. Nothing is written."""
+    if not resume and ((folder / "config.json").exists() or load.complete(folder)):
+        raise ValueError(f"{folder} holds a run already: give --resume to go on with it, or another --output")
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; give another --output")
+
+
+class TakenError(ValueError):
+    """The folder of a run is held by another, or still by a node that died."""
+
+    exit_code = ExitCode.HUNG  # it may go well another time
+
+
+@contextlib.contextmanager
+def alone(folder: Path, resume: bool, rank: int) -> Iterator[None]:
+    """Rank 0 keeps other runs out of the folder: two that save into one would remove each other's checkpoints.
+
+    Raises TakenError where another run is at work there, ValueError where one has come and gone since `check_output`.
+    """
+    if rank != 0:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # that one would outlive a run that was killed
+    try:
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=min(1.0, PATIENCE))
+        if not lock.is_locked:
+            print(f"another run holds {folder / LOCK}: waiting up to {PATIENCE:g} s for it to end", flush=True)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise TakenError(
+            f"another run is at work in {folder} (it holds {folder / LOCK}): stop it, or give another --output"
+        ) from None
+    except OSError as error:
+        if error.errno not in WITHOUT_LOCKS:
+            raise
+        print(f"{folder}: its file system has no locks, so nothing keeps a second run out of it", flush=True)
+    try:
+        check_output(folder, resume)
+        yield
+    finally:
+        lock.release()
+
+
+def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
+    """What differs from the configuration of the run in the folder, a line for each value.
+
+    The newest checkpoint's own counts, and of a run that has none `config.json`. Raises ValueError when something of
+    `FIXED` differs, with both values; `data.accept_changes` lets `ACCEPTED` pass.
+    """
+    before, now = _begun(folder), strict.to_dict(config)
+    if before is None:
+        return []
+    for path in FIXED:
+        if config.data.accept_changes and path in ACCEPTED:
+            continue
+        old, new = _at(before, path), _at(now, path)
+        if path == "model":
+            old, new = without_places(old), without_places(new)
+        if old != new:
+            raise ValueError(_refusal(folder, *strict.difference(path, old, new)))
+    old, new = _at(before, TURNS), _at(now, TURNS)
+    if bool(old) != bool(new):
+        raise ValueError(_refusal(folder, TURNS, old, new))
+    return [f"  {where}: {a!r} before, {b!r} now" for where, a, b in strict.differences("", before, now)]
+
+
+def check_same_shards(folder: Path, config: BaseConfig) -> None:
+    """Raises ValueError when the shards of a stream, or the pairs of a warm start that goes on, are others than those
+    that the run in the folder was trained on. `data.accept_changes` lets them pass."""
+    manifest = load.newest_manifest(folder) or {}
+    before = manifest.get("shards")
+    if before is None:
+        before = read_json(folder / SHARDS) if (folder / SHARDS).exists() else {}
+    if config.data.accept_changes:
+        return
+    for path, index in indexes(config, manifest.get("step", 0)).items():
+        if before.get(path, index) != index:
+            raise ValueError(
+                f"{path}: its shards are not those that the run in {folder} was trained on (another index.json); "
+                f"bring them back, or go on with these by --set data.accept_changes=true"
+            )
+
+
+def check_beginning(folder: Path, saved: int) -> None:
+    """Raises NothingLeftError in a folder without checkpoints whose metrics say that there was one: steps were made
+    after step `saved`, and none is until a first checkpoint is there."""
+    made = last_step(folder)
+    if made > saved:
+        raise load.NothingLeftError(
+            f"{folder}: its metrics reach step {made}, and before step {saved + 1} there was a checkpoint, which is "
+            f"gone; restore {folder / load.FOLDER}, or begin anew in another --output"
+        )
+
+
+def rhythm(folder: Path, config: BaseConfig) -> tuple[int, bool]:
+    """`checkpoint.every` and `async_save` with which the run in the folder was started last; where those are unknown
+    this one's."""
+    try:
+        begun = read_json(folder / "config.json")["checkpoint"]
+        return int(begun["every"]), bool(begun["async_save"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return config.checkpoint.every, config.checkpoint.async_save
+
+
+def write_config(folder: Path, config: BaseConfig) -> None:
+    write_json(folder / "config.json", strict.to_dict(config))
+    write_json(folder / SHARDS, indexes(config))
+
+
+def indexes(config: BaseConfig, step: int = 0) -> dict[str, str]:
+    """The hash of each stream's index, which holds those of its shards; and one of all indexes of the pairs that are
+    trained on from `step` on."""
+    data = config.data
+    files = {stream.path: folder_of(stream.path, data.cache) / "index.json" for stream in data.streams}
+    found = {path: hash_file(file) for path, file in files.items() if file.is_file()}
+    if isinstance(config, DistillConfig) and step < config.paired_updates:
+        pairs = Path(config.warm_start.pairs)
+        hashes = [hash_file(file) for file in sorted(pairs.glob("part_*/index.json"))]
+        found |= {str(pairs): xxh3_128(" ".join(hashes)).hexdigest()} if hashes else {}
+    return found
+
+
+def _begun(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder: the one that is sealed in its newest checkpoint."""
+    sealed: dict[str, Any] | None = (load.newest_manifest(folder) or {}).get("config")
+    if sealed is None and (folder / "config.json").exists():
+        return read_json(folder / "config.json")
+    return sealed
+
+
+def _refusal(folder: Path, where: str, old: Any, new: Any) -> str:
+    return (
+        f"{where}: the run in {folder} has {old!r}, this configuration {new!r}; go on with the former, or start a new "
+        f"run in another --output"
+    )
+
+
+def _at(data: Any, path: str) -> Any:
+    for key in path.split("."):
+        data = data.get(key) if isinstance(data, dict) else None
+    return data
+
+
+def without_places(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's JSON without the folders of its frozen encoders: where weights lie does not change what they are."""
+    return {name: {k: v for k, v in part.items() if not k.endswith("weights")} for name, part in model.items()}
