@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from audiox_trainer.trainer.evaluation.ablations import Ablations, Variant
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     parser.add_argument("--pairs", required=True, type=Path, help="folder of launch/pairs.py, made with this teacher")
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="these groups alone")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of every run")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
@@ -53,7 +53,7 @@ def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
     command = ["launch/pretrain.py", "--config", str(plan.pretraining)]
     if not variant.teacher:
         command = ["launch/distill.py", "--config", str(plan.student), "--teacher", str(plan.teacher)]
-    sets = [word for override in ablations.overrides(variant, seed) for word in ("--set", override)]
+    sets = cli.set_options(ablations.overrides(variant, seed))
     run.mkdir(parents=True, exist_ok=True)
     with (run / "output.txt").open("a") as log:
         for line in (

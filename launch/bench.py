@@ -30,7 +30,7 @@ from audiox_trainer.trainer.core.files import write_json
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_launched(parser)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -67,7 +67,7 @@ def parse() -> argparse.Namespace:
         cli.add_config(kind)
         kind.add_argument("--rounds", type=cli.positive, default=10, help="turns that are measured (default: 10)")
         kind.add_argument("--out", type=Path, help="write the result as JSON")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:

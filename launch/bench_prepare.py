@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from audiox_trainer.trainer.benchmarks.decode import busy_film
+from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.hardware import describe
 
 SCRIPT = Path(__file__).with_name("prepare.py")
@@ -63,7 +64,7 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 
 def _launch(config: Path, overrides: Sequence[str], manifest: Path, out: Path, ranks: int) -> float:
     arguments = ["files", "--manifest", manifest, "--config", config, "--out", out, "--workers", 1, "--device", "cpu"]
-    command = [sys.executable, SCRIPT, *arguments, *(part for item in overrides for part in ("--set", item))]
+    command = [sys.executable, SCRIPT, *arguments, *cli.set_options(overrides)]
     begin = time.perf_counter()
     processes = []
     for rank in range(ranks):

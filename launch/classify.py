@@ -16,7 +16,7 @@ from pathlib import Path
 from audiox_trainer.trainer.core import cli
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     split = commands.add_parser("split", help="hold a share of each category out")
@@ -31,7 +31,7 @@ def parse() -> argparse.Namespace:
     judge.add_argument("--each", type=int, default=40, help="sounds of each category (default: 40)")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", required=True, type=Path, help="JSON file of the result")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:

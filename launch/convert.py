@@ -10,6 +10,7 @@ examples:
 They load without DeepSpeed: AudioX.from_pretrained("weights/tiny").
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from audiox_trainer.trainer.checkpoint.export import export
 from audiox_trainer.trainer.core import cli
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("run", type=Path, help="folder of the run, or the released file of an encoder's weights")
     parser.add_argument("--out", required=True, type=Path, help="folder of the weights; must not exist")
@@ -29,9 +30,14 @@ def main() -> int:
     parser.add_argument(
         "--encoder", choices=("synchformer", "clip"), help="the file is one of this encoder's, a pickle of tensors"
     )
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.encoder and (arguments.raw or arguments.step is not None or arguments.dtype != "fp32"):
         parser.error("--raw, --step and --dtype are for runs: an encoder's weights stay as they were released")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         if arguments.encoder:

@@ -58,7 +58,7 @@ class Demo:
         overrides = [f"data.streams.{i}.path={self.out}/scenes/{kind}" for i, kind in enumerate(("audio", "music"))]
         overrides += [f"training.steps={steps}", f"training.precision={quick_precision()}"]
         overrides += [f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
-        settled = ["--config", str(self.a.config), "--output", str(output), *_sets(overrides)]
+        settled = ["--config", str(self.a.config), "--output", str(output), *command.set_options(overrides)]
         return [*self.launcher(), "launch/pretrain.py", *settled]
 
     def launcher(self) -> list[str]:
@@ -90,7 +90,7 @@ class Demo:
         distilled = [*self.launcher(), "launch/distill.py", *common, "--output", str(student), "--resume"]
         settled = [f"warm_start.pairs={pairs}", f"warm_start.updates={updates}", f"training.steps={steps}"]
         settled.append(f"training.seed={seed}")
-        return made + _sets(overrides), distilled + _sets([*overrides, *settled])
+        return made + command.set_options(overrides), distilled + command.set_options([*overrides, *settled])
 
     def go(self) -> None:
         out, python = self.out, sys.executable
@@ -124,11 +124,7 @@ class Demo:
         print(f"-- done in {sum(self.times.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}", flush=True)
 
 
-def _sets(overrides: list[str]) -> list[str]:
-    return [word for override in overrides for word in ("--set", override)]
-
-
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder of everything (default: runs/demo)")
     parser.add_argument("--config", type=Path, default=Path("configs/tiny.json"))
@@ -143,7 +139,11 @@ def main() -> int:
     parser.add_argument("--first", metavar="N", help="steps of the teacher when judged (default: what it says)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override the teacher's")
     parser.add_argument("--set-student", action="append", default=[], metavar="KEY=VALUE", help="and the student's")
-    return command.exit_code(Demo(parser.parse_args()).go)
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    return command.exit_code(Demo(parse()).go)
 
 
 if __name__ == "__main__":

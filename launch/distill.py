@@ -6,6 +6,7 @@ examples:
   torchrun --nproc-per-node 8 launch/distill.py --config configs/distill_2p7b.json --teacher weights/2p7b --resume
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -13,13 +14,17 @@ from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "the run's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     cli.add_output(parser)
     cli.add_launched(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         config, output = load_distill_config(arguments.config, arguments.set), cli.output(arguments)

@@ -33,7 +33,7 @@ def _way(text: str) -> tuple[int, float | None, str]:
         raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--weights", required=True, nargs="+", type=Path, help="folders made by launch/convert.py")
     parser.add_argument("--out", required=True, type=Path, help="JSON file of the report")
@@ -58,7 +58,7 @@ def parse() -> argparse.Namespace:
         "--latency-steps", nargs="+", type=int, default=[], metavar="N", help="time the first weights at N steps too"
     )
     parser.add_argument("--no-latency", action="store_true", help="leave the latencies out")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ OF_ONE = ("text", "video", "start", "audio", "mask", "continue_from", "prefix", 
 OF_ALL = ("seconds", "task", "seed", "steps", "guidance")
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--weights", required=True, type=Path, help="folder made by launch/convert.py")
@@ -53,7 +53,7 @@ def parse() -> argparse.Namespace:
     add("--device", help="cpu, cuda, cuda:1 (default: the GPU where there is one)")
     add("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the network (default: fp32)")
     add("--kernels", default="", metavar="TABLE", help="of launch/bench.py kernels (default: measured on a GPU)")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     try:
         arguments.jobs = jobs(arguments)
     except ValueError as error:

@@ -5,17 +5,22 @@ examples:
   python launch/measured.py runs/measured --charts docs/images
 """
 
+import argparse
 import sys
 from pathlib import Path
 
 from audiox_trainer.trainer.core import cli
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("folder", type=Path, help="of JSON files named as launch/measure.sh names them")
     parser.add_argument("--charts", type=Path, help="folder for charts as SVG (default: none)")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         from audiox_trainer.trainer.benchmarks.goals import draw, findings, read

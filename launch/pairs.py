@@ -8,6 +8,7 @@ The configuration says which data, which guidance (`distillation.guidance`) and 
 again after a stop: it goes on. Then distil with --set warm_start.pairs=data/pairs --set warm_start.updates=400
 """
 
+import argparse
 import os
 import sys
 from pathlib import Path
@@ -16,16 +17,21 @@ from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "the distillation's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     parser.add_argument("--out", required=True, type=Path, help="folder of the pairs; one begun alike is gone on with")
     parser.add_argument("--count", type=int, default=10000, help="pairs, up to a whole batch more (default: 10000)")
     cli.add_launched(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.count < 1:
         parser.error(f"--count {arguments.count} must be at least 1")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         config = load_distill_config(arguments.config, arguments.set)

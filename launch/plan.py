@@ -56,7 +56,7 @@ def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
     return found, shown(found)
 
 
-def parse() -> argparse.Namespace:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "JSON file of a pretraining or a distillation, see configs/")
     parser.add_argument("--gpus", type=int, nargs="+", default=[8], help="how many (default 8); several: a short table")
@@ -69,7 +69,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text-tokens", type=int, default=0, help="of text a sample (default: the most there can be)")
     parser.add_argument("--measure", action="store_true", help="take steps here, and compare their memory instead")
     parser.add_argument("--json", type=Path, help="file for all figures")
-    return parser.parse_args()
+    return parser.parse_args(argv)
 
 
 def main() -> int:

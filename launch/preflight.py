@@ -15,7 +15,7 @@ from pathlib import Path
 from audiox_trainer.trainer.core import cli
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--output", type=Path, default=Path("."), help="folder that checkpoints will go to")
     parser.add_argument("--disk", type=float, help="GB that must be free there (default: what --of needs)")
@@ -37,9 +37,14 @@ def main() -> int:
         help="a command of launch/, last: if it trains, nodes must have what its configuration needs",
     )
     cli.add_launched(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         parser.error(f"{', '.join(missing)}: not set; start it with a launcher, as the examples do")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         from audiox_trainer.trainer.resilience.preflight import Wanted, preflight, report

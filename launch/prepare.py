@@ -33,8 +33,7 @@ OUT may be a folder, or an address in a bucket (s3://BUCKET/FOLDER; credentials 
 environment). Started by srun, torchrun or deepspeed, all ranks share the work; they meet in OUT alone."""
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `arguments` instead of the process's own, for tests."""
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG, formatter_class=raw)
     kinds = parser.add_subparsers(dest="kind", required=True)
@@ -74,7 +73,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
             help="processes; the result does not depend on it (default: one a core of this rank, here %(default)s)",
         )
     manifest_commands.add(kinds)
-    return parser.parse_args(arguments)
+    return parser.parse_args(argv)
 
 
 def cores() -> int:

@@ -6,18 +6,23 @@ examples:
   python launch/pretrain.py --config configs/tiny.json --set optimizer.lr=2e-4 --set training.steps=500
 """
 
+import argparse
 import sys
 
 from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.config import load_config
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser)
     cli.add_output(parser)
     cli.add_launched(parser)
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parse()
 
     def run() -> None:
         config, output = load_config(arguments.config, arguments.set), cli.output(arguments)

@@ -7,6 +7,7 @@ examples:
   python launch/verify.py data/mine weights/2p7b
 """
 
+import argparse
 import sys
 from functools import partial
 from pathlib import Path
@@ -16,11 +17,15 @@ from tqdm import tqdm
 from audiox_trainer.trainer.core import cli
 
 
-def main() -> int:
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="one of these, or a folder that holds some")
     parser.add_argument("--rate", type=int, metavar="ROUNDS", help="compare its speed with the disk's and the hash's")
-    arguments = parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def main() -> int:
+    arguments = parse()
 
     def run(path: Path) -> None:
         from audiox_trainer.trainer.benchmarks.verify import rates

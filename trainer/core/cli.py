@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from pathlib import Path
 
@@ -37,6 +37,11 @@ def add_config(to: argparse.ArgumentParser, what: str = "the run's JSON file, se
     """--config and --set."""
     to.add_argument("--config", required=True, type=Path, help=what)
     to.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
+
+
+def set_options(overrides: Iterable[str]) -> list[str]:
+    """The words of a command line that passes these KEY=VALUE on."""
+    return [word for override in overrides for word in ("--set", override)]
 
 
 def positive(text: str) -> int:
