@@ -53,6 +53,7 @@ setup(
         "jsonschema>=4.20",
         "filelock>=4.2.11",
         "openai>=1.50",
+        "inflect>=5.6,<6",  # later ones check their own types at import, which takes two seconds
     ],
     extras_require={
         "flash": ["flash-attn>=2.8"],

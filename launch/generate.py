@@ -91,7 +91,7 @@ def run(a: argparse.Namespace) -> None:
     import torch
 
     from audiox_trainer.kernels.ops import KernelsConfig
-    from audiox_trainer.trainer.core.messages import listed
+    from audiox_trainer.trainer.core.english import complaint_list
     from audiox_trainer.trainer.generation.batch_run import Manifest, produce
     from audiox_trainer.trainer.generation.generator import Generator
     from audiox_trainer.trainer.generation.jobs import make_folders
@@ -114,7 +114,7 @@ def run(a: argparse.Namespace) -> None:
         print(f"{a.out_dir}: {made.sounds} sounds, {made.heard:.1f} s in {made.took:.1f} s ({made.speed})")
         if made.failures:
             lines = [f"{job.where}{error}" for job, error in made.failures]
-            raise ValueError(listed(lines, f"{len(lines)} of {len(left)} sounds were not made"))
+            raise ValueError(complaint_list(lines, f"{len(lines)} of {len(left)} sounds were not made"))
         return
     prompt, sampling = a.jobs[0].prompt, sampling_of(a.jobs[0].prompt, generator.sampling)
     how = f"{sampling.kind}, {sampling.steps} steps, guidance {sampling.guidance:g}"

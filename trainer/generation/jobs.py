@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryFile
 
-from ..core.messages import listed
+from ..core.english import complaint_list
 from ..media.mux import check
 from .prompts import PATHS, Prompt
 
@@ -44,7 +44,7 @@ def jobs_of(prompts: Sequence[tuple[int | None, Prompt]], folder: Path, count: i
                 wrong.append(f"{job.where}{error}")
                 break
     if wrong:
-        raise ValueError(listed(wrong))
+        raise ValueError(complaint_list(wrong))
     return jobs
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models import strict
-from ..core.messages import listed
+from ..core.english import complaint_list, lines_wrong
 from ..core.tasks import TASKS, TaskName
 
 PATHS = ("video", "audio", "continue_from")
@@ -171,8 +171,8 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> list[tuple[int, Pro
         except ValueError as error:
             wrong.append(f"line {number}: {error}")
     if wrong:
-        count = f"{len(wrong)} of {len(wrong) + len(prompts)} lines {'is' if len(wrong) == 1 else 'are'} wrong"
-        raise ValueError(listed(wrong, f"prompts {path}: {count}; nothing was made"))
+        count = lines_wrong(len(wrong), len(wrong) + len(prompts))
+        raise ValueError(complaint_list(wrong, f"prompts {path}: {count}; nothing was made"))
     if not prompts:
         raise ValueError(f'prompts {path}: holds no line; expected one JSON object a line, as {{"text": "a bell"}}')
     return prompts

@@ -15,16 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from ..scenes.captions import join, plural
+from ..core.english import article, join, number, plural
 
 EACH = 2  # sentences of a kind
 MOST_EVENTS = 6  # more time stamps than these are no sentence that anybody would write
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _MASS = frozenset(
     "ambience applause audio breath chatter cheering fire gunfire hum laughter music noise rain silence singing sound "
     "speech static surf thunder traffic water weather wind".split()
 )
-_IRREGULAR = {"child": "children", "man": "men", "woman": "women", "person": "people", "mouse": "mice"}
 _ARTICLE = re.compile(r"(?i)^(?:an?|the)\s+")
 _IN_TURNS = re.compile(r"(?i)\b(?:interleav|alternat|in turns?\b)")
 _TOGETHER = re.compile(r"(?i)\b(?:overlap|simultan|concurrent|at the same time|together)")
@@ -113,7 +111,7 @@ def musical(annotation: Mapping[str, Any]) -> list[str]:
     piece = " ".join(word for word in (mood, genre and genre.removesuffix(" music"), "piece") if word)
     result = []
     if genre or mood:
-        result.append(f"{_article(piece)}{f' with {instruments}' if instruments else ''}")
+        result.append(f"{article(piece)}{f' with {instruments}' if instruments else ''}")
     if genre:
         result.append(f"this is {genre if genre.endswith('music') else genre + ' music'}")
     if mood:
@@ -122,10 +120,10 @@ def musical(annotation: Mapping[str, Any]) -> list[str]:
         result += [f"the music features {instruments}", f"music played on {instruments}"]
     if tempo:
         speed, rate = _speed(tempo), f"{tempo:.0f} beats per minute"
-        at_speed = _article(f"{speed}, {piece}" if mood else f"{speed} {piece}")
+        at_speed = article(f"{speed}, {piece}" if mood else f"{speed} {piece}")
         result += [f"the tempo is {speed}, {rate}", f"{at_speed} at {tempo:.0f} BPM"]
         if instruments:
-            result.append(f"{instruments} at {_article(speed)} tempo of {rate}")
+            result.append(f"{instruments} at {article(speed)} tempo of {rate}")
     return result
 
 
@@ -137,9 +135,8 @@ def _thing(name: str, count: int | None, digits: bool | int) -> str:
     if not _countable(name):
         return name if count is None or count == 1 else f"{name} {_times(count, digits)}"
     if count is None or count == 1:
-        return _article(name)
-    *before, last = name.split(" ")
-    return " ".join([_number(count, digits), *before, _IRREGULAR.get(last, plural(last))])
+        return article(name)
+    return f"{number(count, bool(digits))} {plural(name)}"
 
 
 def _listed(parts: list[str]) -> str:
@@ -152,20 +149,7 @@ def _countable(name: str) -> bool:
 
 
 def _times(count: int, digits: bool | int) -> str:
-    return {1: "once", 2: "twice"}.get(count, f"{_number(count, digits)} times")
-
-
-def _number(count: int, digits: bool | int) -> str:
-    return str(count) if digits or count >= len(_NUMBERS) else _NUMBERS[count]
-
-
-def _article(name: str) -> str:
-    """By its sound, as far as letters tell it."""
-    lower = name.lower()
-    vowel = lower.startswith(("hour", "honest")) or (
-        lower[:1] in "aeiou" and not lower.startswith(("uni", "use", "uku", "eu", "one "))
-    )
-    return f"{'an' if vowel else 'a'} {name}"
+    return {1: "once", 2: "twice"}.get(count, f"{number(count, bool(digits))} times")
 
 
 def _overlapping(events: Sequence[Mapping[str, Any]]) -> list[str]:

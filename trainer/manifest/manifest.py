@@ -33,7 +33,7 @@ from typing import Any
 
 from ..core.addresses import ADDRESS
 from ..core.credentials import redacted
-from ..core.messages import listed
+from ..core.english import complaint_list, lines_wrong
 from ..data.record import DOMAINS
 
 SCHEMA = Path(__file__).with_name("manifest.schema.json")
@@ -75,8 +75,8 @@ def read_manifest(path: Path) -> list[Entry]:
             except ValueError as error:
                 wrong.append(str(error))
     if wrong:
-        title = f"manifest {path}: {len(wrong)} of {len(wrong) + len(entries)} lines are wrong"
-        raise ValueError(wrong[0] if len(wrong) == 1 else listed(wrong, title))
+        title = f"manifest {path}: {lines_wrong(len(wrong), len(wrong) + len(entries))}"
+        raise ValueError(wrong[0] if len(wrong) == 1 else complaint_list(wrong, title))
     if not entries:
         raise ValueError(f"manifest {path} holds no line; expected one JSON object a line")
     return entries

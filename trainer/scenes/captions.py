@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..core.english import article, join, number, plural
+
 MAX_WORDS = 18
 MAX_WORDS_TIMED = 22
-_NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 # Captions of a kind to store with a clip: what is hardest to learn is said most often.
 _EACH = {"category": 1, "count": 2, "order": 2, "time": 3, "music": 3}
 
@@ -48,7 +49,7 @@ def count_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> l
     if len(counts) == 1:
         ((name, count),) = counts.items()
         if count is not None and count > 1:
-            result.append(f"{article(name)} repeated {_number(count, digits)} times")
+            result.append(f"{article(name)} repeated {number(count, digits)} times")
     return _short(result, MAX_WORDS)
 
 
@@ -105,21 +106,6 @@ def sequence(names: Sequence[str]) -> str:
     return ", then ".join(_counted(name, len(list(run)), digits=False) for name, run in groupby(names))
 
 
-def join(things: list[str]) -> str:
-    """One thing as it is, two as "a and b", more as "a, b and c"."""
-    return things[0] if len(things) == 1 else ", ".join(things[:-1]) + " and " + things[-1] if things else ""
-
-
-def article(name: str) -> str:
-    return f"{'an' if name[:1] in 'aeiou' else 'a'} {name}"
-
-
-def plural(name: str) -> str:
-    if name.endswith(("s", "x", "ch", "sh")):
-        return name + "es"
-    return name[:-1] + "ies" if name.endswith("y") and name[-2:-1] not in "aeiou" else name + "s"
-
-
 def _thing(name: str, count: int | None) -> str:
     if count is None:
         return name
@@ -129,11 +115,7 @@ def _thing(name: str, count: int | None) -> str:
 def _counted(name: str, count: int | None, digits: bool) -> str:
     if count is None or count == 1:
         return _thing(name, count)
-    return f"{_number(count, digits)} {plural(name)}"
-
-
-def _number(count: int, digits: bool) -> str:
-    return str(count) if digits or count >= len(_NUMBERS) else _NUMBERS[count]
+    return f"{number(count, digits)} {plural(name)}"
 
 
 def _speed(tempo: float) -> str:
