@@ -28,7 +28,7 @@ def saved(run: Path) -> Path:
         for rank in range(4):
             file = folder / "model" / f"rank_{rank:05d}.safetensors"
             file.write_bytes(np.random.default_rng([step, rank]).bytes(3000))
-            entries[f"model/{file.name}"] = integrity.entry(file)
+            entries[f"model/{file.name}"] = integrity.file_entry(file)
         integrity.write_manifest(folder, {"step": step, "files": entries})
     (run / load.LATEST).write_text(f'{{"step": {STEPS[-1]}}}')
     return folder

@@ -48,7 +48,7 @@ def publish(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
     file = unfinished / "model" / "rank_00000.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(np.random.default_rng(step).bytes(5000))
-    manifest = {"step": step, "files": {"model/rank_00000.safetensors": integrity.entry(file)}}
+    manifest = {"step": step, "files": {"model/rank_00000.safetensors": integrity.file_entry(file)}}
     save._publish(folder, manifest, keep, keep_every)
     return folder
 
@@ -123,7 +123,7 @@ class TestCheckpoints:
         """Of a run that went back: what is removed of the former checkpoint does not bear a good name any more."""
         publish(tmp_path, 1)
         removed, remove = [], shutil.rmtree
-        monkeypatch.setattr(save.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
+        monkeypatch.setattr(files.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
         newest = publish(tmp_path, 1)
         assert removed == ["step_00000001.old.partial"] and load.verify(newest) == ""
         assert [f.name for f in (tmp_path / load.FOLDER).iterdir()] == ["step_00000001"]

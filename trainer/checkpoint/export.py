@@ -3,15 +3,14 @@
 model.safetensors   config.json   manifest.json   hashes of the two, and which step's they are
 """
 
-import shutil
 from pathlib import Path
 
 import torch
 
 from ...models.audiox import WEIGHTS, AudioX
 from ...models.weights import load_strict
-from ..core.files import sync
-from ..core.integrity import entry, write_manifest
+from ..core.files import published, refuse_existing
+from ..core.integrity import file_entry, write_manifest
 from . import load
 from .load import CheckpointError
 
@@ -23,8 +22,7 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     Returns the checkpoint's folder. The folder appears only when it is complete. Raises ValueError when there is no
     checkpoint, it is damaged, or `out` exists.
     """
-    if out.exists():
-        raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
+    refuse_existing(out)
     folder = choose(run, step)
     manifest = load.read_manifest(folder)
     config = manifest["config"]
@@ -33,18 +31,10 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     load_strict(model, load.full_tensors(folder, role, kind))
     if dtype == "bf16":
         model = model.to(torch.bfloat16)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with published(out) as partial:
         model.save_pretrained(partial)
-        for file in partial.iterdir():
-            sync(file)
-        files = {name: entry(partial / name) for name in ("config.json", WEIGHTS)}
+        files = {name: file_entry(partial / name) for name in ("config.json", WEIGHTS)}
         write_manifest(partial, {"step": manifest["step"], "weights": kind, "dtype": dtype, "files": files})
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from ...models.encoders.released import from_released
 from ...models.encoders.synchformer import CONFIG, WEIGHTS, Synchformer, SynchformerConfig
 from ...models.weights import load_strict
-from ..core.files import sync
+from ..core.files import published, refuse_existing
 
 VISION = "vision_model."  # CLIP's image encoder among its weights
 
@@ -77,19 +77,8 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     return data
 
 
-def refuse_existing(out: Path) -> None:
-    if out.exists():
-        raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
-
-
 def _publish(out: Path, weights: dict[str, Tensor], add_config: Callable[[Path], object]) -> None:
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
+    with published(out) as partial:
+        partial.mkdir()
         save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
         add_config(partial)
-        sync(partial / WEIGHTS)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -20,8 +20,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.files import sync, write_json
-from ..core.integrity import entry, write_manifest
+from ..core.files import publish, sync, write_json
+from ..core.integrity import file_entry, write_manifest
 from ..cost.role_bytes import readable
 from .load import LATEST, Role, complete, everywhere, step_folder, step_of
 
@@ -159,7 +159,7 @@ def _write(unfinished: Path, shares: Iterable[_Share]) -> Entries:
         save_file(share.tensors, file, {"starts": json.dumps(share.starts)})
         sync(file)
         sync(file.parent)
-        files[f"{share.role}/{file.name}"] = entry(file)
+        files[f"{share.role}/{file.name}"] = file_entry(file)
     return files
 
 
@@ -168,14 +168,7 @@ def _publish(folder: Path, manifest: dict[str, Any], keep: int, keep_every: int)
         return
     unfinished = _unfinished(folder)
     write_manifest(unfinished, manifest)
-    sync(unfinished)
-    former = folder.with_name(folder.name + ".old.partial")  # a kill must not leave half of one under a good name
-    if folder.exists():  # the same step of a run that went back to an older checkpoint
-        os.replace(folder, former)
-    os.replace(unfinished, folder)
-    sync(folder.parent)
-    if former.exists():
-        shutil.rmtree(former)
+    publish(unfinished, folder, replace=True)  # a run that went back to an older checkpoint saves its steps again
     write_json(folder.parent.parent / LATEST, {"step": manifest["step"]})
     # Damaged ones that were passed over may have a later step; they do not count.
     before = [f for f in complete(folder.parent.parent) if f.name <= folder.name]

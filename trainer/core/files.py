@@ -1,29 +1,88 @@
-"""Files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, and their hashes."""
 
 import json
 import os
-from collections.abc import Callable
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import xxhash
 
 
+@contextmanager
+def published(out: Path, replace: bool = False) -> Iterator[Path]:
+    """Yields a hidden path in the same folder, for the body to make a file or a folder there. It gets the name `out`
+    when the body ends and is removed when the body raises.
+
+    Raises ValueError where `out` exists, unless it may be replaced.
+    """
+    if not replace:
+        refuse_existing(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = partial_path(out)
+    try:
+        yield partial
+        publish(partial, out, replace)
+    finally:
+        remove(partial)
+
+
+def partial_path(out: Path) -> Path:
+    """A hidden, unused name on the same file system as `out`."""
+    return out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def publish(partial: Path, out: Path, replace: bool = False) -> None:
+    """Renames a finished file or folder once all of it is on the disk, so that a power cut cannot empty it.
+
+    Raises ValueError where `out` exists, unless it may be replaced. A reader never sees half of the old one.
+    """
+    for path in (*partial.rglob("*"), partial):
+        sync(path)
+    former = out.with_name(f"{out.name}.old.partial")
+    if not replace:
+        refuse_existing(out)
+    elif out.is_dir():  # a rename replaces files only
+        os.replace(out, former)
+    os.replace(partial, out)
+    sync(out.parent)
+    if former.exists():
+        remove(former)
+
+
+def remove(path: Path) -> None:
+    """Removes a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def refuse_existing(out: Path) -> None:
+    if out.exists() or out.is_symlink():
+        raise ValueError(f"{out} exists already and is left as it is; remove it or choose another --out")
+
+
 def write_text(path: Path, text: str) -> None:
-    """Replaces `path` at once, and makes its folder: a reader sees the old file or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(path.name + ".tmp")
-    beside.write_text(text)
-    sync(beside)
-    os.replace(beside, path)
+    """Replaces `path` at once and makes its folder."""
+    with published(path, replace=True) as partial:
+        partial.write_text(text)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=1) + "\n")
+    write_text(path, json_text(value))
+
+
+def json_text(value: Any) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(value, indent=1) + "\n"
 
 
 def sync(path: Path) -> None:
-    """Waits until a file or folder has reached the disk, so that a power cut cannot empty what was published."""
+    """Waits until a file or folder is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -32,14 +91,20 @@ def sync(path: Path) -> None:
 
 
 def ignore(count: int) -> None:
-    """For whoever need not hear how many bytes were read."""
+    """Hears how many bytes were read, and does nothing."""
 
 
 def hash_file(file: Path, new: Callable[[], Any] = xxhash.xxh3_128, advance: Callable[[int], object] = ignore) -> str:
-    """Of its bytes; `advance` hears how many were read, block by block."""
+    """The hash of a file's bytes. `advance` hears how many were read, block by block."""
     digest, block = new(), memoryview(bytearray(1 << 20))  # which stays in a core's cache from read to hash
     with file.open("rb", buffering=0) as handle:
         while count := handle.readinto(block):
             digest.update(block[:count])
             advance(count)
     return str(digest.hexdigest())
+
+
+def hash_json(value: dict[str, Any], own: str = "") -> str:
+    """The hash of a JSON object without the key `own`, under which the object holds this hash."""
+    rest = {name: part for name, part in value.items() if name != own}
+    return str(xxhash.xxh3_128(json.dumps(rest, sort_keys=True)).hexdigest())

@@ -1,14 +1,12 @@
-"""A folder whose `manifest.json` names its files with sizes and hashes, and holds its own: a checkpoint, weights."""
+"""A folder whose `manifest.json` lists its files with sizes and hashes, and its own hash: a checkpoint, weights."""
 
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import xxhash
-
 from .cli import ExitCode
-from .files import hash_file, ignore, write_json
+from .files import hash_file, hash_json, ignore, json_text, write_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1
@@ -24,14 +22,14 @@ class ChangedError(ValueError):
     exit_code = ExitCode.CORRUPT
 
 
-def entry(file: Path) -> dict[str, Any]:
-    """What a manifest says of a file."""
+def file_entry(file: Path) -> dict[str, Any]:
+    """A file's line in a manifest."""
     return {"bytes": file.stat().st_size, "xxh3": hash_file(file)}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """`manifest["files"]` holds an `entry` for each file, by its path in the folder."""
-    write_json(folder / MANIFEST, _sealed(manifest | {"format": FORMAT}))
+    """`manifest["files"]` holds a `file_entry` for each file, by its path in the folder."""
+    write_json(folder / MANIFEST, _with_hash(manifest | {"format": FORMAT}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -41,7 +39,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest: dict[str, Any] = json.loads(file.read_text())
         if manifest["format"] != FORMAT:
             raise ManifestError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
-        if manifest.pop("xxh3") != _hash(manifest):
+        if manifest.pop("xxh3") != hash_json(manifest):
             raise ManifestError(f"{file} has changed: its hash is not the one in it")
         return manifest
     except FileNotFoundError:
@@ -53,30 +51,29 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_fault(folder: Path) -> str:
-    """How a manifest differs from one that was just written, be it by a blank, or ""."""
+    """How a manifest differs from the text that was written, if only by a blank; "" where it does not."""
     try:
-        return text_fault(folder / MANIFEST, _sealed(read_manifest(folder)))
+        return text_fault(folder / MANIFEST, _with_hash(read_manifest(folder)))
     except ManifestError as error:
         return str(error)
 
 
 def text_fault(file: Path, value: Any) -> str:
-    """Whether a file of JSON is not what `files.write_json` makes of a value: a changed blank changes no value, and
-    yet something changed it."""
-    same = file.read_text() == json.dumps(value, indent=1) + "\n"
-    return "" if same else f"{file} has changed: other blanks or another order"
+    """Whether a JSON file differs from what `write_json` makes of the value: a changed blank changes no value, but
+    something changed it."""
+    return "" if file.read_text() == json_text(value) else f"{file} has changed: other blanks or another order"
 
 
-def file_fault(file: Path, entry: dict[str, Any], advance: Callable[[int], object] = ignore) -> str:
-    """How a file differs from what a manifest says of it, or ""; `advance` hears of bytes as they are read."""
+def file_fault(file: Path, expected: dict[str, Any], advance: Callable[[int], object] = ignore) -> str:
+    """How a file differs from its entry in a manifest, or "". `advance` hears how many bytes were read."""
     try:
         if not file.is_file():
             return f"{file} is missing"
-        if file.stat().st_size != entry["bytes"]:
-            return f"{file} has {file.stat().st_size} bytes, its manifest says {entry['bytes']}"
-        if hash_file(file, advance=advance) != entry["xxh3"]:
+        if file.stat().st_size != expected["bytes"]:
+            return f"{file} has {file.stat().st_size} bytes, its manifest says {expected['bytes']}"
+        if hash_file(file, advance=advance) != expected["xxh3"]:
             return f"{file} has changed: its hash is not the manifest's"
-    except OSError as error:  # of the disk, or no right to read it: as good as damaged
+    except OSError as error:  # a bad disk, or no permission: as good as damaged
         return _unreadable(file, error)
     return ""
 
@@ -85,9 +82,5 @@ def _unreadable(file: Path, error: OSError) -> str:
     return f"{file} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
-def _sealed(manifest: dict[str, Any]) -> dict[str, Any]:
-    return manifest | {"xxh3": _hash(manifest)}
-
-
-def _hash(manifest: dict[str, Any]) -> str:
-    return str(xxhash.xxh3_128(json.dumps(manifest)).hexdigest())
+def _with_hash(manifest: dict[str, Any]) -> dict[str, Any]:
+    return manifest | {"xxh3": hash_json(manifest)}

@@ -5,8 +5,6 @@ as the last file, reads everything back, and renames. `record.py` has the schema
 """
 
 import json
-import shutil
-import uuid
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +18,7 @@ import xxhash
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
 from ..core.cli import ExitCode
-from ..core.files import hash_file, ignore, sync, write_json
+from ..core.files import hash_file, hash_json, ignore, partial_path, publish, refuse_existing, remove, write_json
 from .record import COLUMNS, Record, to_columns, validate
 from .streaming_library import MDSWriter
 
@@ -124,7 +122,7 @@ class ShardWriter:
         """size_limit: bytes a shard, below 2**32."""
         refuse_existing(folder)
         self._folder = folder
-        self._partial = partial_sibling(folder)
+        self._partial = partial_path(folder)
         self._open = lambda: PartWriter(self._partial, codec, text, video, size_limit)
 
     def __enter__(self) -> Self:
@@ -148,7 +146,7 @@ class ShardWriter:
             raise self._disk_error(disk) from disk
         finally:
             self._part.cancel()
-            shutil.rmtree(self._partial, ignore_errors=True)  # gone already after a rename
+            remove(self._partial)
 
     def _publish(self) -> None:
         if not len(self._part):
@@ -157,11 +155,7 @@ class ShardWriter:
         features = features_of([part], *self._part.encoders, hash_file(self._partial / "index.json"))
         write_json(self._partial / "features.json", strict.to_dict(features))
         check_shards(self._partial, hashes=False)
-        for file in self._partial.iterdir():
-            sync(file)
-        refuse_existing(self._folder)
-        self._partial.rename(self._folder)
-        sync(self._folder.parent)
+        publish(self._partial, self._folder)
 
     def _disk_error(self, error: OSError) -> OSError:
         return OSError(
@@ -185,18 +179,7 @@ def features_of(
         domains.update(part.domains)
     samples, seconds = sum(part.samples for part in parts), sum(part.seconds for part in parts)
     features = Features(FORMAT, codec, text, video, samples, dict(domains), seconds, index)
-    return replace(features, seal=_seal(features))
-
-
-def partial_sibling(folder: Path) -> Path:
-    """A hidden, unused name beside `folder`, on the same file system, so that a rename publishes it at once."""
-    return folder.parent / f".{folder.name}.partial-{uuid.uuid4().hex[:8]}"
-
-
-def refuse_existing(folder: Path) -> None:
-    """Raises ValueError when there is something under the name of an output folder."""
-    if folder.exists() or folder.is_symlink():
-        raise ValueError(f"{folder} exists already and is left as it is; remove it or choose another --out")
+    return replace(features, seal=hash_json(strict.to_dict(features), "seal"))
 
 
 def read_features(path: Path) -> Features:
@@ -212,13 +195,9 @@ def read_features(path: Path) -> Features:
         features: Features = strict.parse(Features, raw)
     except ValueError as error:
         raise ShardError(f"{path / 'features.json'}: {error}; prepare the folder again") from error
-    if features.seal and features.seal != _seal(features):
+    if features.seal and features.seal != hash_json(strict.to_dict(features), "seal"):
         raise DamagedError(f"{path / 'features.json'} has changed: its seal is not the one in it; copy it again")
     return features
-
-
-def _seal(features: Features) -> str:
-    return str(xxhash.xxh3_128(json.dumps(strict.to_dict(replace(features, seal="")))).hexdigest())
 
 
 def check_shards(path: Path, hashes: bool) -> None:

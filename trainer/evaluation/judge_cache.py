@@ -4,7 +4,6 @@ FOLDER/judge.safetensors   FOLDER/judge.json   FOLDER/scores.json
 """
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from ...models.config import CodecConfig
 from ...models.encoders.base import AudioCodec
 from ...models.encoders.build import build_codec
 from ...models.judge import Judge
-from ..core.files import write_json
+from ..core.files import published, write_json
 from ..scenes.scenes import draw_scene
 from .held_out import SEED
 from .judge import annotate, load_judge, render, save_judge, through, train_judge
@@ -53,12 +52,9 @@ def load_or_train_judge(
     coding = build_codec(codec)
     judge = train_judge(seed, lambda waves: coding.decode(coding.encode(waves)[0]), steps=steps)
     scores = _examine(judge, codec)
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    save_judge(judge, partial)
-    write_json(partial / "scores.json", scores)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial.rename(folder)
+    with published(folder) as partial:
+        save_judge(judge, partial)
+        write_json(partial / "scores.json", scores)
     return judge, scores
 
 

@@ -5,7 +5,6 @@ c sound channels, n samples.
 
 import io
 import math
-import os
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from ..core.files import published
 from .source import MediaError, begin_of, check_decoder
 from .video_decode import pictures_in
 
@@ -82,20 +82,15 @@ def write(out: Path | str, wave: "Tensor", rate: int, video: Path | str | None =
     """
     out, video = Path(out), None if video is None else Path(video)
     check(out, video)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.partial")
     samples = np.ascontiguousarray(wave.detach().cpu().float().numpy())
     ending = out.suffix.lower()
-    try:
+    with published(out, replace=True) as temporary:
         if ending in SOUNDS:
             _write_sound(temporary, samples, rate, *SOUNDS[ending])
         elif video is not None:
             silence = np.zeros((samples.shape[0], round(start * rate)), np.float32)
             with _naming(f"out: {out}, with the pictures of {video}"):
                 _mux(temporary, video, np.concatenate((silence, samples), axis=1), rate, *CONTAINERS[ending])
-        os.replace(temporary, out)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_sound(path: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-import xxhash
 from numpy.typing import NDArray
 
 from ...models import strict
 from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
-from ..core.files import hash_file
+from ..core.files import hash_file, hash_json
 from ..data.record import Record
 from ..data.shards import DamagedError, Part, PartWriter
 from ..data.storage import Store
@@ -69,7 +68,7 @@ class Plan:
 
     @property
     def digest(self) -> str:
-        return digest(self.settled)
+        return hash_json(self.settled)
 
 
 @dataclass(frozen=True)
@@ -152,7 +151,7 @@ def read_block(store: Store, plan: Plan, number: int) -> Block:
         block: Block = strict.parse(Block, json.loads(data or b""))
     except ValueError as error:
         raise DamagedError(f"{store}/{record_name(number)}: not the record of a block ({error}); {again}") from error
-    if block.seal != _seal(block) or block.plan != plan.digest:
+    if block.seal != hash_json(strict.to_dict(block), "seal") or block.plan != plan.digest:
         raise DamagedError(f"{store}/{record_name(number)}: changed, or of another command; {again}")
     return block
 
@@ -183,7 +182,8 @@ def write_block(store: Store, plan: Plan, number: int, files: Sequence["OpenFile
     rejections = tuple(rejection for file in files for rejection in file.rejections)
     block = Block(plan.digest, parts, rejections, counts.to_json(), tuple(examples.values()))
     if not is_finished(store, number):  # by a rank that began it at the same moment, and has put the same bytes there
-        store.write(record_name(number), json_bytes(strict.to_dict(replace(block, seal=_seal(block)))))
+        value = strict.to_dict(block)
+        store.write(record_name(number), json_bytes(value | {"seal": hash_json(value, "seal")}))
 
 
 def _put(store: Store, folder: Path, number: int, domain: str, writer: PartWriter) -> Part:
@@ -277,15 +277,6 @@ def _record(
         seconds=clip.seconds,
         **arrays,
     )
-
-
-def digest(value: Any) -> str:
-    """Of a JSON value."""
-    return str(xxhash.xxh3_128(json.dumps(value, sort_keys=True)).hexdigest())
-
-
-def _seal(block: Block) -> str:
-    return digest(strict.to_dict(replace(block, seal="")))
 
 
 def record_name(number: int) -> str:

@@ -1,17 +1,17 @@
 """Procedural scenes to shard folders: the folder that appears only when complete, and what a preparation has left."""
 
-import shutil
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from tqdm import tqdm
 
 from ...models.config import ModelConfig
+from ..core.files import published
 from ..data.record import DOMAINS, Record
-from ..data.shards import ShardWriter, partial_sibling, refuse_existing
+from ..data.shards import ShardWriter
 from ..scenes import scenes, synth
 from .counts import sentence
 from .encode import Encoders, SceneTask, make_scenes
@@ -53,7 +53,7 @@ def prepare_scenes(out: Path, model: ModelConfig, clips: int, seed: int, music_s
         for domain, count in zip(DOMAINS, (clips - music, music), strict=True)
         for first in range(0, count, BLOCK)
     ]
-    with _published(out) as folder:
+    with published(out) as folder:
         return _write(folder, model, _in_order(tasks, workers), clips)
 
 
@@ -82,20 +82,6 @@ def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], to
                 seconds += record.seconds
             bar.update(len(records))
     return Summary(kept, seconds, {})
-
-
-@contextmanager
-def _published(out: Path) -> Iterator[Path]:
-    """A folder to work in that gets the name `out` when the body has come to its end, and vanishes otherwise."""
-    refuse_existing(out)
-    partial = partial_sibling(out)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        refuse_existing(out)
-        partial.rename(out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _in_order(tasks: list[SceneTask], workers: int) -> Iterator[list[Record]]:
