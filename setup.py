@@ -51,6 +51,7 @@ setup(
         "xxhash>=3",
         "fsspec[http]>=2024.6",
         "jsonschema>=4.20",
+        "pydantic>=2.10,<3",
         "filelock>=4.2.11",
         "openai>=1.50",
         "inflect>=5.6,<6",  # later ones check their own types at import, which takes two seconds

@@ -4,8 +4,10 @@ The same dataclasses are the `model` section of a run's configuration and the `c
 so that a weights folder says by itself how to turn media into conditions and latents into sound.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Literal
+
+from .strict import Positive, PositiveFloat
 
 
 @dataclass(frozen=True)
@@ -16,11 +18,11 @@ class CodecConfig:
     """
 
     kind: Literal["logmel", "oobleck"]
-    sample_rate: int  # Hz
-    audio_channels: int
-    hop: int  # samples a latent frame
-    frames: int  # L, latent frames a clip
-    channels: int  # C, latent channels
+    sample_rate: Positive  # Hz
+    audio_channels: Positive
+    hop: Positive  # samples a latent frame
+    frames: Positive  # L, latent frames a clip
+    channels: Positive  # C, latent channels
     weights: str = ""  # folder or hub name; empty where none are needed
 
     @property
@@ -42,9 +44,9 @@ class TextConfig:
     """The text encoder. `words` hashes each word's bytes and needs no weights; `t5` is transformers' T5 encoder."""
 
     kind: Literal["words", "t5"]
-    dim: int  # width of a text feature
-    max_tokens: int
-    round_to: int = 32  # a batch is padded to its longest text, rounded up to a multiple of this
+    dim: Positive  # width of a text feature
+    max_tokens: Positive
+    round_to: Positive = 32  # a batch is padded to its longest text, rounded up to a multiple of this
     weights: str = ""
 
 
@@ -57,12 +59,12 @@ class VideoConfig:
     """
 
     kind: Literal["frames", "clip_sync"]
-    dim: int  # width of a video feature
-    image_rate: float  # images a second (5 in the paper)
-    motion_rate: float  # frames a second (25 in the paper)
-    size: int  # pixels, height and width
-    steps: int  # motion features a clip (240 for Synchformer over 10 s)
-    pool: int  # motion features a token
+    dim: Positive  # width of a video feature
+    image_rate: PositiveFloat  # images a second (5 in the paper)
+    motion_rate: PositiveFloat  # frames a second (25 in the paper)
+    size: Positive  # pixels, height and width
+    steps: Positive  # motion features a clip (240 for Synchformer over 10 s)
+    pool: Positive  # motion features a token
     image_weights: str = ""
     motion_weights: str = ""
 
@@ -75,19 +77,19 @@ class VideoConfig:
 class TransformerConfig:
     """A plain pre-norm transformer (the temporal transformers of section IV-A, the self-attention of MAF)."""
 
-    width: int
-    depth: int
-    heads: int
+    width: Positive
+    depth: Positive
+    heads: Positive
 
 
 @dataclass(frozen=True)
 class FusionConfig:
     """Multimodal Adaptive Fusion (section IV-A, Eq. 1). `gates` and `attend` are the parts Table V takes away."""
 
-    queries: int  # learnable queries a modality
-    width: int
-    depth: int  # self-attention layers over the queries
-    heads: int
+    queries: Positive  # learnable queries a modality
+    width: Positive
+    depth: Positive  # self-attention layers over the queries
+    heads: Positive
     enabled: bool = True
     gates: bool = True
     attend: bool = True  # the learnable queries; without them only the gates act
@@ -97,10 +99,10 @@ class FusionConfig:
 class BackboneConfig:
     """The dual-stream MMDiT."""
 
-    width: int
-    depth: int
-    heads: int
-    mlp_hidden: int
+    width: Positive
+    depth: Positive
+    heads: Positive
+    mlp_hidden: Positive
     linear_path: bool = False  # wanted where the width is not well above the latent channels, see `LinearPath`
 
 
@@ -117,12 +119,6 @@ class ModelConfig:
     backbone: BackboneConfig
 
     def __post_init__(self) -> None:
-        for part in fields(self):
-            sizes = getattr(self, part.name)
-            for field in fields(sizes):
-                size = getattr(sizes, field.name)
-                if isinstance(size, int | float) and not isinstance(size, bool) and size <= 0:
-                    raise ValueError(f"{part.name}.{field.name}: {size} must be above 0")
         for path, width, heads in (
             ("backbone", self.backbone.width, self.backbone.heads),
             ("fusion", self.fusion.width, self.fusion.heads),

@@ -1,42 +1,63 @@
-"""JSON to frozen dataclasses and back, refusing whatever is unknown, missing or ill-typed."""
+"""JSON to frozen dataclasses and back. Unknown, missing and ill-typed keys are refused.
+
+pydantic checks the types; the sentences are ours, because they name the allowed keys and values.
+"""
 
 import dataclasses
-import math
-import types
-import typing
-from typing import Any
+import difflib
+import json
+from collections.abc import Collection
+from functools import cache
+from typing import Annotated, Any, TypeVar
 
-SHOWN = 80  # characters of a value that is refused
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+# Types of fields; `parse` checks the bounds, and the JSON Schema names them.
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+BOUNDS = {  # pydantic's error -> the end of its sentence
+    "greater_than": "must be above {gt:g}",
+    "greater_than_equal": "must be at least {ge:g}",
+    "less_than_equal": "must be at most {le:g}",
+    "less_than": "must be below {lt:g}",
+}
+
+SHOWN = 80  # characters of a refused value
+NAMES = {
+    "boolean": ("true or false", "true or false"),
+    "integer": ("an integer", "integers"),
+    "number": ("a finite number", "finite numbers"),
+    "string": ("a string", "strings"),
+    "null": ("null", "null"),
+}
 
 
-def parse(cls: type, data: object, path: str = "") -> Any:
-    """Build the dataclass `cls` from parsed JSON.
+def parse(kind: type[T], data: object, path: str = "") -> T:
+    """Build the dataclass `kind` from parsed JSON; `path` is the place of `data` in its file.
 
-    Fields without a default are required. Nested dataclasses, `X | None`, `tuple[X, ...]`, `dict[str, X]`,
-    `Literal`, `bool`, `int`, `float` (an int is taken for a float) and `str` are understood.
+    Fields without a default are required. An integer is accepted as a float, nothing else is converted.
 
     Raises ValueError with the dotted path, the value and what is allowed.
     """
-    if not isinstance(data, dict):
-        raise ValueError(f"{path or 'the configuration'}: {_seen(data)} is not an object with keys")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    for key in data:
-        if key not in fields:
-            raise ValueError(
-                f"{_join(path, key)}: unknown key (value {_seen(data[key])}); allowed: {', '.join(fields)}"
-            )
-    values: dict[str, Any] = {}
-    for name, field in fields.items():
-        where = _join(path, name)
-        if name in data:
-            values[name] = _value(hints[name], data[name], where)
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ValueError(f"{where}: missing; expected {_describe(hints[name])}")
     try:
-        return cls(**values)
-    except ValueError as error:  # a check of the dataclass itself: its message begins with the field's name
-        raise ValueError(_join(path, str(error))) from None
+        parsed: T = _adapter(kind).validate_json(json.dumps([data]))[0]
+        return parsed
+    except ValidationError as invalid:
+        errors: list[dict[str, Any]] = [dict(error) for error in invalid.errors()]
+        first = min(errors, key=lambda error: error["type"] != "unexpected_keyword_argument")
+        raise ValueError(_sentence(kind, first, path)) from None
+
+
+def json_schema(kind: type) -> dict[str, Any]:
+    """The JSON Schema of a dataclass, as `parse` reads it."""
+    schema = _adapter(kind).json_schema()
+    return schema["$defs"].pop(kind.__name__) | {"$defs": schema["$defs"]}
 
 
 def to_dict(value: Any) -> Any:
@@ -50,13 +71,21 @@ def to_dict(value: Any) -> Any:
     return value
 
 
+def without(value: Any, keys: Collection[str]) -> Any:
+    """A JSON value without these keys, at any depth."""
+    if isinstance(value, dict):
+        return {key: without(inner, keys) for key, inner in value.items() if key not in keys}
+    return [without(inner, keys) for inner in value] if isinstance(value, list) else value
+
+
 def difference(path: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """The first of `differences`, or both as they are."""
+    """The first of `differences`, or both values as they are."""
     return next(iter(differences(path, old, new)), (path, old, new))
 
 
 def differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
-    """Every place under `path` where two JSON values differ, and what stands there; in lists of objects too."""
+    """Every place under `path` where two JSON values differ, with both values. Lists of objects are compared item by
+    item if they have the same length."""
     if _objects(old) and _objects(new) and len(old) == len(new):
         old, new = (dict(zip(map(str, range(len(value))), value, strict=True)) for value in (old, new))
     if isinstance(old, dict) and isinstance(new, dict):
@@ -73,56 +102,69 @@ def _join(path: str, key: str) -> str:
     return f"{path}.{key}" if path else key
 
 
-def _seen(value: Any) -> str:
-    """A value as a message shows it: of a long one its beginning."""
-    text = repr(value)
-    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+@cache
+def _adapter(kind: type) -> TypeAdapter[Any]:
+    """Of a list with one `kind`, because pydantic takes no settings for a plain dataclass at the top."""
+    return TypeAdapter(list[kind], config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))  # type: ignore[valid-type]
 
 
-def _describe(hint: Any) -> str:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return " or ".join(repr(a) for a in args)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(a) for a in args)
-    if origin is tuple:
-        return f"a list of {_describe(args[0])}"
-    if origin is dict:
-        return f"an object of {_describe(args[1])}"
-    if dataclasses.is_dataclass(hint):
-        return f"an object with keys {', '.join(f.name for f in dataclasses.fields(hint))}"
-    names = {bool: "true or false", int: "an integer", float: "a finite number", str: "a string", type(None): "null"}
-    return names.get(hint, "any JSON value")
+def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
+    """Say what is wrong, by a pydantic error and the schema of what should stand at its place."""
+    schema = _adapter(kind).json_schema()
+    node = parent = schema["items"]
+    for key in error["loc"][1:]:
+        parent, node = node, _child(schema, node, key)
+        if node is None and error["type"] != "unexpected_keyword_argument":  # the tag of one type among several
+            node = parent
+            break
+        path = f"{path}[{key}]" if isinstance(key, int) else _join(path, key)
+    value = repr(error["input"])
+    value = value if len(value) <= SHOWN else value[: SHOWN - 1] + "…"
+    if error["type"] == "value_error":  # a check of the dataclass itself: its message begins with the field's name
+        return _join(path, str(error["ctx"]["error"]))
+    if error["type"] == "unexpected_keyword_argument":
+        allowed = [name for option in _options(schema, parent) for name in option.get("properties", ())]
+        close = difflib.get_close_matches(error["loc"][-1], allowed, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        return f"{path}: unknown key (value {value}); {hint}allowed: {', '.join(allowed)}"
+    if error["type"] == "missing":
+        return f"{path}: missing; expected {_describe(schema, node)}"
+    if error["type"] in BOUNDS:
+        return f"{path}: {value} {BOUNDS[error['type']].format(**error['ctx'])}"
+    return f"{path or 'the configuration'}: {value} is not allowed; expected {_describe(schema, node)}"
 
 
-def _value(hint: Any, value: Any, path: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return parse(typing.cast(type, hint), value, path)
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        rest = [a for a in args if a is not type(None)]
-        return _value(rest[0], value, path) if len(rest) == 1 else _first(rest, value, path, hint)
-    if origin is typing.Literal and value in args and type(value) in {type(a) for a in args}:
-        return value
-    if origin is tuple and isinstance(value, list):
-        return tuple(_value(args[0], v, f"{path}[{i}]") for i, v in enumerate(value))
-    if origin is dict and isinstance(value, dict):
-        return {k: _value(args[1], v, _join(path, k)) for k, v in value.items()}
-    if hint is Any:
-        return value
-    if hint is float and type(value) in (int, float) and math.isfinite(value):  # Python's JSON knows NaN and Infinity
-        return float(value)
-    if hint in (bool, int, str) and type(value) is hint:
-        return value
-    raise ValueError(f"{path}: {_seen(value)} is not allowed; expected {_describe(hint)}")
+def _options(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:
+    """The schemas that a value may follow, without references."""
+    return [
+        schema["$defs"][option["$ref"].rsplit("/", 1)[-1]] if "$ref" in option else option
+        for option in node.get("anyOf", [node])
+    ]
 
 
-def _first(hints: list[Any], value: Any, path: str, union: Any) -> Any:
-    for hint in hints:
-        try:
-            return _value(hint, value, path)
-        except ValueError:
-            continue
-    raise ValueError(f"{path}: {_seen(value)} is not allowed; expected {_describe(union)}")
+def _child(schema: dict[str, Any], node: dict[str, Any], key: str | int) -> dict[str, Any] | None:
+    """The schema of an item of a list or of a key's value."""
+    for option in _options(schema, node):
+        inner = option.get("items") if isinstance(key, int) else option.get("properties", {}).get(key)
+        inner = inner or option.get("additionalProperties")
+        if isinstance(inner, dict):
+            return inner
+    return None
+
+
+def _describe(schema: dict[str, Any], node: dict[str, Any], plural: bool = False) -> str:
+    if "$ref" in node:
+        (node,) = _options(schema, node)
+    if "const" in node or "enum" in node:
+        return " or ".join(map(repr, node.get("enum", [node.get("const")])))
+    if "anyOf" in node:
+        return " or ".join(_describe(schema, option, plural) for option in node["anyOf"])
+    if node.get("type") == "array":
+        return f"{'lists' if plural else 'a list'} of {_describe(schema, node.get('items', {}), plural=True)}"
+    if node.get("type") == "object":
+        article = "objects" if plural else "an object"
+        if "properties" in node:
+            return f"{article} with keys {', '.join(node['properties'])}"
+        values = node.get("additionalProperties")
+        return f"{article} of {_describe(schema, values, plural=True)}" if isinstance(values, dict) else article
+    return NAMES.get(node.get("type", ""), ("any JSON value", "any JSON values"))[plural]

@@ -8,12 +8,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal, TypeVar, cast
+
+from pydantic import Field
 
 from ...kernels.ops import KernelsConfig
 from ...models import strict
 from ...models.audiox import SamplingConfig
 from ...models.config import ModelConfig
+from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
 from . import credentials
 from .tasks import TASKS
 
@@ -39,36 +42,30 @@ class StreamConfig:
 class DropoutConfig:
     """Probabilities with which a sample loses a condition, so that guidance has an unconditional branch."""
 
-    text: float = 0.1
-    video: float = 0.1
-    audio: float = 0.1
-    all: float = 0.1
-
-    def __post_init__(self) -> None:
-        for name in ("text", "video", "audio", "all"):
-            _between(name, getattr(self, name), 0.0, 1.0)
+    text: Share = 0.1
+    video: Share = 0.1
+    audio: Share = 0.1
+    all: Share = 0.1
 
 
 @dataclass(frozen=True)
 class DataConfig:
     streams: tuple[StreamConfig, ...]
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
-    workers: int = 0  # loader processes a rank
-    cache: str = ""  # folder on this machine for what is fetched of streams in a bucket (s3://...)
-    canonical_nodes: int = 8  # settles the order of samples for every number of nodes; a multiple or divisor of it
-    verify_hashes: bool = False  # compare every shard's hash at start; else when a process first reads of it
-    accept_changes: bool = False  # go on with a run although its streams or their shards are others now
+    workers: NonNegative = 0  # loader processes per rank
+    cache: str = ""  # local folder for what is downloaded of streams in a bucket (s3://...)
+    canonical_nodes: Positive = 8  # fixes the order of samples for any number of nodes that divides it or is a multiple
+    verify_hashes: bool = False  # compare every shard's hash at the start, not when a process first reads it
+    accept_changes: bool = False  # resume a run although its streams or their shards have changed
     inpaint: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip
     prefix: tuple[float, ...] = (0.3, 0.6)  # shortest and longest given beginning, as a share of the clip
 
     def __post_init__(self) -> None:
         if not self.streams:
             raise ValueError("streams: empty; give at least one folder of shards")
-        far = [stream.path for stream in self.streams if "://" in stream.path]
-        if far and not self.cache:
-            raise ValueError(f"cache: missing; {far[0]} needs a folder on this machine for what is fetched")
-        _at_least("workers", self.workers, 0)
-        _at_least("canonical_nodes", self.canonical_nodes, 1)
+        remote = [stream.path for stream in self.streams if "://" in stream.path]
+        if remote and not self.cache:
+            raise ValueError(f"cache: missing; {remote[0]} needs a local folder for what is downloaded")
         for name in ("inpaint", "prefix"):
             shares = getattr(self, name)
             if len(shares) != 2 or not 0 < shares[0] <= shares[1] < 1:
@@ -77,24 +74,20 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """What pretraining and distillation loop over."""
+    """The training loop of pretraining and distillation."""
 
-    steps: int
-    global_batch: int
-    micro_batch: int  # samples a rank takes through the model at once
-    seed: int = 0
+    steps: Positive
+    global_batch: Positive
+    micro_batch: Positive  # samples that a rank computes at once
+    seed: NonNegative = 0
     compile: bool = False  # torch.compile each transformer block
-    compile_conditioner: bool = False  # with it, what makes the condition tokens: as long again at the start
-    fp8: bool = False  # products of the blocks in 8-bit floats, with torchao; on GPUs from Ada and Hopper on
+    compile_conditioner: bool = False  # the conditioner too, which doubles the time to compile
+    fp8: bool = False  # matrix products of the blocks in 8-bit floats by torchao; needs an Ada or Hopper GPU or newer
     checkpointing: bool = False  # recompute each block's activations in the backward pass
-    max_skipped: int = 10  # this many non-finite steps in a row stop the run
-    threads: int = 0  # CPU threads a rank; 0 leaves torch's choice
+    max_skipped: Positive = 10  # this many non-finite steps in a row stop the run
+    threads: NonNegative = 0  # CPU threads per rank; 0 leaves torch's choice
 
     def __post_init__(self) -> None:
-        for name in ("steps", "global_batch", "micro_batch", "max_skipped"):
-            _at_least(name, getattr(self, name), 1)
-        for name in ("seed", "threads"):
-            _at_least(name, getattr(self, name), 0)
         if self.compile_conditioner and not self.compile:
             raise ValueError("compile_conditioner: true needs compile: true; set both, or neither")
 
@@ -104,64 +97,46 @@ class TrainingConfig(LoopConfig):
     precision: Literal["fp32", "bf16"] = "bf16"
     time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
     time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
-    time_even: float = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        _between("time_even", self.time_even, 0.0, 1.0)
+    time_even: Share = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
     """AdamW (section VI-A)."""
 
-    lr: float = 1e-5
+    lr: PositiveFloat = 1e-5
     betas: tuple[float, ...] = (0.9, 0.999)
-    weight_decay: float = 1e-3
-    eps: float = 1e-8
-    clip: float = 1.0  # largest gradient norm; 0 does not clip
+    weight_decay: NonNegativeFloat = 1e-3
+    eps: PositiveFloat = 1e-8
+    clip: NonNegativeFloat = 1.0  # largest gradient norm; 0 does not clip
 
     def __post_init__(self) -> None:
-        for name in ("lr", "eps"):
-            _above(name, getattr(self, name), 0)
-        for name in ("weight_decay", "clip"):
-            _at_least(name, getattr(self, name), 0)
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError(f"betas: {list(self.betas)} must be two numbers of at least 0 and below 1")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """InverseLR (section VI-A): (1 - warmup^(s+1)) · max(final, lr·(1 + s/inv_gamma)^(-power)), and if `cooldown` is
-    above 0 a linear fall to zero over that share of the run at its end."""
+    """InverseLR (section VI-A): (1 - warmup^(s+1)) · max(final, lr·(1 + s/inv_gamma)^(-power)). If `cooldown` is above
+    0, the rate falls linearly to zero over that last share of the run."""
 
-    warmup: float = 0.99
-    inv_gamma: float = 1e6
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    inv_gamma: PositiveFloat = 1e6
     power: float = 0.5
-    final: float = 0.0
-    cooldown: float = 0.0
-
-    def __post_init__(self) -> None:
-        _above("inv_gamma", self.inv_gamma, 0)
-        _at_least("final", self.final, 0)
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup: {self.warmup} must be at least 0 and below 1")
-        _between("cooldown", self.cooldown, 0.0, 1.0)
+    final: NonNegativeFloat = 0.0
+    cooldown: Share = 0.0
 
 
 @dataclass(frozen=True)
 class EmaConfig:
     """Exponential moving average of all trained weights: e ← e + (1 - d)·(w - e), d = min(decay, (1 + s)/(10 + s))."""
 
-    decay: float = 0.9999
-
-    def __post_init__(self) -> None:
-        _between("decay", self.decay, 0.0, 1.0)
+    decay: Share = 0.9999
 
 
 @dataclass(frozen=True)
 class ZeroConfig:
-    stage: Literal[0, 1, 2, 3] = 2
+    stage: Annotated[int, Field(ge=0, le=3)] = 2
     offload: bool = False  # optimizer states in CPU memory
 
     def __post_init__(self) -> None:
@@ -171,42 +146,31 @@ class ZeroConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    every: int = 1000  # steps
-    keep: int = 3  # newest ones kept; 0 keeps all
-    keep_every: int = 0  # besides, the first from each multiple of so many steps on, for good; 0 keeps none of them
-    async_save: bool = False  # written beside the training: a kill may cost what is trained meanwhile, besides `every`
+    every: Positive = 1000  # steps
+    keep: NonNegative = 3  # newest checkpoints kept; 0 keeps all
+    keep_every: NonNegative = 0  # also keep the first checkpoint from each multiple of this many steps on; 0: none
+    async_save: bool = False  # write while training continues; a kill may cost more than `every` steps
 
     def __post_init__(self) -> None:
-        _at_least("every", self.every, 1)
-        _at_least("keep", self.keep, 0)
-        _at_least("keep_every", self.keep_every, 0)
         if self.keep_every % self.every:
             raise ValueError(f"keep_every: {self.keep_every} must be a multiple of every, {self.every}; or 0")
 
 
 @dataclass(frozen=True)
 class TimeoutsConfig:
-    """Seconds without progress after which a rank counts as stuck, and all ranks leave; each phase has its own."""
+    """Seconds without progress after which a rank counts as stuck and all ranks exit, for each phase."""
 
-    start: float = 900.0  # from the process to its first step
-    first_step: float = 1800.0  # which compiles; of distillation the first update of each kind
-    step: float = 120.0
-    save: float = 1800.0  # and making sounds
-
-    def __post_init__(self) -> None:
-        for name in ("start", "first_step", "step", "save"):
-            _above(name, getattr(self, name), 0)
+    start: PositiveFloat = 900.0  # from the start of the process to its first step
+    first_step: PositiveFloat = 1800.0  # with compilation; in distillation the first update of each kind
+    step: PositiveFloat = 120.0
+    save: PositiveFloat = 1800.0  # and previews
 
 
 @dataclass(frozen=True)
 class LoggingConfig:
-    every: int = 10  # steps between lines of metrics.jsonl
-    samples_every: int = 0  # steps between sounds of the EMA weights; 0 makes none
+    every: Positive = 10  # steps between lines of metrics.jsonl
+    samples_every: NonNegative = 0  # steps between sounds of the EMA weights; 0 makes none
     prompts: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        _at_least("every", self.every, 1)
-        _at_least("samples_every", self.samples_every, 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,18 +288,3 @@ def check_ranks(training: LoopConfig, ranks: int) -> int:
             f"{training.micro_batch} = {share}; change one of them"
         )
     return training.global_batch // share
-
-
-def _between(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: {value} must be between {low} and {high}")
-
-
-def _at_least(name: str, value: float, low: float) -> None:
-    if value < low:
-        raise ValueError(f"{name}: {value} must be at least {low}")
-
-
-def _above(name: str, value: float, low: float) -> None:
-    if value <= low:
-        raise ValueError(f"{name}: {value} must be above {low}")

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...models.audiox import SamplingConfig
+from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_config, parse_file, read_json
 from .schedule import Cycle
 
@@ -45,18 +46,10 @@ class UpdatesConfig:
     """Updates of each role in a round (section VI-A), and of the fake model alone before the first."""
 
     preset: Literal["paper", "dmd2", "even"] = "paper"  # 5:1:1, 1:5:1, 1:1:1
-    student: int | None = None  # instead of the preset's
-    fake: int | None = None
-    discriminator: int | None = None
-    fake_warm_up: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("student", "fake", "discriminator"):
-            count = getattr(self, name)
-            if count is not None and count < 1:
-                raise ValueError(f"{name}: {count} updates a round; give at least 1")
-        if self.fake_warm_up < 0:
-            raise ValueError(f"fake_warm_up: {self.fake_warm_up} updates; give 0 or more")
+    student: Positive | None = None  # instead of the preset's
+    fake: Positive | None = None
+    discriminator: Positive | None = None
+    fake_warm_up: NonNegative = 0
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -69,22 +62,12 @@ class UpdatesConfig:
 class WarmStartConfig:
     """Regression of the student on the teacher's guided ODE endpoints, before anything else."""
 
-    updates: int = 0
-    pairs: str = ""  # folder of launch/pairs.py; without one every update makes its own
-    steps: int = 50  # of the ODE
-    shift: float = 1.0  # of these steps, as in `sampling`
-    rollout: bool = False  # regress from where the student's own steps lead, rather than from the endpoint noised
-    lr: float | None = None  # of the student meanwhile; without it that of its optimizer
-
-    def __post_init__(self) -> None:
-        if self.updates < 0:
-            raise ValueError(f"updates: {self.updates}; give 0 or more")
-        if self.steps < 1:
-            raise ValueError(f"steps: {self.steps} must be at least 1")
-        if self.shift <= 0:
-            raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
-        if self.lr is not None and self.lr <= 0:
-            raise ValueError(f"lr: {self.lr} must be above 0")
+    updates: NonNegative = 0
+    pairs: str = ""  # folder made by launch/pairs.py; without one every update solves its own ODE
+    steps: Positive = 50  # of the ODE
+    shift: PositiveFloat = 1.0  # of these steps, as in `sampling`
+    rollout: bool = False  # regress from where the student's own steps lead, not from the endpoint with noise added
+    lr: PositiveFloat | None = None  # the student's during the warm start; by default its optimizer's
 
 
 @dataclass(frozen=True)
@@ -96,17 +79,13 @@ class DistillationConfig:
     loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
     weight: Literal["one", "kl"] = "one"  # ω_τ
     tau: tuple[float, ...] = (0.02, 0.98)  # lowest and highest level at which teacher and fake model are asked
-    adversarial: float = 1.0  # λ_adv; at 0 the discriminator has no turn either
+    adversarial: NonNegativeFloat = 1.0  # λ_adv; at 0 the discriminator has no turn either
     critic_noise: tuple[float, ...] = (0.0, 0.2)  # lowest and highest t_d
-    blocks: int = 6  # of the teacher, which the discriminator stands on
+    blocks: Positive = 6  # of the teacher, which the discriminator stands on
 
     def __post_init__(self) -> None:
         if min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
             raise ValueError(f"probabilities: {list(self.probabilities)} must be 0 or more and add up to 1")
-        if self.adversarial < 0:
-            raise ValueError(f"adversarial: {self.adversarial} must be 0 or more")
-        if self.blocks < 1:
-            raise ValueError(f"blocks: {self.blocks} must be at least 1")
         for name in ("tau", "critic_noise"):
             levels = getattr(self, name)
             if len(levels) != 2 or not 0 <= levels[0] < levels[1] <= 1:
