@@ -46,8 +46,8 @@ def parse(kind: type[T], data: object, path: str = "") -> T:
     Raises ValueError with the dotted path, the value and what is allowed.
     """
     try:
-        parsed: T = _adapter(kind).validate_json(json.dumps([data]))[0]
-        return parsed
+        adapter: TypeAdapter[list[T]] = _adapter(kind)  # type: ignore[arg-type]  # mypy does not know classes as hashable
+        return adapter.validate_json(json.dumps([data]))[0]
     except ValidationError as invalid:
         errors: list[dict[str, Any]] = [dict(error) for error in invalid.errors()]
         first = min(errors, key=lambda error: error["type"] != "unexpected_keyword_argument")
