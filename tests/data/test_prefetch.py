@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 
+from audiox_trainer.trainer.data.batches import Batch, Conditions
 from audiox_trainer.trainer.data.prefetch import DEPTH, Ahead
 from audiox_trainer.trainer.data.shards import ShardError
 
@@ -72,3 +73,20 @@ def test_the_thread_takes_no_cores_from_the_step():
     thread.start()
     thread.join()
     assert later == [threads]
+
+
+def test_text_features_on_a_device_are_not_pinned(monkeypatch):
+    """T5 leaves them on the GPU; "meta" stands for it, of which torch pins as little."""
+    pin = torch.Tensor.pin_memory
+
+    def pin_memory(x):  # without a GPU torch pins nothing at all
+        return x.clone() if x.device.type == "cpu" else pin(x)
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin_memory)
+    text = torch.empty(2, 8, 4, device="meta")
+    conditions = Conditions(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), text, torch.tensor([8, 1]))
+    batch = Batch(torch.zeros(2, 5, 4), conditions, torch.zeros(2, 5), torch.arange(2), ("t2a",) * 2, ("a", "b"))
+    with Ahead(iter([batch]), torch.device("cuda")) as batches:
+        pinned = next(batches)
+    assert pinned.conditions.text is text
+    assert pinned.conditions.video is not conditions.video and pinned.latents is not batch.latents

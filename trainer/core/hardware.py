@@ -50,9 +50,14 @@ def cpu_has_bf16() -> bool:
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def pinned(x: Tensor) -> Tensor:
+    """`x` in memory that a GPU copies from by itself. What already is on a device stays there."""
+    return x.pin_memory() if x.device.type == "cpu" else x
+
+
 def sent(x: Tensor, device: torch.device) -> Tensor:
     """`x` on the device, by a copy that the host does not wait for: to a GPU that takes pinned memory."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" and x.device.type == "cpu" else x
+    return pinned(x).to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def describe() -> dict[str, str]:

@@ -20,6 +20,7 @@ from ...models.conditioner import video_seconds
 from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..core.config import DataConfig
+from ..core.hardware import pinned
 from ..core.rng import Purpose, sample_rng
 from ..core.tasks import TASKS
 from .record import Record
@@ -76,13 +77,13 @@ class Batch:
         )
 
     def pinned(self) -> "Batch":
-        """The same in memory that a GPU copies from by itself."""
+        """The same samples for a GPU, in memory that it copies from by itself. T5's features are on it already."""
         return replace(
             self,
-            latents=self.latents.pin_memory(),
-            conditions=Conditions(*(x.pin_memory() for x in self.conditions.tensors())),
-            given=self.given.pin_memory(),
-            noise=None if self.noise is None else self.noise.pin_memory(),
+            latents=pinned(self.latents),
+            conditions=Conditions(*(pinned(x) for x in self.conditions.tensors())),
+            given=pinned(self.given),
+            noise=None if self.noise is None else pinned(self.noise),
         )
 
     def split(self, size: int) -> list["Batch"]:
