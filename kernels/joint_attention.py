@@ -62,8 +62,10 @@ def joint_attention_triton(
     latent: StreamInput, condition: StreamInput, condition_length: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`joint_attention` without a concatenation or a mask. Condition tokens past their length receive zeros, and tiles
-    that hold nothing else are not computed."""
+    that hold nothing else are not computed. Raises ValueError for heads that the kernels cannot compute."""
     B, C = condition.qkv.shape[:2]
+    if error := head_error(latent.qkv.shape[-1]):
+        raise ValueError(f"joint attention with Triton {error}")
     if condition_length is None:
         condition_length = torch.full((B,), C, device=latent.qkv.device)
     x, c, _ = _joint_attention(*latent.tensors(), *condition.tensors(), condition_length.to(torch.int32))
@@ -347,6 +349,16 @@ def _backward_keys(
 
 
 # ---- host
+
+
+MIN_HEAD = 32  # Triton's products are at least 16 wide, and a head is multiplied in halves
+
+
+def head_error(head: int) -> str:
+    """Why the Triton kernels cannot have heads of this width; empty where they can."""
+    if head < MIN_HEAD or head & (head - 1):
+        return f"needs heads whose width is a power of two, at least {MIN_HEAD}, not {head}"
+    return ""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .gated_residual import (
     gated_residual_triton,
 )
 from .joined_attention import flash_function, joint_attention_cudnn, joint_attention_flash, joint_attention_sdpa
-from .joint_attention import StreamInput, joint_attention, joint_attention_triton
+from .joint_attention import StreamInput, head_error, joint_attention, joint_attention_triton
 from .swiglu import swiglu, swiglu_triton
 
 
@@ -82,8 +82,8 @@ def missing(backend: str, device: torch.device, dtype: torch.dtype, head: int = 
         return "needs an NVIDIA GPU; 'reference' runs everywhere"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(device) < OLDEST:
         return "needs a GPU from Ampere (compute capability 8.0) on; 'reference' runs everywhere"
-    if backend == "triton" and head & (head - 1):
-        return f"needs heads whose width is a power of two, not {head}; take 'sdpa' or 'cudnn'"
+    if backend == "triton" and head and (error := head_error(head)):
+        return f"{error}; take 'sdpa' or 'cudnn'"
     if backend in ("flash", "cudnn") and dtype == torch.float32:
         return "computes in bfloat16 or float16, this run in float32; set its precision to bf16, or take 'triton'"
     if backend == "cudnn" and not torch.backends.cudnn.is_available():

@@ -66,7 +66,7 @@ def test_padding_is_a_sequence_of_its_own():
 def test_a_model_computes_the_same_with_triton_kernels():
     """The whole model, forward and backward, with the kernels in every block."""
     torch.manual_seed(0)
-    model = AudioX(small_config().model)
+    model = AudioX(small_config(None, "model.backbone.heads=1").model)  # the kernels' narrowest heads
     for p in model.parameters():  # those that start at zero would hide what stands before them
         torch.nn.init.normal_(p, std=0.1)
     config = model.config
@@ -250,14 +250,20 @@ def test_refusals_say_how_to_get_it(monkeypatch):
     def absent():
         raise ImportError
 
-    assert "power of two, not 96" in ops.missing("triton", torch.device("cuda"), torch.bfloat16, head=96)
-    assert ops.missing("triton", torch.device("cuda"), torch.bfloat16, head=64) == ""
+    gpu = torch.device("cuda")
+    for head in (8, 16, 96):  # of which Triton can compile none
+        expected = f"power of two, at least 32, not {head}; take 'sdpa' or 'cudnn'"
+        assert expected in ops.missing("triton", gpu, torch.bfloat16, head)
+        assert "triton" not in ops.available("joint_attention", gpu, torch.bfloat16, head)
+        with pytest.raises(ValueError, match=f"at least 32, not {head}"):
+            ops.joint_attention_triton(*streams((9,), head=head))
+    for head in (32, 64):
+        assert ops.missing("triton", gpu, torch.bfloat16, head) == ""
     with monkeypatch.context() as old:
         old.setattr(torch.cuda, "is_available", lambda: True)
         old.setattr(torch.cuda, "get_device_capability", lambda *_: (7, 5))
-        assert "from Ampere" in ops.missing("triton", torch.device("cuda"), torch.bfloat16)
+        assert "from Ampere" in ops.missing("triton", gpu, torch.bfloat16)
 
-    gpu = torch.device("cuda")
     monkeypatch.setattr(ops, "flash_function", absent)
     assert "pip install flash-attn" in ops.missing("flash", gpu, torch.bfloat16)
     assert "float32" in ops.missing("flash", gpu, torch.float32)

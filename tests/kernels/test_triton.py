@@ -116,6 +116,7 @@ def joint(attend, rotations, length):
         (1, 7, 64, None),
         (7, 1, 64, (1,)),
         (33, 40, 64, (5, 40)),
+        (33, 40, 32, (5, 40)),
         (130, 70, 128, (33,)),
         (215, 33, 64, None),
         (215, 383, 64, (383,)),
@@ -159,7 +160,7 @@ def composite(x, gate, shift, scale, norm):
     x = gated_residual.gated_residual_triton(x, y, gate)
     n = x.shape[1]
     qkv = torch.stack((x, y, x), dim=2).unsqueeze(3)  # (B, N, 3, 1, W)
-    cos, sin = torch.ones(n, 8, device=x.device), torch.zeros(n, 8, device=x.device)
+    cos, sin = torch.ones(n, 16, device=x.device), torch.zeros(n, 16, device=x.device)
     half = StreamInput(qkv, norm, norm, cos, sin)
     return sum(joint_attention.joint_attention_triton(half, half, None))
 
@@ -167,7 +168,7 @@ def composite(x, gate, shift, scale, norm):
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["compiled", "checkpointed", "both"])
 def test_under_compilation_and_checkpointing(how):
-    tensors = [torch.randn(2, 5, 16), *(torch.randn(2, 16) for _ in range(3)), torch.ones(16)]
+    tensors = [torch.randn(2, 5, 32), *(torch.randn(2, 32) for _ in range(3)), torch.ones(32)]
 
     def run(call):
         inputs = [t.clone().to(DEVICE).requires_grad_() for t in tensors]
@@ -197,7 +198,7 @@ def test_operators_are_registered_as_torch_wants_them():
     gate, branch = torch.randn(2, 8, device=DEVICE), torch.randn(2, 3, 8, device=DEVICE)
     assert checked(gated_residual._gated_residual, (inputs[0], branch, gate)) == {"SUCCESS"}
     assert checked(gated_residual._gated_residual_norm, (inputs[0], branch, gate, *inputs[1:])) == {"SUCCESS"}
-    (x, rotation_x), (c, rotation_c) = (stream(1, n, 1, 16, torch.float32) for n in (3, 2))
+    (x, rotation_x), (c, rotation_c) = (stream(1, n, 1, 32, torch.float32) for n in (3, 2))
     streams = [t.to(DEVICE).requires_grad_() for t in x], [t.to(DEVICE).requires_grad_() for t in c]
     lengths = torch.tensor([2], dtype=torch.int32, device=DEVICE)
     attention = (*streams[0], *rotation_x, *streams[1], *rotation_c, lengths)
