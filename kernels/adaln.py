@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import on_tensor_device
+
 EPS = 1e-6
 ROWS = 8  # tokens over which one program of the backward pass sums the modulation's gradients
 
@@ -98,6 +100,7 @@ def same_rows(*modulation: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.library.custom_op("audiox_trainer::layer_norm_modulate", mutates_args=())
+@on_tensor_device
 def _layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, and for the backward pass mean and 1/deviation (B, L)."""
     B, L, W = x.shape
@@ -115,6 +118,7 @@ def _(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @torch.library.custom_op("audiox_trainer::layer_norm_modulate_backward", mutates_args=())
+@on_tensor_device
 def _layer_norm_modulate_backward(
     x: Tensor, dy: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:

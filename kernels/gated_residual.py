@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .adaln import EPS, ROWS, layer_norm_backward, layer_norm_modulate, row_launch, same_rows
+from .device import on_tensor_device
 
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
@@ -107,6 +108,7 @@ def _backward(
 
 
 @torch.library.custom_op("audiox_trainer::gated_residual", mutates_args=())
+@on_tensor_device
 def _gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     B, L, W = x.shape
     x, branch, (gate,) = x.contiguous(), branch.contiguous(), same_rows(gate)
@@ -122,6 +124,7 @@ def _(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("audiox_trainer::gated_residual_backward", mutates_args=())
+@on_tensor_device
 def _gated_residual_backward(dnew: Tensor, branch: Tensor, gate: Tensor) -> tuple[Tensor, Tensor]:
     """-> the gradients at branch and gate."""
     B, L, W = branch.shape
@@ -154,6 +157,7 @@ _gated_residual.register_autograd(_gradients, setup_context=_save)
 
 
 @torch.library.custom_op("audiox_trainer::gated_residual_norm", mutates_args=())
+@on_tensor_device
 def _gated_residual_norm(
     x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -175,6 +179,7 @@ def _(x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor) -> 
 
 
 @torch.library.custom_op("audiox_trainer::gated_residual_norm_backward", mutates_args=())
+@on_tensor_device
 def _gated_residual_norm_backward(
     new: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor, dnew: Tensor, dy: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:

@@ -19,6 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attention
+from .device import on_tensor_device
 from .qk_norm_rope import EPS, qk_norm_rope
 
 
@@ -442,6 +443,7 @@ def _rotated(shapes: _Shapes, which: int, streams: tuple[tuple[Tensor, ...], ...
 
 
 @torch.library.custom_op("audiox_trainer::joint_attention", mutates_args=())
+@on_tensor_device
 def _joint_attention(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
     qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,
@@ -475,6 +477,7 @@ def _(
 
 
 @torch.library.custom_op("audiox_trainer::joint_attention_backward", mutates_args=())
+@on_tensor_device
 def _joint_attention_backward(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
     qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,

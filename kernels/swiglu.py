@@ -8,6 +8,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .device import on_tensor_device
+
 BLOCK = 1024  # values of the hidden layer a program
 
 
@@ -49,6 +51,7 @@ def _backward(ab, dy, dab, hidden, BLOCK: tl.constexpr):
 
 
 @torch.library.custom_op("audiox_trainer::swiglu", mutates_args=())
+@on_tensor_device
 def _swiglu(ab: Tensor) -> Tensor:
     ab, hidden = ab.contiguous(), ab.shape[-1] // 2
     y = ab.new_empty((*ab.shape[:-1], hidden))
@@ -62,6 +65,7 @@ def _(ab: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("audiox_trainer::swiglu_backward", mutates_args=())
+@on_tensor_device
 def _swiglu_backward(ab: Tensor, dy: Tensor) -> Tensor:
     ab, dy = ab.contiguous(), dy.contiguous()
     dab, hidden = torch.empty_like(ab), dy.shape[-1]

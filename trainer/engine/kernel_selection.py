@@ -4,6 +4,7 @@ import json
 import math
 import statistics
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,16 +158,19 @@ def timings(
     """Seconds forward and backward of each implementation, which take turns; on a GPU by its own clock, as CUDA graphs
     whose inputs are in no cache. And why those were left out that fail, or whose outputs or gradients are not the
     reference's."""
-    # A compiled backward is called again and again with what its forward kept, which it must not write into.
-    with torch._functorch.config.patch(donated_buffer=False):
+    on_gpu = device.type == "cuda"
+    # A compiled backward is called again and again with what its forward kept, which it must not write into. Graphs,
+    # streams and events are those of the current GPU.
+    with torch._functorch.config.patch(donated_buffer=False), torch.cuda.device(device) if on_gpu else nullcontext():
         calls, failed = _ready(op, case, implementations, device, inner)
-    ways = []
-    for way in (0, 1):
-        turns = {name: pair[way] for name, pair in calls.items()}
-        on_gpu = device.type == "cuda"
-        ways.append(
-            replayed(turns, rounds, inner, device) if on_gpu else interleaved(turns, rounds, inner, WARM_UPS, device)
-        )
+        ways = []
+        for way in (0, 1):
+            turns = {name: pair[way] for name, pair in calls.items()}
+            ways.append(
+                replayed(turns, rounds, inner, device)
+                if on_gpu
+                else interleaved(turns, rounds, inner, WARM_UPS, device)
+            )
     return {name: (ways[0][name], ways[1][name]) for name in calls}, failed
 
 
