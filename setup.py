@@ -23,7 +23,7 @@ setup(
     packages=packages,
     package_dir={f"audiox_trainer.{folder}": folder for folder in (*FOLDERS, "configs")},
     package_data={
-        "audiox_trainer.configs": ["*.json"],
+        "audiox_trainer.configs": ["*.json", "base/*.json", "schema/*.json"],
         "audiox_trainer.launch.slurm": ["*"],
         "audiox_trainer.trainer.manifest": ["*.json"],
     },

@@ -103,7 +103,7 @@ def main() -> int:
         print(f"{args.out}: {prepare_scenes(args.out, model, args.clips, args.seed, args.music_share, args.workers)}")
 
     def files() -> None:
-        from audiox_trainer.trainer.core.config import parse_file
+        from audiox_trainer.trainer.core.config_reader import parse_file
         from audiox_trainer.trainer.data.storage import local_folder
         from audiox_trainer.trainer.prepare.engine import Place, prepare_files
         from audiox_trainer.trainer.prepare.filters import FiltersConfig

@@ -1,11 +1,13 @@
 """Configurations: what is not allowed is refused with its dotted path, before a process group or a folder is made."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import RunConfig, apply_override, check_ranks, load_config
+from audiox_trainer.trainer.core.config import RunConfig, check_ranks, load_config
+from audiox_trainer.trainer.core.config_reader import apply_override, find_config, read_config
 from tests.helpers.small_config import ROOT, small_json
 
 CONFIGS = sorted(
@@ -169,3 +171,67 @@ def test_a_batch_that_the_ranks_cannot_share(small, batch, micro, ranks):
     with pytest.raises(ValueError, match=message):
         check_ranks(training, ranks)
     assert check_ranks(small.training, 2) == 1 and check_ranks(small.training, 1) == 2
+
+
+class TestExtends:
+    """A file that changes another one."""
+
+    @pytest.fixture
+    def write(self, tmp_path):
+        def write(name, **keys):
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(json.dumps(keys))
+            return tmp_path / name
+
+        return write
+
+    def test_objects_are_merged_and_lists_replaced(self, write):
+        write("base/a.json", a={"b": 1, "c": {"d": 2}}, e=[1, 2], f=3)
+        write("b.json", **{"$schema": "x.json", "extends": "base/a.json", "a": {"c": {"g": 4}}, "e": [5]})
+        child = write("c.json", extends="b.json", f={"h": 6})
+        assert read_config(child) == {"a": {"b": 1, "c": {"d": 2, "g": 4}}, "e": [5], "f": {"h": 6}}
+
+    def test_one_that_comes_along_may_be_extended_from_anywhere(self, write):
+        config = load_config(write("mine.json", extends="tiny", training={"steps": 7}))
+        tiny = load_config("tiny")
+        assert config == replace(tiny, training=replace(tiny.training, steps=7))
+
+    def test_a_circle(self, write):
+        write("a.json", extends="b.json")
+        write("b.json", extends="c.json")
+        write("c.json", extends="b.json")
+        with pytest.raises(ValueError, match=r"extends: a circle, b\.json extends c\.json extends b\.json; break it"):
+            read_config(write("a.json", extends="b.json"))
+
+    @pytest.mark.parametrize("value", [3, "", None, ["tiny"]])
+    def test_what_names_no_file(self, write, value):
+        with pytest.raises(ValueError, match=r"a\.json: extends: .* is not allowed; expected the path"):
+            read_config(write("a.json", extends=value))
+
+    def test_a_base_that_is_not_there(self, write):
+        with pytest.raises(FileNotFoundError, match=r"tinny\.json: no such configuration \(did you mean tiny\?\)"):
+            read_config(write("a.json", extends="tinny.json"))
+
+    def test_a_key_of_the_base_is_refused_as_its_own(self, write):
+        with pytest.raises(ValueError, match=r"mine\.json: model\.backbone\.widht: unknown key"):
+            load_config(write("mine.json", extends="tiny", model={"backbone": {"widht": 3}}))
+
+
+@pytest.mark.parametrize("name", ["2p7b", "2p7b.json", "configs/2p7b.json"])
+def test_a_configuration_is_found_by_name_from_any_folder(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert find_config(name) == ROOT / "configs" / "2p7b.json"
+    (tmp_path / "2p7b").mkdir()
+    assert find_config(name) == ROOT / "configs" / "2p7b.json", "a folder is no configuration"
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / name
+    own.rmdir() if own.is_dir() else None
+    own.write_text("{}")
+    assert find_config(name).resolve() == own, "a file comes first"
+
+
+def test_a_name_that_is_misspelt(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    message = r"distil_2p7b: no such configuration \(did you mean distill_2p7b\?\); give a file, or one of 2p7b, "
+    with pytest.raises(FileNotFoundError, match=message):
+        find_config("distil_2p7b")

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import RunConfig, apply_override
+from audiox_trainer.trainer.core.config import RunConfig
+from audiox_trainer.trainer.core.config_reader import apply_override, read_config
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,7 +46,7 @@ SMALL = (
 
 def small_json(scenes: Path | None = None, *overrides: str) -> dict[str, Any]:
     """The run configuration as JSON; `scenes` is the folder that holds the streams `audio` and `music`."""
-    data = json.loads((ROOT / "configs" / "tiny.json").read_text())
+    data = read_config(ROOT / "configs" / "tiny.json")
     paths = [f"data.streams.{i}.path={scenes}/{name}" for i, name in enumerate(("audio", "music")) if scenes]
     for override in (*SMALL, *paths, *overrides):
         apply_override(data, override)

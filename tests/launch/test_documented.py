@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from audiox_trainer.trainer.core.config import check_ranks, load_config, read_json
+from audiox_trainer.trainer.core.config import check_ranks, load_config
+from audiox_trainer.trainer.core.config_reader import read_config
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 from tests.helpers.small_config import ROOT
 
@@ -43,7 +44,7 @@ def test_its_ranks_divide_the_batch(submission):
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*2p7b*.json")), ids=lambda f: f.stem)
 def test_every_configuration_of_full_size_runs_as_the_scripts_ask(config):
-    assert accumulated("", "distill" if "student" in read_json(config) else "pretrain", str(config)) >= 1
+    assert accumulated("", "distill" if "student" in read_config(config) else "pretrain", str(config)) >= 1
 
 
 def test_what_is_prepared_is_what_is_read():

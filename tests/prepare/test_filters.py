@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from audiox_trainer.trainer.core.config import parse_file
+from audiox_trainer.trainer.core.config_reader import parse_file
 from audiox_trainer.trainer.manifest.manifest import Entry
 from audiox_trainer.trainer.media.clips import Clip
 from audiox_trainer.trainer.prepare.encode import Encoders, EntryTask, Rejection, encode_entry

@@ -1,26 +1,21 @@
-"""A run's configuration: one JSON file, parsed into frozen dataclasses before anything else happens.
+"""The configuration of a pretraining run, and what a distillation's has in common with it.
 
-An unknown, missing or ill-typed key is refused with its dotted path, the value and what is allowed. What DeepSpeed
-needs is derived from it in `zero.py` and can be overridden in the `deepspeed` section, which is passed on as it is.
+DeepSpeed's settings are derived from it in `engine/zero.py`; the `deepspeed` section is merged into them unread.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, cast
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from ...kernels.ops import KernelsConfig
-from ...models import strict
 from ...models.audiox import SamplingConfig
 from ...models.config import ModelConfig
 from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
-from . import credentials
+from .config_reader import parse_file
 from .tasks import TASKS
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -200,83 +195,8 @@ class RunConfig(BaseConfig):
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """A pretraining's configuration, as `parse_file` reads it."""
+    """Read the configuration of a pretraining."""
     return parse_file(RunConfig, path, overrides)
-
-
-# Keys that only the one kind of configuration has.
-OF_ANOTHER = {"optimizer": "launch/pretrain.py", "student": "launch/distill.py"}
-
-
-def parse_file(kind: type[T], path: str | Path, overrides: Sequence[str]) -> T:
-    """Parse a run's JSON file with `key.path=value` overrides applied into a dataclass.
-
-    Raises ValueError for anything that is not allowed, FileNotFoundError for a missing file.
-    """
-    data = read_json(path)
-    for override in overrides:
-        apply_override(data, override)
-    credentials.refuse(data, str(path))
-    known = {field.name for field in fields(cast(Any, kind))}
-    for key, script in OF_ANOTHER.items():
-        if key in data and key not in known:
-            raise ValueError(f"{path}: {key}: this configuration is for {script}; run that, or give another --config")
-    try:
-        parsed: T = strict.parse(kind, data)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
-    return parsed
-
-
-def read_json(path: str | Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises ValueError with line and column for what is not JSON."""
-    try:
-        data = json.loads(Path(path).read_text(), object_pairs_hook=_unique)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
-    except ValueError as error:  # a key twice, or not UTF-8
-        raise ValueError(f"{path}: {error}") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{path}: must be a JSON object, not {type(data).__name__}")
-    return data
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The keys of a JSON object; of a key that stands there twice JSON would drop one value in silence."""
-    names = [name for name, _ in pairs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ValueError(f"{name}: stands there {names.count(name)} times; keep one")
-    return dict(pairs)
-
-
-def apply_override(data: dict[str, Any], override: str) -> None:
-    """Set `a.b=value` in nested dicts; the value is JSON, or else a plain string. A number leads into a list.
-
-    Raises ValueError when the path leads through something that holds no keys.
-    """
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ValueError(f"--set {override}: expected key.path=value")
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        value = text
-    *parents, last = path.split(".")
-    node: Any = data
-    for key in parents:
-        if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-            node = node[int(key)]
-        elif isinstance(node, dict):
-            node = node.setdefault(key, {})
-        else:
-            raise ValueError(f"--set {override}: {key!r} leads nowhere in {path!r}")
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ValueError(f"--set {override}: {last!r} leads nowhere in {path!r}")
 
 
 def check_ranks(training: LoopConfig, ranks: int) -> int:

@@ -1,4 +1,4 @@
-"""A distillation's configuration: one JSON file, parsed as strictly as a pretraining's (`config.py`)."""
+"""The configuration of a distillation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,7 +7,8 @@ from typing import Literal
 
 from ...models.audiox import SamplingConfig
 from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat
-from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_config, parse_file, read_json
+from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_config
+from .config_reader import parse_file, read_config
 from .schedule import Cycle
 
 
@@ -151,10 +152,10 @@ class DistillConfig(BaseConfig):
 
 
 def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:
-    """A distillation's configuration, as `config.parse_file` reads it."""
+    """Read the configuration of a distillation."""
     return parse_file(DistillConfig, path, overrides)
 
 
 def load_training(path: Path, overrides: Sequence[str] = ()) -> BaseConfig:
-    """A pretraining's configuration or a distillation's, which is known by its student."""
-    return load_distill_config(path, overrides) if "student" in read_json(path) else load_config(path, overrides)
+    """Read the configuration of a pretraining or, if it has a student, of a distillation."""
+    return load_distill_config(path, overrides) if "student" in read_config(path) else load_config(path, overrides)

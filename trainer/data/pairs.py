@@ -18,7 +18,8 @@ from torch import Tensor
 
 from ...models import strict
 from ...models.encoders.base import TextEncoder
-from ..core.config import DataConfig, StreamConfig, read_json
+from ..core.config import DataConfig, StreamConfig
+from ..core.config_reader import read_json
 from ..core.distill_config import DistillConfig
 from .batches import Assembler, Batch, Choice
 from .draws import Draws

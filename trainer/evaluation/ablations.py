@@ -14,7 +14,8 @@ from typing import Any
 
 from ...models import strict
 from ...models.audiox import WEIGHTS
-from ..core.config import RunConfig, load_config, read_json
+from ..core.config import RunConfig, load_config
+from ..core.config_reader import read_json
 from ..core.distill_config import in_precision, load_distill_config
 from ..core.files import hash_file, write_json, write_text
 from ..core.hardware import quick_precision

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ..core.config import read_json
+from ..core.config_reader import read_json
 from ..core.files import write_json
 from ..pages.charts import LOSSES
 

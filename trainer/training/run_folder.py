@@ -17,7 +17,8 @@ from ...models import strict
 from ...models.encoders.build import check_text_encoder
 from ..checkpoint import load
 from ..core.cli import ExitCode
-from ..core.config import BaseConfig, check_ranks, read_json
+from ..core.config import BaseConfig, check_ranks
+from ..core.config_reader import read_json
 from ..core.distill_config import DistillConfig
 from ..core.files import hash_file, write_json
 from ..data.bucket_cache import folder_of

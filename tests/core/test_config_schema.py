@@ -1,0 +1,32 @@
+"""The JSON Schemas in configs/schema: current, and followed by every configuration that comes along."""
+
+import json
+
+import jsonschema
+import pytest
+
+from audiox_trainer.launch.config_schema import KINDS, text
+from tests.helpers.small_config import ROOT
+
+CONFIGS = sorted(file for folder in ("", "base") for file in (ROOT / "configs" / folder).glob("*.json"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_schema_is_current(kind):
+    file = ROOT / "configs" / "schema" / f"{kind}.json"
+    assert file.read_text() == text(KINDS[kind]), "run launch/config_schema.py"
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.relative_to(ROOT / "configs").as_posix())
+def test_every_configuration_names_the_schema_that_it_follows(file):
+    data = json.loads(file.read_text())
+    schema = json.loads((file.parent / data["$schema"]).read_text())
+    jsonschema.validate(data, schema)
+    for key, value, reason in (("colour", 1, "colour"), ("$schema", 3, "not of type")):
+        with pytest.raises(jsonschema.ValidationError, match=reason):
+            jsonschema.validate(data | {key: value}, schema)
+
+
+def test_the_schema_explains_keys():
+    loop = json.loads((ROOT / "configs" / "schema" / "distillation.json").read_text())["$defs"]["LoopConfig"]
+    assert "samples" in loop["properties"]["micro_batch"]["description"]
