@@ -97,21 +97,21 @@ def main() -> int:
     from audiox_trainer.trainer.core.config import load_config
 
     def scenes() -> None:
-        from audiox_trainer.trainer.prepare.scenes import prepare_scenes
+        from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
 
         model = load_config(args.config, args.set).model
         print(f"{args.out}: {prepare_scenes(args.out, model, args.clips, args.seed, args.music_share, args.workers)}")
 
     def files() -> None:
         from audiox_trainer.trainer.core.config_reader import parse_file
-        from audiox_trainer.trainer.data.storage import local_folder
-        from audiox_trainer.trainer.prepare.engine import Place, prepare_files
+        from audiox_trainer.trainer.data.storage import scratch_folder
         from audiox_trainer.trainer.prepare.filters import FiltersConfig
+        from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 
         model = load_config(args.config, args.set).model
         filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
-        cli.cache_compiled(local_folder(args.out))
-        place = replace(Place.here(args.device), limit=args.limit, unreachable=args.unreachable)
+        cli.cache_compiled(scratch_folder(args.out))
+        place = replace(PrepareRank.here(args.device), limit=args.limit, unreachable=args.unreachable)
         summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
         if place.rank == 0:
             print(f"{args.out}: {summary}")

@@ -83,7 +83,7 @@ def forkserver() -> None:
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory, forkserver) -> Path:
     """Procedural scenes encoded for the small model, in the streams `audio` and `music`. Nobody may change them."""
-    from audiox_trainer.trainer.prepare.scenes import prepare_scenes
+    from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
     from tests.helpers.small_config import CLIPS, small_config
 
     folder = tmp_path_factory.mktemp("scenes") / "small"

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from audiox_trainer.trainer.data.batches import Batch, Conditions
-from audiox_trainer.trainer.data.prefetch import DEPTH, Ahead
+from audiox_trainer.trainer.data.prefetch import DEPTH, Prefetcher
 from audiox_trainer.trainer.data.shards import ShardError
 
 CPU = torch.device("cpu")
 
 
 def test_what_is_read_comes_in_order_and_ends():
-    with Ahead(iter(range(7)), CPU) as batches:
+    with Prefetcher(iter(range(7)), CPU) as batches:
         assert list(batches) == list(range(7))
 
 
@@ -29,7 +29,7 @@ def test_the_next_ones_are_ready_while_a_step_goes_on():
                 ready.set()
             yield i
 
-    with Ahead(source(), CPU) as batches:
+    with Prefetcher(source(), CPU) as batches:
         assert next(batches) == 0
         assert ready.wait(10)
         time.sleep(0.05)
@@ -44,7 +44,7 @@ def test_a_fault_comes_when_it_is_its_turn():
         yield from range(3)
         raise ShardError("shard 4 is damaged")
 
-    with Ahead(source(), CPU) as batches:
+    with Prefetcher(source(), CPU) as batches:
         assert [next(batches) for _ in range(3)] == [0, 1, 2]
         with pytest.raises(ShardError, match="shard 4"):
             next(batches)
@@ -56,7 +56,7 @@ def test_waiting_is_counted_once():
             time.sleep(0.1)
             yield i
 
-    with Ahead(source(), CPU) as batches:
+    with Prefetcher(source(), CPU) as batches:
         next(batches)
         assert 0.05 < batches.waited_since() < 0.5
         assert batches.waited_since() == 0
@@ -65,7 +65,7 @@ def test_waiting_is_counted_once():
 
 def test_the_thread_takes_no_cores_from_the_step():
     threads = torch.get_num_threads()
-    with Ahead((torch.get_num_threads() for _ in range(3)), CPU) as batches:
+    with Prefetcher((torch.get_num_threads() for _ in range(3)), CPU) as batches:
         assert list(batches) == [1, 1, 1]
     assert torch.get_num_threads() == threads
     later = []
@@ -86,7 +86,7 @@ def test_text_features_on_a_device_are_not_pinned(monkeypatch):
     text = torch.empty(2, 8, 4, device="meta")
     conditions = Conditions(torch.zeros(2, 3, 4), torch.zeros(2, 5, 4), text, torch.tensor([8, 1]))
     batch = Batch(torch.zeros(2, 5, 4), conditions, torch.zeros(2, 5), torch.arange(2), ("t2a",) * 2, ("a", "b"))
-    with Ahead(iter([batch]), torch.device("cuda")) as batches:
+    with Prefetcher(iter([batch]), torch.device("cuda")) as batches:
         pinned = next(batches)
     assert pinned.conditions.text is text
     assert pinned.conditions.video is not conditions.video and pinned.latents is not batch.latents

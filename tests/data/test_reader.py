@@ -16,8 +16,8 @@ from audiox_trainer.models.encoders.build import build_text_encoder
 from audiox_trainer.trainer.core.config import DataConfig, DropoutConfig
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
 from audiox_trainer.trainer.core.tasks import TASKS
-from audiox_trainer.trainer.data.batches import Assembler, choose_task
-from audiox_trainer.trainer.data.reader import places
+from audiox_trainer.trainer.data.batches import BatchAssembler, choose_task
+from audiox_trainer.trainer.data.reader import global_places
 from audiox_trainer.trainer.data.record import Record
 from audiox_trainer.trainer.data.shards import ShardError
 from audiox_trainer.trainer.data.streaming_library import World
@@ -101,7 +101,7 @@ class TestOrder:
             for rank in range(nodes * ranks):
                 world = World(nodes, ranks, 1, rank)
                 for step, samples in enumerate(work[world.node, world.rank_of_node, 0]):
-                    steps[step] |= dict(zip(places(world, len(samples)), samples.tolist(), strict=True))
+                    steps[step] |= dict(zip(global_places(world, len(samples)), samples.tolist(), strict=True))
             return [[samples[place] for place in range(8)] for samples in steps[:7]]
 
         assert order(nodes, ranks) == order(1, 1)
@@ -210,7 +210,7 @@ class Texts:
 def assembler(model, encode=None, dropout=None, **data):
     off = DropoutConfig(0.0, 0.0, 0.0, 0.0)
     config = replace(DataConfig(small_config().data.streams), dropout=dropout or off, **data)
-    return Assembler(model, config, encode or Texts(), seed=0)
+    return BatchAssembler(model, config, encode or Texts(), seed=0)
 
 
 def assemble(assembler, task, count, **changes):

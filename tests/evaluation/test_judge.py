@@ -17,7 +17,7 @@ from audiox_trainer.trainer.evaluation.judge import (
     targets,
     train_judge,
 )
-from audiox_trainer.trainer.scenes.scenes import INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, audio_scene, draw_scene
+from audiox_trainer.trainer.scenes.scene import INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, audio_scene, draw_scene
 
 FRAMES = SAMPLES // JUDGE.hop
 STEP = JUDGE.frame_seconds

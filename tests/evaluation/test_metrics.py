@@ -17,7 +17,7 @@ from audiox_trainer.trainer.evaluation.metrics import (
     kl_divergence,
     score,
 )
-from audiox_trainer.trainer.scenes.scenes import AUDIO_CATEGORIES, Event, Scene
+from audiox_trainer.trainer.scenes.scene import AUDIO_CATEGORIES, Event, Scene
 
 
 def truth(prompt: Prompt) -> Annotation:

@@ -26,7 +26,7 @@ from audiox_trainer.trainer.evaluation.task_benchmark import (
     task_rows,
 )
 from audiox_trainer.trainer.generation.request import Request
-from audiox_trainer.trainer.scenes.scenes import Event, Scene
+from audiox_trainer.trainer.scenes.scene import Event, Scene
 
 CLIPS = 40
 SAMPLING = SamplingConfig("euler", 25, 3.0)

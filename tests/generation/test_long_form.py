@@ -17,7 +17,7 @@ from audiox_trainer.trainer.generation.long_form import Sound, make, sampling_of
 from audiox_trainer.trainer.generation.prompts import Prompt
 from audiox_trainer.trainer.generation.request import Request, joined
 from audiox_trainer.trainer.generation.user_media import video_windows
-from audiox_trainer.trainer.media.mux import write
+from audiox_trainer.trainer.media.mux import write_media
 from tests.helpers.encoder_weights import save_clip, save_oobleck, save_synchformer, save_t5
 from tests.helpers.films import contents, wandering
 from tests.helpers.random_weights import random_weights
@@ -136,7 +136,7 @@ def test_a_mended_sound_is_the_given_one_outside_the_hole(generator, media):
 def test_a_videos_own_sound_stays_where_it_is_beside_the_pictures(generator, tmp_path):
     wandering(tmp_path / "a.mkv", 3.0, late=0.6)
     mended = sound(generator, video=tmp_path / "a.mkv", audio=tmp_path / "a.mkv", mask="2.3-2.4")
-    write(tmp_path / "b.mkv", mended.wave, 8000, tmp_path / "a.mkv", mended.prompt.start)
+    write_media(tmp_path / "b.mkv", mended.wave, 8000, tmp_path / "a.mkv", mended.prompt.start)
     given, made = contents(tmp_path / "a.mkv"), contents(tmp_path / "b.mkv")
     assert given.begins > 0.5 and np.allclose(made.times, given.times, atol=1e-3)
     assert np.abs(made.sound[0, :4000]).max() < 0.01

@@ -22,9 +22,9 @@ from audiox_trainer.models.config import (
 )
 from audiox_trainer.trainer.core.cli import exit_code
 from audiox_trainer.trainer.data.record import from_columns
-from audiox_trainer.trainer.prepare import engine as module
-from audiox_trainer.trainer.prepare.encode import Encoded, EntryTask, Rejection, encode_entry
-from audiox_trainer.trainer.prepare.engine import Place, prepare_files
+from audiox_trainer.trainer.prepare import prepare_files as module
+from audiox_trainer.trainer.prepare.encode import EncodedClips, EntryTask, Rejection, encode_entry
+from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 
 MODEL = ModelConfig(
     codec=CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128),
@@ -72,20 +72,20 @@ def start_rank(
 ) -> multiprocessing.process.BaseProcess:
     """A rank of `prepare_files` in a process of its own, as a launcher starts it. With `nobody` its workers are a user
     who may not read everything."""
-    place = Place(rank, ranks, patience=3.0)
+    place = PrepareRank(rank, ranks, patience=3.0)
     context = multiprocessing.get_context("forkserver")
     process = context.Process(target=_rank, args=(str(out), path, place, workers, nobody))
     process.start()
     return process
 
 
-def _rank(out: str, path: Path, place: Place, workers: int, nobody: bool) -> None:
+def _rank(out: str, path: Path, place: PrepareRank, workers: int, nobody: bool) -> None:
     if nobody:
         module.encode_entry = encode_as_nobody
     sys.exit(exit_code(lambda: print(prepare_files(out, MODEL, path, 0, workers, place=place))))
 
 
-def encode_as_nobody(task: EntryTask) -> Iterator[Encoded | Rejection]:
+def encode_as_nobody(task: EntryTask) -> Iterator[EncodedClips | Rejection]:
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)

@@ -12,7 +12,7 @@ from typing import Any
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.hardware import free_port
-from audiox_trainer.trainer.prepare.scenes import prepare_scenes
+from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
 from tests.helpers.small_config import CLIPS, ROOT, small_config, small_distill_config
 
 RANKS = 2

@@ -150,14 +150,14 @@ def test_a_full_gpu_says_what_to_do(generator, tmp_path, monkeypatch):
 
 def test_a_sound_that_cannot_be_written_does_not_stop_its_batch(generator, weights, tmp_path, monkeypatch):
     """As where a video's packets are damaged: its line is named, the others are there, and told of."""
-    truly, told = batch_run.write, []
+    truly, told = batch_run.write_media, []
 
     def write(out, *rest):
         if out.name == "0002.wav":
             raise ValueError(f"out: {out}, with the pictures of a.mp4: Invalid argument")
         truly(out, *rest)
 
-    monkeypatch.setattr(batch_run, "write", write)
+    monkeypatch.setattr(batch_run, "write_media", write)
     jobs = jobs_of([(i, Prompt(text="a bell", seed=i)) for i in (1, 2, 3)], tmp_path, 1)
     manifest = Manifest(tmp_path, weights, generator.sampling)
     made = produce(generator, jobs, 3, manifest, lambda job, *_: told.append(job.out.name))

@@ -20,7 +20,7 @@ from PIL import Image
 
 from audiox_trainer.trainer.manifest import endpoint as asking
 from audiox_trainer.trainer.manifest.annotate import annotate
-from audiox_trainer.trainer.manifest.answer_cache import Answer, Answers
+from audiox_trainer.trainer.manifest.answer_cache import AnswerCache, CachedAnswer
 from audiox_trainer.trainer.manifest.endpoint import Endpoint, answer_schema
 from audiox_trainer.trainer.manifest.manifest import read_manifest
 from tests.helpers.media_files import numbered_film, sine
@@ -253,7 +253,7 @@ def test_what_cannot_be_sent_is_named(tmp_path, model):
 
 
 def test_requests_keep_a_pace():
-    pace, begin = asking._pace(60 * 50), time.monotonic()
+    pace, begin = asking._rate_limiter(60 * 50), time.monotonic()
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(lambda _: pace(), range(11)))
     assert time.monotonic() - begin >= 10 / 50
@@ -265,26 +265,26 @@ def test_the_schema_of_an_answer_knows_the_length():
 
 
 def test_answers_are_kept(tmp_path):
-    answers = Answers(tmp_path / "a")
-    answers.put("k", Answer("{}"))
-    answers.put("r", Answer("", "because"))
-    other = Answers(tmp_path / "a")  # the first one is as if it had been killed
-    assert (other.get("k"), other.get("r"), other.get("x")) == (Answer("{}"), Answer("", "because"), None)
+    answers = AnswerCache(tmp_path / "a")
+    answers.put("k", CachedAnswer("{}"))
+    answers.put("r", CachedAnswer("", "because"))
+    other = AnswerCache(tmp_path / "a")  # the first one is as if it had been killed
+    assert (other.get("k"), other.get("r"), other.get("x")) == (CachedAnswer("{}"), CachedAnswer("", "because"), None)
     (tmp_path / "b").write_text("not a file of answers at all, and longer than the header of one" * 20)
     with pytest.raises(ValueError, match="not a file of answers"):
-        Answers(tmp_path / "b")
+        AnswerCache(tmp_path / "b")
 
 
 def test_answers_that_another_process_holds(tmp_path):
-    answers = Answers(tmp_path / "a")
+    answers = AnswerCache(tmp_path / "a")
     other = sqlite3.connect(tmp_path / "a", isolation_level=None)
     other.execute("begin exclusive")
     answers._file.execute("pragma busy_timeout = 10")
-    for act in (lambda: answers.put("k", Answer("{}")), lambda: answers.get("k")):
+    for act in (lambda: answers.put("k", CachedAnswer("{}")), lambda: answers.get("k")):
         with pytest.raises(OSError, match="/a: database is locked; what was answered is kept, and the same command"):
             act()
     with pytest.raises(OSError, match="none/a: unable to open"):
-        Answers(tmp_path / "none/a")
+        AnswerCache(tmp_path / "none/a")
 
 
 def test_no_empty_manifest_is_left_by_a_kill(tmp_path, model, monkeypatch):

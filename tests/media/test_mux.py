@@ -6,7 +6,7 @@ import pytest
 import soundfile
 import torch
 
-from audiox_trainer.trainer.media.mux import check, write
+from audiox_trainer.trainer.media.mux import check_writable, write_media
 from tests.helpers.films import contents, turn, wandering
 from tests.helpers.media_files import film as media_film
 from tests.helpers.media_files import numbered_film, warble
@@ -46,7 +46,7 @@ PAIRS |= {"a.webm": ("webm", "mkv"), "uneven.mkv": ("mp4", "mkv")}
 @pytest.mark.parametrize(("source", "ending"), [(source, e) for source, endings in PAIRS.items() for e in endings])
 def test_pictures_are_copied_and_the_sound_stands_in_its_place(videos, wave, tmp_path, source, ending):
     out = tmp_path / f"out.{ending}"
-    write(out, wave, RATE, videos / source, start=0.3)
+    write_media(out, wave, RATE, videos / source, start=0.3)
     given, made = contents(videos / source), contents(out)
     assert made.packets == given.packets
     assert made.pictures == given.pictures
@@ -69,7 +69,7 @@ def test_pictures_are_copied_and_the_sound_stands_in_its_place(videos, wave, tmp
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg"])
 def test_sound_alone(wave, tmp_path, ending):
     out = tmp_path / "folder" / f"a.{ending}"
-    write(out, wave, RATE)
+    write_media(out, wave, RATE)
     sound, rate = soundfile.read(out)
     assert rate == RATE and sound.shape == (RATE, 2)
     assert np.abs(sound - wave.numpy().T).max() < (0.05 if ending == "ogg" else 1e-4)
@@ -77,7 +77,7 @@ def test_sound_alone(wave, tmp_path, ending):
 
 
 def test_a_long_sound_as_ogg(tmp_path):
-    write(tmp_path / "a.ogg", torch.zeros(2, 60 * 8000), 8000)
+    write_media(tmp_path / "a.ogg", torch.zeros(2, 60 * 8000), 8000)
     assert soundfile.info(tmp_path / "a.ogg").frames == 60 * 8000
 
 
@@ -93,12 +93,12 @@ def test_what_cannot_be_written_is_refused_and_harms_nothing(videos, wave, tmp_p
         ("a.mkv", tmp_path / "sound.wav", "no pictures"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            check(tmp_path / out, video)
+            check_writable(tmp_path / out, video)
         with pytest.raises(ValueError, match=complaint):
-            write(tmp_path / out, wave, RATE, video)
+            write_media(tmp_path / out, wave, RATE, video)
     before = (videos / "a.mp4").read_bytes()
     with pytest.raises(ValueError, match="is the given video itself"):
-        write(videos / "a.mp4", wave, RATE, videos / "a.mp4")
+        write_media(videos / "a.mp4", wave, RATE, videos / "a.mp4")
     assert (videos / "a.mp4").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sound.wav", "text.mp4"]
 
@@ -112,7 +112,7 @@ def test_a_write_that_fails_leaves_the_old_file(videos, wave, tmp_path, monkeypa
 
     monkeypatch.setattr("audiox_trainer.trainer.media.mux._encode", broken)
     with pytest.raises(OSError, match="disk full"):
-        write(out, wave, RATE, videos / "a.mp4")
+        write_media(out, wave, RATE, videos / "a.mp4")
     assert out.read_text() == "old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -130,8 +130,8 @@ def test_a_cover_is_no_film_and_an_unknown_codec_is_said(tmp_path):
         for part in (frame, None):
             container.mux(sound.encode(part))
     with pytest.raises(ValueError, match=r"video: .*song\.mp4: no pictures but a cover"):
-        check(tmp_path / "a.mkv", tmp_path / "song.mp4")
+        check_writable(tmp_path / "a.mkv", tmp_path / "song.mp4")
     film = media_film(tmp_path / "film.mkv", 1.0)
     film.write_bytes(film.read_bytes().replace(b"V_MPEG4", b"V_ZZZZZ"))
     with pytest.raises(ValueError, match=r"video: .*film\.mkv: no decoder for track 0 \(video\)"):
-        check(tmp_path / "a.mkv", film)
+        check_writable(tmp_path / "a.mkv", film)

@@ -9,19 +9,19 @@ import pytest
 import soundfile
 from fsspec.implementations.memory import MemoryFileSystem
 
-from audiox_trainer.trainer.manifest.manifest import Entry
+from audiox_trainer.trainer.manifest.manifest import ManifestEntry
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.clips import read_clips, read_sound
 from audiox_trainer.trainer.media.source import MediaError, Reason
 from audiox_trainer.trainer.prepare import encode as encode_module
-from audiox_trainer.trainer.prepare.encode import Encoders, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
 from tests.helpers.media_files import encode, film, mixed, sine, warble
 from tests.helpers.preparing import MODEL
 
 
 def decoded(audio, video=None):
-    entry = Entry(3, "a file", str(audio), None if video is None else str(video), "audio", 0.0, None)
-    return list(decode_entry(EntryTask(Encoders(MODEL.codec, MODEL.video), entry)))
+    entry = ManifestEntry(3, "a file", str(audio), None if video is None else str(video), "audio", 0.0, None)
+    return list(decode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video), entry)))
 
 
 @pytest.mark.parametrize(("codec", "kind"), [(b"A_AAC", "audio"), (b"V_MPEG4", "video")])
@@ -72,7 +72,7 @@ class Odd(Exception):
 
 def test_a_connection_that_breaks_while_parts_are_read(tmp_path, monkeypatch):
     """Once, and the read is tried again; or every time."""
-    monkeypatch.setattr(source, "FETCHED", 10_000)
+    monkeypatch.setattr(source, "FETCH_LIMIT", 10_000)
     monkeypatch.setattr(source, "PAUSE", 0.01)
     soundfile.write(tmp_path / "a.wav", sine(seconds=2), 44100)
     with fsspec.open("memory://parts/a.wav", "wb") as file:

@@ -17,7 +17,7 @@ import soundfile
 from audiox_trainer.models.config import CodecConfig, VideoConfig
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.clips import read_clips, read_sound
-from audiox_trainer.trainer.media.source import MediaError, Reason, opened
+from audiox_trainer.trainer.media.source import MediaError, Reason, open_media
 from tests.helpers.media_files import CODED, numbered_film, sine
 
 MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128)
@@ -98,7 +98,7 @@ def test_a_film_behind_an_address(tmp_path, shelf, way):
 
 
 def test_what_is_too_large_to_fetch_is_read_in_parts(tmp_path, shelf, monkeypatch):
-    monkeypatch.setattr(source, "FETCHED", 100_000)
+    monkeypatch.setattr(source, "FETCH_LIMIT", 100_000)
     soundfile.write(tmp_path / "a.wav", sine(seconds=8), 44100)
     np.testing.assert_array_equal(
         read_sound(f"{shelf.address}/parts/a.wav", MONO), read_sound(tmp_path / "a.wav", MONO)
@@ -135,7 +135,7 @@ def test_a_bucket(tmp_path, monkeypatch):
         bucket.upload_file(str(tmp_path / "a.wav"), "far/a.wav")
         there = read_sound(tmp_path / "a.wav", MONO)
         np.testing.assert_array_equal(read_sound("s3://sounds/far/a.wav", MONO), there)
-        monkeypatch.setattr(source, "FETCHED", 100_000)
+        monkeypatch.setattr(source, "FETCH_LIMIT", 100_000)
         np.testing.assert_array_equal(read_sound("s3://sounds/far/a.wav", MONO), there)
         with refused(Reason.MISSING, "s3://sounds/b.wav: no such object"):
             read_sound("s3://sounds/b.wav", MONO)
@@ -181,6 +181,6 @@ def test_nothing_is_left_behind(tmp_path, shelf, monkeypatch):
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     soundfile.write(tmp_path / "a.wav", sine(), 44100)
-    with opened(f"{shelf.address}/plain/a.wav") as file, file.container() as container:
+    with open_media(f"{shelf.address}/plain/a.wav") as file, file.container() as container:
         assert container.duration == 1_000_000
         assert list(folder.iterdir()) == []

@@ -14,7 +14,7 @@ from audiox_trainer.models.encoders.embedded import (
     _stft,
 )
 from audiox_trainer.trainer.evaluation.judge import render
-from audiox_trainer.trainer.scenes.scenes import draw_scene
+from audiox_trainer.trainer.scenes.scene import draw_scene
 
 
 @pytest.fixture(scope="module")

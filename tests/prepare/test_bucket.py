@@ -18,7 +18,7 @@ from audiox_trainer.trainer.data import storage
 from audiox_trainer.trainer.data.reader import check_streams
 from audiox_trainer.trainer.data.shards import DamagedError
 from audiox_trainer.trainer.data.storage import open_store
-from audiox_trainer.trainer.prepare.engine import prepare_files
+from audiox_trainer.trainer.prepare.prepare_files import prepare_files
 from tests.helpers.preparing import MODEL, contents, manifest, sound
 from tests.helpers.reader_ranks import open_reader
 from tests.helpers.small_config import small_config
@@ -78,7 +78,7 @@ def test_the_same_as_in_a_folder(bucket, made):
 def test_a_bucket_that_fails(bucket, made, monkeypatch):
     """It answers no more after some files, and later again."""
     path, expected = made
-    whole, names = storage.Bucket.put, []
+    whole, names = storage.BucketStore.put, []
 
     def put(self, file, name):
         names.append(name)
@@ -86,12 +86,12 @@ def test_a_bucket_that_fails(bucket, made, monkeypatch):
             self._uploader.s3 = boto3.client("s3", endpoint_url="http://127.0.0.1:9")
         whole(self, file, name)
 
-    monkeypatch.setattr(storage.Bucket, "put", put)
+    monkeypatch.setattr(storage.BucketStore, "put", put)
     with pytest.raises(
         OSError, match=r"Could not connect.*: could not \w+ s3://sounds/mine/.*; what is finished stays in"
     ):
         prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1)
-    monkeypatch.setattr(storage.Bucket, "put", whole)
+    monkeypatch.setattr(storage.BucketStore, "put", whole)
     before = objects(bucket, "mine")
     assert any(name.startswith("work/blocks/") for name in before) and "audio/features.json" not in before
     prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1)

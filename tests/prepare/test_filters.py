@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from audiox_trainer.trainer.core.config_reader import parse_file
-from audiox_trainer.trainer.manifest.manifest import Entry
+from audiox_trainer.trainer.manifest.manifest import ManifestEntry
 from audiox_trainer.trainer.media.clips import Clip
-from audiox_trainer.trainer.prepare.encode import Encoders, EntryTask, Rejection, encode_entry
-from audiox_trainer.trainer.prepare.filter_networks import load_network, score_fault, scores, separated
+from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, encode_entry
+from audiox_trainer.trainer.prepare.filter_networks import load_network, score_fault, scores, separate
 from audiox_trainer.trainer.prepare.filters import (
     ClassifierConfig,
     FiltersConfig,
@@ -175,7 +175,7 @@ class TestNetworks:
     def test_a_stem_takes_the_sounds_place(self, networks):
         separator = SeparatorConfig(networks["stems"], rate=16000)
         wave = np.concatenate((tone(1.5), np.zeros((1, 4000), np.float32)), axis=1)
-        (found,) = separated(separator, load_network(separator.file, CPU), [clip(wave=wave, seconds=1.5)], RATE)
+        (found,) = separate(separator, load_network(separator.file, CPU), [clip(wave=wave, seconds=1.5)], RATE)
         assert found.wave.shape == wave.shape and found.wave.dtype == np.float32
         np.testing.assert_allclose(found.wave[:, 100:11900], 0.5 * wave[:, 100:11900], atol=2e-3)
         assert not found.wave[:, 12000:].any(), "padding"
@@ -189,7 +189,7 @@ class TestNetworks:
             scores(judge, load_network(judge.file, CPU), [clip()], RATE)
         separator = SeparatorConfig(networks["stems"], rate=16000, stem=2)
         with pytest.raises(ValueError, match=r"gives \(1, 2, 2, 32000\) for \(1, 2, 32000\); .* with stem 2"):
-            separated(separator, load_network(separator.file, CPU), [clip()], RATE)
+            separate(separator, load_network(separator.file, CPU), [clip()], RATE)
 
     def test_all_in_a_file(self, networks, tmp_path):
         """A quiet, a loud and a silenced clip of one file, each with its reason or its score."""
@@ -199,8 +199,8 @@ class TestNetworks:
         judge = ClassifierConfig("loud", networks["loud"], rate=16000, least=0.01)
         separator = SeparatorConfig(networks["stems"], rate=16000, domains=("audio",))
         filters = FiltersConfig(classifiers=(judge,), separator=separator, silent=0.5, silence=-20.0)
-        entry = Entry(7, "a.wav", path, None, "audio", 0.0, None)
-        found = list(encode_entry(EntryTask(Encoders(MODEL.codec, MODEL.video, filters), entry)))
+        entry = ManifestEntry(7, "a.wav", path, None, "audio", 0.0, None)
+        found = list(encode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video, filters), entry)))
         assert [(r.reason, r.start) for piece in found for r in piece.rejections] == [
             ("mostly silent", 0.0),
             ("mostly silent", pytest.approx(4.096)),
@@ -211,9 +211,9 @@ class TestNetworks:
 
 def test_a_long_file_is_left_at_once(tmp_path):
     sound(tmp_path / "a.wav", 60.0)
-    entry = Entry(1, "a.wav", tmp_path / "a.wav", None, "audio", 0.0, None)
+    entry = ManifestEntry(1, "a.wav", tmp_path / "a.wav", None, "audio", 0.0, None)
     filters = FiltersConfig(longest_file=20.0)
-    *before, last = encode_entry(EntryTask(Encoders(MODEL.codec, MODEL.video, filters), entry))
+    *before, last = encode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video, filters), entry))
     assert len(before) == 2 and isinstance(last, Rejection)
     assert (last.reason, last.start, last.detail) == ("long file", None, "longer than 20 s")
 

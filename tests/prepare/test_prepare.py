@@ -13,16 +13,16 @@ import soundfile
 
 from audiox_trainer.launch.prepare import parse
 from audiox_trainer.trainer.data.shards import check_shards, read_features
-from audiox_trainer.trainer.prepare import scenes
-from audiox_trainer.trainer.prepare.engine import prepare_files
-from audiox_trainer.trainer.prepare.scenes import prepare_scenes
+from audiox_trainer.trainer.prepare import prepare_scenes as module
+from audiox_trainer.trainer.prepare.prepare_files import prepare_files
+from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
 from tests.helpers.preparing import MODEL, contents, manifest, records, sound
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 
 
 def test_scenes_do_not_depend_on_workers(tmp_path, monkeypatch):
-    monkeypatch.setattr(scenes, "BLOCK", 8)  # more tasks than workers
+    monkeypatch.setattr(module, "BLOCK", 8)  # more tasks than workers
     summary = prepare_scenes(tmp_path / "one", MODEL, clips=50, seed=3, music_share=0.4, workers=1)
     prepare_scenes(tmp_path / "two", MODEL, clips=50, seed=3, music_share=0.4, workers=2)
     assert summary.kept == {"audio": 30, "music": 20}

@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 
 from audiox_trainer.trainer.core.hardware import free_port
-from audiox_trainer.trainer.manifest.manifest import Entry
+from audiox_trainer.trainer.manifest.manifest import ManifestEntry
 from audiox_trainer.trainer.media import source
-from audiox_trainer.trainer.media.source import MediaError, Reason, opened
+from audiox_trainer.trainer.media.source import MediaError, Reason, open_media
 from audiox_trainer.trainer.prepare import encode as encode_module
-from audiox_trainer.trainer.prepare import engine as module
-from audiox_trainer.trainer.prepare.encode import Encoders, EntryTask, encode_entry
-from audiox_trainer.trainer.prepare.engine import Place, prepare_files
+from audiox_trainer.trainer.prepare import prepare_files as module
+from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, encode_entry
+from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from tests.helpers.preparing import MODEL, contents, manifest, sound
 
@@ -39,7 +39,7 @@ def test_what_the_machine_lacks_is_no_fault_of_a_file(tmp_path, monkeypatch, cod
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr(Path, "open", fails)
-    with pytest.raises(OSError, match=rf"a\.flac: {os.strerror(code)}") as caught, opened(tmp_path / "a.flac"):
+    with pytest.raises(OSError, match=rf"a\.flac: {os.strerror(code)}") as caught, open_media(tmp_path / "a.flac"):
         pass
     assert caught.value.errno == code
 
@@ -51,7 +51,7 @@ def test_an_input_error_of_ffmpeg_is_looked_into(tmp_path, monkeypatch, damaged)
     monkeypatch.setattr(source, "_readable", source._readable if damaged else lambda path: False)
 
     def fails():
-        with source.naming("a.flac", str(tmp_path / "a.flac")):
+        with source.media_errors("a.flac", str(tmp_path / "a.flac")):
             raise source.av.error.OSError(errno.EIO, "Input/output error")
 
     with pytest.raises(MediaError if damaged else OSError) as caught:
@@ -74,7 +74,7 @@ class TestAddresses:
         def prepare(kinds, unreachable):
             lines = [{"audio": "a.flac" if kind == "t" else f"http://127.0.0.1:{port}/a.flac"} for kind in kinds]
             path = manifest(tmp_path, *lines)
-            return prepare_files(str(tmp_path / "out"), MODEL, path, 0, 1, place=Place(unreachable=unreachable))
+            return prepare_files(str(tmp_path / "out"), MODEL, path, 0, 1, place=PrepareRank(unreachable=unreachable))
 
         monkeypatch.setattr(module, "encode_entry", encode_without_pause)
         sound(tmp_path / "a.flac")
@@ -121,7 +121,7 @@ def encode_hanging(task):
 
 def test_a_file_that_hangs_is_given_up(tmp_path, monkeypatch, forkserver):
     monkeypatch.setattr(module, "encode_entry", encode_hanging)
-    summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, 2, place=Place(limit=2.0))
+    summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, 2, place=PrepareRank(limit=2.0))
     assert summary.kept == {"audio": 3} and rejected(tmp_path / "out") == {2: "stuck"}  # the third file has two clips
 
 
@@ -189,8 +189,8 @@ def test_features_that_are_not_finite(tmp_path, monkeypatch):
         return features
 
     monkeypatch.setattr(encode_module, "_encode", odd)
-    entry = Entry(7, "a.flac", str(tmp_path / "a.flac"), None, "audio", 0.0, None)
-    (found,) = encode_entry(EntryTask(Encoders(MODEL.codec, MODEL.video), entry))
+    entry = ManifestEntry(7, "a.flac", str(tmp_path / "a.flac"), None, "audio", 0.0, None)
+    (found,) = encode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video), entry))
     assert [clip.start for clip in found.clips] == pytest.approx([0.0, 4.096]) and len(found.features) == 2
     (left_out,) = found.rejections
     assert (left_out.line, left_out.reason) == (7, "features not finite") and left_out.start == pytest.approx(2.048)

@@ -13,9 +13,9 @@ import pytest
 
 from audiox_trainer.launch import prepare
 from audiox_trainer.trainer.core.hardware import free_port
-from audiox_trainer.trainer.data.storage import local_folder, open_store
-from audiox_trainer.trainer.prepare import engine as module
-from audiox_trainer.trainer.prepare.engine import Place
+from audiox_trainer.trainer.data.storage import open_store, scratch_folder
+from audiox_trainer.trainer.prepare import prepare_files as module
+from audiox_trainer.trainer.prepare.prepare_files import PrepareRank
 from tests.helpers.preparing import contents, manifest, sound
 
 KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
@@ -47,7 +47,7 @@ class TestPlace:
     )
     def test_a_launchers_word(self, given, variables, rank, ranks):
         given(**variables)
-        place = Place.here("cpu")
+        place = PrepareRank.here("cpu")
         assert (place.rank, place.ranks, place.device) == (rank, ranks, "")
 
     def test_each_rank_takes_a_gpu_of_its_own(self, given, monkeypatch):
@@ -55,8 +55,8 @@ class TestPlace:
         monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 4)
         monkeypatch.setattr(module, "choose_device", lambda name: name)
         given(RANK="13", WORLD_SIZE="16", LOCAL_RANK="5")
-        assert Place.here().device == "cuda:1"
-        assert Place.here("cpu").device == ""
+        assert PrepareRank.here().device == "cuda:1"
+        assert PrepareRank.here("cpu").device == ""
 
     @pytest.mark.parametrize(
         ("variables", "message"),
@@ -69,11 +69,11 @@ class TestPlace:
     def test_half_a_launcher(self, given, variables, message):
         given(**variables)
         with pytest.raises(ValueError, match=message):
-            Place.here("cpu")
+            PrepareRank.here("cpu")
 
     def test_a_device_that_is_not_here(self, given):
         with pytest.raises(ValueError, match=r"device: 'gpu' cannot be used .*; here: cpu"):
-            Place.here("gpu")
+            PrepareRank.here("gpu")
 
 
 @pytest.mark.parametrize(
@@ -104,8 +104,8 @@ def test_compiled_code_has_a_folder_of_its_own(given, tmp_path, root, monkeypatc
     arguments = ["files", "--manifest", "a.jsonl", "--config", config, "--out", out, "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["prepare.py", *arguments])
     assert prepare.main() == 0
-    assert seen == [str(local_folder(out) / "compiled")]
-    assert Path(seen[0]).is_absolute() and local_folder(out) != local_folder(out + "x")
+    assert seen == [str(scratch_folder(out) / "compiled")]
+    assert Path(seen[0]).is_absolute() and scratch_folder(out) != scratch_folder(out + "x")
     assert not out.startswith("/") or seen == [f"{out}/work/compiled"]
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
 

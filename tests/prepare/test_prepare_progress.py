@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import pytest
 
-from audiox_trainer.trainer.data.storage import Folder
+from audiox_trainer.trainer.data.storage import FolderStore
 from audiox_trainer.trainer.prepare import ranks as module
-from audiox_trainer.trainer.prepare.ranks import Progress, Ranks, Told
+from audiox_trainer.trainer.prepare.ranks import Progress, Ranks, RankStatus
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_line_says_how_fast_and_how_long_still(clock, capsys):
 
 
 def tell(store, rank, lines, clips, beat):
-    told = Told(lines=lines, clips=clips, beat=beat)
+    told = RankStatus(lines=lines, clips=clips, beat=beat)
     store.write(f"work/ranks/{rank:05d}.json", json.dumps(asdict(told)).encode())
 
 
@@ -52,10 +52,10 @@ class Shown(Progress):
 def shown(tmp_path, monkeypatch, rank, others, then):
     """What a rank shows after others have told something at first, and then something else."""
     monkeypatch.setattr(module, "Progress", Shown)
-    store = Folder(tmp_path / "out", 9)
+    store = FolderStore(tmp_path / "out", 9)
     for other, (lines, clips) in others.items():
         tell(store, other, lines, clips, 1)
-    with Ranks(Folder(tmp_path / "out", rank), rank, 4, patience=0.6) as ranks:
+    with Ranks(FolderStore(tmp_path / "out", rank), rank, 4, patience=0.6) as ranks:
         ranks.mine.lines, ranks.mine.clips = 5, 7
         ranks.show(100, 30)
         for other, (lines, clips) in then.items():

@@ -13,9 +13,9 @@ import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.data.shards import DamagedError
-from audiox_trainer.trainer.prepare.engine import Place, prepare_files
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
-from audiox_trainer.trainer.prepare.worker_pool import End, Workers
+from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
+from audiox_trainer.trainer.prepare.worker_pool import TaskEnd, WorkerPool
 from tests.helpers.media_files import film, sine
 from tests.helpers.preparing import MODEL, contents, manifest, sound, start_rank
 
@@ -109,7 +109,7 @@ def test_encoding_in_the_rank_gives_the_same(tmp_path):
     path = small(tmp_path)
     judged = FiltersConfig(silent=0.5)
     for name, device in (("workers", ""), ("rank", "cpu")):
-        prepare_files(str(tmp_path / name), MODEL, path, 0, 2, judged, Place(device=device))
+        prepare_files(str(tmp_path / name), MODEL, path, 0, 2, judged, PrepareRank(device=device))
     assert contents(tmp_path / "workers") == contents(tmp_path / "rank")
 
 
@@ -241,9 +241,9 @@ def yield_or_end(task):
 
 def test_a_process_that_a_file_ends():
     tasks = deque([100, int(signal.SIGSEGV), 101])
-    with Workers(yield_or_end, 1) as pool:
+    with WorkerPool(yield_or_end, 1) as pool:
         found = list(pool.run(lambda: tasks.popleft() if tasks else None))
-    assert [(m.task, m.crash if isinstance(m, End) else m.value) for m in found if m] == [
+    assert [(m.task, m.crash if isinstance(m, TaskEnd) else m.value) for m in found if m] == [
         (100, 100),
         (100, ""),
         (signal.SIGSEGV, "SIGSEGV"),
@@ -255,5 +255,5 @@ def test_a_process_that_a_file_ends():
 def test_a_process_that_is_ended_from_outside():
     tasks = deque([int(signal.SIGTERM)])
     message = r"a worker process was ended \(SIGTERM\) at 15"
-    with Workers(yield_or_end, 2) as pool, pytest.raises(ChildProcessError, match=message):
+    with WorkerPool(yield_or_end, 2) as pool, pytest.raises(ChildProcessError, match=message):
         list(pool.run(lambda: tasks.popleft() if tasks else None))

@@ -8,10 +8,10 @@ import pytest
 
 from audiox_trainer.trainer.data.record import Record
 from audiox_trainer.trainer.pages.charts import bars, cloud, columns
-from audiox_trainer.trainer.prepare.counts import Counts, tasks_of, terms
+from audiox_trainer.trainer.prepare.counts import Counts, caption_terms, tasks_of
 from audiox_trainer.trainer.prepare.encode import Rejection
-from audiox_trainer.trainer.prepare.engine import prepare_files
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
+from audiox_trainer.trainer.prepare.prepare_files import prepare_files
 from tests.helpers.preparing import MODEL, manifest, sound
 
 
@@ -27,7 +27,7 @@ def test_tasks_that_a_record_serves():
 
 
 def test_words_that_say_something_count_once_a_clip():
-    assert terms(["The sound of a Bell", "a bell, then two hi-hats"]) == {"bell", "two", "hi-hats"}
+    assert caption_terms(["The sound of a Bell", "a bell, then two hi-hats"]) == {"bell", "two", "hi-hats"}
 
 
 def test_counts_add_up():

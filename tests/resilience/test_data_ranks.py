@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
-from audiox_trainer.trainer.data.reader import SHARED
+from audiox_trainer.trainer.data.reader import SHARED_MEMORY
 from tests.helpers.leaving import FETCH, Fault, check_left, gone_on
 from tests.helpers.slurm import alone, not_alone
 from tests.helpers.supervised_runs import KINDS, RANKS, Run, begin
@@ -118,7 +118,7 @@ def test_shared_memory_of_a_neighbour_that_is_killed(base, references):
     killed.start(("-m", "tests.helpers.faulty_rank", "pretrain", json.dumps([kill])))
     other.start()
     assert killed.wait() == [-signal.SIGKILL] * RANKS, killed.said()
-    assert not other.ended() and list(SHARED.glob("[0-9]*_*"))
+    assert not other.ended() and list(SHARED_MEMORY.glob("[0-9]*_*"))
     killed.clear()
     assert gone_on(killed) == references[killed.kind]
     assert other.wait() == [0, 0], other.said()

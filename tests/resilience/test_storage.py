@@ -197,7 +197,7 @@ class TestSharedMemory:
         neighbour = open_reader(small_config(scenes))
         batches = neighbour.batches(0)
         next(batches)
-        theirs = set(reader_module.SHARED.glob(f"{neighbour.dataset._shm_prefix_int:06}_*"))
+        theirs = set(reader_module.SHARED_MEMORY.glob(f"{neighbour.dataset._shm_prefix_int:06}_*"))
         ours = open_reader(small_config(shutil.copytree(scenes, tmp_path / "ours")))
         assert ours.dataset._shm_prefix_int != neighbour.dataset._shm_prefix_int
         next(ours.batches(0))
@@ -209,7 +209,7 @@ class TestSharedMemory:
 
     def test_jobs_name_theirs_one_after_the_other(self, scenes, tmp_path, monkeypatch):
         """Streaming looks for a free name and then takes it: another job that looks meanwhile would find the same."""
-        monkeypatch.setattr(reader_module, "TURN", tmp_path / "turn")
+        monkeypatch.setattr(reader_module, "LOCK", tmp_path / "turn")
         with ThreadPoolExecutor(1) as other:
             with FileLock(tmp_path / "turn"):
                 opening = other.submit(open_reader, small_config(scenes))
@@ -217,8 +217,8 @@ class TestSharedMemory:
             assert next(opening.result(60).batches(0)).latents.isfinite().all()
 
     def test_a_job_that_takes_for_ever_is_not_waited_for(self, scenes, tmp_path, monkeypatch):
-        monkeypatch.setattr(reader_module, "TURN", tmp_path / "turn")
-        monkeypatch.setattr(reader_module, "PATIENCE", 0.1)
+        monkeypatch.setattr(reader_module, "LOCK", tmp_path / "turn")
+        monkeypatch.setattr(reader_module, "LOCK_PATIENCE", 0.1)
         with FileLock(tmp_path / "turn", is_singleton=False), ThreadPoolExecutor(1) as other:
             assert other.submit(open_reader, small_config(scenes)).result(60).steps_per_epoch > 0
 

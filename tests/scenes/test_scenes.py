@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from audiox_trainer.trainer.scenes import captions as cap
-from audiox_trainer.trainer.scenes.scenes import (
+from audiox_trainer.trainer.scenes import scene_captions as cap
+from audiox_trainer.trainer.scenes.scene import (
     AUDIO_CATEGORIES,
     DURATIONS,
     INSTRUMENTS,
@@ -17,10 +17,10 @@ from audiox_trainer.trainer.scenes.scenes import (
     SECONDS,
     TEMPI,
     Scene,
-    annotation,
     audio_scene,
     draw_scene,
-    notes,
+    scene_annotation,
+    scene_notes,
 )
 from audiox_trainer.trainer.scenes.synth import FRAME_RATE, render_audio, render_video
 
@@ -82,7 +82,7 @@ def test_the_four_prompt_types_are_covered() -> None:
 def test_annotation_matches_scene() -> None:
     for index in range(100):
         scene = draw_scene(2, index, "audio")
-        facts = json.loads(json.dumps(annotation(scene)))
+        facts = json.loads(json.dumps(scene_annotation(scene)))
         names = [event.category for event in scene.events]
         assert facts["category"] == {name: names.count(name) for name in names}
         assert facts["time_relation"].split(", ") == names
@@ -90,7 +90,7 @@ def test_annotation_matches_scene() -> None:
             (event.onset, event.offset, event.category) for event in scene.events
         ]
         music = draw_scene(2, index, "music")
-        facts = annotation(music)
+        facts = scene_annotation(music)
         assert (facts["genre"], facts["mood"], facts["tempo"]) == (music.genre, music.mood, music.tempo)
         assert facts["instruments"] == [music.instrument]
 
@@ -138,7 +138,7 @@ def test_every_category_has_its_own_spectrum() -> None:
 @pytest.mark.parametrize("genre", ["march", "waltz", "jazz"])
 def test_music_beats_keep_the_tempo(tempo: int, genre: str) -> None:
     scene = Scene("music", (), "piano", tempo, genre, "sad", 9)
-    beats = np.array([note.onset for note in notes(scene) if note.on_beat])
+    beats = np.array([note.onset for note in scene_notes(scene) if note.on_beat])
     assert len(beats) >= 3
     assert np.allclose(np.diff(beats), 60 / tempo)
     level = envelope(render_audio(scene)[0])
@@ -184,7 +184,7 @@ def test_every_category_has_its_own_place_and_colour() -> None:
 def test_music_video_flashes_on_beats() -> None:
     scene = Scene("music", (), "organ", TEMPI[0], "march", "happy", 3)
     light = render_video(scene).reshape(32, -1).astype(np.float64).sum(axis=1)
-    for note in notes(scene):
+    for note in scene_notes(scene):
         frame = int(np.ceil(note.onset * FRAME_RATE - 0.5))
         assert light[frame] > 1.2 * light[frame - 1]
 
@@ -210,12 +210,12 @@ def test_captions_hold_the_facts() -> None:
             assert (text.index("bell") < text.index("kick")) != ("after" in text)
     for text in cap.time_captions(AUDIO_FACTS):
         assert all(stamp in text for stamp in ("0.1", "0.4", "0.8", "1.0", "1.2", "1.4"))
-    assert "a bell, then two kicks" in cap.captions(AUDIO_FACTS, rng)
+    assert "a bell, then two kicks" in cap.scene_captions(AUDIO_FACTS, rng)
 
 
 def test_captions_of_music_hold_the_facts() -> None:
     facts = {"instruments": ["organ"], "tempo": 250, "genre": "waltz", "mood": "sad"}
-    texts = cap.captions(facts, np.random.default_rng(0))
+    texts = cap.scene_captions(facts, np.random.default_rng(0))
     assert texts and all("organ" in text for text in texts)
     everything = " ".join(cap.music_captions(facts))
     assert all(word in everything for word in ("fast", "250 bpm", "waltz", "sad", "an organ"))
@@ -225,7 +225,7 @@ def test_captions_of_music_hold_the_facts() -> None:
     "facts", [{}, {"category": {}}, {"caption": ""}, {"time_relation": "interleave"}, {"SED": []}, {"tempo": 120}]
 )
 def test_missing_fields_give_no_captions(facts: dict[str, object]) -> None:
-    assert cap.captions(facts, np.random.default_rng(0)) == []
+    assert cap.scene_captions(facts, np.random.default_rng(0)) == []
 
 
 def test_uncounted_sounds_stay_uncounted() -> None:
@@ -238,7 +238,7 @@ def test_captions_are_short_and_many() -> None:
     rng = np.random.default_rng(0)
     for index in range(300):
         for domain in ("audio", "music"):
-            texts = cap.captions(annotation(draw_scene(1, index, domain)), rng)
+            texts = cap.scene_captions(scene_annotation(draw_scene(1, index, domain)), rng)
             assert len(texts) >= 3
             assert max(len(text.split()) for text in texts) <= cap.MAX_WORDS_TIMED
             assert all(text == text.strip() and "  " not in text for text in texts)
@@ -254,6 +254,6 @@ def test_captions_of_the_embedded_data_are_the_same_as_ever() -> None:
     for domain in ("audio", "music"):
         for index in range(200):
             rng = np.random.default_rng([0, index])
-            texts = cap.captions(annotation(draw_scene(0, index, domain)), rng)
+            texts = cap.scene_captions(scene_annotation(draw_scene(0, index, domain)), rng)
             digest.update(json.dumps([texts, rng.random()]).encode())
     assert digest.hexdigest()[:16] == "b0d00a7fd00391ca"

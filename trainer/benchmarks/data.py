@@ -14,7 +14,7 @@ import torch
 from ...models.encoders.embedded import WordEncoder
 from ..core.config import RunConfig, StreamConfig
 from ..core.hardware import describe
-from ..data.prefetch import Ahead
+from ..data.prefetch import Prefetcher
 from ..data.reader import Reader
 from ..data.record import Record
 from ..data.shards import ShardWriter
@@ -100,7 +100,7 @@ def _fed(config: RunConfig, rounds: int, inner: int, world: zero.World) -> dict[
     ops = kernel_selection.chosen(config, world, config.training.precision).ops()
     task, steps = Pretraining(config, world, ops), itertools.count()
     reader = Reader(config, WordEncoder(config.model.text), world.rank, world.ranks)
-    with Ahead(reader.batches(0), world.device) as batches:
+    with Prefetcher(reader.batches(0), world.device) as batches:
         held = itertools.cycle([next(batches) for _ in range(HELD)])
         for _ in range(3):  # compiles
             task.step(next(steps), next(batches))

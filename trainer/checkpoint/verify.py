@@ -97,8 +97,8 @@ def _folders(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Iterator[Part]
     elif (path / WEIGHTS).is_file():
         yield path, iter([Part(path / MANIFEST, lambda _: f"{path / MANIFEST} is missing; {UNSEALED}")])
     else:
-        if (path / pairs.PAIRS).exists():
-            yield path / pairs.PAIRS, iter([_small(path / pairs.PAIRS, lambda: _pairs_fault(path))])
+        if (path / pairs.PAIRS_FILE).exists():
+            yield path / pairs.PAIRS_FILE, iter([_small(path / pairs.PAIRS_FILE, lambda: _pairs_fault(path))])
         if (path / load.LATEST).exists() or load.complete(path):
             yield path / load.LATEST, iter([_small(path / load.LATEST, lambda: _latest_fault(path))])
         for folder in sorted(path.iterdir()):
@@ -158,7 +158,7 @@ def _index_fault(folder: Path) -> str:
 
 
 def _pairs_fault(folder: Path) -> str:
-    return text_fault(folder / pairs.PAIRS, strict.to_dict(pairs.read_facts(folder)))
+    return text_fault(folder / pairs.PAIRS_FILE, strict.to_dict(pairs.read_pair_settings(folder)))
 
 
 def _latest_fault(run: Path) -> str:

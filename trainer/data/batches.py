@@ -99,7 +99,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SampleConditions:
     """What of a record a sample is conditioned on."""
 
     task: str
@@ -108,7 +108,7 @@ class Choice:
     given: Tensor  # (L,), 1 where the latents are
 
 
-class Assembler:
+class BatchAssembler:
     """Records to batches: draws each sample's task, caption, hole, prefix and dropout, and encodes the texts."""
 
     def __init__(self, model: ModelConfig, data: DataConfig, encode_text: TextEncoder, seed: int) -> None:
@@ -149,14 +149,14 @@ class Assembler:
             latents.addcmul_(_stacked([r.latent_std for r in records]).float(), torch.from_numpy(noise))
         return latents
 
-    def choose(self, record: Record, tasks: dict[str, float], step: int, place: int) -> Choice:
+    def choose(self, record: Record, tasks: dict[str, float], step: int, place: int) -> SampleConditions:
         """What a sample is conditioned on, dropout included."""
         rng = sample_rng(self.seed, step, place, Purpose.CONDITIONS)
         task = choose_task(record, tasks, rng)
         drop_text, drop_video, drop_audio = self._dropout(rng)
         text = choose_text(record, task, rng)
         given = self.given(task, rng)
-        return Choice(
+        return SampleConditions(
             task,
             "" if drop_text else text,
             TASKS[task].video and not drop_video,
@@ -164,7 +164,7 @@ class Assembler:
         )
 
     def batch(
-        self, records: Sequence[Record], choices: Sequence[Choice], latents: Tensor, places: Sequence[int]
+        self, records: Sequence[Record], choices: Sequence[SampleConditions], latents: Tensor, places: Sequence[int]
     ) -> Batch:
         """The choices carried out on latents (B, L, C)."""
         videos = torch.zeros(len(records), self.model.video.steps, self.model.video.dim, dtype=torch.float16)
@@ -185,7 +185,7 @@ class Assembler:
 
     def _show(self, record: Record, video: Tensor) -> None:
         if len(record.motion):
-            show(_tensor(record.image), _tensor(record.motion), self.nearest, video)
+            add_video_features(_tensor(record.image), _tensor(record.motion), self.nearest, video)
 
     def given(self, task: str, rng: np.random.Generator) -> Tensor:
         """1 where the task gives the sound's latents as a condition, 0 elsewhere: (L,)."""
@@ -218,7 +218,7 @@ def nearest_images(model: ModelConfig) -> Tensor:
     return (moments * video.image_rate - 0.5 - 1e-4).ceil().clamp_min(0).long()
 
 
-def show(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
+def add_video_features(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
     """Image features (N, D) and motion features (S, D), added on the motion's time grid, to `video` (S, D) float16."""
     images = images.half()  # as it lies in a shard; what never lay there is float32
     torch.index_select(images, 0, nearest.clamp(max=len(images) - 1), out=video)
@@ -236,26 +236,26 @@ def _stacked(arrays: Sequence[NDArray[np.floating[Any]]]) -> Tensor:
 
 def choose_task(record: Record, weights: dict[str, float], rng: np.random.Generator) -> str:
     """One of the stream's tasks that the record can serve, by weight."""
-    names, bounds = _usable(tuple(weights.items()), bool(record.captions), len(record.motion) > 0)
+    names, bounds = _usable_tasks(tuple(weights.items()), bool(record.captions), len(record.motion) > 0)
     if not names:
         raise ValueError(f"sample {record.id!r} serves none of the tasks {', '.join(weights)}: no caption or no video")
     return names[bisect_right(bounds, rng.random())]
 
 
 @lru_cache(maxsize=1024)
-def _usable(weights: tuple[tuple[str, float], ...], text: bool, video: bool) -> tuple[list[str], list[float]]:
+def _usable_tasks(weights: tuple[tuple[str, float], ...], text: bool, video: bool) -> tuple[list[str], list[float]]:
     """The tasks that a record with or without text and video can serve, and where the share of each ends in [0, 1]."""
-    usable = {task: weight for task, weight in weights if _serves(text, video, task)}
+    usable = {task: weight for task, weight in weights if _can_serve(text, video, task)}
     ends = np.cumsum(np.array(list(usable.values())) / (sum(usable.values()) or 1))
     return list(usable), (ends / ends[-1:]).tolist()
 
 
-def possible(record: Record, task: str) -> bool:
+def can_serve(record: Record, task: str) -> bool:
     """Whether the record has the text and the video that the task conditions on."""
-    return _serves(bool(record.captions), len(record.motion) > 0, task)
+    return _can_serve(bool(record.captions), len(record.motion) > 0, task)
 
 
-def _serves(text: bool, video: bool, task: str) -> bool:
+def _can_serve(text: bool, video: bool, task: str) -> bool:
     return (text or not TASKS[task].text) and (video or not TASKS[task].video)
 
 

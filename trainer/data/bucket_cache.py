@@ -6,15 +6,15 @@ from tempfile import TemporaryDirectory
 from .shards import DamagedError, check_shard, read_index
 from .storage import download, is_remote
 
-SMALL = ("features.json", "index.json")
+SMALL_FILES = ("features.json", "index.json")
 
 
-def folder_of(path: str, cache: str) -> Path:
+def cache_folder(path: str, cache: str) -> Path:
     """Where a stream's files lie on this machine: its own folder, or below `cache`."""
     return Path(cache, *path.split("://")) if is_remote(path) else Path(path)
 
 
-def fetch(path: str, cache: str, hashes: bool) -> Path:
+def fetch_stream(path: str, cache: str, hashes: bool) -> Path:
     """Brings what is small of a stream in a bucket here, and checks the shards that are here already.
 
     With `hashes` every byte of them is read. Processes that do this at once write the same.
@@ -24,9 +24,9 @@ def fetch(path: str, cache: str, hashes: bool) -> Path:
         UnansweredError: the bucket does not answer.
         OSError: it refuses, or there is no room.
     """
-    folder = folder_of(path, cache)
+    folder = cache_folder(path, cache)
     folder.mkdir(parents=True, exist_ok=True)
-    for name in SMALL:
+    for name in SMALL_FILES:
         with TemporaryDirectory(dir=folder) as beside:
             now = Path(beside, name)
             download(f"{path}/{name}", now)
@@ -39,11 +39,11 @@ def fetch(path: str, cache: str, hashes: bool) -> Path:
             try:
                 check_shard(folder, shard, hashes)
             except DamagedError as error:
-                raise damaged(error, f"{path}/{name}") from None
+                raise damaged_in_cache(error, f"{path}/{name}") from None
     return folder
 
 
-def damaged(error: DamagedError, url: str) -> DamagedError:
+def damaged_in_cache(error: DamagedError, url: str) -> DamagedError:
     """The same of a file that was fetched from `url`, with what to do about that."""
     what, _, _ = str(error).rpartition("; ")
     return DamagedError(

@@ -21,15 +21,15 @@ from ...models.encoders.base import TextEncoder
 from ..core.config import DataConfig, StreamConfig
 from ..core.config_reader import read_json
 from ..core.distill_config import DistillConfig
-from .batches import Assembler, Batch, Choice
-from .draws import Draws
-from .reader import PAIRS, Reader, Samples
+from .batches import Batch, BatchAssembler, SampleConditions
+from .distill_draws import DistillDraws
+from .reader import PAIRS_FILE, Reader, StepSamples
 from .record import Record
 from .shards import ShardError
 
 
 @dataclass(frozen=True)
-class PairFacts:
+class PairSettings:
     """`pairs.json`: what has to be the same for a folder to be gone on with, and how many parts make it whole."""
 
     teacher: str  # hash of the weights
@@ -55,7 +55,7 @@ class PairFacts:
         return [self.folder(base, part, rank) for part in range(self.parts) for rank in range(self.ranks)]
 
 
-def solved_as(config: DistillConfig, teacher: str) -> dict[str, Any]:
+def solver_settings(config: DistillConfig, teacher: str) -> dict[str, Any]:
     """The facts that a configuration and the hash of a teacher's weights settle of how pairs are solved."""
     warm = config.warm_start
     return {
@@ -67,11 +67,11 @@ def solved_as(config: DistillConfig, teacher: str) -> dict[str, Any]:
     }
 
 
-def read_facts(base: Path) -> PairFacts:
+def read_pair_settings(base: Path) -> PairSettings:
     """Raises ShardError where the folder holds no pairs, or is not whole."""
-    if not (base / PAIRS).is_file():
-        raise ShardError(f"{base / PAIRS} is missing: no folder of launch/pairs.py")
-    facts: PairFacts = strict.parse(PairFacts, read_json(base / PAIRS))
+    if not (base / PAIRS_FILE).is_file():
+        raise ShardError(f"{base / PAIRS_FILE} is missing: no folder of launch/pairs.py")
+    facts: PairSettings = strict.parse(PairSettings, read_json(base / PAIRS_FILE))
     missing = [folder.name for folder in facts.folders(base) if not folder.is_dir()]
     if missing:
         raise ShardError(
@@ -84,8 +84,8 @@ def read_facts(base: Path) -> PairFacts:
 def check_pairs(config: DistillConfig, teacher: str) -> None:
     """Raises ValueError where the pairs were solved with another teacher or otherwise than the configuration says."""
     base = Path(config.warm_start.pairs)
-    facts = read_facts(base)
-    for name, value in solved_as(config, teacher).items():
+    facts = read_pair_settings(base)
+    for name, value in solver_settings(config, teacher).items():
         if getattr(facts, name) != value:
             raise ValueError(
                 f"{base} was made with {name} {getattr(facts, name)!r}, now it is {value!r}; make pairs of this "
@@ -93,11 +93,11 @@ def check_pairs(config: DistillConfig, teacher: str) -> None:
             )
 
 
-def check_begun(base: Path, facts: PairFacts) -> None:
+def check_resumable(base: Path, facts: PairSettings) -> None:
     """Raises ValueError where a folder of pairs was begun otherwise, naming what differs."""
-    if not (base / PAIRS).exists():
+    if not (base / PAIRS_FILE).exists():
         return
-    before, now = read_json(base / PAIRS), strict.to_dict(facts)
+    before, now = read_json(base / PAIRS_FILE), strict.to_dict(facts)
     for name in now:
         if before.get(name) != now[name]:
             raise ValueError(
@@ -106,8 +106,8 @@ def check_begun(base: Path, facts: PairFacts) -> None:
             )
 
 
-def to_pair(record: Record, choice: Choice, endpoint: Tensor, origin: tuple[int, int, int]) -> Record:
-    """The record of a pair; `endpoint` (L, C), `origin` are seed, step and place of the noise (`Draws.rollout`)."""
+def pair_record(record: Record, choice: SampleConditions, endpoint: Tensor, origin: tuple[int, int, int]) -> Record:
+    """The record of a pair; `endpoint` (L, C), `origin` is the seed, step and place of its noise."""
     condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": choice.given.int().tolist()}
     latents = endpoint.numpy().astype(np.float32)
     return replace(
@@ -126,25 +126,25 @@ class PairReader:
     def __init__(self, config: DistillConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
         """Raises ShardError or ValueError where the folder is damaged, not whole, or made with other encoders."""
         base = Path(config.warm_start.pairs)
-        streams = tuple(StreamConfig(str(f), {"T2A": 1.0}) for f in read_facts(base).folders(base))
+        streams = tuple(StreamConfig(str(f), {"T2A": 1.0}) for f in read_pair_settings(base).folders(base))
         data = replace(config.data, streams=streams)
         self.reader = Reader(replace(config, data=data), encode_text, rank, ranks)
 
     def batches(self, start: int) -> Iterator[Batch]:
         """This rank's batches from update `start` on, without end."""
         for samples in self.reader.samples(start):
-            yield paired(self.reader.assemble, samples)
+            yield pair_batch(self.reader.assemble, samples)
 
 
-def paired(assembler: Assembler, samples: Samples) -> Batch:
+def pair_batch(assembler: BatchAssembler, samples: StepSamples) -> Batch:
     """Endpoints as latents, with the conditions and the noise that they were made from."""
     choices, noises = [], []
     for record in samples.records:
         condition: dict[str, Any] = record.annotation["condition"]
         given = torch.tensor(condition["given"], dtype=torch.float32)
-        choices.append(Choice(condition["task"], condition["text"], condition["video"], given))
+        choices.append(SampleConditions(condition["task"], condition["text"], condition["video"], given))
         seed, step, place = record.annotation["noise"]
-        noises.append(Draws.first(seed, step, place, record.latent_mean.shape))
+        noises.append(DistillDraws.first(seed, step, place, record.latent_mean.shape))
     latents = torch.from_numpy(np.stack([record.latent_mean for record in samples.records])).float()
     batch = assembler.batch(samples.records, choices, latents, samples.places)
     return replace(batch, noise=torch.stack(noises))

@@ -14,7 +14,7 @@ from .batches import Batch
 DEPTH = 2  # at the end of an epoch the next one's order is made, which takes longer than a step of a small model
 
 
-class Ahead:
+class Prefetcher:
     """The same batches in the same order, fetched and assembled by a thread while those before them are trained on.
 
     What a batch raises comes when it is its turn. For a GPU batches lie in pinned memory: only from there are they
@@ -30,7 +30,7 @@ class Ahead:
         self.thread = ThreadPoolExecutor(1, "reader")
         if device.type == "cpu":  # whose cores the step is computed on
             threads = torch.get_num_threads()
-            self.thread.submit(_alone).result()
+            self.thread.submit(_use_one_thread).result()
             torch.set_num_threads(threads)  # for threads that are yet to come; those that run have numbers of their own
         self.coming: deque[Future[Batch | None]] = deque(self.thread.submit(self._fetch) for _ in range(DEPTH))
 
@@ -68,7 +68,7 @@ class Ahead:
         return batch
 
 
-def _alone() -> None:
+def _use_one_thread() -> None:
     """Operations of this thread are its own work: two teams of threads on the same cores would wait for each other."""
     torch.set_num_threads(1)
     torch.get_num_threads()  # else the first operation would take the number that all threads begin with

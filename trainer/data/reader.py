@@ -17,17 +17,17 @@ from ...models.config import ModelConfig
 from ...models.encoders.base import TextEncoder
 from ..core.cli import ExitCode
 from ..core.config import BaseConfig
-from .batches import Assembler, Batch
-from .bucket_cache import damaged, fetch, folder_of
+from .batches import Batch, BatchAssembler
+from .bucket_cache import cache_folder, damaged_in_cache, fetch_stream
 from .record import Record, from_columns
-from .shards import HASH, DamagedError, ShardError, check_hash, check_shards, read_features
-from .storage import absent, is_remote, unanswered
+from .shards import SHARD_HASH, DamagedError, ShardError, check_hash, check_shards, read_features
+from .storage import is_missing, is_remote, is_unanswered
 from .streaming_library import Stream, StreamingDataLoader, StreamingDataset, World
 
-SHARED = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
-TURN = Path(SHARED if SHARED.is_dir() else tempfile.gettempdir(), f"audiox-trainer-{os.getuid()}.lock")
-PATIENCE = 60.0  # seconds
-PAIRS = "pairs.json"  # in the folder above those that launch/pairs.py wrote
+SHARED_MEMORY = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
+LOCK = Path(SHARED_MEMORY if SHARED_MEMORY.is_dir() else tempfile.gettempdir(), f"audiox-trainer-{os.getuid()}.lock")
+LOCK_PATIENCE = 60.0  # seconds
+PAIRS_FILE = "pairs.json"  # in the folder above those that launch/pairs.py wrote
 
 
 class LoaderError(ShardError):
@@ -85,9 +85,9 @@ class _CheckedDataset(StreamingDataset):
             try:
                 super().prepare_shard(shard_id, blocking)
             except Exception as error:  # each storage has its own
-                if absent(error):
+                if is_missing(error):
                     raise DamagedError(f"{url} is missing; prepare it again") from error
-                kind = BucketError if unanswered(error) else ShardError
+                kind = BucketError if is_unanswered(error) else ShardError
                 raise kind(f"{error}: could not read {url}") from error
         elif not file.is_file():
             raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
@@ -101,7 +101,7 @@ class _CheckedDataset(StreamingDataset):
         """A shard and its hash."""
         raw, _ = self.shards[shard_id].file_pairs[0]
         stream = self.streams[self.stream_per_shard[shard_id]]
-        return Path(stream.local, stream.split, raw.basename), raw.hashes.get(HASH)
+        return Path(stream.local, stream.split, raw.basename), raw.hashes.get(SHARD_HASH)
 
     def get_item(self, sample_id: int, retry: int = 7) -> Any:
         shard, _ = self.spanner[sample_id]
@@ -118,11 +118,11 @@ class _CheckedDataset(StreamingDataset):
             check_hash(*self._file(shard_id))
         except DamagedError as error:
             url = self._url(shard_id)
-            raise (damaged(error, url) if url else error) from None
+            raise (damaged_in_cache(error, url) if url else error) from None
 
 
 @dataclass(frozen=True)
-class Samples:
+class StepSamples:
     """The records of a step's batch, the weights of their streams' tasks, their places in the global batch."""
 
     step: int
@@ -147,13 +147,13 @@ class Reader:
         streams = [
             Stream(
                 remote=s.path if is_remote(s.path) else None,
-                local=str(folder_of(s.path, data.cache)),
+                local=str(cache_folder(s.path, data.cache)),
                 proportion=sum(s.tasks.values()),
             )
             for s in data.streams
         ]
-        with _turn(self.world):
-            found = {file.name for file in SHARED.glob("[0-9]*_*")} if SHARED.is_dir() else set()
+        with _machine_lock(self.world):
+            found = {file.name for file in SHARED_MEMORY.glob("[0-9]*_*")} if SHARED_MEMORY.is_dir() else set()
             if torch.distributed.is_initialized():
                 # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once,
                 # or another job that starts or ends meanwhile parts them.
@@ -170,13 +170,13 @@ class Reader:
             except TypeError as error:  # a segment is smaller than the one that it wants
                 complete = {name[:7] for name in found if name.endswith("_locals")}  # passed over
                 _refuse_stale({name for name in found if name[:7] not in complete})
-                raise ValueError(f"{SHARED}: {error}") from error
+                raise ValueError(f"{SHARED_MEMORY}: {error}") from error
         prefix = f"{self.dataset._shm_prefix_int:06}_"
         _refuse_stale({name for name in found if name.startswith(prefix)})
         # Processes are made anew for every epoch; what they import, for seconds, stays ready where they fork from.
         processes = get_context("forkserver")
         processes.set_forkserver_preload([__name__])
-        self.assemble = Assembler(config.model, data, encode_text, config.training.seed)
+        self.assemble = BatchAssembler(config.model, data, encode_text, config.training.seed)
         self.loader = StreamingDataLoader(
             self.dataset,
             batch_size=batch // ranks,
@@ -197,7 +197,7 @@ class Reader:
         for s in self.samples(start):
             yield self.assemble(s.records, s.tasks, s.step, s.places)
 
-    def samples(self, start: int) -> Iterator[Samples]:
+    def samples(self, start: int) -> Iterator[StepSamples]:
         """What this rank's batches from step `start` on are made of, without end.
 
         Raises ShardError when an epoch yields fewer batches than it should; it names the damaged file.
@@ -252,27 +252,27 @@ class Reader:
             "initial_physical_nodes": None,
         }
 
-    def _samples(self, samples: list[dict[str, Any]], step: int) -> Samples:
+    def _samples(self, samples: list[dict[str, Any]], step: int) -> StepSamples:
         streams = self.config.data.streams
         records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
         tasks = [streams[s["stream"]].tasks for s in samples]
-        return Samples(step, records, tasks, places(self.world, len(samples)))
+        return StepSamples(step, records, tasks, global_places(self.world, len(samples)))
 
 
-def places(world: World, samples: int) -> list[int]:
+def global_places(world: World, samples: int) -> list[int]:
     """Where a rank's samples stand in the global batch: mosaicml-streaming deals samples to nodes in turn, and those of
     a node to its ranks in turn."""
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
 
 
 @contextlib.contextmanager
-def _turn(world: World) -> Iterator[None]:
+def _machine_lock(world: World) -> Iterator[None]:
     """A user's jobs on a machine name their shared memory one after the other: two that look at once find the same name
-    free. A job that takes longer than `PATIENCE`, because a rank of its does not come, is no longer waited for."""
-    lock = FileLock(TURN)
+    free. A job that takes longer than `LOCK_PATIENCE`, because a rank of its does not come, is no longer waited for."""
+    lock = FileLock(LOCK)
     if world.is_local_leader:
         with contextlib.suppress(Timeout):
-            lock.acquire(timeout=PATIENCE)
+            lock.acquire(timeout=LOCK_PATIENCE)
     try:
         yield
     finally:
@@ -286,8 +286,8 @@ def _refuse_stale(taken: set[str]) -> None:
     Raises ValueError where some of the names that a dataset uses were taken before it was made.
     """
     if taken:
-        names = ", ".join(str(SHARED / name) for name in sorted(taken))
-        remedy = " ".join(sorted({f"{SHARED}/{name[:7]}*" for name in taken}))
+        names = ", ".join(str(SHARED_MEMORY / name) for name in sorted(taken))
+        remedy = " ".join(sorted({f"{SHARED_MEMORY}/{name[:7]}*" for name in taken}))
         raise ValueError(
             f"{names}: shared memory of another job, or left by one that was killed; if none runs here, remove {remedy}"
         )
@@ -297,7 +297,7 @@ def check_no_pairs(config: BaseConfig) -> None:
     """Raises ValueError where a stream is a part of a folder of pairs, which looks like any folder of shards, and holds
     what a teacher made."""
     for place, stream in enumerate(config.data.streams):
-        if not is_remote(stream.path) and (Path(stream.path).parent / PAIRS).is_file():
+        if not is_remote(stream.path) and (Path(stream.path).parent / PAIRS_FILE).is_file():
             raise ValueError(
                 f"data.streams.{place}.path: {stream.path} holds a teacher's endpoints of launch/pairs.py; give shards "
                 f"of launch/prepare.py here, and the pairs as warm_start.pairs"
@@ -305,7 +305,7 @@ def check_no_pairs(config: BaseConfig) -> None:
 
 
 def check_streams(config: BaseConfig, hashes: bool) -> int:
-    """Samples of all streams together, if they are complete, enough, and made with the model's encoders.
+    """StepSamples of all streams together, if they are complete, enough, and made with the model's encoders.
 
     With `hashes` every byte is read. Raises ShardError or ValueError.
     """
@@ -321,7 +321,7 @@ def check_streams(config: BaseConfig, hashes: bool) -> int:
 def _check_stream(path: str, cache: str, model: ModelConfig, hashes: bool) -> int:
     folder = Path(path)
     if is_remote(path):
-        folder = fetch(path, cache, hashes)
+        folder = fetch_stream(path, cache, hashes)
     else:
         check_shards(folder, hashes)
     features = read_features(folder)

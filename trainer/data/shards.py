@@ -23,8 +23,10 @@ from .record import COLUMNS, Record, to_columns, validate
 from .streaming_library import MDSWriter
 
 FORMAT = 1
-ENTRY = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in an index.json
-HASH = "xxh64"  # guards against damage, not against an attacker; several GB/s, so that a run can check at its start
+INDEX_KEYS = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in an index.json
+SHARD_HASH = (
+    "xxh64"  # guards against damage, not against an attacker; several GB/s, so that a run can check at its start
+)
 
 
 class ShardError(ValueError):
@@ -38,7 +40,7 @@ class DamagedError(ShardError):
 
 
 @dataclass(frozen=True)
-class Features:
+class StreamFeatures:
     """`features.json`: the encoders that made a folder's features, and what the folder holds."""
 
     format: int
@@ -53,7 +55,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardGroup:
     """Shards that were written: their entries for an index.json, and what they hold."""
 
     shards: tuple[dict[str, Any], ...]
@@ -62,7 +64,7 @@ class Part:
     seconds: float
 
 
-class PartWriter:
+class ShardGroupWriter:
     """Writes records as MDS shards into a folder, without what makes a stream of it."""
 
     def __init__(
@@ -75,7 +77,7 @@ class PartWriter:
         self._domains: Counter[str] = Counter()
         self._seconds = 0.0
         folder.mkdir(parents=True)
-        self._mds = MDSWriter(columns=COLUMNS, out=str(folder), hashes=[HASH], size_limit=size_limit)
+        self._mds = MDSWriter(columns=COLUMNS, out=str(folder), hashes=[SHARD_HASH], size_limit=size_limit)
 
     def __len__(self) -> int:
         return len(self._ids)
@@ -91,10 +93,10 @@ class PartWriter:
         self._domains[record.domain] += 1
         self._seconds += record.seconds
 
-    def finish(self) -> Part:
+    def finish(self) -> ShardGroup:
         """Writes what is left and an index.json, and reads every byte back. Raises OSError, ShardError."""
         self._mds.finish()
-        part = Part(tuple(self._mds.shards), len(self._ids), dict(self._domains), self._seconds)
+        part = ShardGroup(tuple(self._mds.shards), len(self._ids), dict(self._domains), self._seconds)
         for shard in part.shards:
             check_shard(self.folder, shard, hashes=True)
         return part
@@ -123,7 +125,7 @@ class ShardWriter:
         refuse_existing(folder)
         self._folder = folder
         self._partial = partial_path(folder)
-        self._open = lambda: PartWriter(self._partial, codec, text, video, size_limit)
+        self._open = lambda: ShardGroupWriter(self._partial, codec, text, video, size_limit)
 
     def __enter__(self) -> Self:
         self._part = self._open()
@@ -152,7 +154,7 @@ class ShardWriter:
         if not len(self._part):
             raise ValueError(f"no record was written to {self._folder}; an empty folder cannot be trained on")
         part = self._part.finish()
-        features = features_of([part], *self._part.encoders, hash_file(self._partial / "index.json"))
+        features = stream_features([part], *self._part.encoders, hash_file(self._partial / "index.json"))
         write_json(self._partial / "features.json", strict.to_dict(features))
         check_shards(self._partial, hashes=False)
         publish(self._partial, self._folder)
@@ -165,34 +167,34 @@ class ShardWriter:
         )
 
 
-def index_json(parts: Iterable[Part]) -> str:
+def index_json(parts: Iterable[ShardGroup]) -> str:
     """The index.json of a folder that holds these shards, as MDSWriter and streaming's merge_index write one."""
     return json.dumps({"version": 2, "shards": [shard for part in parts for shard in part.shards]}, sort_keys=True)
 
 
-def features_of(
-    parts: Sequence[Part], codec: CodecConfig, text: TextConfig, video: VideoConfig, index: str
-) -> Features:
+def stream_features(
+    parts: Sequence[ShardGroup], codec: CodecConfig, text: TextConfig, video: VideoConfig, index: str
+) -> StreamFeatures:
     """What belongs into the features.json beside an index.json of these parts, whose hash is `index`."""
     domains: Counter[str] = Counter()
     for part in parts:
         domains.update(part.domains)
     samples, seconds = sum(part.samples for part in parts), sum(part.seconds for part in parts)
-    features = Features(FORMAT, codec, text, video, samples, dict(domains), seconds, index)
+    features = StreamFeatures(FORMAT, codec, text, video, samples, dict(domains), seconds, index)
     return replace(features, seal=hash_json(strict.to_dict(features), "seal"))
 
 
-def read_features(path: Path) -> Features:
+def read_features(path: Path) -> StreamFeatures:
     """Reads `features.json` of a shard folder.
 
     Raises:
-        ShardError: it is missing, not JSON, of another format version, or its keys are not those of `Features`.
+        ShardError: it is missing, not JSON, of another format version, or its keys are not those of `StreamFeatures`.
     """
     raw = _read_json(path, "features.json")
     if raw.get("format") != FORMAT:
         raise ShardError(f"{path / 'features.json'}: format {raw.get('format')!r}, this version reads {FORMAT}")
     try:
-        features: Features = strict.parse(Features, raw)
+        features: StreamFeatures = strict.parse(StreamFeatures, raw)
     except ValueError as error:
         raise ShardError(f"{path / 'features.json'}: {error}; prepare the folder again") from error
     if features.seal and features.seal != hash_json(strict.to_dict(features), "seal"):
@@ -225,7 +227,7 @@ def read_index(path: Path) -> list[dict[str, Any]]:
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path / 'index.json'}: lists no shards; prepare the folder again")
     for shard in shards:
-        if not (isinstance(shard, dict) and shard.keys() >= ENTRY):
+        if not (isinstance(shard, dict) and shard.keys() >= INDEX_KEYS):
             raise ShardError(f"{path / 'index.json'}: no MDS index; prepare the folder again")
     total = sum(shard["samples"] for shard in shards)
     if total != features.samples:
@@ -261,7 +263,7 @@ def check_shard(path: Path, shard: dict[str, Any], hashes: bool, advance: Callab
             f"{file} holds {samples} samples, its index says {shard['samples']}; copy or prepare it again"
         )
     if hashes:
-        check_hash(file, raw["hashes"].get(HASH), advance)
+        check_hash(file, raw["hashes"].get(SHARD_HASH), advance)
 
 
 def check_hash(file: Path, expected: str | None, advance: Callable[[int], object] = ignore) -> None:
@@ -271,7 +273,7 @@ def check_hash(file: Path, expected: str | None, advance: Callable[[int], object
     except FileNotFoundError:
         raise DamagedError(f"{file} is missing; copy the folder again or prepare it again") from None
     if actual != expected:
-        raise DamagedError(f"{file} has changed: {HASH} {actual}, its index {expected}; copy or prepare it again")
+        raise DamagedError(f"{file} has changed: {SHARD_HASH} {actual}, its index {expected}; copy or prepare it again")
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

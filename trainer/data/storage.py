@@ -69,14 +69,14 @@ class Store(Protocol):
 
 def open_store(path: str, rank: int) -> Store:
     """Raises ValueError for an address of an unknown kind, OSError where a bucket does not answer."""
-    return Bucket(path) if is_remote(path) else Folder(Path(path), rank)
+    return BucketStore(path) if is_remote(path) else FolderStore(Path(path), rank)
 
 
 def is_remote(path: str) -> bool:
     return "://" in path
 
 
-def local_folder(path: str) -> Path:
+def scratch_folder(path: str) -> Path:
     """On this machine, for what a preparation there need not keep. Of a bucket, one for each address."""
     if not is_remote(path):
         return Path(path, "work")
@@ -84,7 +84,7 @@ def local_folder(path: str) -> Path:
     return Path(tempfile.gettempdir(), f"prepare-{os.getuid()}-{name}")
 
 
-class Folder:
+class FolderStore:
     """On a disk, which ranks on several machines share."""
 
     def __init__(self, path: Path, rank: int) -> None:
@@ -99,7 +99,7 @@ class Folder:
 
     def names(self, under: str) -> set[str]:
         top, names = self.path / under.rpartition("/")[0], set[str]()
-        for folder, folders, files in os.walk(top, onerror=_unless_gone):
+        for folder, folders, files in os.walk(top, onerror=_ignore_removed):
             place = Path(folder).relative_to(self.path).as_posix()
             if place == Path(TEMPORARY).parent.as_posix():
                 folders[:] = [name for name in folders if name != Path(TEMPORARY).name]
@@ -160,13 +160,13 @@ class Folder:
             raise OSError(error.errno, f"{error.strerror or error}: could not write {self.path / name}") from error
 
 
-def _unless_gone(error: OSError) -> None:
+def _ignore_removed(error: OSError) -> None:
     """Another rank may remove a folder while it is looked through; what else keeps from looking is told."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
-class Bucket:
+class BucketStore:
     """Of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
 
     def __init__(self, url: str) -> None:
@@ -238,19 +238,19 @@ def download(url: str, file: Path) -> None:
         retry(num_attempts=ATTEMPTS)(lambda: CloudDownloader.direct_download(url, str(beside)))()
         beside.replace(file)
     except Exception as error:  # each storage has its own
-        kind = UnansweredError if unanswered(error) else OSError
+        kind = UnansweredError if is_unanswered(error) else OSError
         raise kind(f"{error}: could not read {url}") from error
     finally:
         beside.unlink(missing_ok=True)
 
 
-def unanswered(error: Exception) -> bool:
+def is_unanswered(error: Exception) -> bool:
     """Whether a storage's error may not come another time: its own (5xx), too many requests, or no answer."""
     status = _status(error)
     return status >= 500 or status == 429 or any(kind.__name__ in UNANSWERED for kind in type(error).__mro__)
 
 
-def absent(error: Exception) -> bool:
+def is_missing(error: Exception) -> bool:
     """Whether a storage says that it holds no such file."""
     return _status(error) == 404
 

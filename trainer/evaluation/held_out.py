@@ -12,10 +12,10 @@ from torch import Tensor
 from ...models.config import ModelConfig
 from ...models.encoders.build import build_text_encoder
 from ..core.config import DataConfig, StreamConfig
-from ..data.batches import Assembler
+from ..data.batches import BatchAssembler
 from ..data.record import DOMAINS, Record
-from ..prepare.encode import Encoders, SceneTask, encode_scenes
-from ..scenes.scenes import SAMPLE_RATE, SAMPLES, Scene, draw_scene
+from ..prepare.encode import EncoderSettings, SceneTask, encode_scenes
+from ..scenes.scene import SAMPLE_RATE, SAMPLES, Scene, draw_scene
 
 SEED = 3_000_017  # apart from the data sets' seeds, the judge's and the prompts'
 BLOCK = 25  # scenes that are encoded together
@@ -56,7 +56,7 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
     """
     if count < 2:
         raise ValueError(f"{count} clip(s) a task; at least 2, so that conditions can be exchanged between clips")
-    encoders = Encoders(config.codec, config.video)
+    encoders = EncoderSettings(config.codec, config.video)
     records: list[Record] = []
     for first in range(0, count, BLOCK):
         task = SceneTask(encoders, domain, SEED + seed, first, min(first + BLOCK, count))
@@ -73,7 +73,7 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
     )
 
 
-def _assembler(config: ModelConfig) -> Assembler:
+def _assembler(config: ModelConfig) -> BatchAssembler:
     """The training's own way from records to conditions, with its usual holes; no stream is ever read."""
     data = DataConfig((StreamConfig("", {"T2A": 1.0}),), prefix=(PREFIX, PREFIX))
-    return Assembler(config, data, build_text_encoder(config.text), seed=0)
+    return BatchAssembler(config, data, build_text_encoder(config.text), seed=0)

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ...models.judge import Judge, JudgeConfig, JudgeOutput
 from ..core.hardware import cpu_has_bf16
-from ..scenes.scenes import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, draw_scene
+from ..scenes.scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, draw_scene
 from ..scenes.synth import render_audio
 
 JUDGE = JudgeConfig(AUDIO_CATEGORIES, INSTRUMENTS, TEMPI)

@@ -16,7 +16,7 @@ from ...models.encoders.base import AudioCodec
 from ...models.encoders.build import build_codec
 from ...models.judge import Judge
 from ..core.files import published, write_json
-from ..scenes.scenes import draw_scene
+from ..scenes.scene import draw_scene
 from .held_out import SEED
 from .judge import annotate, load_judge, render, save_judge, through, train_judge
 from .metrics import draw_prompts, score

@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..scenes.captions import category_captions, count_captions, order_captions, time_captions
-from ..scenes.scenes import AUDIO_CATEGORIES, MAX_EVENTS, SECONDS, Event, Scene, annotation, audio_scene
+from ..scenes.scene import AUDIO_CATEGORIES, MAX_EVENTS, SECONDS, Event, Scene, audio_scene, scene_annotation
+from ..scenes.scene_captions import category_captions, count_captions, order_captions, time_captions
 from .judge import Annotation
 
 TYPES: tuple[str, ...] = ("category", "count", "order", "timestamp")
@@ -75,7 +75,7 @@ def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> Prompt:
     else:
         names = names[:1]
     scene = audio_scene(names, rng)
-    facts, events = annotation(scene), scene.events
+    facts, events = scene_annotation(scene), scene.events
     if kind == "category":
         texts = category_captions(facts)
     elif kind == "count":

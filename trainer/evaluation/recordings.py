@@ -21,7 +21,7 @@ from ...models.config import ModelConfig
 from ...models.encoders.build import build_codec
 from ..generation.generator import Generator
 from ..generation.request import Request
-from ..manifest.manifest import Entry, read_manifest
+from ..manifest.manifest import ManifestEntry, read_manifest
 from ..media.clips import read_clips
 
 
@@ -65,7 +65,7 @@ def split(manifest: Path, out: Path, least: int, held: float, seed: int) -> dict
     return counts
 
 
-def category(entry: Entry) -> str:
+def category(entry: ManifestEntry) -> str:
     """The entry's one category. Raises ValueError when it has none or several."""
     names = list(entry.annotation.get("category") or ())
     if len(names) != 1:

@@ -19,7 +19,7 @@ from ...models.judge import Judge, JudgeOutput
 from ...models.sampler import nfe
 from ..generation.request import Request
 from ..generation.sampling import SEED_STRIDE, Maker, make, side_by_side, sound
-from ..scenes.scenes import Scene, audio_scene
+from ..scenes.scene import Scene, audio_scene
 from .judge import decode, listen, render, through
 from .metrics import (
     Prompt,

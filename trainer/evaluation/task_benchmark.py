@@ -20,7 +20,7 @@ from ...models.audiox import SamplingConfig
 from ..core.tasks import TASKS
 from ..generation.request import Request
 from ..generation.sampling import SEED_STRIDE, Maker, make, sound
-from ..scenes.scenes import Event, Scene
+from ..scenes.scene import Event, Scene
 from .held_out import Unseen
 from .judge import Annotation
 from .metrics import TOLERANCE, bootstrap_interval

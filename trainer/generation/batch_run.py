@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ...models import strict
 from ...models.audiox import SamplingConfig
 from ..core.files import write_text
-from ..media.mux import write
+from ..media.mux import write_media
 from .generator import Generator
 from .jobs import Job
 from .long_form import Sound, make, sampling_of
@@ -149,7 +149,7 @@ def _publish(job: Job, sound: Sound, rate: int, manifest: Manifest | None) -> No
     if manifest:
         manifest.add(job, sound.seconds)
     video = Path(job.prompt.video) if job.prompt.video else None
-    write(job.out, sound.wave, rate, video, job.prompt.start)
+    write_media(job.out, sound.wave, rate, video, job.prompt.start)
 
 
 def _batches(generator: Generator, jobs: Sequence[Job], size: int) -> list[list[Job]]:

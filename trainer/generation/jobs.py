@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from ..core.english import complaint_list
-from ..media.mux import check
+from ..media.mux import check_writable
 from .prompts import PATHS, Prompt
 
 
@@ -56,7 +56,7 @@ def _check_out(job: Job, owner: Job) -> None:
         raise ValueError(f"out: {job.out} is a file that the sound is made from; choose another name")
     if job.out.is_dir():
         raise ValueError(f"out: {job.out} is a folder; give the name of a file")
-    check(job.out, Path(job.prompt.video) if job.prompt.video else None)
+    check_writable(job.out, Path(job.prompt.video) if job.prompt.video else None)
 
 
 def make_folders(jobs: Sequence[Job]) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...models.config import CodecConfig, ModelConfig
 from ...models.encoders.base import VideoEncoder
-from ..data.batches import nearest_images, show
+from ..data.batches import add_video_features, nearest_images
 from ..media.clips import frames_in, read_sound
 from ..media.source import MediaError
 from ..media.video_decode import FrameReader, VideoSpan, video_span
@@ -123,7 +123,7 @@ def _features(encode: VideoEncoder, images: Tensor, motion: Tensor, nearest: Ten
     with torch.inference_mode():
         image_features, motion_features = (x[0].cpu() for x in encode(images, motion))
         video = torch.zeros(motion_features.shape, dtype=torch.float16)
-        show(image_features, motion_features, nearest, video)
+        add_video_features(image_features, motion_features, nearest, video)
     return video
 
 

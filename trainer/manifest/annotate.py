@@ -20,15 +20,15 @@ from tqdm import tqdm
 from ..core import files
 from ..core.credentials import redacted
 from ..media.source import MediaError
-from .answer_cache import Answer, Answers
-from .endpoint import FIELDS, PROMPT, Asker, Endpoint, EndpointDown, Refused, TooLong
-from .manifest import Entry, entry_of, read_manifest
+from .answer_cache import AnswerCache, CachedAnswer
+from .endpoint import FIELDS, PROMPT, AnswerRefused, ClipTooLong, Endpoint, EndpointClient, EndpointDown
+from .manifest import ManifestEntry, parse_entry, read_manifest
 
-FAILURES = 10  # clips in a row to which the endpoint gave no answer: it is down
+MAX_FAILURES = 10  # clips in a row to which the endpoint gave no answer: it is down
 
 
 @dataclass
-class Summary:
+class AnnotateSummary:
     """Of a run: what was filled, what was there, what could not be filled and why."""
 
     lines: int = 0
@@ -48,15 +48,15 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class _Job:
+class _Question:
     index: int
-    entry: Entry
+    entry: ManifestEntry
     raw: dict[str, Any]
     fields: list[str]
     key: str
 
 
-def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> Summary:
+def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> AnnotateSummary:
     """Writes `out`, and `out`.unfilled.jsonl beside it where something could not be filled; `out`.answers keeps the
     answers. `again` asks anew what was refused in an earlier run.
 
@@ -70,14 +70,16 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
     out.parent.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(manifest)
     texts = [line for line in manifest.read_bytes().splitlines() if line.strip()]
-    lines = [_raw(entry, text, manifest, out) for entry, text in zip(entries, texts, strict=True)]
-    summary = Summary(lines=len(lines))
-    jobs = [job for job in (_job(i, *pair, endpoint) for i, pair in enumerate(zip(entries, lines, strict=True))) if job]
+    lines = [_raw_line(entry, text, manifest, out) for entry, text in zip(entries, texts, strict=True)]
+    summary = AnnotateSummary(lines=len(lines))
+    jobs = [
+        job for job in (_question(i, *pair, endpoint) for i, pair in enumerate(zip(entries, lines, strict=True))) if job
+    ]
     summary.complete = len(lines) - len(jobs)
-    with closing(Answers(out.with_name(out.name + ".answers"))) as answers:
-        asker = Asker(endpoint)
-        for job, answer in _answered(jobs, answers, asker, concurrency, again, summary):
-            lines[job.index] = _filled(job, answer, endpoint.model, summary)
+    with closing(AnswerCache(out.with_name(out.name + ".answers"))) as answers:
+        asker = EndpointClient(endpoint)
+        for job, answer in _ask_all(jobs, answers, asker, concurrency, again, summary):
+            lines[job.index] = _fill_line(job, answer, endpoint.model, summary)
     if summary.unfilled:
         rows = sorted(summary.unfilled, key=lambda row: row["line"])
         text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
@@ -86,7 +88,7 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
     return summary
 
 
-def _raw(entry: Entry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]:
+def _raw_line(entry: ManifestEntry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]:
     """A line as it is written, with paths that hold in the folder of `out` too."""
     raw: dict[str, Any] = json.loads(text.decode("utf-8-sig"))
     if manifest.parent.resolve() != out.parent.resolve():
@@ -95,18 +97,18 @@ def _raw(entry: Entry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]
     return raw
 
 
-def _job(index: int, entry: Entry, raw: dict[str, Any], endpoint: Endpoint) -> _Job | None:
+def _question(index: int, entry: ManifestEntry, raw: dict[str, Any], endpoint: Endpoint) -> _Question | None:
     fields = [name for name in FIELDS[entry.domain] if not entry.annotation.get(name)]
     if not fields:
         return None
     known = {key: value for key, value in entry.annotation.items() if key != "extra"}
     asked = [PROMPT, endpoint.model, endpoint.pictures, fields, known, entry.captions, entry.start, entry.end]
-    media = [_identity(place) for place in (entry.audio, entry.video) if place]
+    media = [_media_identity(place) for place in (entry.audio, entry.video) if place]
     key = hashlib.sha256(json.dumps([asked, media]).encode()).hexdigest()
-    return _Job(index, entry, raw, fields, key)
+    return _Question(index, entry, raw, fields, key)
 
 
-def _identity(place: str) -> list[Any]:
+def _media_identity(place: str) -> list[Any]:
     """Changes when a file does; what lies elsewhere is taken to stay as it is."""
     try:
         status = Path(place).stat()
@@ -115,12 +117,17 @@ def _identity(place: str) -> list[Any]:
     return [place, status.st_size, status.st_mtime_ns]
 
 
-def _answered(
-    jobs: list[_Job], answers: Answers, asker: Asker, concurrency: int, again: bool, summary: Summary
-) -> Iterator[tuple[_Job, Answer]]:
+def _ask_all(
+    jobs: list[_Question],
+    answers: AnswerCache,
+    asker: EndpointClient,
+    concurrency: int,
+    again: bool,
+    summary: AnnotateSummary,
+) -> Iterator[tuple[_Question, CachedAnswer]]:
     """In any order. Never more than a few questions a thread are under way, and none is begun after a failure."""
     todo = iter(jobs)
-    pending: dict[Future[tuple[Answer, bool]], _Job] = {}
+    pending: dict[Future[tuple[CachedAnswer, bool]], _Question] = {}
     failed = 0
     with tqdm(total=len(jobs), unit=" clips", disable=None) as bar, ThreadPoolExecutor(concurrency) as pool:
         try:
@@ -132,13 +139,13 @@ def _answered(
                         bar.update()
                         yield job, kept
                     else:
-                        pending[pool.submit(_one, job, answers, asker)] = job
+                        pending[pool.submit(_ask_one, job, answers, asker)] = job
                 if not pending:
                     return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     answer, down = future.result()
                     failed = failed + 1 if down else 0
-                    if failed >= FAILURES:
+                    if failed >= MAX_FAILURES:
                         raise ValueError(
                             f"{asker.endpoint.url} has given no answer to {failed} clips in a row, the last time: "
                             f"{answer.reason}; what was answered is kept, and the same command goes on from there"
@@ -149,28 +156,28 @@ def _answered(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _one(job: _Job, answers: Answers, asker: Asker) -> tuple[Answer, bool]:
+def _ask_one(job: _Question, answers: AnswerCache, asker: EndpointClient) -> tuple[CachedAnswer, bool]:
     """The answer to one clip, and whether the endpoint was down: that is not kept."""
 
     def check(answer: dict[str, Any]) -> None:
         given = {key: value for key, value in answer.items() if value is not None}
-        entry_of("the answer", Path("."), job.entry.line, {**job.raw, **given})
+        parse_entry("the answer", Path("."), job.entry.line, {**job.raw, **given})
 
     try:
-        answer = Answer(json.dumps(asker.ask(job.entry, job.fields, check)))
+        answer = CachedAnswer(json.dumps(asker.ask(job.entry, job.fields, check)))
     except EndpointDown as error:
-        return Answer("", redacted(f"no answer: {error}")), True
+        return CachedAnswer("", redacted(f"no answer: {error}")), True
     except MediaError as error:
-        return Answer("", f"{error.reason}: {error}"), False
-    except TooLong as error:
-        return Answer("", str(error)), False
-    except Refused as error:
-        answer = Answer("", redacted(str(error)))
+        return CachedAnswer("", f"{error.reason}: {error}"), False
+    except ClipTooLong as error:
+        return CachedAnswer("", str(error)), False
+    except AnswerRefused as error:
+        answer = CachedAnswer("", redacted(str(error)))
     answers.put(job.key, answer)
     return answer, False
 
 
-def _filled(job: _Job, answer: Answer, model: str, summary: Summary) -> dict[str, Any]:
+def _fill_line(job: _Question, answer: CachedAnswer, model: str, summary: AnnotateSummary) -> dict[str, Any]:
     """The line with what was answered; what was not goes into the summary."""
     values = json.loads(answer.text) if answer.text else dict.fromkeys(job.fields)
     given = {name: value for name, value in values.items() if value not in (None, {}, [], "")}

@@ -1,4 +1,4 @@
-"""Answers that a model has given, kept on disk at once, so that nothing is asked twice whatever happens meanwhile."""
+"""The answers of a model, written to disk at once, so that nothing is asked twice after an interruption."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -9,14 +9,14 @@ from threading import Lock
 
 
 @dataclass(frozen=True)
-class Answer:
+class CachedAnswer:
     """`text` is what was accepted; empty where nothing was, and `reason` says why."""
 
     text: str
     reason: str = ""
 
 
-class Answers:
+class AnswerCache:
     """A file of answers by key, for several threads; close it at the end. Raises OSError where the disk is full or
     another process holds the file."""
 
@@ -29,12 +29,12 @@ class Answers:
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path}: not a file of answers ({error}); move it away to begin anew") from error
 
-    def get(self, key: str) -> Answer | None:
+    def get(self, key: str) -> CachedAnswer | None:
         with self._lock, self._saying():
             row = self._file.execute("select text, reason from answers where key = ?", (key,)).fetchone()
-        return None if row is None else Answer(*row)
+        return None if row is None else CachedAnswer(*row)
 
-    def put(self, key: str, answer: Answer) -> None:
+    def put(self, key: str, answer: CachedAnswer) -> None:
         """On disk when this returns."""
         with self._lock, self._saying():
             self._file.execute("insert or replace into answers values (?, ?, ?)", (key, answer.text, answer.reason))

@@ -17,15 +17,17 @@ import soundfile
 from PIL import Image
 
 from ...models.config import CodecConfig
-from ..media.audio_decode import Segment, whole
-from ..media.source import opened
+from ..media.audio_decode import SoundSegment, decode_all
+from ..media.source import open_media
 from ..media.video_decode import FrameReader
-from .manifest import SCHEMA, Entry
+from .manifest import SCHEMA, ManifestEntry
 
-KEY = "OPENAI_API_KEY"
-SOUND = CodecConfig("logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, channels=1)  # what models hear
-PICTURE = 336  # pixels, height and width
-SLIP = 0.5  # seconds by which a time may lie beyond the end: models round
+API_KEY_VARIABLE = "OPENAI_API_KEY"
+SOUND_CODEC = CodecConfig(
+    "logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, channels=1
+)  # what models hear
+PICTURE_SIZE = 336  # pixels, height and width
+TIME_TOLERANCE = 0.5  # seconds by which a time may lie beyond the end: models round
 FIELDS = {
     "audio": ("caption", "category", "SED", "time_relation"),
     "music": ("caption", "genre", "mood", "instruments", "tempo"),
@@ -46,11 +48,11 @@ class EndpointDown(Exception):
     """The endpoint gave no answer, however often it was asked; the next clip may fare better."""
 
 
-class Refused(Exception):
+class AnswerRefused(Exception):
     """No answer to a clip was acceptable; asking once more would not help."""
 
 
-class TooLong(Exception):
+class ClipTooLong(Exception):
     """A clip is longer than a model is sent."""
 
 
@@ -69,21 +71,23 @@ class Endpoint:
     longest: float = 60.0  # seconds of a clip
 
 
-class Asker:
+class EndpointClient:
     """Asks an endpoint about clips; may be shared by threads. The key comes from the environment (OPENAI_API_KEY)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        pace = _pace(endpoint.rate)
+        pace = _rate_limiter(endpoint.rate)
         self._client = openai.OpenAI(
             base_url=endpoint.url,
-            api_key=os.environ.get(KEY) or "none",  # servers of one's own often want none
+            api_key=os.environ.get(API_KEY_VARIABLE) or "none",  # servers of one's own often want none
             max_retries=endpoint.retries,
             timeout=endpoint.timeout,
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [lambda request: pace()]}),
         )
 
-    def ask(self, entry: Entry, fields: Sequence[str], check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    def ask(
+        self, entry: ManifestEntry, fields: Sequence[str], check: Callable[[dict[str, Any]], None]
+    ) -> dict[str, Any]:
         """The fields of a clip, None where the model cannot tell. An answer that the schema or `check` (which raises
         ValueError) refuses is asked for again, with the reason.
 
@@ -92,14 +96,14 @@ class Asker:
             MediaError: the clip cannot be read.
             ValueError: the endpoint does not know the key, or the model: all clips would fare alike.
         """
-        content, seconds = _content(entry, fields, self.endpoint)
+        content, seconds = _message_content(entry, fields, self.endpoint)
         schema = answer_schema(fields, seconds)
         messages: list[Any] = [{"role": "system", "content": PROMPT}, {"role": "user", "content": content}]
         reason = ""
         for _ in range(self.endpoint.attempts):
             text = self._answer(messages)
             try:
-                answer = _parsed(text, schema)
+                answer = _parse_answer(text, schema)
                 check(answer)
                 return answer
             except ValueError as error:
@@ -111,17 +115,19 @@ class Asker:
                     "content": f"That cannot be used: {reason}. Answer again, with the JSON object alone.",
                 },
             ]
-        raise Refused(f"{self.endpoint.attempts} answers were refused, the last one because {reason}")
+        raise AnswerRefused(f"{self.endpoint.attempts} answers were refused, the last one because {reason}")
 
     def _answer(self, messages: list[Any]) -> str:
         try:
             reply = self._client.chat.completions.create(model=self.endpoint.model, messages=messages, temperature=0.2)
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            raise ValueError(f"{self.endpoint.url} refuses the key; set {KEY} in the environment ({error})") from error
+            raise ValueError(
+                f"{self.endpoint.url} refuses the key; set {API_KEY_VARIABLE} in the environment ({error})"
+            ) from error
         except openai.NotFoundError as error:
             raise ValueError(f"{self.endpoint.url} knows no model {self.endpoint.model!r} ({error})") from error
         except (openai.BadRequestError, openai.UnprocessableEntityError) as error:
-            raise Refused(f"the endpoint does not take the request ({error})") from error
+            raise AnswerRefused(f"the endpoint does not take the request ({error})") from error
         except openai.APIError as error:
             raise EndpointDown(f"{type(error).__name__}: {error}") from error
         return (reply.choices[0].message.content or "") if reply.choices else ""
@@ -130,7 +136,9 @@ class Asker:
 def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
     """That of an answer about a clip of so many seconds: each field as the manifest has it, or null."""
     manifest = json.loads(SCHEMA.read_text())
-    definitions = manifest["$defs"] | {"seconds": {"type": "number", "minimum": 0, "maximum": round(seconds + SLIP, 2)}}
+    definitions = manifest["$defs"] | {
+        "seconds": {"type": "number", "minimum": 0, "maximum": round(seconds + TIME_TOLERANCE, 2)}
+    }
     return {
         "type": "object",
         "properties": {field: {"anyOf": [{"type": "null"}, manifest["properties"][field]]} for field in fields},
@@ -140,7 +148,7 @@ def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
     }
 
 
-def _parsed(text: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _parse_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     """The object in an answer, whatever a model writes around it. Raises ValueError with the reason of a refusal."""
     begin, end = text.find("{"), text.rfind("}")
     if begin < 0 or end < begin:
@@ -155,16 +163,18 @@ def _parsed(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     return dict(answer)
 
 
-def _content(entry: Entry, fields: Sequence[str], endpoint: Endpoint) -> tuple[list[dict[str, Any]], float]:
+def _message_content(
+    entry: ManifestEntry, fields: Sequence[str], endpoint: Endpoint
+) -> tuple[list[dict[str, Any]], float]:
     """Parts of the message, as the API has them, and the clip's seconds."""
-    with opened(entry.audio) as source:
+    with open_media(entry.audio) as source:
         try:
-            wave = whole(source, SOUND, Segment(entry.start, entry.end), endpoint.longest)
+            wave = decode_all(source, SOUND_CODEC, SoundSegment(entry.start, entry.end), endpoint.longest)
         except ValueError as error:
-            raise TooLong(f"{error}: give it as segments with start and end") from error
-    seconds = wave.shape[1] / SOUND.sample_rate
+            raise ClipTooLong(f"{error}: give it as segments with start and end") from error
+    seconds = wave.shape[1] / SOUND_CODEC.sample_rate
     file = io.BytesIO()
-    soundfile.write(file, wave[0], SOUND.sample_rate, format="WAV", subtype="PCM_16")
+    soundfile.write(file, wave[0], SOUND_CODEC.sample_rate, format="WAV", subtype="PCM_16")
     known = {key: value for key, value in (entry.annotation | {"captions": entry.captions}).items() if key != "extra"}
     said = json.dumps({key: value for key, value in known.items() if value})
     text = f"A recording of {seconds:.2f} s. Known already: {said}. Give the keys {', '.join(fields)}."
@@ -172,7 +182,7 @@ def _content(entry: Entry, fields: Sequence[str], endpoint: Endpoint) -> tuple[l
     parts.append({"type": "input_audio", "input_audio": {"data": _base64(file.getvalue()), "format": "wav"}})
     if entry.video and endpoint.pictures:
         places = (np.arange(endpoint.pictures) + 0.5) / endpoint.pictures
-        with FrameReader(entry.video, PICTURE, entry.start) as reader:
+        with FrameReader(entry.video, PICTURE_SIZE, entry.start) as reader:
             pictures = reader.nearest([reader.begin + entry.start + seconds * float(place) for place in places])
         for picture in pictures:
             image = io.BytesIO()
@@ -186,7 +196,7 @@ def _base64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def _pace(rate: float) -> Callable[[], None]:
+def _rate_limiter(rate: float) -> Callable[[], None]:
     """A function that returns at most `rate` times a minute, to all threads together."""
     lock, due = Lock(), [0.0]
 

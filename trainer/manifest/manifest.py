@@ -42,7 +42,7 @@ _LARGEST = 1e9  # seconds, counts, beats a minute: more is a slip
 
 
 @dataclass(frozen=True)
-class Entry:
+class ManifestEntry:
     """One line of a manifest. `annotation` has the fields that are given, `extra` among them."""
 
     line: int
@@ -56,7 +56,7 @@ class Entry:
     annotation: dict[str, Any] = field(default_factory=dict)
 
 
-def read_manifest(path: Path) -> list[Entry]:
+def read_manifest(path: Path) -> list[ManifestEntry]:
     """Reads and checks every line; whether the files exist is not looked at, whether addresses can be opened at all
     (is the package there that s3:// needs?) is. Empty lines are skipped.
 
@@ -67,7 +67,7 @@ def read_manifest(path: Path) -> list[Entry]:
         lines = path.read_bytes().splitlines()
     except OSError as error:
         raise ValueError(f"manifest {path}: {error.strerror}") from error
-    entries, wrong = list[Entry](), list[str]()
+    entries, wrong = list[ManifestEntry](), list[str]()
     for number, text in enumerate(lines, start=1):
         if text.strip():
             try:
@@ -82,7 +82,7 @@ def read_manifest(path: Path) -> list[Entry]:
     return entries
 
 
-def read_entry(path: Path, line: int, text: bytes) -> Entry:
+def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
     """One line of the manifest at `path`; raises ValueError as `read_manifest` does."""
     where = f"{path}:{line}"
     try:
@@ -94,10 +94,10 @@ def read_entry(path: Path, line: int, text: bytes) -> Entry:
             f"{where}: {text[:80]!r} is a {type(raw).__name__}; expected an object such as "
             '{"audio": "a.wav", "captions": ["a dog barks"]}'
         )
-    return entry_of(where, path.parent, line, raw)
+    return parse_entry(where, path.parent, line, raw)
 
 
-def entry_of(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Entry:
+def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> ManifestEntry:
     """What an object says, with its relative paths in `folder`; raises ValueError that begins with `where`."""
     values: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -112,7 +112,7 @@ def entry_of(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Entry:
     return _assembled(where, folder, line, values, extra)
 
 
-def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extra: dict[str, Any]) -> Entry:
+def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extra: dict[str, Any]) -> ManifestEntry:
     if "audio" not in values and "video" not in values:
         raise ValueError(f"{where}: neither 'audio' nor 'video'; one of them must name the file with the sound")
     domain = values.get("domain", "audio")
@@ -128,7 +128,7 @@ def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extr
         annotation["extra"] = extra
     name: str = values["audio"] if "audio" in values else values["video"]
     places = {key: _place(where, folder, key, values[key]) for key in ("audio", "video") if key in values}
-    return Entry(
+    return ManifestEntry(
         line=line,
         name=redacted(name) if ADDRESS.match(name) else name,
         audio=places.get("audio") or places["video"],
@@ -283,7 +283,7 @@ _KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
 }
 
 
-def clip_annotation(entry: Entry, start: float, seconds: float, whole: bool) -> dict[str, Any]:
+def clip_annotation(entry: ManifestEntry, start: float, seconds: float, whole: bool) -> dict[str, Any]:
     """The part of an entry's annotation that holds for one clip of its segment.
 
     start, seconds: where the clip lies in the segment. For a `whole` segment everything holds. For a piece, the events

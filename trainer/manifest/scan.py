@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core import files
-from .manifest import entry_of
+from .manifest import parse_entry
 
 AUDIO = frozenset(
     "aac ac3 aif aiff amr ape au caf dts eac3 flac m4a m4b mka mp2 mp3 oga ogg opus ra tak tta w64 wav wma wv".split()
@@ -28,7 +28,7 @@ _SHOWN = 20  # problems of each kind that the report names
 
 
 @dataclass
-class Report:
+class ScanReport:
     """What was found, in numbers, and what was left out and why."""
 
     written: Counter[str] = field(default_factory=Counter)  # lines by the media they name
@@ -46,7 +46,7 @@ class Report:
 
 
 @dataclass
-class _Group:
+class _NameGroup:
     """Files of one folder that share a name."""
 
     audio: list[Path] = field(default_factory=list)
@@ -65,7 +65,7 @@ class _Group:
         return next((files for files in (self.audio, self.video, self.txt, self.json) if len(files) > 1), [])
 
 
-def scan(folder: Path, out: Path, domain: str, pictures: bool) -> Report:
+def scan(folder: Path, out: Path, domain: str, pictures: bool) -> ScanReport:
     """Writes the manifest `out` of a folder and the folders in it. `domain` is that of files whose side-car says none;
     with `pictures` a picture beside a sound is its video. Paths are relative to the manifest where the files lie below
     its folder. Hidden files are left alone, contents of media are not looked at.
@@ -78,7 +78,7 @@ def scan(folder: Path, out: Path, domain: str, pictures: bool) -> Report:
         raise ValueError(f"{out} exists, and nothing is written over it; take another name")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
-    report = Report()
+    report = ScanReport()
     lines: list[str] = []
     groups = _groups(folder, report)
     for group in tqdm(groups, unit=" names", disable=None):
@@ -94,9 +94,9 @@ def scan(folder: Path, out: Path, domain: str, pictures: bool) -> Report:
     return report
 
 
-def _groups(folder: Path, report: Report) -> list[_Group]:
+def _groups(folder: Path, report: ScanReport) -> list[_NameGroup]:
     """In the order of their names; a folder that cannot be read raises."""
-    groups: dict[Path, _Group] = defaultdict(_Group)
+    groups: dict[Path, _NameGroup] = defaultdict(_NameGroup)
 
     def fail(error: OSError) -> None:
         raise error
@@ -109,34 +109,36 @@ def _groups(folder: Path, report: Report) -> list[_Group]:
             kinds = {"audio": AUDIO, "video": VIDEO, "picture": PICTURE, "txt": {"txt"}, "json": {"json"}}
             kind = next((kind for kind, endings in kinds.items() if ending in endings), None)
             if kind is None:
-                report.unused.append(f"{_shown(path, folder)}: neither sound nor video")
+                report.unused.append(f"{_display_path(path, folder)}: neither sound nor video")
             else:
                 getattr(groups[path.with_suffix("")], kind).append(path)
     return [groups[name] for name in sorted(groups)]
 
 
-def _lines(group: _Group, folder: Path, out: Path, domain: str, pictures: bool, report: Report) -> Iterator[str]:
+def _lines(
+    group: _NameGroup, folder: Path, out: Path, domain: str, pictures: bool, report: ScanReport
+) -> Iterator[str]:
     if pictures and group.audio and not group.video:
         group.video, group.picture = group.picture, []
-    report.unused += [f"{_shown(path, folder)}: a picture" for path in group.picture]
+    report.unused += [f"{_display_path(path, folder)}: a picture" for path in group.picture]
     if not group.media:
         beside = [*group.txt, *group.json]
-        report.unused += [f"{_shown(path, folder)}: no sound or video of that name beside it" for path in beside]
+        report.unused += [f"{_display_path(path, folder)}: no sound or video of that name beside it" for path in beside]
         return
     if group.doubled:
-        names = ", ".join(_shown(path, folder) for path in group.doubled)
+        names = ", ".join(_display_path(path, folder) for path in group.doubled)
         report.left_out.append(f"{names}: one name, and which is meant cannot be told")
         return
     try:
-        for line in _annotated(group, folder, out, domain):
+        for line in _group_lines(group, folder, out, domain):
             report.written[" with ".join(group.media)] += 1
-            report.known[_known(line)] += 1
+            report.known[_known_fields(line)] += 1
             yield json.dumps(line, ensure_ascii=False)
     except (ValueError, OSError) as error:
         report.left_out.append(str(error))
 
 
-def _annotated(group: _Group, folder: Path, out: Path, domain: str) -> list[dict[str, Any]]:
+def _group_lines(group: _NameGroup, folder: Path, out: Path, domain: str) -> list[dict[str, Any]]:
     """The lines of a group; raises ValueError that names the side-car, and no line is good then."""
     captions: list[str] = []
     for path in group.txt:
@@ -146,23 +148,23 @@ def _annotated(group: _Group, folder: Path, out: Path, domain: str) -> list[dict
         try:
             loaded = json.loads(_text(path, folder))
         except ValueError as error:
-            raise ValueError(f"{_shown(path, folder)}: not JSON ({error})") from error
+            raise ValueError(f"{_display_path(path, folder)}: not JSON ({error})") from error
         notes = loaded if isinstance(loaded, list) else [loaded]
-    where = _shown((group.json or list(group.media.values()))[0], folder)
+    where = _display_path((group.json or list(group.media.values()))[0], folder)
     lines = []
     for note in notes:
         if not isinstance(note, dict) or {"audio", "video"} & note.keys():
             raise ValueError(f"{where}: expected an object, or objects, with keys of a manifest but audio and video")
-        media = {kind: _named(path, out) for kind, path in group.media.items()}
+        media = {kind: _manifest_path(path, out) for kind, path in group.media.items()}
         line: dict[str, Any] = {**media, "domain": domain, **note}
         if captions:
             line["captions"] = [*captions, *note.get("captions", [])]
-        entry_of(where, out.parent, 0, line)
+        parse_entry(where, out.parent, 0, line)
         lines.append(line)
     return lines
 
 
-def _known(line: dict[str, Any]) -> str:
+def _known_fields(line: dict[str, Any]) -> str:
     annotation = {"caption", "category", "SED", "time_relation", "genre", "mood", "instruments", "tempo"} & line.keys()
     captions = bool(line.get("captions"))
     if captions and annotation:
@@ -170,13 +172,13 @@ def _known(line: dict[str, Any]) -> str:
     return "with captions" if captions else "with annotation" if annotation else "with neither captions nor annotation"
 
 
-def _named(path: Path, out: Path) -> str:
+def _manifest_path(path: Path, out: Path) -> str:
     """As the manifest names it."""
     top, full = out.parent.resolve(), path.parent.resolve() / path.name
     return str(full.relative_to(top) if full.is_relative_to(top) else full)
 
 
-def _shown(path: Path, folder: Path) -> str:
+def _display_path(path: Path, folder: Path) -> str:
     """For messages; a name that is no text is shown with its odd bytes."""
     return os.fsencode(path.relative_to(folder)).decode(errors="backslashreplace")
 
@@ -185,7 +187,7 @@ def _text(path: Path, folder: Path) -> str:
     try:
         return path.read_text("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{_shown(path, folder)}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise ValueError(f"{_display_path(path, folder)}: not UTF-8 ({error.reason} at byte {error.start})") from error
 
 
 def _counts(counts: Counter[str]) -> str:

@@ -20,7 +20,7 @@ import soxr
 from numpy.typing import NDArray
 
 from ...models.config import CodecConfig
-from .source import MediaError, Reason, Source, begin_of, check_decoder, sought
+from .source import MediaError, MediaSource, Reason, check_decoder, file_start, seek_before
 
 FULL_SCALE = 0.98  # from here on neighbours of one value have run into a limit
 REMAINDER = 0.1  # of a clip: what a file of several clips leaves over is kept from this length on
@@ -31,13 +31,15 @@ ROUNDING = 1e-3  # seconds: containers that round their time stamps round to thi
 _COUNTED = {"flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "aiff", "caf", "wv"}
 # Containers that declare the length of the longest track, which need not be the sound.
 _LONGEST = {"matroska,webm", "flv"}
-OTHERS = 0.5  # seconds that such a file with other tracks may lack: the last picture need not say how long it is shown
+LONGEST_SLACK = (
+    0.5  # seconds that such a file with other tracks may lack: the last picture need not say how long it is shown
+)
 
 Wave = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Segment:
+class SoundSegment:
     """Which part of a file's sound is wanted."""
 
     start: float = 0.0  # seconds after the file's own beginning
@@ -47,7 +49,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Piece:
+class SoundPiece:
     """A clip's sound."""
 
     start: float  # seconds after the segment's start
@@ -56,15 +58,15 @@ class Piece:
     clipped: float  # share of the samples, as they were decoded, that ran into full scale
 
 
-def cut(source: Source, codec: CodecConfig, segment: Segment) -> Iterator[Piece]:
+def decode_clips(source: MediaSource, codec: CodecConfig, segment: SoundSegment) -> Iterator[SoundPiece]:
     """Consecutive pieces of the codec's length; the last one is padded with zeros, and left out when it is not the only
     one and shorter than REMAINDER of a clip. Raises MediaError."""
     block_of_clip = np.zeros((codec.samples, codec.audio_channels), np.float32)
-    filled, count, decoded = 0, 0, _Decoded()
+    filled, count, decoded = 0, 0, _ClippingMeter()
 
-    def piece(length: int) -> Piece:
+    def piece(length: int) -> SoundPiece:
         wave = _levelled(block_of_clip, source.name)
-        return Piece(count * codec.seconds, length / codec.sample_rate, wave, decoded.take())
+        return SoundPiece(count * codec.seconds, length / codec.sample_rate, wave, decoded.take())
 
     for block in _resampled(source, codec, segment, decoded):
         while len(block):
@@ -81,7 +83,9 @@ def cut(source: Source, codec: CodecConfig, segment: Segment) -> Iterator[Piece]
         yield piece(filled)
 
 
-def whole(source: Source, codec: CodecConfig, segment: Segment | None = None, longest: float | None = None) -> Wave:
+def decode_all(
+    source: MediaSource, codec: CodecConfig, segment: SoundSegment | None = None, longest: float | None = None
+) -> Wave:
     """All of a segment (default: of the file), (audio_channels, n), scaled where its peak is above 1.
 
     Raises:
@@ -89,7 +93,7 @@ def whole(source: Source, codec: CodecConfig, segment: Segment | None = None, lo
         ValueError: it is longer than `longest` seconds; no more than these are decoded.
     """
     blocks, samples = [], 0
-    for block in _resampled(source, codec, segment or Segment(), _Decoded()):
+    for block in _resampled(source, codec, segment or SoundSegment(), _ClippingMeter()):
         blocks.append(block)
         samples += len(block)
         if longest is not None and samples > longest * codec.sample_rate:
@@ -100,7 +104,7 @@ def whole(source: Source, codec: CodecConfig, segment: Segment | None = None, lo
 
 
 @dataclass
-class _Decoded:
+class _ClippingMeter:
     """Samples of all channels since the last clip was cut: at most one frame of them is the next one's."""
 
     samples: int = 0
@@ -128,7 +132,9 @@ def _levelled(block: Wave, name: str) -> Wave:
     return np.ascontiguousarray(block.T) / np.float32(max(1.0, np.abs(block).max()))
 
 
-def _resampled(source: Source, codec: CodecConfig, segment: Segment, decoded: _Decoded) -> Iterator[Wave]:
+def _resampled(
+    source: MediaSource, codec: CodecConfig, segment: SoundSegment, decoded: _ClippingMeter
+) -> Iterator[Wave]:
     """Blocks (n, audio_channels) at the codec's rate; counts in `decoded`."""
     resampler: soxr.ResampleStream | None = None
     for rate, block in _segment(source, codec.audio_channels, segment, decoded):
@@ -142,7 +148,9 @@ def _resampled(source: Source, codec: CodecConfig, segment: Segment, decoded: _D
         yield resampler.resample_chunk(np.empty((0, codec.audio_channels), np.float32), last=True)
 
 
-def _segment(source: Source, channels: int, segment: Segment, decoded: _Decoded) -> Iterator[tuple[int, Wave]]:
+def _segment(
+    source: MediaSource, channels: int, segment: SoundSegment, decoded: _ClippingMeter
+) -> Iterator[tuple[int, Wave]]:
     """The file's own sample rate with blocks (n, channels) of the segment; zeros where the file begins without sound.
     The first frame's time stamp says where the sound lies in the file, from there on samples are counted."""
     with _track(source, segment.start) as (track, frames):
@@ -188,7 +196,7 @@ class _Track:
             raise MediaError(Reason.NO_AUDIO, f"{name}: no sound, it holds {[s.type for s in container.streams]}")
         self.stream = container.streams.audio[0]
         check_decoder(name, self.stream)
-        self.begin = begin_of(container)
+        self.begin = file_start(container)
         self._name, self._container = name, container
         self._reached = 0.0  # seconds: where the packets of all tracks end, of a container in _LONGEST
         if self.stream.codec_context.name == "flac":
@@ -238,7 +246,7 @@ class _Track:
         """Blocks (1 or 2, n)."""
         return [np.asarray(converted.to_ndarray(), np.float32) for converted in self._converter.resample(frame)]
 
-    def check_length(self, seconds: float, segment: Segment) -> None:
+    def check_length(self, seconds: float, segment: SoundSegment) -> None:
         """Called where the file has ended: does it hold what it declares, and what was asked for?"""
         name, stream, kind = self._name, self.stream, self._container.format.name
         # Of an mp3, a start time says that a Xing header with a count of frames was there.
@@ -265,20 +273,20 @@ class _Track:
         if container.format.name not in _LONGEST or not container.duration or (alone and self.stream.bit_rate):
             return
         declared = container.duration / av.time_base
-        if self._reached < declared - (slack if alone else max(slack, OTHERS)):
+        if self._reached < declared - (slack if alone else max(slack, LONGEST_SLACK)):
             raise MediaError(
                 Reason.TRUNCATED, f"{self._name}: declares {declared:.2f} s and ends after {self._reached:.2f} s"
             )
 
 
 @contextmanager
-def _track(source: Source, start: float) -> Iterator[tuple[_Track, Iterator[av.AudioFrame]]]:
+def _track(source: MediaSource, start: float) -> Iterator[tuple[_Track, Iterator[av.AudioFrame]]]:
     """Frames from PREROLL seconds before `start` on; without a seek where that is not exact."""
     since = start - PREROLL if start > PREROLL else -math.inf
     with ExitStack() as stack:
         container = stack.enter_context(source.container())
         track = _Track(source.name, container)
-        if start > PREROLL and sought(container, track.stream, track.begin + since):
+        if start > PREROLL and seek_before(container, track.stream, track.begin + since):
             frames = track.frames(since)
             try:
                 first = next(frames, None)

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.config import CodecConfig, VideoConfig
-from .audio_decode import SLACK, Piece, Segment, Wave, cut, whole
-from .source import opened
+from .audio_decode import SLACK, SoundPiece, SoundSegment, Wave, decode_all, decode_clips
+from .source import open_media
 from .video_decode import VIDEO_SLACK, FrameReader
 
 
@@ -62,18 +62,18 @@ def read_clips(
             either.
     """
     with ExitStack() as stack:
-        sound = stack.enter_context(opened(audio))
-        segment = Segment(start, end, video is not None, sound_slack)
+        sound = stack.enter_context(open_media(audio))
+        segment = SoundSegment(start, end, video is not None, sound_slack)
         if video is None:
             empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
-            for piece in cut(sound, codec, segment):
+            for piece in decode_clips(sound, codec, segment):
                 yield _clip(piece, empty, empty)
             return
         pictures = sound if video == audio else video
         reader = stack.enter_context(FrameReader(pictures, frames.size, start, threads, video_slack))
         reader.check_begins(reader.begin + start)
-        for piece in cut(sound, codec, segment):
-            yield _clip(piece, *_shown(reader, codec, frames, start, piece))
+        for piece in decode_clips(sound, codec, segment):
+            yield _clip(piece, *_clip_pictures(reader, codec, frames, start, piece))
 
 
 def read_sound(location: Path | str, codec: CodecConfig) -> Wave:
@@ -82,8 +82,8 @@ def read_sound(location: Path | str, codec: CodecConfig) -> Wave:
     Raises:
         MediaError: the file is missing, damaged or empty.
     """
-    with opened(location) as source:
-        return whole(source, codec)
+    with open_media(location) as source:
+        return decode_all(source, codec)
 
 
 def frames_in(seconds: float, rate: float) -> int:
@@ -91,8 +91,8 @@ def frames_in(seconds: float, rate: float) -> int:
     return math.ceil(seconds * rate - 1e-6)
 
 
-def _shown(
-    reader: FrameReader, codec: CodecConfig, frames: VideoConfig, start: float, piece: Piece
+def _clip_pictures(
+    reader: FrameReader, codec: CodecConfig, frames: VideoConfig, start: float, piece: SoundPiece
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """The pictures at both rates; one pass over the video serves them."""
     begin = reader.begin + start + piece.start
@@ -110,5 +110,5 @@ def _shown(
     return images, motion
 
 
-def _clip(piece: Piece, images: NDArray[np.uint8], motion: NDArray[np.uint8]) -> Clip:
+def _clip(piece: SoundPiece, images: NDArray[np.uint8], motion: NDArray[np.uint8]) -> Clip:
     return Clip(piece.start, piece.seconds, piece.wave, images, motion, piece.clipped)

@@ -19,13 +19,13 @@ import soxr
 from numpy.typing import NDArray
 
 from ..core.files import published
-from .source import MediaError, begin_of, check_decoder
-from .video_decode import pictures_in
+from .source import MediaError, check_decoder, file_start
+from .video_decode import video_track
 
 if TYPE_CHECKING:
-    from torch import Tensor  # takes seconds to import, and `check` does without
+    from torch import Tensor  # takes seconds to import, and `check_writable` does without
 
-SOUNDS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+SOUND_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
 # FFmpeg's name of the container, and the codec of the sound in it.
 CONTAINERS = {
     ".mp4": ("mp4", "aac"),
@@ -40,7 +40,7 @@ BLOCK = 48_000  # samples that are written at a time
 Wave = NDArray[np.float32]
 
 
-def check(out: Path, video: Path | None) -> None:
+def check_writable(out: Path, video: Path | None) -> None:
     """Can a file of this name be written, with the pictures of this video? Nothing is written.
 
     Raises:
@@ -48,16 +48,16 @@ def check(out: Path, video: Path | None) -> None:
             video's pictures as they are, or the video cannot be read.
     """
     ending = out.suffix.lower()
-    if ending in SOUNDS:
+    if ending in SOUND_FORMATS:
         return
     if ending not in CONTAINERS:
-        raise ValueError(f"out: {out}: only {', '.join((*SOUNDS, *CONTAINERS))} are written")
+        raise ValueError(f"out: {out}: only {', '.join((*SOUND_FORMATS, *CONTAINERS))} are written")
     if video is None:
-        raise ValueError(f"out: {out}: {ending} holds pictures; give the video, or write {', '.join(SOUNDS)}")
+        raise ValueError(f"out: {out}: {ending} holds pictures; give the video, or write {', '.join(SOUND_FORMATS)}")
     if out.exists() and out.samefile(video):
         raise ValueError(f"out: {out} is the given video itself; choose another name")
-    with _naming(f"video: {video}"), av.open(str(video)) as given:
-        pictures = pictures_in(str(video), given)
+    with _media_errors(f"video: {video}"), av.open(str(video)) as given:
+        pictures = video_track(str(video), given)
         check_decoder(str(video), pictures)
         codec = pictures.codec_context.name
         try:
@@ -71,25 +71,27 @@ def check(out: Path, video: Path | None) -> None:
             ) from None
 
 
-def write(out: Path | str, wave: "Tensor", rate: int, video: Path | str | None = None, start: float = 0.0) -> None:
+def write_media(
+    out: Path | str, wave: "Tensor", rate: int, video: Path | str | None = None, start: float = 0.0
+) -> None:
     """A wave (c, n) in [-1, 1] at `rate` Hz to `out`, in what its ending says; the file appears whole or not at all.
 
     With a container the video's pictures are copied packet by packet, not encoded, and the file begins at time 0. The
     sound, AAC or in webm Opus, begins `start` seconds later, after silence, and takes the place of the video's own.
 
     Raises:
-        ValueError: as `check`; or the video is damaged.
+        ValueError: as `check_writable`; or the video is damaged.
     """
     out, video = Path(out), None if video is None else Path(video)
-    check(out, video)
+    check_writable(out, video)
     samples = np.ascontiguousarray(wave.detach().cpu().float().numpy())
     ending = out.suffix.lower()
     with published(out, replace=True) as temporary:
-        if ending in SOUNDS:
-            _write_sound(temporary, samples, rate, *SOUNDS[ending])
+        if ending in SOUND_FORMATS:
+            _write_sound(temporary, samples, rate, *SOUND_FORMATS[ending])
         elif video is not None:
             silence = np.zeros((samples.shape[0], round(start * rate)), np.float32)
-            with _naming(f"out: {out}, with the pictures of {video}"):
+            with _media_errors(f"out: {out}, with the pictures of {video}"):
                 _mux(temporary, video, np.concatenate((silence, samples), axis=1), rate, *CONTAINERS[ending])
 
 
@@ -101,11 +103,11 @@ def _write_sound(path: Path, wave: Wave, rate: int, kind: str, coding: str) -> N
 
 def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
     with av.open(str(video)) as given, av.open(str(path), "w", format=kind) as made:
-        pictures = pictures_in(str(video), given)
+        pictures = video_track(str(video), given)
         copied = made.add_stream_from_template(pictures, opaque=True)
         made.metadata.update(given.metadata)
         encoded = deque(_encode(made, wave, rate, coding))
-        begin = round(begin_of(given) / (pictures.time_base or 1))
+        begin = round(file_start(given) / (pictures.time_base or 1))
         for packet in given.demux(pictures):
             if not packet.size:
                 continue
@@ -113,7 +115,7 @@ def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str)
                 packet.pts -= begin
             if packet.dts is not None:
                 packet.dts -= begin
-            while encoded and _time(encoded[0]) <= _time(packet):
+            while encoded and _timestamp(encoded[0]) <= _timestamp(packet):
                 made.mux(encoded.popleft())
             packet.stream = copied
             made.mux(packet)
@@ -139,14 +141,14 @@ def _encode(made: av.container.OutputContainer, wave: Wave, rate: int, coding: s
     yield from stream.encode(None)
 
 
-def _time(packet: av.Packet) -> float:
+def _timestamp(packet: av.Packet) -> float:
     """Seconds; of a packet without any stamp, what comes before all."""
     stamp = packet.pts if packet.dts is None else packet.dts
     return -math.inf if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
 
 
 @contextmanager
-def _naming(what: str) -> Iterator[None]:
+def _media_errors(what: str) -> Iterator[None]:
     """What FFmpeg says becomes a ValueError that names the file."""
     try:
         yield

@@ -20,9 +20,9 @@ import av
 
 from ..core.addresses import ADDRESS
 from ..core.credentials import redacted
-from .truncation import File, cut_short
+from .truncation import BinaryFile, truncation
 
-FETCHED = 1 << 29  # bytes
+FETCH_LIMIT = 1 << 29  # bytes
 ATTEMPTS = 3  # to reach what lies elsewhere
 PAUSE = 1.0  # seconds before the second attempt, and twice as long before each further one
 _BLOCK = 1 << 20
@@ -38,7 +38,7 @@ _OPTIONS = {
 _SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "flac", "ogg", "aiff", "caf", "mpegts"}
 
 # What the machine lacks, or a file system that is away for a while: all files after this one would meet it as well.
-_LACKING = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+_EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 
 Result = TypeVar("Result")
@@ -73,7 +73,7 @@ class MediaError(Exception):
 
 
 @dataclass(frozen=True)
-class Source:
+class MediaSource:
     """Media that can be opened, more than once."""
 
     name: str  # for messages
@@ -84,33 +84,33 @@ class Source:
         """What FFmpeg makes of it; errors of opening and decoding inside become a MediaError with its name."""
         with ExitStack() as stack:
             found = self._open()
-            stack.enter_context(naming(self.name, found if isinstance(found, str) else None))
+            stack.enter_context(media_errors(self.name, found if isinstance(found, str) else None))
             if not isinstance(found, str):
                 stack.enter_context(found)
             yield stack.enter_context(av.open(found, metadata_errors="replace", options=_OPTIONS))
 
 
 @contextmanager
-def opened(location: str | Path | Source) -> Iterator[Source]:
+def open_media(location: str | Path | MediaSource) -> Iterator[MediaSource]:
     """A path or an address; a source that is open already stays as it is.
 
     Raises:
         MediaError: it is missing, unreadable, unreachable or empty, or a wav shorter than it declares.
         OSError: the disk is full, memory or file handles have run out, or a file system does not answer.
     """
-    if isinstance(location, Source):
+    if isinstance(location, MediaSource):
         yield location
     elif isinstance(location, str) and ADDRESS.match(location):
-        with _fetched(location) as source:
+        with _fetch(location) as source:
             yield source
     else:
         path = Path(location).absolute()
-        with naming(str(location)):
+        with media_errors(str(location)):
             if not stat.S_ISREG(path.stat().st_mode):  # a folder, or a pipe that would never end
                 raise MediaError(Reason.UNREADABLE, f"{location}: not a file")
             with path.open("rb") as file:
-                _check(str(location), file, os.fstat(file.fileno()).st_size)
-        yield Source(str(location), lambda: str(path))
+                _check_complete(str(location), file, os.fstat(file.fileno()).st_size)
+        yield MediaSource(str(location), lambda: str(path))
 
 
 def check_decoder(name: str, stream: av.stream.Stream) -> None:
@@ -119,12 +119,12 @@ def check_decoder(name: str, stream: av.stream.Stream) -> None:
         raise MediaError(Reason.UNDECODABLE, f"{name}: no decoder for track {stream.index} ({stream.type})")
 
 
-def begin_of(container: av.container.InputContainer) -> float:
+def file_start(container: av.container.InputContainer) -> float:
     """The time stamp in seconds at which a file begins, for players too: that of its earliest track."""
     return (container.start_time or 0) / av.time_base
 
 
-def sought(container: av.container.InputContainer, stream: av.stream.Stream, stamp: float) -> bool:
+def seek_before(container: av.container.InputContainer, stream: av.stream.Stream, stamp: float) -> bool:
     """Whether the next packet is now one shortly before a time stamp in seconds. The caller looks at where it is."""
     if container.format.name not in _SEEKABLE or stream.time_base is None:
         return False
@@ -136,7 +136,7 @@ def sought(container: av.container.InputContainer, stream: av.stream.Stream, sta
 
 
 @contextmanager
-def naming(name: str, path: str | None = None) -> Iterator[None]:
+def media_errors(name: str, path: str | None = None) -> Iterator[None]:
     """Turns what opening and decoding raise into a MediaError with the file's name.
 
     Raises OSError where it is no fault of the file. FFmpeg calls damage an input/output error, too: then the file at
@@ -148,9 +148,9 @@ def naming(name: str, path: str | None = None) -> Iterator[None]:
         raise MediaError(Reason.MISSING, f"{name}: no such file") from error
     except OSError as error:
         from_system = not isinstance(error, av.error.FFmpegError)
-        if error.errno in _LACKING | _AWAY and (from_system or (path is not None and not _readable(path))):
+        if error.errno in _EXHAUSTED | _AWAY and (from_system or (path is not None and not _readable(path))):
             stays = (
-                "" if error.errno in _LACKING else "; a file that stays so may be removed, and counts as missing then"
+                "" if error.errno in _EXHAUSTED else "; a file that stays so may be removed, and counts as missing then"
             )
             raise OSError(error.errno, f"{name}: {error.strerror or error}{stays}") from error
         raise MediaError(Reason.UNREADABLE, f"{name}: {error.strerror or error}") from error
@@ -168,36 +168,36 @@ def _readable(path: str) -> bool:
     return True
 
 
-def _check(name: str, file: File, size: int) -> None:
+def _check_complete(name: str, file: BinaryFile, size: int) -> None:
     if not size:
         raise MediaError(Reason.ZERO_LENGTH, f"{name}: 0 bytes")
-    if problem := cut_short(file, size):
+    if problem := truncation(file, size):
         raise MediaError(Reason.TRUNCATED, f"{name}: {problem}")
 
 
 @contextmanager
-def _fetched(address: str) -> Iterator[Source]:
+def _fetch(address: str) -> Iterator[MediaSource]:
     import fsspec  # takes a tenth of a second, which most workers have no use for
 
     name = redacted(address)
     endpoint = os.environ.get("S3_ENDPOINT_URL")  # as for the shards, which mosaicml-streaming writes
     options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
     files, path = fsspec.core.url_to_fs(address, **options)
-    size = _tried(name, lambda: files.info(path))["size"]
-    if size is not None and size > FETCHED:
-        open_parts = lambda: _Parts(name, _tried(name, lambda: files.open(path, "rb")))  # noqa: E731
+    size = _retry(name, lambda: files.info(path))["size"]
+    if size is not None and size > FETCH_LIMIT:
+        open_parts = lambda: _RemoteFile(name, _retry(name, lambda: files.open(path, "rb")))  # noqa: E731
         with open_parts() as file:
-            _check(name, file, size)
-        yield Source(name, open_parts)
+            _check_complete(name, file, size)
+        yield MediaSource(name, open_parts)
         return
     with TemporaryFile() as file:
-        _tried(name, lambda: _copy(name, files, path, file))
+        _retry(name, lambda: _copy(name, files, path, file))
         file.seek(0)
-        _check(name, file, os.fstat(file.fileno()).st_size)
-        yield Source(name, lambda: f"/proc/self/fd/{file.fileno()}")
+        _check_complete(name, file, os.fstat(file.fileno()).st_size)
+        yield MediaSource(name, lambda: f"/proc/self/fd/{file.fileno()}")
 
 
-class _Parts:
+class _RemoteFile:
     """An object that is read where it lies; a read that fails is tried again at its place."""
 
     def __init__(self, name: str, file: Any) -> None:
@@ -217,7 +217,7 @@ class _Parts:
             data: bytes = self._file.read(size)
             return data
 
-        return _tried(self._name, read)
+        return _retry(self._name, read)
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         return int(self._file.seek(offset, whence))
@@ -229,24 +229,24 @@ class _Parts:
 def _copy(name: str, files: Any, path: str, file: BinaryIO) -> None:
     file.seek(0)
     file.truncate()
-    with files.open(path, "rb", block_size=0) if _streams(files) else files.open(path, "rb") as remote:
+    with files.open(path, "rb", block_size=0) if _streams_whole(files) else files.open(path, "rb") as remote:
         while block := remote.read(_BLOCK):
-            if file.tell() + len(block) > FETCHED:
+            if file.tell() + len(block) > FETCH_LIMIT:
                 raise MediaError(
                     Reason.UNREADABLE,
-                    f"{name}: holds more than {FETCHED} bytes, and its server neither says how many nor gives parts of "
-                    "it: fetch it beforehand",
+                    f"{name}: holds more than {FETCH_LIMIT} bytes, and its server neither says how many nor gives "
+                    "parts of it: fetch it beforehand",
                 )
             file.write(block)
     file.flush()
 
 
-def _streams(files: Any) -> bool:
+def _streams_whole(files: Any) -> bool:
     """Whether a file system reads an object from its beginning in one request when it is asked for no blocks."""
     return "http" in files.protocol
 
 
-def _tried(name: str, action: Callable[[], Result]) -> Result:
+def _retry(name: str, action: Callable[[], Result]) -> Result:
     """The result of an action that may fail for a moment. Raises MediaError, or OSError where the disk is full."""
     for attempt in range(ATTEMPTS):
         try:
@@ -255,7 +255,7 @@ def _tried(name: str, action: Callable[[], Result]) -> Result:
             raise
         except Exception as error:  # each file system of fsspec has its own kinds
             problem: BaseException = error
-        if isinstance(problem, OSError) and problem.errno in _LACKING:
+        if isinstance(problem, OSError) and problem.errno in _EXHAUSTED:
             raise problem
         if isinstance(problem, FileNotFoundError):
             # That of HTTP says so of every failure, and has the true one as its cause.

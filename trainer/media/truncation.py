@@ -15,7 +15,7 @@ _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its File Proper
 _ASF_HEADER = 1 << 16  # bytes in which that object is looked for
 
 
-class File(Protocol):
+class BinaryFile(Protocol):
     """What is read of an open file."""
 
     def read(self, size: int, /) -> bytes: ...
@@ -25,7 +25,7 @@ class File(Protocol):
     def tell(self) -> int: ...
 
 
-def cut_short(file: File, size: int) -> str:
+def truncation(file: BinaryFile, size: int) -> str:
     """How a file of `size` bytes is shorter than it declares; empty where it is not, or declares nothing."""
     head = file.read(24)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
@@ -44,7 +44,7 @@ def cut_short(file: File, size: int) -> str:
     return ""
 
 
-def _data_of_wave(file: File) -> Iterator[tuple[int, int]]:
+def _data_of_wave(file: BinaryFile) -> Iterator[tuple[int, int]]:
     file.seek(12)
     while len(head := file.read(8)) == 8:
         chunk, length = struct.unpack("<4sI", head)
@@ -53,7 +53,7 @@ def _data_of_wave(file: File) -> Iterator[tuple[int, int]]:
         file.seek(length + length % 2, os.SEEK_CUR)
 
 
-def _parts_of_avi(file: File, size: int) -> Iterator[tuple[int, int]]:
+def _parts_of_avi(file: BinaryFile, size: int) -> Iterator[tuple[int, int]]:
     """One of up to a gigabyte, and what was appended to it."""
     place = 0
     while place + 8 <= size:
@@ -65,7 +65,7 @@ def _parts_of_avi(file: File, size: int) -> Iterator[tuple[int, int]]:
         place += 8 + length + length % 2
 
 
-def _all_of_asf(file: File) -> Iterator[tuple[int, int]]:
+def _all_of_asf(file: BinaryFile) -> Iterator[tuple[int, int]]:
     file.seek(0)
     header = file.read(_ASF_HEADER)
     place = header.find(_ASF_FILE)

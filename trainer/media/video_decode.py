@@ -14,7 +14,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from .source import MediaError, Reason, Source, begin_of, check_decoder, opened, sought
+from .source import MediaError, MediaSource, Reason, check_decoder, file_start, open_media, seek_before
 
 VIDEO_SLACK = 0.5  # seconds by which pictures may end before the sound or begin after it: the nearest stands for them
 _BACK = (1.0, 10.0)  # seconds before a segment at which a picture that needs no other is looked for
@@ -43,11 +43,11 @@ def video_span(location: Path | str) -> VideoSpan:
     Raises:
         MediaError: the file is missing, damaged or holds no pictures.
     """
-    with opened(location) as source, source.container() as container:
-        stream = pictures_in(source.name, container)
+    with open_media(location) as source, source.container() as container:
+        stream = video_track(source.name, container)
         unit, frame = float(stream.time_base or 0), 1 / float(stream.average_rate or 25)
         packets = [(p.pts * unit, p.duration) for p in container.demux(stream) if p.size and p.pts is not None]
-        begin = begin_of(container)
+        begin = file_start(container)
     if not packets:
         raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: a video track without a frame")
     # A cut that a container declares hides the pictures before its start.
@@ -67,15 +67,20 @@ class FrameReader:
     begin: float  # time stamp in seconds at which the file begins
 
     def __init__(
-        self, location: Path | str | Source, size: int, start: float = 0.0, threads: int = 1, slack: float = VIDEO_SLACK
+        self,
+        location: Path | str | MediaSource,
+        size: int,
+        start: float = 0.0,
+        threads: int = 1,
+        slack: float = VIDEO_SLACK,
     ) -> None:
         self._location, self._size, self._start, self._threads, self._slack = location, size, start, threads, slack
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._source = stack.enter_context(opened(self._location))
+            self._source = stack.enter_context(open_media(self._location))
             container = stack.enter_context(self._source.container())
-            self.begin = begin_of(container)
+            self.begin = file_start(container)
             self._frames = self._from_start(container, stack)
             first = next(self._frames, None)
             if first is None:
@@ -129,7 +134,7 @@ class FrameReader:
         stamp = self.begin + self._start
         stream = self._stream(container)
         for back in (seconds for seconds in _BACK if seconds < self._start):
-            if not sought(container, stream, stamp - back):
+            if not seek_before(container, stream, stamp - back):
                 break
             frames = self._decoded(container, stream)
             first = next((f for f in frames if f.frame.key_frame), None)
@@ -142,7 +147,7 @@ class FrameReader:
         return self._decoded(container, self._stream(container))
 
     def _stream(self, container: av.container.InputContainer) -> av.VideoStream:
-        stream = pictures_in(self._source.name, container)
+        stream = video_track(self._source.name, container)
         check_decoder(self._source.name, stream)
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = self._threads
@@ -150,7 +155,7 @@ class FrameReader:
         return stream
 
     def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator["_Frame"]:
-        square = _Square(self._size, stream)
+        square = _SquareScaler(self._size, stream)
         # Where a recording begins in the middle of a group of pictures, the first ones lack what they build on.
         frames = dropwhile(lambda frame: frame.is_corrupt, container.decode(stream))
         return (_Frame(frame.time, frame, square) for frame in frames if frame.time is not None)
@@ -160,7 +165,7 @@ class FrameReader:
 class _Frame:
     time: float  # seconds
     frame: av.VideoFrame
-    square: "_Square"
+    square: "_SquareScaler"
 
     @property
     def end(self) -> float:
@@ -172,7 +177,7 @@ class _Frame:
         return self.square.of(self.frame)
 
 
-class _Square:
+class _SquareScaler:
     """Frames to views (3, size, size) uint8: upright, in their true proportions, the short side scaled to `size`, the
     middle of the long one."""
 
@@ -196,7 +201,7 @@ class _Square:
         return turned.transpose(2, 0, 1)
 
 
-def pictures_in(name: str, container: av.container.InputContainer) -> av.VideoStream:
+def video_track(name: str, container: av.container.InputContainer) -> av.VideoStream:
     """The first track of pictures that is not the cover of a record. Raises MediaError where there is none."""
     covers = av.stream.Disposition.attached_pic
     for stream in container.streams.video:

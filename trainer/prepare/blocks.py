@@ -21,25 +21,36 @@ from ...models import strict
 from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
 from ..core.files import hash_file, hash_json
 from ..data.record import Record
-from ..data.shards import DamagedError, Part, PartWriter
+from ..data.shards import DamagedError, ShardGroup, ShardGroupWriter
 from ..data.storage import Store
-from ..manifest.captions import texts_of
-from ..manifest.manifest import Entry, clip_annotation
+from ..manifest.annotation_captions import annotation_captions
+from ..manifest.manifest import ManifestEntry, clip_annotation
 from . import network_hashes as networks
 from .counts import Counts
-from .encode import ClipFacts, Encoded, Features, Rejection
+from .encode import ClipFeatures, ClipInfo, EncodedClips, Rejection
 from .filters import FiltersConfig
 
 FORMAT = 2
-PLAN = "prepare.json"
-FOLDER = "work/blocks"
-PLACES = ("weights", "image_weights", "motion_weights", "file")  # keys of a plan that say where networks lie
-EXAMPLE = ("caption", "category", "time_relation", "genre", "mood", "instruments", "tempo")  # what the report shows
-SIZE, COUNT = 64, 256  # a block has 64 lines, fewer where there would not be 256 blocks for the ranks to share
+PLAN_FILE = "prepare.json"
+BLOCKS_FOLDER = "work/blocks"
+LOCATION_KEYS = ("weights", "image_weights", "motion_weights", "file")  # keys of a plan that say where networks lie
+EXAMPLE_FIELDS = (
+    "caption",
+    "category",
+    "time_relation",
+    "genre",
+    "mood",
+    "instruments",
+    "tempo",
+)  # what the report shows
+BLOCK_LINES, MIN_BLOCKS = (
+    64,
+    256,
+)  # a block has 64 lines, fewer where there would not be 256 blocks for the ranks to share
 
 
 @dataclass(frozen=True)
-class Plan:
+class PreparePlan:
     """`prepare.json`: all that decides what a preparation gives."""
 
     format: int
@@ -51,7 +62,7 @@ class Plan:
     text: TextConfig
     video: VideoConfig
     filters: FiltersConfig
-    networks: dict[str, str]  # of `networks.hashes`
+    networks: dict[str, str]  # of `networks.network_hashes`
 
     @property
     def blocks(self) -> int:
@@ -64,7 +75,7 @@ class Plan:
     @property
     def settled(self) -> Any:
         """What decides the result, as JSON: all of it but where networks lie."""
-        return _placeless(strict.to_dict(self))
+        return _without_locations(strict.to_dict(self))
 
     @property
     def digest(self) -> str:
@@ -72,53 +83,53 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockRecord:
     """The record of a finished block."""
 
     plan: str  # the digest of the plan it was made after
-    parts: dict[str, Part]  # by domain; names of shards as they stand below its folder
+    parts: dict[str, ShardGroup]  # by domain; names of shards as they stand below its folder
     rejections: tuple[Rejection, ...]
     counts: dict[str, dict[str, int | float]]
     examples: tuple[dict[str, Any], ...]  # a clip of each domain, for the report
     seal: str = ""
 
 
-def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersConfig, seed: int) -> Plan:
+def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersConfig, seed: int) -> PreparePlan:
     """Raises ValueError where the weights of a network are missing."""
-    return Plan(
+    return PreparePlan(
         FORMAT,
         hash_file(manifest),
         lines,
-        min(SIZE, -(-lines // COUNT)),
+        min(BLOCK_LINES, -(-lines // MIN_BLOCKS)),
         seed,
         model.codec,
         model.text,
         model.video,
         filters,
-        networks.hashes(model, filters),
+        networks.network_hashes(model, filters),
     )
 
 
-def begin(store: Store, plan: Plan) -> None:
-    """Writes the plan, unless the same one is there. Raises what `begun` does."""
-    if not begun(store, plan):
-        store.write(PLAN, json_bytes(strict.to_dict(plan)))
-        begun(store, plan)  # another command may have begun at the same moment
+def start_preparation(store: Store, plan: PreparePlan) -> None:
+    """Writes the plan, unless the same one is there. Raises what `is_started` does."""
+    if not is_started(store, plan):
+        store.write(PLAN_FILE, json_bytes(strict.to_dict(plan)))
+        is_started(store, plan)  # another command may have begun at the same moment
 
 
-def begun(store: Store, plan: Plan) -> bool:
+def is_started(store: Store, plan: PreparePlan) -> bool:
     """Whether a folder was begun with this plan; False where nothing is there.
 
     Raises ValueError where it was begun with another one, or holds something else.
     """
-    data = store.read(PLAN)
+    data = store.read(PLAN_FILE)
     if data is None and store.names(""):
-        data = store.read(PLAN)  # another rank may have begun between the two looks
+        data = store.read(PLAN_FILE)  # another rank may have begun between the two looks
         if data is None:
             raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
     if data is None:
         return False
-    before, now = _placeless(json.loads(data)), plan.settled
+    before, now = _without_locations(json.loads(data)), plan.settled
     if before != now:
         where, old, new = strict.difference("", before, now)
         raise ValueError(
@@ -128,27 +139,27 @@ def begun(store: Store, plan: Plan) -> bool:
     return True
 
 
-def _placeless(value: Any) -> Any:
+def _without_locations(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _placeless(inner) for key, inner in value.items() if key not in PLACES}
-    return [_placeless(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _without_locations(inner) for key, inner in value.items() if key not in LOCATION_KEYS}
+    return [_without_locations(inner) for inner in value] if isinstance(value, list) else value
 
 
-def finished(store: Store) -> set[int]:
+def finished_blocks(store: Store) -> set[int]:
     """The numbers of the blocks that have a record."""
-    return {int(Path(name).stem) for name in store.names(f"{FOLDER}/")}
+    return {int(Path(name).stem) for name in store.names(f"{BLOCKS_FOLDER}/")}
 
 
-def is_finished(store: Store, number: int) -> bool:
+def block_is_finished(store: Store, number: int) -> bool:
     return store.has(record_name(number))
 
 
-def read_block(store: Store, plan: Plan, number: int) -> Block:
+def read_block(store: Store, plan: PreparePlan, number: int) -> BlockRecord:
     """Raises DamagedError where it is not what was written after this plan."""
     data = store.read(record_name(number))
     again = "remove it and run the same command again, which makes the block anew"
     try:
-        block: Block = strict.parse(Block, json.loads(data or b""))
+        block: BlockRecord = strict.parse(BlockRecord, json.loads(data or b""))
     except ValueError as error:
         raise DamagedError(f"{store}/{record_name(number)}: not the record of a block ({error}); {again}") from error
     if block.seal != hash_json(strict.to_dict(block), "seal") or block.plan != plan.digest:
@@ -156,37 +167,41 @@ def read_block(store: Store, plan: Plan, number: int) -> Block:
     return block
 
 
-def write_block(store: Store, plan: Plan, number: int, files: Sequence["OpenFile"]) -> None:
+def write_block(store: Store, plan: PreparePlan, number: int, files: Sequence["FileInProgress"]) -> None:
     """Makes the shards of a block from its files in the order of the manifest, and then its record.
 
     Raises OSError where there is no room, ShardError where what is read back is not what was written.
     """
     counts, examples = Counts(), dict[str, dict[str, Any]]()
     with store.scratch() as folder:
-        writers: dict[str, PartWriter] = {}
+        writers: dict[str, ShardGroupWriter] = {}
         try:
             for file in files:
                 for record in file.records(plan.seed):
                     if record.domain not in writers:
-                        writers[record.domain] = PartWriter(folder / record.domain, plan.codec, plan.text, plan.video)
+                        writers[record.domain] = ShardGroupWriter(
+                            folder / record.domain, plan.codec, plan.text, plan.video
+                        )
                     example = examples.get(record.domain)
                     if example is None or (len(record.image) and not example["video"]):
                         examples[record.domain] = _example(file.entry, record)
                     writers[record.domain].write(record)
                     counts.record(record)
                 counts.file(file.seconds, file.rejections)
-            parts = {domain: _put(store, folder, number, domain, writer) for domain, writer in writers.items()}
+            parts = {domain: _put_shards(store, folder, number, domain, writer) for domain, writer in writers.items()}
         finally:
             for writer in writers.values():
                 writer.cancel()
     rejections = tuple(rejection for file in files for rejection in file.rejections)
-    block = Block(plan.digest, parts, rejections, counts.to_json(), tuple(examples.values()))
-    if not is_finished(store, number):  # by a rank that began it at the same moment, and has put the same bytes there
+    block = BlockRecord(plan.digest, parts, rejections, counts.to_json(), tuple(examples.values()))
+    if not block_is_finished(
+        store, number
+    ):  # by a rank that began it at the same moment, and has put the same bytes there
         value = strict.to_dict(block)
         store.write(record_name(number), json_bytes(value | {"seal": hash_json(value, "seal")}))
 
 
-def _put(store: Store, folder: Path, number: int, domain: str, writer: PartWriter) -> Part:
+def _put_shards(store: Store, folder: Path, number: int, domain: str, writer: ShardGroupWriter) -> ShardGroup:
     part, shards = writer.finish(), []
     for shard in part.shards:
         raw = shard["raw_data"]
@@ -196,8 +211,8 @@ def _put(store: Store, folder: Path, number: int, domain: str, writer: PartWrite
     return replace(part, shards=tuple(shards))
 
 
-def _example(entry: Entry, record: Record) -> dict[str, Any]:
-    kept = {key: value for key, value in record.annotation.items() if key in EXAMPLE}
+def _example(entry: ManifestEntry, record: Record) -> dict[str, Any]:
+    kept = {key: value for key, value in record.annotation.items() if key in EXAMPLE_FIELDS}
     start = record.annotation["source"]["start"] - entry.start
     return {
         "id": record.id,
@@ -211,14 +226,14 @@ def _example(entry: Entry, record: Record) -> dict[str, Any]:
     }
 
 
-class OpenFile:
+class FileInProgress:
     """What has come of one line of the manifest so far. Features wait on the disk, however long the file is."""
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: ManifestEntry) -> None:
         self.entry = entry
         self.rejections: list[Rejection] = []
         self.ended = False
-        self._clips: list[ClipFacts] = []
+        self._clips: list[ClipInfo] = []
         self._seen = 0
         self._spool: IO[bytes] | None = None
 
@@ -232,7 +247,7 @@ class OpenFile:
         """Of sound that is kept."""
         return sum(clip.seconds for clip in self._clips)
 
-    def add(self, value: Encoded | Rejection, folder: Path) -> None:
+    def add(self, value: EncodedClips | Rejection, folder: Path) -> None:
         """Some more clips, in order; or the file is no good, and neither is what it gave before."""
         if isinstance(value, Rejection):
             self.close()
@@ -253,7 +268,7 @@ class OpenFile:
             return
         self._spool.seek(0)
         for index, clip in enumerate(self._clips):
-            arrays = {field.name: np.load(self._spool, allow_pickle=False) for field in fields(Features)}
+            arrays = {field.name: np.load(self._spool, allow_pickle=False) for field in fields(ClipFeatures)}
             yield _record(self.entry, index, clip, self._seen == 1, arrays, seed)
 
     def close(self) -> None:
@@ -263,10 +278,10 @@ class OpenFile:
 
 
 def _record(
-    entry: Entry, index: int, clip: ClipFacts, whole: bool, arrays: dict[str, NDArray[np.float32]], seed: int
+    entry: ManifestEntry, index: int, clip: ClipInfo, whole: bool, arrays: dict[str, NDArray[np.float32]], seed: int
 ) -> Record:
     notes = clip_annotation(entry, clip.start, clip.seconds, whole)
-    texts = texts_of(entry.captions, notes, np.random.default_rng([seed, entry.line, index]))
+    texts = annotation_captions(entry.captions, notes, np.random.default_rng([seed, entry.line, index]))
     source = {"audio": entry.name, "start": entry.start + clip.start}
     scores = {"scores": clip.scores} if clip.scores else {}
     return Record(
@@ -280,7 +295,7 @@ def _record(
 
 
 def record_name(number: int) -> str:
-    return f"{FOLDER}/{number:06d}.json"
+    return f"{BLOCKS_FOLDER}/{number:06d}.json"
 
 
 def json_bytes(value: Any) -> bytes:

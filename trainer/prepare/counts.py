@@ -4,11 +4,11 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ..core.tasks import tasks_of_domain
-from ..data.batches import possible
+from ..data.batches import can_serve
 from ..data.record import Record
 from .encode import Rejection
 
-LENGTHS = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds: the edges of the files' histogram
+LENGTH_EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds: the edges of the files' histogram
 # Words that say nothing about a sound.
 _STOP = frozenset(
     "a an and are as at be been by can each for from has have heard in into is it its of off on or over s sound sounds "
@@ -41,7 +41,7 @@ class Counts:
             self._more("rejected files" if rejection.start is None else "rejected clips", rejection.reason)
         self._more("files", "kept" if seconds else "left out" if whole else "without a good clip")
         if seconds:
-            self._more("lengths", str(sum(seconds >= edge for edge in LENGTHS)))
+            self._more("lengths", str(sum(seconds >= edge for edge in LENGTH_EDGES)))
 
     def record(self, record: Record) -> None:
         notes, domain = record.annotation, record.domain
@@ -52,7 +52,7 @@ class Counts:
         self._more("captions", domain, len(record.captions))
         named = {
             "tasks": tasks_of(record),
-            "terms": terms(record.captions),
+            "terms": caption_terms(record.captions),
             "categories": notes.get("category") or (),
             "genres": filter(None, [notes.get("genre")]),
             "moods": filter(None, [notes.get("mood")]),
@@ -69,15 +69,15 @@ class Counts:
 
 def tasks_of(record: Record) -> list[str]:
     """The tasks of its domain that a record can serve (section IV-B)."""
-    return [task.name for task in tasks_of_domain(record.domain) if possible(record, task.name)]
+    return [task.name for task in tasks_of_domain(record.domain) if can_serve(record, task.name)]
 
 
-def terms(captions: Iterable[str]) -> set[str]:
+def caption_terms(captions: Iterable[str]) -> set[str]:
     """The words of a clip's captions that say something, each once."""
     words = {word for text in captions for word in re.findall(r"[^\W\d_][\w'-]+", text.lower())}
     return words - _STOP
 
 
-def sentence(amounts: Mapping[str, float]) -> str:
+def amounts_sentence(amounts: Mapping[str, float]) -> str:
     """As "2 missing, 1 silent"; "nothing" where there is nothing."""
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(amounts.items()) if amount) or "nothing"

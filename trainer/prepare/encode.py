@@ -22,13 +22,13 @@ from ...models.encoders.build import build_codec, build_video_encoder
 from ...models.encoders.runtime import Runtime
 from ..core.credentials import redacted
 from ..data.record import DOMAINS, Record
-from ..manifest.manifest import Entry
+from ..manifest.manifest import ManifestEntry
 from ..media.clips import Clip, frames_in, read_clips
 from ..media.source import MediaError, Reason
-from ..scenes.captions import captions
-from ..scenes.scenes import annotation, draw_scene
+from ..scenes.scene import draw_scene, scene_annotation
+from ..scenes.scene_captions import scene_captions
 from ..scenes.synth import FRAME_RATE, FRAMES, render_audio, render_video
-from .filter_networks import load_network, score_fault, scores, separated
+from .filter_networks import load_network, score_fault, scores, separate
 from .filters import FiltersConfig, clip_fault, file_fault, silence_fault
 
 LARGEST = float(np.finfo(np.float16).max)  # in which features are stored
@@ -36,7 +36,7 @@ BATCH = 4  # clips of a file that are encoded together: 10 s of them with 224-pi
 
 
 @dataclass(frozen=True)
-class Encoders:
+class EncoderSettings:
     """The configurations that decide a record's features, and where they are computed."""
 
     codec: CodecConfig
@@ -49,8 +49,8 @@ class Encoders:
 class EntryTask:
     """One line of a manifest to decode and encode."""
 
-    encoders: Encoders
-    entry: Entry
+    encoders: EncoderSettings
+    entry: ManifestEntry
     block: int = 0  # that it belongs to
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ class EntryTask:
 class SceneTask:
     """Procedural scenes `first` to `last` (exclusive) of a domain."""
 
-    encoders: Encoders
+    encoders: EncoderSettings
     domain: str
     seed: int
     first: int
@@ -83,7 +83,7 @@ class Rejection:
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedClips:
     """Some clips of a file that passed the filters, and the rest of the `seen` ones."""
 
     clips: list[Clip]
@@ -92,7 +92,7 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Features:
+class ClipFeatures:
     """A clip's four arrays, without the batch axis."""
 
     latent_mean: NDArray[np.float32]
@@ -102,7 +102,7 @@ class Features:
 
 
 @dataclass(frozen=True)
-class ClipFacts:
+class ClipInfo:
     """What is known of a clip besides its features."""
 
     start: float  # seconds after the start of its segment
@@ -111,16 +111,16 @@ class ClipFacts:
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedClips:
     """The same clips, as far as the networks kept them, with their features."""
 
-    clips: list[ClipFacts]
-    features: list[Features]
+    clips: list[ClipInfo]
+    features: list[ClipFeatures]
     rejections: list[Rejection]
     seen: int
 
 
-def check_encoders(encoders: Encoders) -> Iterator[None]:
+def check_encoders(encoders: EncoderSettings) -> Iterator[None]:
     """Loads every network, asks those of the filters about a silent clip, counts the frames of a clip; gives nothing.
 
     Raises ValueError where weights or networks are not what their configuration says.
@@ -132,18 +132,18 @@ def check_encoders(encoders: Encoders) -> Iterator[None]:
     for classifier in filters.classifiers:
         scores(classifier, load_network(classifier.file, device), [clip], codec.sample_rate)
     if filters.separator:
-        separated(filters.separator, load_network(filters.separator.file, device), [clip], codec.sample_rate)
-    _built(encoders)[1].check_frames(frames_in(codec.seconds, frames.motion_rate))
+        separate(filters.separator, load_network(filters.separator.file, device), [clip], codec.sample_rate)
+    _build_encoders(encoders)[1].check_frames(frames_in(codec.seconds, frames.motion_rate))
     yield from ()
 
 
-def encode_entry(task: EntryTask) -> Iterator[Encoded | Rejection]:
+def encode_entry(task: EntryTask) -> Iterator[EncodedClips | Rejection]:
     """A file, a few clips at a time. It may end in a rejection of the whole file, whatever came before."""
     for found in decode_entry(task):
         yield found if isinstance(found, Rejection) else encode(task, found)
 
 
-def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
+def decode_entry(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
     """The same without encoding."""
     entry, encoders = task.entry, task.encoders
     clips = read_clips(
@@ -165,7 +165,7 @@ def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
                 return
             faults = [clip_fault(clip, encoders.codec.sample_rate, encoders.filters) for clip in batch]
             rejections = [_clip_rejection(entry, c, f) for c, f in zip(batch, faults, strict=True) if f]
-            yield Decoded([c for c, f in zip(batch, faults, strict=True) if not f], rejections, len(batch))
+            yield DecodedClips([c for c, f in zip(batch, faults, strict=True) if not f], rejections, len(batch))
     except MediaError as error:
         yield Rejection(entry.line, entry.name, error.reason.value, str(error))
         return
@@ -179,11 +179,11 @@ def decode_entry(task: EntryTask) -> Iterator[Decoded | Rejection]:
         yield Rejection(entry.line, entry.name, *fault)
 
 
-def _clip_rejection(entry: Entry, clip: Clip, fault: tuple[str, str]) -> Rejection:
+def _clip_rejection(entry: ManifestEntry, clip: Clip, fault: tuple[str, str]) -> Rejection:
     return Rejection(entry.line, entry.name, *fault, clip.start)
 
 
-def encode(task: EntryTask, decoded: Decoded) -> Encoded:
+def encode(task: EntryTask, decoded: DecodedClips) -> EncodedClips:
     """Asks the networks of the filters, then encodes what they keep as one batch.
 
     Raises ValueError where weights or networks are not what their configuration says.
@@ -201,30 +201,30 @@ def encode(task: EntryTask, decoded: Decoded) -> Encoded:
         for (_, known), score in zip(kept, found, strict=True):
             known.update({} if score is None else {classifier.name: score})
         kept = [pair for pair, fault in zip(kept, faults, strict=True) if not fault]
-    kept, silenced = _separated(task, kept)
-    features = _encode(encoders, *_stacks([clip for clip, _ in kept])) if kept else []
-    clips, good = list[ClipFacts](), list[Features]()
+    kept, silenced = _separate(task, kept)
+    features = _encode(encoders, *_stack_arrays([clip for clip, _ in kept])) if kept else []
+    clips, good = list[ClipInfo](), list[ClipFeatures]()
     for (clip, known), arrays in zip(kept, features, strict=True):
         if odd := sum(np.count_nonzero(~(np.abs(array) <= LARGEST)) for array in vars(arrays).values()):
             fault = Reason.NOT_FINITE.value, f"{odd} values are not finite, or beyond float16"
             rejections.append(_clip_rejection(entry, clip, fault))
         else:
-            clips.append(ClipFacts(clip.start, clip.seconds, known))
+            clips.append(ClipInfo(clip.start, clip.seconds, known))
             good.append(arrays)
     rejections = sorted(rejections + silenced, key=lambda rejection: rejection.start or 0.0)
-    return Encoded(clips, good, rejections, decoded.seen)
+    return EncodedClips(clips, good, rejections, decoded.seen)
 
 
-Judged = list[tuple[Clip, dict[str, float]]]
+ScoredClips = list[tuple[Clip, dict[str, float]]]
 
 
-def _separated(task: EntryTask, kept: Judged) -> tuple[Judged, list[Rejection]]:
+def _separate(task: EntryTask, kept: ScoredClips) -> tuple[ScoredClips, list[Rejection]]:
     encoders, separator = task.encoders, task.encoders.filters.separator
     if separator is None or not kept or task.entry.domain not in separator.domains:
         return kept, []
     rate, network = encoders.codec.sample_rate, load_network(separator.file, torch.device(encoders.device))
     silent = (Reason.SILENT.value, "nothing is left of it")
-    clips = separated(separator, network, [clip for clip, _ in kept], rate)
+    clips = separate(separator, network, [clip for clip, _ in kept], rate)
     faults = [
         silent if clip.peak < encoders.filters.peak else silence_fault(clip, rate, encoders.filters) for clip in clips
     ]
@@ -233,19 +233,19 @@ def _separated(task: EntryTask, kept: Judged) -> tuple[Judged, list[Rejection]]:
     return [pair for pair, fault in zip(pairs, faults, strict=True) if not fault], rejections
 
 
-def _stacks(clips: list[Clip]) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
+def _stack_arrays(clips: list[Clip]) -> tuple[NDArray[np.float32], NDArray[np.uint8], NDArray[np.uint8]]:
     wave, images, motion = (np.stack([getattr(clip, kind) for clip in clips]) for kind in ("wave", "images", "motion"))
     return wave, images, motion
 
 
 @dataclass(frozen=True)
-class Shared:
-    """Decoded clips whose arrays lie in memory that the processes share: ten seconds of video are 48 MB."""
+class SharedClips:
+    """DecodedClips clips whose arrays lie in memory that the processes share: ten seconds of video are 48 MB."""
 
-    decoded: Decoded  # its clips without arrays
+    decoded: DecodedClips  # its clips without arrays
     arrays: list[tuple[Tensor, Tensor, Tensor]]  # wave, images, motion of each clip
 
-    def restored(self) -> Decoded:
+    def restored(self) -> DecodedClips:
         """With the arrays, where they lie."""
         clips = [
             replace(clip, wave=wave.numpy(), images=images.numpy(), motion=motion.numpy())
@@ -254,7 +254,7 @@ class Shared:
         return replace(self.decoded, clips=clips)
 
 
-def share_entry(task: EntryTask) -> Iterator[Shared | Rejection]:
+def share_entry(task: EntryTask) -> Iterator[SharedClips | Rejection]:
     """`decode_entry` for a process that encodes elsewhere. torch hands tensors over without copying them."""
     for found in decode_entry(task):
         if isinstance(found, Rejection):
@@ -263,10 +263,10 @@ def share_entry(task: EntryTask) -> Iterator[Shared | Rejection]:
         bare = np.empty((0, 0), np.float32), np.empty((0, 0, 0, 0), np.uint8)
         clips = [replace(clip, wave=bare[0], images=bare[1], motion=bare[1]) for clip in found.clips]
         arrays = [tuple(torch.from_numpy(a) for a in (c.wave, c.images, c.motion)) for c in found.clips]
-        yield Shared(replace(found, clips=clips), arrays)  # type: ignore[arg-type]
+        yield SharedClips(replace(found, clips=clips), arrays)  # type: ignore[arg-type]
 
 
-def make_scenes(task: SceneTask) -> Iterator[list[Record]]:
+def stream_scenes(task: SceneTask) -> Iterator[list[Record]]:
     """What a worker sends of `encode_scenes`."""
     yield encode_scenes(task)
 
@@ -278,17 +278,17 @@ def encode_scenes(task: SceneTask) -> list[Record]:
     waves = np.stack([render_audio(scene) for scene in scenes])
     videos = np.stack([render_video(scene) for scene in scenes]).transpose(0, 1, 4, 2, 3)  # (B, frames, 3, size, size)
     codec, video = task.encoders.codec, task.encoders.video
-    images, motion = (videos[:, _nearest(codec.seconds, rate)] for rate in (video.image_rate, video.motion_rate))
+    images, motion = (videos[:, _nearest_frames(codec.seconds, rate)] for rate in (video.image_rate, video.motion_rate))
     features = _encode(task.encoders, waves, images, motion)
     records = []
     for index, scene, arrays in zip(indices, scenes, features, strict=True):
-        notes = annotation(scene)
+        notes = scene_annotation(scene)
         rng = np.random.default_rng([task.seed, index, DOMAINS.index(task.domain)])
         records.append(
             Record(
                 id=f"scene-{index:06d}",
                 domain=task.domain,
-                captions=captions(notes, rng),
+                captions=scene_captions(notes, rng),
                 annotation=notes,
                 seconds=codec.seconds,
                 **vars(arrays),
@@ -297,29 +297,29 @@ def encode_scenes(task: SceneTask) -> list[Record]:
     return records
 
 
-def _nearest(seconds: float, rate: float) -> NDArray[np.int64]:
+def _nearest_frames(seconds: float, rate: float) -> NDArray[np.int64]:
     """Indices of the scene frames nearest to a rate's time stamps."""
     times = np.arange(frames_in(seconds, rate)) / rate
     return np.minimum(np.rint(times * FRAME_RATE).astype(np.int64), FRAMES - 1)
 
 
 @cache
-def _built(encoders: Encoders) -> tuple[AudioCodec, VideoEncoder]:
+def _build_encoders(encoders: EncoderSettings) -> tuple[AudioCodec, VideoEncoder]:
     runtime = Runtime.here(torch.device(encoders.device), compile=True)
     return build_codec(encoders.codec, runtime), build_video_encoder(encoders.video, runtime)
 
 
 @torch.inference_mode()
 def _encode(
-    encoders: Encoders, waves: NDArray[np.float32], images: NDArray[np.uint8], motion: NDArray[np.uint8]
-) -> list[Features]:
+    encoders: EncoderSettings, waves: NDArray[np.float32], images: NDArray[np.uint8], motion: NDArray[np.uint8]
+) -> list[ClipFeatures]:
     """waves (B, c, n) float32, images (B, N, 3, size, size) and motion (B, M, 3, size, size) uint8, no rows without
     video."""
-    codec, video = _built(encoders)
+    codec, video = _build_encoders(encoders)
     mean, std = (latents.float().cpu().numpy() for latents in codec.encode(torch.from_numpy(waves)))
     if images.shape[1]:
         pictures = torch.from_numpy(np.ascontiguousarray(images)), torch.from_numpy(np.ascontiguousarray(motion))
         seen = [features.float().cpu().numpy() for features in video(*pictures)]
     else:
         seen = [np.empty((len(waves), 0, encoders.video.dim), np.float32)] * 2
-    return [Features(*arrays) for arrays in zip(mean, std, *seen, strict=True)]
+    return [ClipFeatures(*arrays) for arrays in zip(mean, std, *seen, strict=True)]

@@ -126,12 +126,12 @@ def score_fault(classifier: ClassifierConfig, score: float | None) -> tuple[str,
     return None
 
 
-def separated(separator: SeparatorConfig, network: Network, clips: list[Clip], rate: int) -> list[Clip]:
+def separate(separator: SeparatorConfig, network: Network, clips: list[Clip], rate: int) -> list[Clip]:
     """The clips with the part of their sound that the network takes out; the padding stays silent.
 
     Raises ValueError where its answer has not the shape that is declared.
     """
-    waves = np.stack([_at_rate(_folded(clip.wave, separator.channels), rate, separator.rate) for clip in clips])
+    waves = np.stack([_at_rate(_to_channels(clip.wave, separator.channels), rate, separator.rate) for clip in clips])
     answer = network(torch.from_numpy(waves))  # (B, channels, n) or (B, stems, channels, n)
     if answer.ndim == 4 and answer.shape[1] > separator.stem:
         answer = answer[:, separator.stem]
@@ -148,11 +148,11 @@ def _with_sound(clip: Clip, part: Wave, found: int, rate: int) -> Clip:
     wave = _at_rate(part, found, rate)[:, :samples]
     wave = np.pad(wave, ((0, 0), (0, samples - wave.shape[1])))  # rates do not divide each other
     wave[:, round(clip.seconds * rate) :] = 0
-    wave = _folded(wave, channels) / np.float32(max(1.0, np.abs(wave).max()))
+    wave = _to_channels(wave, channels) / np.float32(max(1.0, np.abs(wave).max()))
     return replace(clip, wave=np.ascontiguousarray(wave))
 
 
-def _folded(wave: Wave, channels: int) -> Wave:
+def _to_channels(wave: Wave, channels: int) -> Wave:
     """(1 or 2, n) -> (channels, n)"""
     if len(wave) > channels:
         return wave.mean(axis=0, keepdims=True)

@@ -13,9 +13,9 @@ from typing import Any
 import xxhash
 
 from ...models import strict
-from ..data.shards import DamagedError, Part, features_of, index_json
+from ..data.shards import DamagedError, ShardGroup, index_json, stream_features
 from ..data.storage import Store
-from .blocks import Plan, json_bytes, read_block, record_name
+from .blocks import PreparePlan, json_bytes, read_block, record_name
 from .counts import Counts
 from .encode import Rejection
 
@@ -24,7 +24,7 @@ EXAMPLES = 64  # blocks, evenly spread, of which the examples are kept
 
 
 @dataclass(frozen=True)
-class Merged:
+class MergedBlocks:
     """What all blocks hold together."""
 
     counts: Counts
@@ -32,7 +32,7 @@ class Merged:
     first_rejection: Rejection | None
 
 
-def merge(store: Store, plan: Plan) -> Merged:
+def merge_blocks(store: Store, plan: PreparePlan) -> MergedBlocks:
     """Writes index.json and features.json of each domain, and rejected.jsonl.
 
     Raises:
@@ -40,7 +40,7 @@ def merge(store: Store, plan: Plan) -> Merged:
         OSError: there is no room, or the bucket fails.
     """
     counts, examples, rejected = Counts(), list[dict[str, Any]](), list[str]()
-    parts: dict[str, list[Part]] = defaultdict(list)
+    parts: dict[str, list[ShardGroup]] = defaultdict(list)
     first = None
     with ThreadPoolExecutor(THREADS) as pool:
         for number, block in enumerate(pool.map(lambda n: read_block(store, plan, n), range(plan.blocks))):
@@ -52,17 +52,17 @@ def merge(store: Store, plan: Plan) -> Merged:
             rejected += [json.dumps(asdict(rejection)) + "\n" for rejection in block.rejections]
             first = first or next(iter(block.rejections), None)
     for domain, made in sorted(parts.items()):
-        _check_there(store, domain, made)
+        _check_shards_exist(store, domain, made)
         index = index_json(made).encode()
-        features = features_of(made, plan.codec, plan.text, plan.video, str(xxhash.xxh3_128(index).hexdigest()))
+        features = stream_features(made, plan.codec, plan.text, plan.video, str(xxhash.xxh3_128(index).hexdigest()))
         store.write(f"{domain}/index.json", index)
         # Without it a folder is no stream yet.
         store.write(f"{domain}/features.json", json_bytes(strict.to_dict(features)))
     store.write("rejected.jsonl", "".join(rejected).encode())
-    return Merged(counts, examples, first)
+    return MergedBlocks(counts, examples, first)
 
 
-def _check_there(store: Store, domain: str, parts: list[Part]) -> None:
+def _check_shards_exist(store: Store, domain: str, parts: list[ShardGroup]) -> None:
     there = store.names(f"{domain}/")
     for part in parts:
         for shard in part.shards:

@@ -12,7 +12,7 @@ from .filters import FiltersConfig
 WEIGHTS = "*.safetensors"
 
 
-def hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]:
+def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]:
     """The xxh3 of each network's weights, by what uses it. Texts are stored as texts: the text encoder is none of them.
 
     Raises ValueError where there are no such weights.

@@ -20,14 +20,14 @@ from tqdm import tqdm
 
 from ..data.storage import Store
 
-FOLDER = "work/ranks"
+RANKS_FOLDER = "work/ranks"
 PATIENCE = 60.0
-BEATS = 12  # signs of life within that time
+SIGNS_OF_LIFE = 12  # signs of life within that time
 LINE = 60.0  # seconds between two lines about progress where there is no terminal
 
 
 @dataclass
-class Told:
+class RankStatus:
     """What a rank tells the others."""
 
     blocks: list[int] = field(default_factory=list)  # that it has in hand
@@ -37,17 +37,17 @@ class Told:
 
 
 @dataclass
-class _Seen:
-    told: Told
+class _RankSighting:
+    told: RankStatus
     since: float
-    first: Told  # when this process first looked; of an earlier launch, until it changes
+    first: RankStatus  # when this process first looked; of an earlier launch, until it changes
     changed: bool = False  # while this process looked: not left by an earlier launch
 
     @property
     def new(self) -> tuple[int, int]:
         """Lines and clips since this process first looked: what was finished before, it has counted by the blocks."""
         again = self.told.lines < self.first.lines  # the rank was started anew
-        before = Told() if again else self.first
+        before = RankStatus() if again else self.first
         return self.told.lines - before.lines, self.told.clips - before.clips
 
 
@@ -56,9 +56,9 @@ class Ranks:
 
     def __init__(self, store: Store, rank: int, count: int, patience: float = PATIENCE) -> None:
         self.rank, self.count = rank, count
-        self.mine = Told()
+        self.mine = RankStatus()
         self._store, self._patience = store, patience
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _RankSighting] = {}
         self._over, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._beat, name="beat", daemon=True)
         self._progress: Progress | None = None
@@ -100,30 +100,30 @@ class Ranks:
     def living(self) -> set[int]:
         return {self.rank, *self._living()}
 
-    def _living(self) -> dict[int, _Seen]:
+    def _living(self) -> dict[int, _RankSighting]:
         now = time.monotonic()
         return {rank: seen for rank, seen in self._look().items() if now - seen.since < self._patience}
 
-    def _look(self) -> dict[int, _Seen]:
+    def _look(self) -> dict[int, _RankSighting]:
         """What the other ranks of this launch, or ones before it, have told."""
         with self._lock, suppress(OSError):
-            for name in self._store.names(f"{FOLDER}/"):
+            for name in self._store.names(f"{RANKS_FOLDER}/"):
                 rank = int(name.rpartition("/")[2].partition(".")[0])
                 # Of a launch with more ranks something may have been left.
                 if rank != self.rank and rank < self.count and (data := self._store.read(name)):
-                    told, before = Told(**json.loads(data)), self._seen.get(rank)
+                    told, before = RankStatus(**json.loads(data)), self._seen.get(rank)
                     if before is None or told != before.told:
                         first = told if before is None else before.first
-                        self._seen[rank] = _Seen(told, time.monotonic(), first, before is not None)
+                        self._seen[rank] = _RankSighting(told, time.monotonic(), first, before is not None)
         return dict(self._seen)
 
     def _beat(self) -> None:
         beats = 0
-        while not self._over.wait(self._patience / BEATS):
+        while not self._over.wait(self._patience / SIGNS_OF_LIFE):
             self.tell()
             beats += 1
             # Whether it has become the lowest, a rank looks seldom: a hundred of them would keep a bucket busy.
-            if self._progress and (self.rank == 0 or (beats % BEATS == 0 and self.lowest())):
+            if self._progress and (self.rank == 0 or (beats % SIGNS_OF_LIFE == 0 and self.lowest())):
                 others = [seen.new for seen in self._look().values() if seen.changed]
                 lines, clips = (sum(new) for new in zip((self.mine.lines, self.mine.clips), *others, strict=True))
                 self._progress.update(lines, clips, 1 + len(others))
@@ -149,7 +149,7 @@ class Progress:
         self._bar.update(done - self._bar.n)
         if self._bar.disable and now - self._said >= LINE:
             self._said = now
-            left = _clock((self._total - done) * seconds / lines) if lines else "unknown"
+            left = _format_duration((self._total - done) * seconds / lines) if lines else "unknown"
             print(f"{done} of {self._total} files, {speed}, time left {left}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -157,10 +157,10 @@ class Progress:
             self._bar.close()
 
 
-def _clock(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _name(rank: int) -> str:
-    return f"{FOLDER}/{rank:05d}.json"
+    return f"{RANKS_FOLDER}/{rank:05d}.json"

@@ -11,25 +11,25 @@ from ...models import strict
 from ..core.tasks import TASKS
 from ..data.record import DOMAINS
 from ..data.storage import Store
-from ..manifest.manifest import Entry
+from ..manifest.manifest import ManifestEntry
 from ..media.clips import Clip, read_clips
 from ..media.source import MediaError
 from ..pages.charts import bars, cloud, columns
 from ..pages.embedded_media import picture_uri, small_uri, spectrogram_uri
 from ..pages.page import page
-from .blocks import Plan, json_bytes
-from .counts import LENGTHS, Counts
+from .blocks import PreparePlan, json_bytes
+from .counts import LENGTH_EDGES, Counts
 from .filters import FiltersConfig
-from .merge import Merged
+from .merge import MergedBlocks
 
-REPORT = "prepare_report.json"  # written last: a preparation with one is finished
-PAGE = "prepare_report.html"
+REPORT_FILE = "prepare_report.json"  # written last: a preparation with one is finished
+PAGE_FILE = "prepare_report.html"
 PLAYERS = 6
 PICTURES = 4
-SHOWN = ("genre", "mood", "instruments", "tempo", "category")
+EXAMPLE_NOTES = ("genre", "mood", "instruments", "tempo", "category")
 
 
-def write_report(store: Store, plan: Plan, entries: list[Entry], merged: Merged) -> None:
+def write_report(store: Store, plan: PreparePlan, entries: list[ManifestEntry], merged: MergedBlocks) -> None:
     """Raises OSError."""
     examples = _spread(merged.examples)
     report: dict[str, Any] = {
@@ -38,8 +38,8 @@ def write_report(store: Store, plan: Plan, entries: list[Entry], merged: Merged)
         "first rejection": None if merged.first_rejection is None else asdict(merged.first_rejection),
         "examples": examples,
     }
-    store.write(PAGE, _page(plan, entries, merged.counts, examples).encode())
-    store.write(REPORT, json_bytes(report))
+    store.write(PAGE_FILE, _page(plan, entries, merged.counts, examples).encode())
+    store.write(REPORT_FILE, json_bytes(report))
 
 
 def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -54,7 +54,7 @@ def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return chosen
 
 
-def _page(plan: Plan, entries: list[Entry], counts: Counts, examples: list[dict[str, Any]]) -> str:
+def _page(plan: PreparePlan, entries: list[ManifestEntry], counts: Counts, examples: list[dict[str, Any]]) -> str:
     title = f"Prepared: {_number(sum(counts['clips'].values()))} clips"
     body = [
         f"<header><h1>{title}</h1>{_facts(plan)}</header>",
@@ -70,7 +70,7 @@ def _page(plan: Plan, entries: list[Entry], counts: Counts, examples: list[dict[
     return page(title, body)
 
 
-def _facts(plan: Plan) -> str:
+def _facts(plan: PreparePlan) -> str:
     codec, video = plan.codec, plan.video
     lines = [
         f"Codec {codec.kind}, {codec.sample_rate:,} Hz, {codec.audio_channels} channel(s), clips of "
@@ -93,7 +93,7 @@ def _filters(filters: FiltersConfig) -> str:
     return "; ".join(said + ["separated"] * (filters.separator is not None)) or "whatever is whole and sounds"
 
 
-def _cards(plan: Plan, counts: Counts) -> str:
+def _cards(plan: PreparePlan, counts: Counts) -> str:
     clips, files = sum(counts["clips"].values()), counts["files"]
     cards = [
         ("Clips", _number(clips), f"{sum(counts['seconds'].values()) / 3600:,.2f} hours of sound"),
@@ -134,7 +134,11 @@ def _tasks(counts: Counts) -> dict[str, float]:
 
 
 def _lengths(counts: Counts) -> str:
-    names = [f"< {_span(0, LENGTHS[0])}", *(_span(a, b) for a, b in pairwise(LENGTHS)), f"≥ {LENGTHS[-1] // 3600} h"]
+    names = [
+        f"< {_span(0, LENGTH_EDGES[0])}",
+        *(_span(a, b) for a, b in pairwise(LENGTH_EDGES)),
+        f"≥ {LENGTH_EDGES[-1] // 3600} h",
+    ]
     amounts = [counts["lengths"].get(str(k), 0) for k in range(len(names))]
     found = [k for k, amount in enumerate(amounts) if amount]
     shown = slice(found[0], found[-1] + 1) if found else slice(0)
@@ -147,7 +151,7 @@ def _span(start: int, end: int) -> str:
     return f"{start // size}–{end // size} {unit}" if start else f"{end // size} {unit}"
 
 
-def _left_out(plan: Plan, counts: Counts) -> str:
+def _left_out(plan: PreparePlan, counts: Counts) -> str:
     files, clips = (bars(counts[f"rejected {kind}"], kind="bad") for kind in ("files", "clips"))
     parts = [f"<div><h3>Files</h3>{files}</div>"] * bool(files) + [f"<div><h3>Clips</h3>{clips}</div>"] * bool(clips)
     body = f'<div class="pair">{"".join(parts)}</div>' if parts else "<p>Nothing.</p>"
@@ -162,7 +166,7 @@ def _named(counts: Counts) -> str:
     )
 
 
-def _players(plan: Plan, entries: list[Entry], examples: list[dict[str, Any]]) -> str:
+def _players(plan: PreparePlan, entries: list[ManifestEntry], examples: list[dict[str, Any]]) -> str:
     by_line = {entry.line: entry for entry in entries}
     parts = []
     for example in examples:
@@ -177,11 +181,11 @@ def _players(plan: Plan, entries: list[Entry], examples: list[dict[str, Any]]) -
     return _section("Some of them", note, f'<div class="players">{"".join(parts)}</div>' if parts else "")
 
 
-def _player(plan: Plan, example: dict[str, Any], clip: Clip) -> str:
+def _player(plan: PreparePlan, example: dict[str, Any], clip: Clip) -> str:
     rate, wave = plan.codec.sample_rate, torch.from_numpy(clip.wave)
     wave = wave[:, : round(clip.seconds * rate)]
     texts = example["captions"] or [example.get("caption", "without a caption")]
-    notes = [f"{key} {_said(example[key])}" for key in SHOWN if example.get(key)]
+    notes = [f"{key} {_value_text(example[key])}" for key in EXAMPLE_NOTES if example.get(key)]
     pictures = clip.images[:: max(1, len(clip.images) // PICTURES)][:PICTURES]
     strip = "".join(f'<img alt="" src="{picture_uri(picture)}">' for picture in pictures)
     return (
@@ -194,7 +198,7 @@ def _player(plan: Plan, example: dict[str, Any], clip: Clip) -> str:
     )
 
 
-def _said(value: Any) -> str:
+def _value_text(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(name if count is None else f"{count} x {name}" for name, count in value.items())
     return (

@@ -31,7 +31,7 @@ GRACE = 10.0  # seconds for a process to end: one that waits for a dead file sys
 
 
 @dataclass(frozen=True)
-class Piece(Generic[Task]):
+class TaskOutput(Generic[Task]):
     """Something that a task gave."""
 
     task: Task
@@ -39,7 +39,7 @@ class Piece(Generic[Task]):
 
 
 @dataclass(frozen=True)
-class End(Generic[Task]):
+class TaskEnd(Generic[Task]):
     """A task has given everything; or it ended its process by a signal, or was given up, and gives nothing more."""
 
     task: Task
@@ -48,7 +48,7 @@ class End(Generic[Task]):
 
 
 @dataclass(frozen=True)
-class _Failed:
+class _WorkerFailure:
     error: Exception
 
 
@@ -73,7 +73,7 @@ class _Worker(Generic[Task]):
         self.pipe.close()
 
 
-class Workers(Generic[Task]):
+class WorkerPool(Generic[Task]):
     """A context manager around `count` processes that call `function` on each task and send what it yields. A task that
     gives nothing for `limit` seconds is given up."""
 
@@ -94,7 +94,7 @@ class Workers(Generic[Task]):
         for worker in self._workers:
             worker.close()
 
-    def run(self, next_task: Callable[[], Task | None]) -> Iterator[Piece[Task] | End[Task] | None]:
+    def run(self, next_task: Callable[[], Task | None]) -> Iterator[TaskOutput[Task] | TaskEnd[Task] | None]:
         """The pieces and ends of tasks as they come, those of one task in its order. None where nothing came for a
         moment.
 
@@ -127,7 +127,7 @@ class Workers(Generic[Task]):
             self._workers.append(free)
         return free
 
-    def _received(self, worker: _Worker[Task]) -> Piece[Task] | End[Task]:
+    def _received(self, worker: _Worker[Task]) -> TaskOutput[Task] | TaskEnd[Task]:
         task = worker.task
         assert task is not None
         try:
@@ -135,14 +135,14 @@ class Workers(Generic[Task]):
         except (EOFError, ConnectionResetError):
             return self._lost(worker, task)
         worker.since = time.monotonic()
-        if isinstance(value, _Failed):
+        if isinstance(value, _WorkerFailure):
             raise value.error
         if value is None:
             worker.task = None
-            return End(task)
-        return Piece(task, value)
+            return TaskEnd(task)
+        return TaskOutput(task, value)
 
-    def _lost(self, worker: _Worker[Task], task: Task) -> End[Task]:
+    def _lost(self, worker: _Worker[Task], task: Task) -> TaskEnd[Task]:
         worker.process.join()
         code = worker.process.exitcode or 0
         worker.close()
@@ -150,21 +150,21 @@ class Workers(Generic[Task]):
             how = signal.Signals(-code).name if code < 0 else f"code {code}"
             raise ChildProcessError(f"a worker process was ended ({how}) at {task}")
         self._workers.remove(worker)
-        return End(task, signal.Signals(-code).name)
+        return TaskEnd(task, signal.Signals(-code).name)
 
-    def _given_up(self, worker: _Worker[Task]) -> End[Task]:
+    def _given_up(self, worker: _Worker[Task]) -> TaskEnd[Task]:
         task = worker.task
         assert task is not None
         worker.close()
         self._workers.remove(worker)
-        return End(task, stuck=True)
+        return TaskEnd(task, stuck=True)
 
 
 def _serve(pipe: Connection, function: Callable[[Task], Iterator[Any]]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the main process ends them
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
-    Thread(target=_leave_with_parent, daemon=True).start()
+    Thread(target=_exit_with_parent, daemon=True).start()
     while True:
         try:
             task = pipe.recv()
@@ -175,11 +175,11 @@ def _serve(pipe: Connection, function: Callable[[Task], Iterator[Any]]) -> None:
             for value in function(task):
                 pipe.send(value)
         except Exception as error:
-            answer = _Failed(error)
+            answer = _WorkerFailure(error)
         pipe.send(answer)
 
 
-def _leave_with_parent() -> None:
+def _exit_with_parent() -> None:
     """A parent that is killed would leave its workers waiting for ever."""
     parent = parent_process()
     assert parent is not None

@@ -1,11 +1,11 @@
-"""Sound and picture of the scenes of `scenes.py`. n is the number of samples of one event or note."""
+"""Sound and picture of the scenes of `scene.py`. n is the number of samples of one event or note."""
 
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .scenes import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLE_RATE, SAMPLES, Event, Note, Scene, notes
+from .scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLE_RATE, SAMPLES, Event, Note, Scene, scene_notes
 
 FRAMES = 32
 FRAME_RATE = 15.625  # frames a second: 32 of them last as long as the sound
@@ -182,7 +182,7 @@ def render_audio(scene: Scene) -> Wave:
             start, stop = (round(event.onset * SAMPLE_RATE), round(event.offset * SAMPLE_RATE))
             sound[start:stop] += _event_wave(event, stop - start, *things[event.category], rng)
     else:
-        for note in notes(scene):
+        for note in scene_notes(scene):
             start, stop = (round(note.onset * SAMPLE_RATE), round(note.offset * SAMPLE_RATE))
             sound[start:stop] += _note_wave(note, scene.instrument, stop - start, rng)
     peak = max(float(sound.max()), -float(sound.min()), 1e-6)
@@ -235,7 +235,7 @@ def render_video(scene: Scene) -> NDArray[np.uint8]:
             light = 0.5 + 0.5 * np.exp((event.onset - _FRAME_TIMES[shown]) / 0.15)
             frames[shown] += light.astype(np.float32)[:, None, None, None] * _PICTURES[event.category]
     else:
-        beats = np.array([note.onset for note in notes(scene) if note.on_beat])
+        beats = np.array([note.onset for note in scene_notes(scene) if note.on_beat])
         last = np.searchsorted(beats, _FRAME_TIMES, side="right") - 1
         age = np.where(last >= 0, _FRAME_TIMES - beats[last], np.inf)
         light = 0.25 + 0.7 * np.exp(-age / 0.08)

@@ -23,7 +23,7 @@ from ..core.schedule import Phase, learning_rate
 from ..cost.distill_operations import update_flops
 from ..cost.role_bytes import RoleBytes, roles
 from ..data.batches import Batch
-from ..data.draws import Draws
+from ..data.distill_draws import DistillDraws
 from ..engine import zero
 from ..engine.ema import Ema
 from ..losses.dmd import matching_loss, weight
@@ -65,7 +65,7 @@ class Distillation:
         self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}
         d = config.distillation
         self.teacher = Teacher(frozen, build_text_encoder(config.model.text), d.guidance, d.blocks)
-        self.draws = Draws(config.training.seed, world.device)
+        self.draws = DistillDraws(config.training.seed, world.device)
         self.meter = Meter()
         self.previews = Previews(config)
         self.heard: dict[str, Tensor] = {}  # of the teacher, which stays as it is

@@ -20,7 +20,7 @@ from ..checkpoint.load import Role
 from ..checkpoint.save import Saver
 from ..core.config import BaseConfig
 from ..data.batches import Batch, Conditions
-from ..data.prefetch import Ahead
+from ..data.prefetch import Prefetcher
 from ..engine.zero import World
 from ..losses.guidance import Nothing, guided_velocity
 from ..resilience.stop_signal import Stop, StoppedError
@@ -104,7 +104,7 @@ def train(
         logs = entered.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
         kept = config.checkpoint.keep, config.checkpoint.keep_every
         saver = entered.enter_context(Saver(output, task.roles, about, *kept))
-        batches = entered.enter_context(Ahead(reader.batches(start), world.device))
+        batches = entered.enter_context(Prefetcher(reader.batches(start), world.device))
         entered.push(watchdog.failing)
         skipped, kinds, due = dict.fromkeys(task.roles, 0), set[str](), False
         pace = Pace(config.training.global_batch, peak)

@@ -16,9 +16,9 @@ from ...models.sampler import levels
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig
 from ..core.files import write_json
-from ..data.draws import Draws
-from ..data.pairs import PAIRS, PairFacts, check_begun, solved_as, to_pair
-from ..data.reader import Reader, Samples, check_no_pairs, check_streams
+from ..data.distill_draws import DistillDraws
+from ..data.pairs import PAIRS_FILE, PairSettings, check_resumable, pair_record, solver_settings
+from ..data.reader import Reader, StepSamples, check_no_pairs, check_streams
 from ..data.record import Record
 from ..data.shards import ShardWriter
 from ..engine import kernel_selection, zero
@@ -45,8 +45,8 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     kernel_selection.check(config.kernels, config.teacher.precision, config.model)
     weights, digest = load_teacher(config, folder)
     batches = -(-count // batch)
-    facts = PairFacts(
-        **solved_as(config, digest),
+    facts = PairSettings(
+        **solver_settings(config, digest),
         data=config.data,
         seed=config.training.seed,
         global_batch=batch,
@@ -54,12 +54,12 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
         batches=batches,
         each=min(PART, batches),
     )
-    check_begun(out, facts)
+    check_resumable(out, facts)
     with Watchdog(config.timeouts) as watchdog:
         world = zero.start(config.training.threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
         if world.rank == 0:
-            write_json(out / PAIRS, strict.to_dict(facts))
+            write_json(out / PAIRS_FILE, strict.to_dict(facts))
         held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
         torch.distributed.barrier()  # every rank has looked before any writes
         missing = [part for part, shares in enumerate(held) if not all(shares)]
@@ -78,7 +78,7 @@ class _Making:
     def __init__(
         self,
         config: DistillConfig,
-        facts: PairFacts,
+        facts: PairSettings,
         frozen: zero.Frozen,
         world: zero.World,
         out: Path,
@@ -88,7 +88,7 @@ class _Making:
         encode_text = build_text_encoder(config.model.text)
         self.teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
         self.reader = Reader(config, encode_text, world.rank, world.ranks)
-        self.draws = Draws(facts.seed, world.device)
+        self.draws = DistillDraws(facts.seed, world.device)
         self.times = levels(facts.steps, facts.shift)
         self.stop, self.begun = Stop(), False
 
@@ -107,7 +107,7 @@ class _Making:
                 if self.stop.agreed()[0] and part != missing[-1]:
                     raise StoppedError(f"asked to stop: {part + 1} of {facts.parts} parts are made; run it again")
 
-    def _part(self, part: int, samples: Iterator[Samples], bar: tqdm) -> None:
+    def _part(self, part: int, samples: Iterator[StepSamples], bar: tqdm) -> None:
         """All ranks compute, which a sharded teacher needs; a rank writes what it has not written before."""
         folder, model = self.facts.folder(self.out, part, self.world.rank), self.config.model
         writer = nullcontext() if folder.is_dir() else ShardWriter(folder, model.codec, model.text, model.video)
@@ -121,7 +121,7 @@ class _Making:
                 bar.update(self.facts.global_batch)
             self.watchdog.enter("writing part", part)
 
-    def _pairs(self, s: Samples) -> Iterator[Record]:
+    def _pairs(self, s: StepSamples) -> Iterator[Record]:
         assembler = self.reader.assemble
         choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.places, strict=True)]
         latents = assembler.latents(s.records, s.step, s.places)
@@ -131,4 +131,4 @@ class _Making:
             for micro in whole.to(self.world.device).split(self.config.training.micro_batch)
         ]
         for record, choice, endpoint, place in zip(s.records, choices, torch.cat(ends), s.places, strict=True):
-            yield to_pair(record, choice, endpoint, (self.facts.seed, s.step, place))
+            yield pair_record(record, choice, endpoint, (self.facts.seed, s.step, place))

@@ -21,7 +21,7 @@ from ..core.config import BaseConfig, check_ranks
 from ..core.config_reader import read_json
 from ..core.distill_config import DistillConfig
 from ..core.files import hash_file, write_json
-from ..data.bucket_cache import folder_of
+from ..data.bucket_cache import cache_folder
 from ..data.reader import check_no_pairs, check_streams
 from ..engine.fp8 import check_fp8
 from .logs import last_step
@@ -191,7 +191,7 @@ def indexes(config: BaseConfig, step: int = 0) -> dict[str, str]:
     """The hash of each stream's index, which holds those of its shards; and one of all indexes of the pairs that are
     trained on from `step` on."""
     data = config.data
-    files = {stream.path: folder_of(stream.path, data.cache) / "index.json" for stream in data.streams}
+    files = {stream.path: cache_folder(stream.path, data.cache) / "index.json" for stream in data.streams}
     found = {path: hash_file(file) for path, file in files.items() if file.is_file()}
     if isinstance(config, DistillConfig) and step < config.paired_updates:
         pairs = Path(config.warm_start.pairs)

@@ -21,7 +21,7 @@ from audiox_trainer.trainer.checkpoint.export import load_weights
 from audiox_trainer.trainer.checkpoint.verify import verify
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.cost.role_bytes import readable
-from audiox_trainer.trainer.data.draws import Draws
+from audiox_trainer.trainer.data.distill_draws import DistillDraws
 from audiox_trainer.trainer.data.pairs import PairReader
 from audiox_trainer.trainer.data.record import from_columns
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
@@ -219,6 +219,6 @@ def test_pairs_that_were_asked_to_stop_are_gone_on_with(commands):
 def test_the_first_noise_is_the_rollouts(commands):
     reader = PairReader(commands.config, build_text_encoder(commands.config.model.text), 0, 1)
     batch = next(reader.batches(0))
-    noise = Draws(3, torch.device("cpu")).rollout(5, batch, 2)
+    noise = DistillDraws(3, torch.device("cpu")).rollout(5, batch, 2)
     for i, place in enumerate(batch.places.tolist()):
-        assert torch.equal(noise[0, i], Draws.first(3, 5, place, tuple(batch.latents.shape[1:])))
+        assert torch.equal(noise[0, i], DistillDraws.first(3, 5, place, tuple(batch.latents.shape[1:])))

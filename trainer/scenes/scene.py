@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .captions import sequence
+from .scene_captions import order_phrase
 
 SAMPLE_RATE = 8000  # Hz
 SAMPLES = 16384
@@ -40,9 +40,15 @@ HEAD, TAIL = 0.03, 0.05  # seconds kept free at the ends of a clip
 MAX_EVENTS = 5
 
 # Scene kinds: one for each prompt type of T2A-bench (appendix A-C), and free mixtures such as "a bell, then two kicks".
-KINDS: tuple[str, ...] = ("categories", "count", "order", "single", "mixture")
-SHARES: tuple[float, ...] = (0.25, 0.35, 0.2, 0.1, 0.1)  # of the kinds: counting is hardest to learn
-CROWDS: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3)  # of "categories" with one to five: many are hard to gather
+SCENE_KINDS: tuple[str, ...] = ("categories", "count", "order", "single", "mixture")
+KIND_SHARES: tuple[float, ...] = (0.25, 0.35, 0.2, 0.1, 0.1)  # of the kinds: counting is hardest to learn
+COUNT_SHARES: tuple[float, ...] = (
+    0.1,
+    0.15,
+    0.2,
+    0.25,
+    0.3,
+)  # of "categories" with one to five: many are hard to gather
 _DOMAINS = {"audio": 0, "music": 1}
 
 
@@ -92,7 +98,7 @@ def draw_scene(seed: int, index: int, domain: str) -> Scene:
         raise ValueError(f"domain is {domain!r}, must be 'audio' or 'music'")
     rng = np.random.default_rng([seed, index, _DOMAINS[domain]])
     if domain == "audio":
-        return audio_scene(draw_categories(str(rng.choice(KINDS, p=SHARES)), rng), rng)
+        return audio_scene(draw_categories(str(rng.choice(SCENE_KINDS, p=KIND_SHARES)), rng), rng)
     return Scene(
         domain="music",
         events=(),
@@ -105,21 +111,21 @@ def draw_scene(seed: int, index: int, domain: str) -> Scene:
 
 
 def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
-    """The categories of a scene's events in order of time, for one of `KINDS`."""
+    """The categories of a scene's events in order of time, for one of `SCENE_KINDS`."""
     if kind == "single":
-        return _distinct(1, rng)
+        return _distinct_categories(1, rng)
     if kind == "categories":
-        return _distinct(1 + int(rng.choice(MAX_EVENTS, p=CROWDS)), rng)
+        return _distinct_categories(1 + int(rng.choice(MAX_EVENTS, p=COUNT_SHARES)), rng)
     if kind == "order":
-        return _distinct(int(rng.integers(2, 4)), rng)
+        return _distinct_categories(int(rng.integers(2, 4)), rng)
     if kind == "count":
-        return _distinct(1, rng) * int(rng.integers(1, MAX_EVENTS + 1))
+        return _distinct_categories(1, rng) * int(rng.integers(1, MAX_EVENTS + 1))
     groups = int(rng.integers(2, 4))
     # Between one and three of each, but never more than MAX_EVENTS together.
     counts = [1] * groups
     for _ in range(int(rng.integers(1, MAX_EVENTS + 1 - groups))):
         counts[rng.integers(groups)] += 1
-    names = [name for name, count in zip(_distinct(groups, rng), counts, strict=True) for _ in range(count)]
+    names = [name for name, count in zip(_distinct_categories(groups, rng), counts, strict=True) for _ in range(count)]
     if rng.random() < 0.3:
         rng.shuffle(names)
     return names
@@ -156,7 +162,7 @@ def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
     return Scene("audio", events, "", 0, "", "", int(rng.integers(2**31)))
 
 
-def notes(scene: Scene) -> list[Note]:
+def scene_notes(scene: Scene) -> list[Note]:
     """The notes of a music scene. The genre is the pattern: a march alternates root and fifth in short notes, a waltz
     strikes the root and answers twice higher up, jazz swings (an off-beat note after two thirds of the beat)."""
     rng = np.random.default_rng(scene.seed)
@@ -181,7 +187,7 @@ def notes(scene: Scene) -> list[Note]:
     return [Note(n.onset, min(n.offset, SECONDS - 0.01), n.semitones, n.level, n.on_beat) for n in result]
 
 
-def annotation(scene: Scene) -> dict[str, Any]:
+def scene_annotation(scene: Scene) -> dict[str, Any]:
     """What is true of a scene, with the fields of appendix A-A 2.
 
     Audio: caption, category (name -> count, in order of first appearance), SED (list of {"start", "end", "event"},
@@ -199,12 +205,12 @@ def annotation(scene: Scene) -> dict[str, Any]:
     names = [event.category for event in scene.events]
     counts = {name: names.count(name) for name in dict.fromkeys(names)}
     return {
-        "caption": sequence(names),
+        "caption": order_phrase(names),
         "category": counts,
         "SED": [{"start": event.onset, "end": event.offset, "event": event.category} for event in scene.events],
         "time_relation": ", ".join(names),
     }
 
 
-def _distinct(count: int, rng: np.random.Generator) -> list[str]:
+def _distinct_categories(count: int, rng: np.random.Generator) -> list[str]:
     return [AUDIO_CATEGORIES[i] for i in rng.permutation(len(AUDIO_CATEGORIES))[:count]]

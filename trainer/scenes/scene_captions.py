@@ -15,10 +15,10 @@ from ..core.english import article, join, number, plural
 MAX_WORDS = 18
 MAX_WORDS_TIMED = 22
 # Captions of a kind to store with a clip: what is hardest to learn is said most often.
-_EACH = {"category": 1, "count": 2, "order": 2, "time": 3, "music": 3}
+_STORED = {"category": 1, "count": 2, "order": 2, "time": 3, "music": 3}
 
 
-def captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+def scene_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
     """All the captions to store with a clip: the annotation's own first, then a few of each kind that it allows.
 
     Fields that are missing or empty, and orders such as "interleave", give no captions of their kind.
@@ -32,25 +32,25 @@ def captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[st
     }
     result = [annotation["caption"]] if annotation.get("caption") else []
     for kind, phrasings in kinds.items():
-        result += [phrasings[i] for i in rng.permutation(len(phrasings))[: _EACH[kind]]]
+        result += [phrasings[i] for i in rng.permutation(len(phrasings))[: _STORED[kind]]]
     return list(dict.fromkeys(result))
 
 
 def category_captions(annotation: Mapping[str, Any]) -> list[str]:
     """What sounds, without numbers: "a bell and a siren", "kicks". Sounds are named as they are annotated, in the order
     in which they are first heard: a model that may choose any order repeats one sound and forgets another."""
-    return _framed([_thing(name, count) for name, count in (annotation.get("category") or {}).items()])
+    return _phrasings([_noun_phrase(name, count) for name, count in (annotation.get("category") or {}).items()])
 
 
 def count_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
     """How many of each sound: "two kicks and a bell", "the sound of 3 bells". Uncounted sounds stay uncounted."""
     counts, digits = annotation.get("category") or {}, bool(rng.integers(2))
-    result = _framed([_counted(name, count, digits) for name, count in counts.items()])
+    result = _phrasings([_number_phrase(name, count, digits) for name, count in counts.items()])
     if len(counts) == 1:
         ((name, count),) = counts.items()
         if count is not None and count > 1:
             result.append(f"{article(name)} repeated {number(count, digits)} times")
-    return _short(result, MAX_WORDS)
+    return _at_most(result, MAX_WORDS)
 
 
 def order_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
@@ -58,13 +58,13 @@ def order_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> l
     relation = annotation.get("time_relation") or ""
     names = [name.strip() for name in relation.split(",") if name.strip()]
     digits = bool(rng.integers(2))
-    groups = [_counted(name, len(list(run)), digits) for name, run in groupby(names)]
+    groups = [_number_phrase(name, len(list(run)), digits) for name, run in groupby(names)]
     if len(groups) < 2:
         return []
     result = [", then ".join(groups), " followed by ".join(groups), "first " + ", then ".join(groups)]
     if len(groups) == 2:
         result.append(f"{groups[1]} after {groups[0]}")
-    return _short(result, MAX_WORDS)
+    return _at_most(result, MAX_WORDS)
 
 
 def time_captions(annotation: Mapping[str, Any]) -> list[str]:
@@ -80,7 +80,7 @@ def time_captions(annotation: Mapping[str, Any]) -> list[str]:
     if len(events) == 1:
         name, start, end = spans[0]
         result.append(f"{name} starts at {start} and ends at {end} seconds")
-    return _short(result, MAX_WORDS_TIMED)
+    return _at_most(result, MAX_WORDS_TIMED)
 
 
 def music_captions(annotation: Mapping[str, Any]) -> list[str]:
@@ -89,45 +89,45 @@ def music_captions(annotation: Mapping[str, Any]) -> list[str]:
     tempo, genre, mood = (annotation.get("tempo"), annotation.get("genre"), annotation.get("mood"))
     result = []
     if instrument and tempo:
-        result += [f"{_speed(tempo)} {instrument} music", f"{article(instrument)} melody at {tempo:.0f} bpm"]
+        result += [f"{_tempo_word(tempo)} {instrument} music", f"{article(instrument)} melody at {tempo:.0f} bpm"]
     if instrument and genre:
         result += [f"{genre} music on the {instrument}"]
     if instrument and mood:
         result += [f"{article(mood)} {instrument} melody"]
     if instrument and mood and genre and tempo:
-        result += [f"{_speed(tempo)}, {mood} {genre} on the {instrument}"]
+        result += [f"{_tempo_word(tempo)}, {mood} {genre} on the {instrument}"]
     if mood and genre and not instrument:
         result += [f"{mood} {genre} music"]
-    return _short(result, MAX_WORDS)
+    return _at_most(result, MAX_WORDS)
 
 
-def sequence(names: Sequence[str]) -> str:
+def order_phrase(names: Sequence[str]) -> str:
     """Events in order of time, runs of one kind counted: "a bell, then two kicks"."""
-    return ", then ".join(_counted(name, len(list(run)), digits=False) for name, run in groupby(names))
+    return ", then ".join(_number_phrase(name, len(list(run)), digits=False) for name, run in groupby(names))
 
 
-def _thing(name: str, count: int | None) -> str:
+def _noun_phrase(name: str, count: int | None) -> str:
     if count is None:
         return name
     return article(name) if count == 1 else plural(name)
 
 
-def _counted(name: str, count: int | None, digits: bool) -> str:
+def _number_phrase(name: str, count: int | None, digits: bool) -> str:
     if count is None or count == 1:
-        return _thing(name, count)
+        return _noun_phrase(name, count)
     return f"{number(count, digits)} {plural(name)}"
 
 
-def _speed(tempo: float) -> str:
+def _tempo_word(tempo: float) -> str:
     return "slow" if tempo < 120 else "fast" if tempo > 200 else "moderate"
 
 
-def _framed(things: list[str]) -> list[str]:
+def _phrasings(things: list[str]) -> list[str]:
     if not things:
         return []
     body = join(things)
-    return _short([body, f"the sound of {body}", f"{body} can be heard"], MAX_WORDS)
+    return _at_most([body, f"the sound of {body}", f"{body} can be heard"], MAX_WORDS)
 
 
-def _short(phrasings: list[str], words: int) -> list[str]:
+def _at_most(phrasings: list[str], words: int) -> list[str]:
     return [phrasing for phrasing in phrasings if len(phrasing.split()) <= words]

@@ -14,7 +14,7 @@ from ..core.rng import Purpose, sample_rng
 from .batches import Batch
 
 
-class Draws:
+class DistillDraws:
     """Functions of the seed, the update and the places of a batch in the global batch."""
 
     def __init__(self, seed: int, device: torch.device) -> None:

@@ -2,7 +2,7 @@
 mood, instruments and tempo.
 
 The paper has a language model write them (section III-B, appendix A-A 2); here they come from templates, in several
-phrasings that a seed chooses from. Procedural scenes have shorter captions of their own, in captions.py.
+phrasings that a seed chooses from. Procedural scenes have shorter captions of their own, in `scenes/scene_captions.py`.
 
 Names are whatever an annotation says. What can be counted gets an article or a plural; what cannot (rain, dog barking,
 footsteps) stays as it is and is counted in times. No verb has to agree with a name.
@@ -17,9 +17,9 @@ import numpy as np
 
 from ..core.english import article, join, number, plural
 
-EACH = 2  # sentences of a kind
-MOST_EVENTS = 6  # more time stamps than these are no sentence that anybody would write
-_MASS = frozenset(
+SENTENCES_PER_KIND = 2  # sentences of a kind
+MAX_EVENTS = 6  # more time stamps than these are no sentence that anybody would write
+_UNCOUNTABLE = frozenset(
     "ambience applause audio breath chatter cheering fire gunfire hum laughter music noise rain silence singing sound "
     "speech static surf thunder traffic water weather wind".split()
 )
@@ -29,70 +29,72 @@ _TOGETHER = re.compile(r"(?i)\b(?:overlap|simultan|concurrent|at the same time|t
 _NEXT = re.compile(r"\s*(?:,|;|->|→|\bthen\b|\bfollowed by\b)\s*")
 
 
-def texts_of(given: Sequence[str], annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
+def annotation_captions(given: Sequence[str], annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
     """All texts to store with a clip: those it was given, the annotation's caption, and EACH sentences of every kind
     that the annotation allows. A bare name ("dog", not counted) makes sentences only where nothing else says it."""
     texts = [*given, *([annotation["caption"]] if annotation.get("caption") else [])]
     counts = annotation.get("category") or {}
     kinds = [
-        counted(counts) if any(counts.values()) or not texts else [],
-        timed(annotation.get("SED") or []),
-        ordered(annotation.get("time_relation") or "", list(counts)),
-        musical(annotation),
+        count_phrases(counts) if any(counts.values()) or not texts else [],
+        time_phrases(annotation.get("SED") or []),
+        order_phrases(annotation.get("time_relation") or "", list(counts)),
+        music_phrases(annotation),
     ]
     for phrasings in kinds:
-        texts += [_sentence(phrasings[i]) for i in rng.permutation(len(phrasings))[:EACH]]
+        texts += [_sentence(phrasings[i]) for i in rng.permutation(len(phrasings))[:SENTENCES_PER_KIND]]
     return list(dict.fromkeys(texts))
 
 
-def counted(counts: Mapping[str, int | None]) -> list[str]:
+def count_phrases(counts: Mapping[str, int | None]) -> list[str]:
     """What sounds and how often: "two dogs and rain can be heard"."""
     if not counts:
         return []
-    words, digits = (join([_thing(name, count, as_digits) for name, count in counts.items()]) for as_digits in (0, 1))
+    words, digits = (
+        join([_noun_phrase(name, count, as_digits) for name, count in counts.items()]) for as_digits in (0, 1)
+    )
     result = [f"{words} can be heard", f"the recording contains {words}", f"you can hear {digits}", f"{digits}"]
     if len(counts) == 1:
         ((name, count),) = counts.items()
         if count is not None:
-            result.append(f"{_thing(name, None, False)} can be heard {_times(count, False)}")
+            result.append(f"{_noun_phrase(name, None, False)} can be heard {_times(count, False)}")
     return list(dict.fromkeys(result))
 
 
-def timed(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def time_phrases(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """When each event sounds: "a siren can be heard from 0.4 to 1.2 seconds"."""
-    if not 1 <= len(events) <= MOST_EVENTS:
+    if not 1 <= len(events) <= MAX_EVENTS:
         return []
     spans: dict[str, list[tuple[str, str]]] = {}
     for event in sorted(events, key=lambda event: event["start"]):
         spans.setdefault(event["event"], []).append((f"{event['start']:.1f}", f"{event['end']:.1f}"))
-    parts = {name: _thing(name, None, False) for name in spans}
+    parts = {name: _noun_phrase(name, None, False) for name in spans}
     from_to = [f"{parts[n]} {join([f'from {a} to {b}' for a, b in s])} seconds" for n, s in spans.items()]
     between = [f"{join([f'between {a} and {b}' for a, b in s])} seconds {parts[n]}" for n, s in spans.items()]
     first_at = [f"{parts[n]} at {join([a for a, _ in s])} seconds" for n, s in spans.items()]
-    result = [_listed(from_to), f"{_listed(between)} can be heard", f"the recording has {_listed(from_to)}"]
+    result = [_join_spans(from_to), f"{_join_spans(between)} can be heard", f"the recording has {_join_spans(from_to)}"]
     result.append(f"you can hear {join(first_at)}")
     if len(events) == 1:
         ((start, end),) = spans[events[0]["event"]]
         thing = parts[events[0]["event"]]
         result.append(f"{thing} can be heard from {start} to {end} seconds")
         result.append(
-            f"{thing} begins at {start} seconds and ends at {end} seconds" if _countable(thing) else result[0]
+            f"{thing} begins at {start} seconds and ends at {end} seconds" if _is_countable(thing) else result[0]
         )
-    overlapping = _overlapping(events)
+    overlapping = _overlapping_pair(events)
     if overlapping:
         result.append(f"{join([parts[name] for name in overlapping])} can be heard at the same time")
     return list(dict.fromkeys(result))
 
 
-def ordered(relation: str, names: Sequence[str]) -> list[str]:
+def order_phrases(relation: str, names: Sequence[str]) -> list[str]:
     """What follows what: "first a bell, then two kicks"; or, of all `names`, that they take turns or sound together."""
     if len(names) >= 2 and (_IN_TURNS.search(relation) or _TOGETHER.search(relation)):
-        things = join([_thing(name, None, False) for name in names])
+        things = join([_noun_phrase(name, None, False) for name in names])
         if _IN_TURNS.search(relation):
             return [f"{things} can be heard in turns", f"the sounds of {things} interleave", f"{things}, interleaved"]
         return [f"{things} can be heard at the same time", f"the sounds of {things} overlap", f"{things}, all at once"]
     steps = [step for step in _NEXT.split(relation.strip()) if step]
-    groups = [_thing(name, len(list(run)), False) for name, run in groupby(steps)]
+    groups = [_noun_phrase(name, len(list(run)), False) for name, run in groupby(steps)]
     if len(groups) < 2:
         return []
     result = ["first " + ", then ".join(groups), ", followed by ".join(groups)]
@@ -104,7 +106,7 @@ def ordered(relation: str, names: Sequence[str]) -> list[str]:
     return result
 
 
-def musical(annotation: Mapping[str, Any]) -> list[str]:
+def music_phrases(annotation: Mapping[str, Any]) -> list[str]:
     """Genre, mood, instruments, tempo: "an upbeat jazz piece with piano and drums"."""
     genre, mood, tempo = (annotation.get(key) for key in ("genre", "mood", "tempo"))
     instruments = join(list(annotation.get("instruments") or []))
@@ -119,7 +121,7 @@ def musical(annotation: Mapping[str, Any]) -> list[str]:
     if instruments:
         result += [f"the music features {instruments}", f"music played on {instruments}"]
     if tempo:
-        speed, rate = _speed(tempo), f"{tempo:.0f} beats per minute"
+        speed, rate = _tempo_words(tempo), f"{tempo:.0f} beats per minute"
         at_speed = article(f"{speed}, {piece}" if mood else f"{speed} {piece}")
         result += [f"the tempo is {speed}, {rate}", f"{at_speed} at {tempo:.0f} BPM"]
         if instruments:
@@ -127,32 +129,32 @@ def musical(annotation: Mapping[str, Any]) -> list[str]:
     return result
 
 
-def _thing(name: str, count: int | None, digits: bool | int) -> str:
+def _noun_phrase(name: str, count: int | None, digits: bool | int) -> str:
     """A name with its number: "a dog", "three dogs", "rain", "dog barking twice"."""
     name = _ARTICLE.sub("", name.strip()) or name
     if name[1:2].islower():
         name = name[0].lower() + name[1:]
-    if not _countable(name):
+    if not _is_countable(name):
         return name if count is None or count == 1 else f"{name} {_times(count, digits)}"
     if count is None or count == 1:
         return article(name)
     return f"{number(count, bool(digits))} {plural(name)}"
 
 
-def _listed(parts: list[str]) -> str:
+def _join_spans(parts: list[str]) -> str:
     return "; ".join(parts) if any(" and " in part for part in parts) else join(parts)
 
 
-def _countable(name: str) -> bool:
+def _is_countable(name: str) -> bool:
     last = name.split(" ")[-1].lower()
-    return last not in _MASS and not last.endswith("ing") and (not last.endswith("s") or last.endswith("ss"))
+    return last not in _UNCOUNTABLE and not last.endswith("ing") and (not last.endswith("s") or last.endswith("ss"))
 
 
 def _times(count: int, digits: bool | int) -> str:
     return {1: "once", 2: "twice"}.get(count, f"{number(count, bool(digits))} times")
 
 
-def _overlapping(events: Sequence[Mapping[str, Any]]) -> list[str]:
+def _overlapping_pair(events: Sequence[Mapping[str, Any]]) -> list[str]:
     """Two different events of which the shorter one lies in the other for at least half of its time."""
     for i, one in enumerate(events):
         for other in events[i + 1 :]:
@@ -163,7 +165,7 @@ def _overlapping(events: Sequence[Mapping[str, Any]]) -> list[str]:
     return []
 
 
-def _speed(tempo: float) -> str:
+def _tempo_words(tempo: float) -> str:
     return "slow" if tempo < 80 else "moderately fast" if tempo < 120 else "fast" if tempo < 170 else "very fast"
 
 

@@ -6,8 +6,14 @@ import re
 import numpy as np
 import pytest
 
-from audiox_trainer.trainer.manifest import captions
-from audiox_trainer.trainer.manifest.captions import counted, musical, ordered, texts_of, timed
+from audiox_trainer.trainer.manifest.annotation_captions import (
+    SENTENCES_PER_KIND,
+    annotation_captions,
+    count_phrases,
+    music_phrases,
+    order_phrases,
+    time_phrases,
+)
 
 SED = [
     {"start": 0.0, "end": 2.0, "event": "dog"},
@@ -17,7 +23,7 @@ SED = [
 
 
 def drawn(given, annotation, seed=0):
-    return texts_of(given, annotation, np.random.default_rng(seed))
+    return annotation_captions(given, annotation, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize(
@@ -34,16 +40,16 @@ def drawn(given, annotation, seed=0):
     ],
 )
 def test_counts(counts, phrase):
-    assert phrase in counted(counts)
+    assert phrase in count_phrases(counts)
 
 
 def test_times():
-    first, *_ = timed(SED)
+    first, *_ = time_phrases(SED)
     assert first == "a dog from 0.0 to 2.0 and from 7.0 to 8.0 seconds; rain from 1.0 to 6.0 seconds"
-    assert "a dog and rain can be heard at the same time" in timed(SED)
-    assert "a dog can be heard from 0.0 to 2.0 seconds" in timed(SED[:1])
-    assert "you can hear a dog at 0.0 seconds and rain at 1.0 seconds" in timed(SED[:2])
-    assert timed([]) == timed(SED * 3) == []
+    assert "a dog and rain can be heard at the same time" in time_phrases(SED)
+    assert "a dog can be heard from 0.0 to 2.0 seconds" in time_phrases(SED[:1])
+    assert "you can hear a dog at 0.0 seconds and rain at 1.0 seconds" in time_phrases(SED[:2])
+    assert time_phrases([]) == time_phrases(SED * 3) == []
 
 
 @pytest.mark.parametrize(
@@ -59,26 +65,26 @@ def test_times():
     ],
 )
 def test_order(relation, phrase):
-    assert phrase in ordered(relation, ["dog", "speech"])
+    assert phrase in order_phrases(relation, ["dog", "speech"])
 
 
 def test_an_order_of_one_is_none():
-    assert ordered("dog, dog", ["dog"]) == ordered("interleave", ["dog"]) == ordered("", []) == []
+    assert order_phrases("dog, dog", ["dog"]) == order_phrases("interleave", ["dog"]) == order_phrases("", []) == []
 
 
 def test_music():
     facts = {"genre": "jazz", "mood": "upbeat", "instruments": ["piano", "drums"], "tempo": 120.0}
-    said = musical(facts)
+    said = music_phrases(facts)
     assert "an upbeat jazz piece with piano and drums" in said
     assert "a fast, upbeat jazz piece at 120 BPM" in said and "the music features piano and drums" in said
-    assert musical({"genre": "electronic music"}) == ["an electronic piece", "this is electronic music"]
-    assert "a moderately fast piece at 90 BPM" in musical({"tempo": 90.0})
+    assert music_phrases({"genre": "electronic music"}) == ["an electronic piece", "this is electronic music"]
+    assert "a moderately fast piece at 90 BPM" in music_phrases({"tempo": 90.0})
 
 
 def test_every_kind_is_said_in_phrasings_that_a_seed_chooses():
     facts = {"category": {"dog": 2, "rain": None}, "SED": SED, "time_relation": "dog, rain, dog", "caption": "A dog."}
     texts = drawn(["a wet dog"], facts)
-    assert texts[:2] == ["a wet dog", "A dog."] and len(texts) == 2 + 3 * captions.EACH
+    assert texts[:2] == ["a wet dog", "A dog."] and len(texts) == 2 + 3 * SENTENCES_PER_KIND
     assert texts == drawn(["a wet dog"], facts)
     assert len({tuple(drawn([], facts, seed)) for seed in range(20)}) > 10
 
@@ -86,8 +92,8 @@ def test_every_kind_is_said_in_phrasings_that_a_seed_chooses():
 def test_a_bare_name_is_not_repeated():
     """Who gives captions has said what sounds; who gives a count says more."""
     assert drawn(["a kick drum"], {"category": {"kick drum": None}}) == ["a kick drum"]
-    assert len(drawn([], {"category": {"kick drum": None}})) == captions.EACH
-    assert len(drawn(["a kick drum"], {"category": {"kick drum": 2}})) == 1 + captions.EACH
+    assert len(drawn([], {"category": {"kick drum": None}})) == SENTENCES_PER_KIND
+    assert len(drawn(["a kick drum"], {"category": {"kick drum": 2}})) == 1 + SENTENCES_PER_KIND
     assert drawn([], {}) == []
 
 

@@ -12,16 +12,16 @@ from ...models.config import ModelConfig
 from ..core.files import published
 from ..data.record import DOMAINS, Record
 from ..data.shards import ShardWriter
-from ..scenes import scenes, synth
-from .counts import sentence
-from .encode import Encoders, SceneTask, make_scenes
-from .worker_pool import End, Piece, Workers
+from ..scenes import scene, synth
+from .counts import amounts_sentence
+from .encode import EncoderSettings, SceneTask, stream_scenes
+from .worker_pool import TaskEnd, TaskOutput, WorkerPool
 
 BLOCK = 64  # scenes a task; part of the result, since a batch decides how its sums are ordered
 
 
 @dataclass(frozen=True)
-class Summary:
+class PrepareSummary:
     """What a preparation left: clips kept of each domain, their seconds together, and how much was left out and why."""
 
     kept: Mapping[str, float]
@@ -29,10 +29,13 @@ class Summary:
     rejected: Mapping[str, float]
 
     def __str__(self) -> str:
-        return f"kept {sentence(self.kept)} clips ({self.seconds:.1f} s of sound), rejected {sentence(self.rejected)}"
+        kept, rejected = amounts_sentence(self.kept), amounts_sentence(self.rejected)
+        return f"kept {kept} clips ({self.seconds:.1f} s of sound), rejected {rejected}"
 
 
-def prepare_scenes(out: Path, model: ModelConfig, clips: int, seed: int, music_share: float, workers: int) -> Summary:
+def prepare_scenes(
+    out: Path, model: ModelConfig, clips: int, seed: int, music_share: float, workers: int
+) -> PrepareSummary:
     """Renders `clips` procedural scenes, `music_share` of them music, into `out/audio` and `out/music`.
 
     The result depends on neither the number of workers nor their speed.
@@ -47,27 +50,27 @@ def prepare_scenes(out: Path, model: ModelConfig, clips: int, seed: int, music_s
         )
     _check_scene_model(model)
     music = round(clips * music_share)
-    encoders = Encoders(model.codec, model.video)
+    encoders = EncoderSettings(model.codec, model.video)
     tasks = [
         SceneTask(encoders, domain, seed, first, min(first + BLOCK, count))
         for domain, count in zip(DOMAINS, (clips - music, music), strict=True)
         for first in range(0, count, BLOCK)
     ]
     with published(out) as folder:
-        return _write(folder, model, _in_order(tasks, workers), clips)
+        return _write(folder, model, _ordered_results(tasks, workers), clips)
 
 
 def _check_scene_model(model: ModelConfig) -> None:
     codec, video = model.codec, model.video
     found = (codec.sample_rate, codec.samples, codec.audio_channels, video.size)
-    made = (scenes.SAMPLE_RATE, scenes.SAMPLES, 1, synth.SIZE)
+    made = (scene.SAMPLE_RATE, scene.SAMPLES, 1, synth.SIZE)
     if found != made:
         names = ("Hz", "samples a clip", "channel(s)", "pixels a side")
         as_text = [", ".join(f"{value} {name}" for value, name in zip(v, names, strict=True)) for v in (found, made)]
         raise ValueError(f"the configuration wants {as_text[0]}; scenes have {as_text[1]}: use configs/tiny.json")
 
 
-def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], total: int) -> Summary:
+def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], total: int) -> PrepareSummary:
     kept: Counter[str] = Counter()
     seconds = 0.0
     with ExitStack() as stack, tqdm(total=total, unit=" clips", disable=None) as bar:
@@ -81,17 +84,17 @@ def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], to
                 kept[record.domain] += 1
                 seconds += record.seconds
             bar.update(len(records))
-    return Summary(kept, seconds, {})
+    return PrepareSummary(kept, seconds, {})
 
 
-def _in_order(tasks: list[SceneTask], workers: int) -> Iterator[list[Record]]:
+def _ordered_results(tasks: list[SceneTask], workers: int) -> Iterator[list[Record]]:
     """What the tasks give, in their order; a little of it waits for its turn, since tasks are alike."""
     left, made = deque(tasks), dict[SceneTask, list[Record]]()
-    with Workers(make_scenes, workers) as pool:
+    with WorkerPool(stream_scenes, workers) as pool:
         for message in pool.run(lambda: left.popleft() if left else None):
-            if isinstance(message, Piece):
+            if isinstance(message, TaskOutput):
                 made[message.task] = message.value
-            elif isinstance(message, End) and message.crash:
+            elif isinstance(message, TaskEnd) and message.crash:
                 raise ChildProcessError(
                     f"a worker process was ended ({message.crash}) at {message.task}, most often for want of memory: "
                     f"take fewer than {workers} workers"

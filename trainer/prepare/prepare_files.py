@@ -20,35 +20,54 @@ from ...models.config import ModelConfig
 from ..core.addresses import ADDRESS
 from ..core.hardware import choose_device
 from ..data.storage import Store, open_store
-from ..manifest.manifest import Entry, read_manifest
+from ..manifest.manifest import ManifestEntry, read_manifest
 from ..media.source import Reason
 from ..resilience.stop_signal import Stop, StoppedError
-from .blocks import OpenFile, Plan, begin, begun, finished, is_finished, make_plan, write_block
-from .counts import Counts, sentence
-from .encode import Encoded, Encoders, EntryTask, Rejection, Shared, check_encoders, encode, encode_entry, share_entry
+from .blocks import (
+    FileInProgress,
+    PreparePlan,
+    block_is_finished,
+    finished_blocks,
+    is_started,
+    make_plan,
+    start_preparation,
+    write_block,
+)
+from .counts import Counts, amounts_sentence
+from .encode import (
+    EncodedClips,
+    EncoderSettings,
+    EntryTask,
+    Rejection,
+    SharedClips,
+    check_encoders,
+    encode,
+    encode_entry,
+    share_entry,
+)
 from .filters import FiltersConfig
-from .merge import merge
+from .merge import merge_blocks
+from .prepare_scenes import PrepareSummary
 from .ranks import PATIENCE, Ranks
-from .report import REPORT, write_report
-from .scenes import Summary
-from .worker_pool import End, Piece, Workers
+from .report import REPORT_FILE, write_report
+from .worker_pool import TaskEnd, TaskOutput, WorkerPool
 
 POLL = 1.0  # seconds between two looks for what others have left
-CROWD = 8  # ranks, above which they look less often
-UNREACHABLE = 10  # addresses in a row that give no answer: the network or the storage is away
-LIMIT = 1800.0  # seconds in which a file gives no clip, after which it is given up
+CROWDED = 8  # ranks, above which they look less often
+MAX_UNREACHABLE = 10  # addresses in a row that give no answer: the network or the storage is away
+STUCK_AFTER = 1800.0  # seconds in which a file gives no clip, after which it is given up
 
 
 @dataclass(frozen=True)
-class Place:
+class PrepareRank:
     """Which rank of how many this is, and where its encoders compute."""
 
     rank: int = 0
     ranks: int = 1
     device: str = ""  # a device of the main process; empty: in the workers, on the CPU
     patience: float = PATIENCE  # seconds without a sign of life after which a rank counts as dead
-    unreachable: int = UNREACHABLE  # addresses in a row without an answer at which a rank stops; 0: never
-    limit: float = LIMIT  # seconds without a clip after which a file is given up
+    unreachable: int = MAX_UNREACHABLE  # addresses in a row without an answer at which a rank stops; 0: never
+    limit: float = STUCK_AFTER  # seconds without a clip after which a file is given up
 
     @classmethod
     def here(cls, device: str | None = None) -> Self:
@@ -58,14 +77,14 @@ class Place:
         rank, ranks, local = 0, 1, 0
         for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
             if names[0] in os.environ:
-                rank, ranks, local = _numbers(names)
+                rank, ranks, local = _rank_numbers(names)
                 break
         if device is None and torch.cuda.is_available():
             device = f"cuda:{local % torch.cuda.device_count()}"
         return cls(rank, ranks, "" if device in (None, "cpu") else str(choose_device(device)))
 
 
-def _numbers(names: tuple[str, str, str]) -> tuple[int, int, int]:
+def _rank_numbers(names: tuple[str, str, str]) -> tuple[int, int, int]:
     """Rank, number of ranks and rank on this machine from the environment."""
     given = {name: os.environ.get(name, "0" if name == names[2] else "") for name in names}
     said = ", ".join(f"{name}={value!r}" for name, value in given.items())
@@ -85,8 +104,8 @@ def prepare_files(
     seed: int,
     workers: int,
     filters: FiltersConfig | None = None,
-    place: Place | None = None,
-) -> Summary:
+    place: PrepareRank | None = None,
+) -> PrepareSummary:
     """Decodes, cuts, filters and encodes the files of a manifest into `out/audio` and `out/music`, where they occur.
 
     What is left out is listed in `out/rejected.jsonl` and counted in `out/prepare_report.html`. `seed` settles the
@@ -101,42 +120,49 @@ def prepare_files(
     """
     entries = read_manifest(manifest)
     plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
-    place = place or Place()
-    encoders = Encoders(plan.codec, plan.video, plan.filters, place.device or "cpu")
+    place = place or PrepareRank()
+    encoders = EncoderSettings(plan.codec, plan.video, plan.filters, place.device or "cpu")
     store = open_store(out, place.rank)
     try:
-        if not begun(store, plan):
+        if not is_started(store, plan):
             _check_encoders(encoders, in_worker=not place.device)
-            begin(store, plan)
-        if not store.has(REPORT):
-            _make(store, plan, entries, encoders, place, workers)
+            start_preparation(store, plan)
+        if not store.has(REPORT_FILE):
+            _prepare_blocks(store, plan, entries, encoders, place, workers)
     except OSError as error:
         raise OSError(f"{error}; what is finished stays in {store}, and the same command goes on from there") from error
     return _summary(store)
 
 
-def _check_encoders(encoders: Encoders, in_worker: bool) -> None:
+def _check_encoders(encoders: EncoderSettings, in_worker: bool) -> None:
     """Before anything is written, so that a slip in the configuration can be mended. What encodes in workers is loaded
     in one, which gives its memory back. Raises ValueError."""
     if not in_worker:
         list(check_encoders(encoders))
         return
     left = [encoders]
-    with Workers(check_encoders, 1) as pool:
+    with WorkerPool(check_encoders, 1) as pool:
         for message in pool.run(lambda: left.pop() if left else None):
-            if isinstance(message, End) and message.crash:
+            if isinstance(message, TaskEnd) and message.crash:
                 raise ChildProcessError(f"loading the encoders ended the process by {message.crash}")
 
 
-def _make(store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, place: Place, workers: int) -> None:
+def _prepare_blocks(
+    store: Store,
+    plan: PreparePlan,
+    entries: list[ManifestEntry],
+    encoders: EncoderSettings,
+    place: PrepareRank,
+    workers: int,
+) -> None:
     function = share_entry if place.device else encode_entry
     with (
-        Workers(function, workers, place.limit) as pool,
+        WorkerPool(function, workers, place.limit) as pool,
         Ranks(store, place.rank, place.ranks, place.patience) as ranks,
         store.scratch() as spool,
         Stop() as stop,
     ):
-        work = _Work(store, plan, entries, encoders, ranks, spool, place.unreachable)
+        work = _RankWork(store, plan, entries, encoders, ranks, spool, place.unreachable)
         ranks.show(plan.lines, sum(len(plan.lines_of(number)) for number in work.finished))
         while True:
             for message in pool.run(work.next_task):
@@ -147,9 +173,9 @@ def _make(store: Store, plan: Plan, entries: list[Entry], encoders: Encoders, pl
             if len(work.finished) == plan.blocks:
                 break
             _wait(stop, store, work.poll)
-        while not store.has(REPORT):
+        while not store.has(REPORT_FILE):
             if ranks.lowest():
-                write_report(store, plan, entries, merge(store, plan))
+                write_report(store, plan, entries, merge_blocks(store, plan))
                 store.clean(ranks.living())
             else:
                 _wait(stop, store, work.poll)
@@ -168,32 +194,32 @@ def _check(stop: Stop, store: Store) -> None:
         raise StoppedError(f"asked to stop; what is finished stays in {store}, and the same command goes on from there")
 
 
-class _Work:
+class _RankWork:
     """The blocks that a rank has in hand."""
 
     def __init__(
         self,
         store: Store,
-        plan: Plan,
-        entries: list[Entry],
-        encoders: Encoders,
+        plan: PreparePlan,
+        entries: list[ManifestEntry],
+        encoders: EncoderSettings,
         ranks: Ranks,
         spool: Path,
         unreachable: int,
     ) -> None:
         self.store, self.plan, self.entries, self.encoders = store, plan, entries, encoders
         self.ranks, self.spool = ranks, spool
-        self.finished = finished(store)  # blocks, as far as this rank knows
+        self.finished = finished_blocks(store)  # blocks, as far as this rank knows
         self._own = iter(range(ranks.rank, plan.blocks, ranks.count))
         self._tasks: deque[EntryTask] = deque()
-        self._open: dict[int, dict[int, OpenFile]] = {}  # by block, then by line
+        self._open: dict[int, dict[int, FileInProgress]] = {}  # by block, then by line
         self._complete: list[int] = []  # blocks that wait to be written
         self._under_way: set[int] = set()  # lines
         self._killed: set[int] = set()  # lines whose process was killed once
         self._again: deque[EntryTask] = deque()  # of these
         self._unreachable, self._most_unreachable = 0, unreachable  # in a row
         # Each that has nothing to do looks at all others: the more there are, the less often.
-        self.poll = POLL * max(1.0, ranks.count / CROWD)
+        self.poll = POLL * max(1.0, ranks.count / CROWDED)
         self._looked = -self.poll
 
     def next_task(self) -> EntryTask | None:
@@ -201,7 +227,7 @@ class _Work:
         if self._under_way & self._killed or (self._again and self._under_way):
             return None
         if not self._again and not self._tasks and (number := self._next_block()) is not None:
-            files = {self.entries[i].line: OpenFile(self.entries[i]) for i in self.plan.lines_of(number)}
+            files = {self.entries[i].line: FileInProgress(self.entries[i]) for i in self.plan.lines_of(number)}
             self._open[number] = files
             self._tasks.extend(EntryTask(self.encoders, file.entry, number) for file in files.values())
             self._tell()
@@ -215,33 +241,33 @@ class _Work:
     def _next_block(self) -> int | None:
         for number in self._own:
             # Another rank that had nothing left may have made it.
-            if number not in self.finished and not is_finished(self.store, number):
+            if number not in self.finished and not block_is_finished(self.store, number):
                 return number
             self.finished.add(number)
         if time.monotonic() - self._looked < self.poll:
             return None
         self._looked = time.monotonic()
-        self.finished |= finished(self.store)
+        self.finished |= finished_blocks(self.store)
         left = set(range(self.plan.blocks)) - self.finished - self._open.keys()
         free = sorted(left - self.ranks.elsewhere()) if left else []
         # From the end, where whose own they are comes last, and not all ranks the same.
         return free[-1 - self.ranks.rank % len(free)] if free else None
 
-    def take(self, message: Piece[EntryTask] | End[EntryTask]) -> None:
+    def take(self, message: TaskOutput[EntryTask] | TaskEnd[EntryTask]) -> None:
         """Some more of a file, or its end; with the last of a block the block is written.
 
         Raises ConnectionError where too many addresses in a row give no answer.
         """
         task = message.task
         line, files = task.entry.line, self._open[task.block]
-        if isinstance(message, Piece):
-            value: Encoded | Rejection | Shared = message.value
-            files[line].add(encode(task, value.restored()) if isinstance(value, Shared) else value, self.spool)
+        if isinstance(message, TaskOutput):
+            value: EncodedClips | Rejection | SharedClips = message.value
+            files[line].add(encode(task, value.restored()) if isinstance(value, SharedClips) else value, self.spool)
             return
         self._under_way.discard(line)
         if message.crash == signal.SIGKILL.name and line not in self._killed:
             files[line].close()
-            files[line] = OpenFile(task.entry)
+            files[line] = FileInProgress(task.entry)
             self._killed.add(line)
             self._again.append(task)
             warning = (
@@ -249,11 +275,11 @@ class _Work:
             )
             print(f"{warning}; fewer --workers may be faster", file=sys.stderr, flush=True)
             return
-        if fault := _fault(message, line in self._killed):
+        if fault := _process_fault(message, line in self._killed):
             files[line].add(Rejection(line, task.entry.name, *fault), self.spool)
         self._end(task.block, files[line])
 
-    def _end(self, block: int, file: OpenFile) -> None:
+    def _end(self, block: int, file: FileInProgress) -> None:
         file.ended = True
         self.ranks.mine.lines += 1
         self.ranks.mine.clips += file.clips
@@ -263,7 +289,7 @@ class _Work:
         if not self._unreachable:
             self.write()
 
-    def _count_unreachable(self, file: OpenFile) -> None:
+    def _count_unreachable(self, file: FileInProgress) -> None:
         if not any(ADDRESS.match(place) for place in (file.entry.audio, file.entry.video) if place):
             return
         reasons = [rejection.reason for rejection in file.rejections]
@@ -292,7 +318,7 @@ class _Work:
         self.ranks.tell()
 
 
-def _fault(end: End[EntryTask], killed: bool) -> tuple[str, str] | None:
+def _process_fault(end: TaskEnd[EntryTask], killed: bool) -> tuple[str, str] | None:
     """Why a file is left out whose process has not come to its end."""
     if end.stuck:
         return Reason.STUCK.value, "gave no clip in the longest time that a file may take (--limit)"
@@ -301,17 +327,17 @@ def _fault(end: End[EntryTask], killed: bool) -> tuple[str, str] | None:
     return (Reason.UNDECODABLE.value, f"decoding it ended the process by {end.crash}") if end.crash else None
 
 
-def _summary(store: Store) -> Summary:
+def _summary(store: Store) -> PrepareSummary:
     """Of a finished preparation. Raises ValueError where nothing was kept."""
-    report = json.loads(store.read(REPORT) or b"{}")
+    report = json.loads(store.read(REPORT_FILE) or b"{}")
     counts = Counts(report["counts"])
     rejected = Counts({"all": counts["rejected files"]})
     rejected.add(Counts({"all": counts["rejected clips"]}))
-    summary = Summary(counts["clips"], sum(counts["seconds"].values()), rejected["all"])
+    summary = PrepareSummary(counts["clips"], sum(counts["seconds"].values()), rejected["all"])
     if not summary.kept:
         first = report["first rejection"]
         raise ValueError(
-            f"no clip could be kept: {sentence(summary.rejected)}; the first is line {first['line']}: "
+            f"no clip could be kept: {amounts_sentence(summary.rejected)}; the first is line {first['line']}: "
             f"{first['reason']} ({first['detail']})"
         )
     return summary
