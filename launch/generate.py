@@ -9,7 +9,7 @@ examples:
   python launch/generate.py --weights weights/tiny --prompts prompts.jsonl --batch 16 --out-dir sounds
 
 A line of --prompts is a JSON object with the options' names as keys ("text", "video", "continue_from", …); paths in it
-start from the file's folder. Finished sounds are not made again. docs/generate.md says more: lengths, long sounds,
+start from the file's folder. Finished sounds are not made again. docs/generation.md says more: lengths, long sounds,
 what goes together, what is kept of a given sound.
 """
 
