@@ -11,7 +11,7 @@ FOLDERS := trainer models kernels launch
 
 # The first interpreter that the pinned packages have wheels for and that can make an environment. Override: PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
-	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null \
+	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& echo $$p && break; done)
 
 # Names what an environment was made from; the editable install holds the path of this folder.
@@ -26,7 +26,7 @@ setup: $(STAMP)  ## make or complete .venv; does nothing when it is current
 # A run that was cut short is taken up where it stopped: pip keeps what is complete. torch comes before what needs it, so
 # that nothing pulls another build of it, and DeepSpeed reads it while building.
 $(STAMP):
-	@test -n '$(PYTHON)' || { echo 'No Python 3.11 to 3.13 with venv found: make setup PYTHON=/path/to/python3' >&2; exit 1; }
+	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or 3.12 with venv found: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 \
 		|| { echo "new environment: .venv, $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; }
 	@echo 'installing build tools'

@@ -19,7 +19,7 @@ setup(
     version="0.1.0",
     description="Pretraining and four-step distillation of multimodal audio generators with DeepSpeed",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    python_requires=">=3.11,<3.13",
     packages=packages,
     package_dir={f"audiox_trainer.{folder}": folder for folder in (*FOLDERS, "configs")},
     package_data={

@@ -4,7 +4,7 @@ examples:
   python launch/bench.py kernels --config configs/2p7b.json --batch 30 --out kernels.json
   deepspeed --num_gpus 2 launch/bench.py train --config configs/tiny.json --rounds 20 --out bench.json
   python launch/bench.py distill --config configs/distill_tiny.json --set updates.preset=paper
-  python launch/bench.py data --config configs/2p7b.json --set training.global_batch=64
+  python launch/bench.py data --config configs/2p7b.json --set training.global_batch=60
   deepspeed --num_gpus 2 launch/bench.py data --config configs/tiny.json --samples 0 --train 10
   deepspeed --num_gpus 2 launch/bench.py save --config configs/small_cpu.json
   python launch/bench.py decode --config configs/2p7b.json

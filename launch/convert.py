@@ -3,7 +3,7 @@ released pickle, see docs/encoders.md.
 
 examples:
   python launch/convert.py runs/tiny --out weights/tiny
-  python launch/convert.py runs/2p7b --out weights/2p7b --dtype bf16
+  python launch/convert.py runs/2p7b --out weights/2p7b-bf16 --dtype bf16
   python launch/convert.py runs/tiny --out weights/raw --raw --step 2000
   python launch/convert.py synchformer_state_dict.pth --encoder synchformer --out weights/synchformer
 

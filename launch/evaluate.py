@@ -2,7 +2,7 @@
 
 examples:
   python launch/evaluate.py --weights weights/tiny --out report.json
-  python launch/evaluate.py --weights weights/tiny --steps 25 --prompts 25 --html report.html --run runs/tiny
+  python launch/evaluate.py --weights weights/tiny --prompts 25 --run runs/tiny --html report.html --out report.json
   python launch/evaluate.py --weights weights/teacher weights/student --first 50 --also 4:euler:1 --out both.json
 
 The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
