@@ -1,0 +1,197 @@
+"""The released velocity network: one stream of latents, modulated position by position by the condition.
+
+Latents never attend to conditions. Attributes have the names of the released state dict, so that it loads as it is.
+Some of its tensors have no effect and are kept for export alone.
+
+B batch, L latents, N = 1 + L positions (the time token first), M condition tokens, C channels, D width, H heads.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import ReleasedConfig
+
+EPS_NORM = 1e-5
+EPS_RMS = 1e-6
+
+
+@dataclass(frozen=True)
+class Modulation:
+    """What a condition settles, whatever z and t are: computed once for a sampling.
+
+    Six tensors (B, N, D) for each block: shift, scale and gate of the attention, then of the feed-forward.
+    """
+
+    blocks: tuple[tuple[Tensor, ...], ...]
+
+
+@dataclass(frozen=True)
+class Level:
+    """What a noise level settles, whatever z and the condition are: a constant of the weights."""
+
+    token: Tensor  # (B, D), position 0 of the sequence
+    shifts: tuple[Tensor, ...]  # (B, D) of each block, added at every position
+
+
+class TimeShift(nn.Module):
+    """The released cross-attention. It attends to the single time token with key and value exchanged, so its softmax is
+    1 and what it adds is a normalised linear map of the time token, the same at every position."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_q = nn.Linear(width, width, bias=False)  # without effect
+        self.to_kv = nn.Linear(width, 2 * width, bias=False)  # rows of odd number are without effect
+        self.to_q.requires_grad_(False)
+
+    def forward(self, time: Tensor) -> Tensor:
+        """(B, D) -> (B, D)."""
+        keys = rearrange(F.linear(time, self.to_kv.weight[::2]), "b (h d) -> b h d", h=self.heads)
+        return rms_normalized(keys).flatten(1)
+
+
+class Attention(nn.Module):
+    """Queries, keys and values alternate in the fastest index of the projection's output."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, N, D) -> (B, N, D), the heads concatenated."""
+        q, k, v = rearrange(self.qkv(x), "b n (h d three) -> three b h n d", h=self.heads, three=3)
+        q, k = rotated(rms_normalized(q), rotation), rotated(rms_normalized(k), rotation)
+        return rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)")
+
+
+class FeedForward(nn.Module):
+    """SwiGLU whose three maps are convolutions over three positions."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = nn.Conv1d(width, hidden, 3, padding=1, bias=False)
+        self.w2 = nn.Conv1d(hidden, width, 3, padding=1, bias=False)
+        self.w3 = nn.Conv1d(width, hidden, 3, padding=1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, N, D)."""
+        x = x.transpose(1, 2)
+        return self.w2(F.silu(self.w1(x)) * self.w3(x)).transpose(1, 2)
+
+
+class Block(nn.Module):
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.attn = Attention(width, config.heads)
+        self.cross_attn = TimeShift(width, config.heads)
+        self.linear1 = nn.Conv1d(width, width, 3, padding=1)
+        self.ffn = FeedForward(width, config.hidden)
+        self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+
+    def forward(
+        self, x: Tensor, modulation: tuple[Tensor, ...], shift: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """x (B, N, D), six tensors (B, N, D), shift (B, D) -> (B, N, D)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation
+        attended = self.attn(modulated(x, shift1, scale1), rotation)
+        x = x + gate1 * self.linear1(attended.transpose(1, 2)).transpose(1, 2)
+        x = x + shift[:, None]
+        return x + gate2 * self.ffn(modulated(x, shift2, scale2))
+
+
+class Transformer(nn.Module):
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        self.project_in = nn.Linear(config.channels, config.width, bias=False)
+        self.project_out = nn.Linear(config.width, config.channels, bias=False)
+        self.proj_mm_tokens = nn.Linear(config.condition_width, config.width)
+        self.proj_mm_seq_len = nn.Linear(config.condition_tokens, config.positions)
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+
+
+class ReleasedBackbone(nn.Module):
+    """Velocity v ≈ ε − z_0 of latents under a condition; t = 1 is noise."""
+
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        width, condition = config.width, config.condition_width
+        self.config = config
+        self.timestep_features = nn.Linear(1, 128, bias=False)  # learned frequencies
+        self.to_timestep_embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.to_cond_embed = _unused(condition, condition, condition)
+        self.to_global_embed = _unused(condition, width, width)
+        self.transformer = Transformer(config)
+        self.preprocess_conv = nn.Conv1d(config.channels, config.channels, 1, bias=False)
+        self.postprocess_conv = nn.Conv1d(config.channels, config.channels, 1, bias=False)
+
+    @property
+    def blocks(self) -> list[Block]:
+        return [layer for layer in self.transformer.layers if isinstance(layer, Block)]
+
+    def forward(self, z: Tensor, t: Tensor, condition: Tensor, n_blocks: int | None = None) -> Tensor:
+        """Velocity (B, L, C) of z (B, L, C) at noise levels t (B,) under MAF's output (B, M, condition width)."""
+        return self.velocity(z, self.level(t), self.modulation(condition), n_blocks)
+
+    def modulation(self, condition: Tensor) -> Modulation:
+        """(B, M, condition width). Zeros are the null condition, the same for every sample and sampling."""
+        h = self.transformer.proj_mm_tokens(condition)
+        h = self.transformer.proj_mm_seq_len(h.transpose(1, 2)).transpose(1, 2)  # (B, M, D) -> (B, N, D)
+        return Modulation(tuple(block.adaLN_modulation(h).chunk(6, dim=-1) for block in self.blocks))
+
+    def level(self, t: Tensor) -> Level:
+        """Noise levels (B,)."""
+        phase = 2 * math.pi * self.timestep_features(t[:, None])
+        time = self.to_timestep_embed(torch.cat((phase.cos(), phase.sin()), dim=-1))
+        return Level(time, tuple(block.cross_attn(time) for block in self.blocks))
+
+    def velocity(self, z: Tensor, level: Level, modulation: Modulation, n_blocks: int | None = None) -> Tensor:
+        """(B, L, C) -> (B, L, C). `n_blocks` cuts the network after so many blocks, output projection included, as the
+        released discriminator does."""
+        x = self._mixed(z, self.preprocess_conv)
+        x = torch.cat((level.token[:, None], self.transformer.project_in(x)), dim=1)
+        rotation = rotary_table(x.shape[1], self.config.width // self.config.heads, x)
+        for block, own, shift in zip(self.blocks[:n_blocks], modulation.blocks, level.shifts, strict=False):
+            x = block(x, own, shift, rotation)
+        return self._mixed(self.transformer.project_out(x)[:, 1:], self.postprocess_conv)
+
+    @staticmethod
+    def _mixed(x: Tensor, conv: nn.Conv1d) -> Tensor:
+        """A 1 × 1 convolution over the channels, added."""
+        return x + F.linear(x, conv.weight[:, :, 0])
+
+
+def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=EPS_NORM) * (1 + scale) + shift
+
+
+def rms_normalized(x: Tensor) -> Tensor:
+    """Over the last dimension, without a learned scale."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + EPS_RMS)
+
+
+def rotary_table(positions: int, width: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin (N, width/2), float32."""
+    steps = torch.arange(positions, device=like.device, dtype=torch.float32)
+    rates = 10000 ** (-torch.arange(0, width, 2, device=like.device, dtype=torch.float32) / width)
+    angles = steps[:, None] * rates
+    return angles.cos(), angles.sin()
+
+
+def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
+    """Neighbouring pairs of (B, H, N, width), in float32."""
+    cos, sin = rotation
+    a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
+
+
+def _unused(width: int, hidden: int, out: int) -> nn.Sequential:
+    """Saved in the released files, and never computed with."""
+    layers = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, out, bias=False))
+    return layers.requires_grad_(False)

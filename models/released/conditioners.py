@@ -1,0 +1,152 @@
+"""The released conditioners and their fusion: features of the frozen encoders to condition tokens.
+
+Attributes have the names of the released state dict. B batch, F frames, P tokens of a frame, S sync steps, L latents of
+the audio prompt, T = 128 tokens of a modality, C condition width.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from .config import ReleasedConfig
+
+INITIAL_GATE = -10.0  # sigmoid 4.5e-5: fusion starts by adding next to nothing
+
+
+class Normalized(nn.Module):
+    """A layer norm in front of a function; the released names have it around each half of a layer."""
+
+    def __init__(self, width: int, fn: nn.Module) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.fn = fn
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fn(self.norm(x))
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, width: int, heads: int, head_width: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.to_qkv = nn.Linear(width, 3 * heads * head_width, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(heads * head_width, width), nn.Identity())
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = rearrange(self.to_qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        return self.to_out(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # Their dropouts, which are off, hold places 2 and 4.
+        self.net = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Identity(), nn.Linear(4 * width, width), nn.Identity()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TemporalTransformer(nn.Module):
+    """Over the frames of one token: (B·P, F, C) -> (B·P, F, C)."""
+
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        width = config.condition_width
+        self.layers = nn.ModuleList(
+            nn.ModuleList(
+                (
+                    Normalized(width, SelfAttention(width, config.temporal_heads, config.temporal_head_width)),
+                    Normalized(width, Mlp(width)),
+                )
+            )
+            for _ in range(config.temporal_depth)
+        )
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            for half in layer.children():
+                x = x + half(x)
+        return self.norm(x)
+
+
+class VideoConditioner(nn.Module):
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        width = config.condition_width
+        self.empty_visual_feat = nn.Parameter(torch.zeros(1, config.tokens, width))
+        self.sync_weight = nn.Parameter(torch.tensor(1.0))
+        self.Temp_pos_embedding = nn.Parameter(torch.zeros(1, config.frames, width))
+        self.Temp_transformer = TemporalTransformer(config)
+        self.proj = nn.Linear(config.frames * config.frame_tokens, config.tokens)
+        self.proj_sync = nn.Linear(config.sync_steps, config.tokens)
+
+    def forward(self, clip: Tensor, sync: Tensor, present: Tensor) -> Tensor:
+        """CLIP's hidden states (B, F, P, C), sync features (B, S, C), whether there is a video (B,) -> (B, T, C)."""
+        tokens = self.project(self.temporal(clip), self.proj) + self.sync_weight * self.project(sync, self.proj_sync)
+        return torch.where(present[:, None, None], tokens, self.empty_visual_feat.to(tokens.dtype))
+
+    def temporal(self, clip: Tensor) -> Tensor:
+        """(B, F, P, C) -> (B, F·P, C)."""
+        x = rearrange(clip, "b f p c -> (b p) f c") + self.Temp_pos_embedding
+        return rearrange(self.Temp_transformer(x), "(b p) f c -> b (f p) c", b=len(clip))
+
+    @staticmethod
+    def project(x: Tensor, linear: nn.Linear) -> Tensor:
+        """(B, N, C) -> (B, T, C). The numbers of a sample are read row after row as (C, N), projected, and the (C, T)
+        that comes out is read row after row as (T, C): reinterpreted both times, not transposed."""
+        batch, n, width = x.shape
+        return linear(x.reshape(batch, width, n)).reshape(batch, -1, width)
+
+
+class AudioConditioner(nn.Module):
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        self.proj_features_128 = nn.Linear(config.prompt_latents, config.tokens)
+        self.proj_out = nn.Linear(config.channels, config.condition_width)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """Latents (B, L, channels) of the prompt, those of silence where there is none -> (B, T, C)."""
+        return self.proj_out(self.proj_features_128(latents.transpose(1, 2)).transpose(1, 2))
+
+
+class Fusion(nn.Module):
+    """MAF. Its names v, t, a belong to the first, second and third input, and it is called with text, video, audio."""
+
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        width, heads = config.condition_width, config.fusion_heads
+        self.queries = config.queries
+        self.unified_experts = nn.Parameter(torch.randn(3 * config.queries, width))
+        self.gating_network = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 3))
+        self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.norm1 = nn.LayerNorm(width)
+        layer = nn.TransformerEncoderLayer(
+            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.fusion_transformer = nn.TransformerEncoder(layer, config.fusion_depth, enable_nested_tensor=False)
+        for name in "vta":
+            setattr(self, f"bypass_gate_{name}", nn.Parameter(torch.tensor(INITIAL_GATE)))
+            setattr(self, f"norm_{name}2", nn.LayerNorm(width))
+
+    def forward(self, text: Tensor, video: Tensor, audio: Tensor) -> Tensor:
+        """Three of (B, T, C) -> (B, 3·T, C), in the order text, video, audio."""
+        inputs = (text, video, audio)
+        gates = self.gates(inputs)
+        context = torch.cat([gates[:, i, None, None] * x for i, x in enumerate(inputs)], dim=1)
+        experts = self.unified_experts.expand(len(text), -1, -1)
+        experts = self.norm1(experts + self.cross_attn(experts, context, context, need_weights=False)[0])
+        summaries = rearrange(self.fusion_transformer(experts), "b (m q) c -> m b q c", q=self.queries).mean(2)
+        fused = []
+        for name, x, summary in zip("vta", inputs, summaries, strict=True):
+            gate, norm = getattr(self, f"bypass_gate_{name}"), getattr(self, f"norm_{name}2")
+            fused.append(x + gate.sigmoid() * norm(summary)[:, None])
+        return torch.cat(fused, dim=1)
+
+    def gates(self, inputs: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+        """(B, 3). Means over all tokens, the zero rows of padded text included."""
+        return self.gating_network(torch.cat([x.mean(1) for x in inputs], dim=-1)).sigmoid()

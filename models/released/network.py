@@ -1,0 +1,54 @@
+"""The whole released network but for its frozen encoders and autoencoder: conditioners, fusion and backbone."""
+
+import torch
+from torch import Tensor, nn
+
+from .backbone import ReleasedBackbone
+from .conditioners import AudioConditioner, Fusion, VideoConditioner
+from .config import ReleasedConfig
+
+
+class ReleasedAudioX(nn.Module):
+    """What the authors' checkpoints hold under the same names.
+
+    B batch, F frames, P tokens of a frame, S sync steps, T = 128 tokens of a modality, L latents, C condition width.
+    """
+
+    def __init__(self, config: ReleasedConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or ReleasedConfig()
+        self.model = nn.ModuleDict({"model": ReleasedBackbone(self.config)})
+        self.maf_block = Fusion(self.config)
+        self.conditioner = nn.ModuleDict(
+            {
+                "conditioners": nn.ModuleDict(
+                    {
+                        "video_prompt": VideoConditioner(self.config),
+                        "audio_prompt": AudioConditioner(self.config),
+                    }
+                )
+            }
+        )
+
+    @property
+    def backbone(self) -> ReleasedBackbone:
+        return self.model["model"]  # type: ignore[return-value]
+
+    def encode(
+        self, clip: Tensor, sync: Tensor, video_present: Tensor, text: Tensor, text_length: Tensor, audio: Tensor
+    ) -> Tensor:
+        """The condition (B, 3·T, C): text, video, audio.
+
+        `clip` (B, F, P, C) holds CLIP's hidden states before its last norm, `sync` (B, S, C) the sync features. `text`
+        (B, T, C) holds T5's last hidden states: the first `text_length` (B,) count, the rest become zeros. `audio`
+        (B, 215, 64) holds the prompt's latents, those of silence where there is none.
+        """
+        conditioners = self.conditioner["conditioners"]
+        counts = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
+        video = conditioners["video_prompt"](clip, sync, video_present)  # type: ignore[index]
+        return self.maf_block(text * counts[..., None], video, conditioners["audio_prompt"](audio))  # type: ignore[index]
+
+    def null_condition(self, batch: int) -> Tensor:
+        """(B, 3·T, C): zeros in place of the fusion's output, for guidance and for conditions that are dropped."""
+        config, weight = self.config, self.backbone.transformer.proj_mm_tokens.weight
+        return weight.new_zeros(batch, config.condition_tokens, config.condition_width)
