@@ -285,6 +285,13 @@ def test_messages_are_those_of_the_sources():
     assert not lost, lost
 
 
+def test_results_stay_short():
+    """What decides fits on two screens, in tables of at most ten rows; the rest goes to docs/lab/."""
+    lines = (ROOT / "docs/results.md").read_text().splitlines()
+    assert len(lines) <= 100
+    assert all(len(table.splitlines()) <= 12 for table in re.findall(r"(?:^\|.*\n)+", "\n".join(lines), re.MULTILINE))
+
+
 def test_extras_exist():
     """Optional dependencies are those of setup.py."""
     extras = set(re.findall(r'^ {8}"(\w+)": \[', (ROOT / "setup.py").read_text(), re.MULTILINE))
