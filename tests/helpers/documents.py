@@ -12,7 +12,11 @@ from pathlib import Path
 
 from tests.helpers.small_config import ROOT
 
-DOCUMENTS = (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
+DOCUMENTS = (
+    *sorted(ROOT.glob("*.md")),
+    *sorted((ROOT / ".github").rglob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+)
 SCRIPTS = sorted((ROOT / "launch").glob("*.py"))
 BATCH = sorted((ROOT / "launch/slurm").glob("*.sbatch"))
 SOURCES = [

@@ -301,6 +301,13 @@ def test_extras_exist():
     assert shown <= extras and len(shown) > 3
 
 
+def test_every_dependency_is_listed_with_its_licence():
+    required = set(re.findall(r'^ +"([\w-]+)(?:\[\w+\])?[<>=]', (ROOT / "setup.py").read_text(), re.MULTILINE))
+    rows = re.findall(r"^\| ([\w, -]+)[ (|].*\|$", (ROOT / "docs/dependencies.md").read_text(), re.MULTILINE)
+    listed = {name.strip() for row in rows for name in row.split(",")}
+    assert required <= listed, sorted(required - listed)
+
+
 def test_python_versions_are_alike():
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "docs/start.md", ROOT / "Makefile"):
         assert PYTHONS in path.read_text(), name_of(path)
