@@ -5,9 +5,12 @@ so that a weights folder says by itself how to turn media into conditions and la
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from . import strict
 from .strict import Positive, PositiveFloat
+
+WEIGHT_PATHS = ("weights", "image_weights", "motion_weights", "file")  # keys that say where weights lie
 
 
 @dataclass(frozen=True)
@@ -129,3 +132,8 @@ class ModelConfig:
                 raise ValueError(f"{path}: width {width} over {heads} heads must give an even head width")
         if self.video.steps % self.video.pool:
             raise ValueError(f"video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")
+
+
+def without_weight_paths(config: Any) -> Any:
+    """The JSON of a configuration, for comparisons: where weights lie does not change what they are."""
+    return strict.without(strict.to_dict(config), WEIGHT_PATHS)

@@ -79,7 +79,7 @@ LAUNCHES = {
     "truncated shard": Refusal(r"shard\.00000\.mds has 3000 bytes, its index says \d+", damage=truncate, code=77),
     "missing shard": Refusal(r"music.shard\.00000\.mds is missing", damage=lose, code=77),
     "other codec": Refusal(
-        r"made with codec .*sample_rate=8000.*the model wants .*sample_rate=16000", ("model.codec.sample_rate=16000",)
+        r"made with codec\.sample_rate 8000, the model needs 16000", ("model.codec.sample_rate=16000",)
     ),
     "too few": Refusal(r"74 samples are fewer than training\.global_batch 80", ("training.global_batch=80",)),
     "holds a run": Refusal(r"out holds a run already: give --resume to go on with it", running=True),

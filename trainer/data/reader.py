@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from filelock import FileLock, Timeout
 
-from ...models.config import ModelConfig
+from ...models import strict
+from ...models.config import ModelConfig, without_weight_paths
 from ...models.encoders.base import TextEncoder
 from ..core.cli import ExitCode
 from ..core.config import BaseConfig
@@ -326,15 +327,11 @@ def _check_stream(path: str, cache: str, model: ModelConfig, hashes: bool) -> in
         check_shards(folder, hashes)
     features = read_features(folder)
     for name in ("codec", "video"):  # texts are stored as texts
-        # Where the weights lie does not change what they are.
-        ours, theirs = _without_weights(getattr(model, name)), _without_weights(getattr(features, name))
+        ours, theirs = (without_weight_paths(getattr(each, name)) for each in (model, features))
         if ours != theirs:
+            key, theirs, ours = strict.difference(name, theirs, ours)
             raise ValueError(
-                f"{folder}: its features were made with {name} {theirs}, the model wants {ours}; prepare the folder "
-                f"again or use the model it was made for"
+                f"{folder}: its features were made with {key} {theirs!r}, the model needs {ours!r}; prepare the folder "
+                f"again, or use the model it was made for"
             )
     return features.samples
-
-
-def _without_weights(config: Any) -> Any:
-    return replace(config, **{k: "" for k in ("weights", "image_weights", "motion_weights") if hasattr(config, k)})

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models import strict
-from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
+from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig, without_weight_paths
 from ..core.files import hash_file, hash_json
 from ..data.record import Record
 from ..data.shards import DamagedError, ShardGroup, ShardGroupWriter
@@ -33,7 +33,6 @@ from .filters import FiltersConfig
 FORMAT = 2
 PLAN_FILE = "prepare.json"
 BLOCKS_FOLDER = "work/blocks"
-LOCATION_KEYS = ("weights", "image_weights", "motion_weights", "file")  # keys of a plan that say where networks lie
 EXAMPLE_FIELDS = (
     "caption",
     "category",
@@ -75,7 +74,7 @@ class PreparePlan:
     @property
     def settled(self) -> Any:
         """What decides the result, as JSON: all of it but where networks lie."""
-        return _without_locations(strict.to_dict(self))
+        return without_weight_paths(self)
 
     @property
     def digest(self) -> str:
@@ -129,7 +128,7 @@ def is_started(store: Store, plan: PreparePlan) -> bool:
             raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
     if data is None:
         return False
-    before, now = _without_locations(json.loads(data)), plan.settled
+    before, now = without_weight_paths(json.loads(data)), plan.settled
     if before != now:
         where, old, new = strict.difference("", before, now)
         raise ValueError(
@@ -137,12 +136,6 @@ def is_started(store: Store, plan: PreparePlan) -> bool:
             f"another --out"
         )
     return True
-
-
-def _without_locations(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_locations(inner) for key, inner in value.items() if key not in LOCATION_KEYS}
-    return [_without_locations(inner) for inner in value] if isinstance(value, list) else value
 
 
 def finished_blocks(store: Store) -> set[int]:

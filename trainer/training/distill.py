@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...models import strict
 from ...models.audiox import WEIGHTS, AudioX
+from ...models.config import without_weight_paths
 from ...models.encoders.build import build_text_encoder
 from ..checkpoint import load
 from ..checkpoint.export import load_weights
@@ -85,7 +86,7 @@ def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
     where they are not those that were exported.
     """
     teacher = load_weights(folder)
-    theirs, ours = (run_folder.without_places(strict.to_dict(model)) for model in (teacher.config, config.model))
+    theirs, ours = without_weight_paths(teacher.config), without_weight_paths(config.model)
     if theirs != ours:
         where, a, b = strict.difference("model", theirs, ours)
         raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")

@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from xxhash import xxh3_128
 
 from ...models import strict
+from ...models.config import without_weight_paths
 from ...models.encoders.build import check_text_encoder
 from ..checkpoint import load
 from ..core.cli import ExitCode
@@ -135,7 +136,7 @@ def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
             continue
         old, new = _at(before, path), _at(now, path)
         if path == "model":
-            old, new = without_places(old), without_places(new)
+            old, new = without_weight_paths(old), without_weight_paths(new)
         if old != new:
             raise ValueError(_refusal(folder, *strict.difference(path, old, new)))
     old, new = _at(before, TURNS), _at(now, TURNS)
@@ -219,8 +220,3 @@ def _at(data: Any, path: str) -> Any:
     for key in path.split("."):
         data = data.get(key) if isinstance(data, dict) else None
     return data
-
-
-def without_places(model: dict[str, Any]) -> dict[str, Any]:
-    """A model's JSON without the folders of its frozen encoders: where weights lie does not change what they are."""
-    return {name: {k: v for k, v in part.items() if not k.endswith("weights")} for name, part in model.items()}
