@@ -42,7 +42,7 @@ class KernelsConfig:
     gated_residual: Literal["auto", "triton", "reference"] = "auto"
     gated_residual_layer_norm_modulate: Literal["auto", "triton", "reference"] = "auto"
     swiglu: Literal["auto", "triton", "reference"] = "auto"
-    table: str = ""  # JSON of `launch/bench.py kernels`, which "auto" then follows; otherwise it measures
+    benchmark_file: str = ""  # JSON of `launch/bench.py kernels`, which "auto" then follows; otherwise it measures
 
 
 OLDEST = (8, 0)  # compute capability: bfloat16 products

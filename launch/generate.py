@@ -99,7 +99,7 @@ def run(a: argparse.Namespace) -> None:
 
     make_folders(a.jobs)
     begin = time.perf_counter()
-    dtype, kernels = {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype], KernelsConfig(table=a.kernels)
+    dtype, kernels = {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype], KernelsConfig(benchmark_file=a.kernels)
     generator = Generator(a.weights, a.device, dtype, kernels)
     if generator.device.type != "cpu":
         print("kernels: " + "; ".join(generator.kernels.lines()))
@@ -117,7 +117,7 @@ def run(a: argparse.Namespace) -> None:
             raise ValueError(complaint_list(lines, f"{len(lines)} of {len(left)} sounds were not made"))
         return
     prompt, sampling = a.jobs[0].prompt, sampling_of(a.jobs[0].prompt, generator.sampling)
-    how = f"{sampling.kind}, {sampling.steps} steps, guidance {sampling.guidance:g}"
+    how = f"{sampling.sampler}, {sampling.steps} steps, guidance {sampling.guidance:g}"
     print(f"{a.weights}: {prompt.kind} of “{prompt.words}”; {how}, {where}")
     if prompt.mixed:
         print("a given sound and a video together are none of the eight tasks of training; one may be followed less")

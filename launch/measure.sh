@@ -62,7 +62,7 @@ bench() {  # name, seconds, arguments of launch/bench.py
 train() {  # name, seconds, arguments: a step of one micro-batch, by the operations that were the fastest
     local name=$1 seconds=$2 table=()
     shift 2
-    [[ ! -f $OUT/kernels.json ]] || table=(--set "kernels.table=$OUT/kernels.json")
+    [[ ! -f $OUT/kernels.json ]] || table=(--set "kernels.benchmark_file=$OUT/kernels.json")
     bench "$name" "$seconds" train --config "$full" "${sized[@]}" "${table[@]}" "$@"
 }
 

@@ -4,8 +4,8 @@ examples:
   deepspeed launch/pairs.py --config configs/distill_tiny.json --teacher weights/tiny --out data/pairs --count 6000
   torchrun --nproc-per-node 8 launch/pairs.py --config configs/distill_2p7b.json --teacher weights/2p7b --out data/pairs
 
-The configuration says which data, which guidance (`distillation.guidance`) and which steps (`warm_start.steps`). Run it
-again after a stop: it goes on. Then distil with --set warm_start.pairs=data/pairs --set warm_start.updates=400
+The configuration names the data, the guidance (`distillation.teacher_guidance`) and the steps (`warm_start.ode_steps`).
+The same command resumes after a stop. Then distil with --set warm_start.pairs=data/pairs --set warm_start.updates=400
 """
 
 import argparse

@@ -26,21 +26,27 @@ Kind = Literal["euler", "renoise"]  # the flow ODE; denoise and renoise
 class SamplingConfig:
     """How a set of weights wants to be sampled."""
 
-    kind: Kind = "euler"
+    sampler: Kind = "euler"
     steps: int = 50
     guidance: float = 3.0  # 1 means none
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided
-    times: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` says nothing
+    timesteps: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` says nothing
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps: {self.steps} must be at least 1")
-        if self.times and (
-            self.times[0] != 1 or list(self.times) != sorted(set(self.times), reverse=True) or self.times[-1] <= 0
+        if self.timesteps and (
+            self.timesteps[0] != 1
+            or list(self.timesteps) != sorted(set(self.timesteps), reverse=True)
+            or self.timesteps[-1] <= 0
         ):
-            raise ValueError(f"times: {list(self.times)} must fall from 1 and stay above 0, as 1, 0.75, 0.5, 0.25 do")
-        if self.times and len(self.times) != self.steps:
-            raise ValueError(f"times: {len(self.times)} levels for {self.steps} steps; make the two numbers equal")
+            raise ValueError(
+                f"timesteps: {list(self.timesteps)} must fall from 1 and stay above 0, as 1, 0.75, 0.5, 0.25 do"
+            )
+        if self.timesteps and len(self.timesteps) != self.steps:
+            raise ValueError(
+                f"timesteps: {len(self.timesteps)} levels for {self.steps} steps; make the two numbers equal"
+            )
         if self.shift <= 0:
             raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
 
@@ -109,7 +115,7 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
                 module.reset_parameters()
             elif isinstance(module, Gate):
                 nn.init.zeros_(module.linear.weight)
-            elif isinstance(module, Fusion) and module.config.enabled and module.config.attend:
+            elif isinstance(module, Fusion) and module.config.enabled and module.config.attention:
                 nn.init.zeros_(module.dispatch.out.weight)
 
     def use(self, ops: Ops) -> "AudioX":

@@ -47,7 +47,7 @@ class Conditioner(nn.Module):
         motion_seconds = video_seconds(config)
         self.pool = video.pool
         self.video = TemporalTransformer(video.dim, width, config.video_temporal, motion_seconds, codec.rate)
-        self.audio = TemporalTransformer(codec.channels, width, config.audio_temporal, audio_seconds, codec.rate)
+        self.audio = TemporalTransformer(codec.latent_channels, width, config.audio_temporal, audio_seconds, codec.rate)
         self.text = nn.Linear(config.text.dim, width)
         self.modality = nn.Parameter(torch.randn(3, width) * 0.02)
         self.fusion = Fusion(config.fusion)

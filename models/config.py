@@ -25,7 +25,7 @@ class CodecConfig:
     audio_channels: Positive
     hop: Positive  # samples a latent frame
     frames: Positive  # L, latent frames a clip
-    channels: Positive  # C, latent channels
+    latent_channels: Positive  # C, latent channels
     weights: str = ""  # folder or hub name; empty where none are needed
 
     @property
@@ -49,7 +49,7 @@ class TextConfig:
     kind: Literal["words", "t5"]
     dim: Positive  # width of a text feature
     max_tokens: Positive
-    round_to: Positive = 32  # a batch is padded to its longest text, rounded up to a multiple of this
+    pad_to_multiple_of: Positive = 32  # a batch is padded to its longest text, rounded up to a multiple of this
     weights: str = ""
 
 
@@ -95,7 +95,7 @@ class FusionConfig:
     heads: Positive
     enabled: bool = True
     gates: bool = True
-    attend: bool = True  # the learnable queries; without them only the gates act
+    attention: bool = True  # the learnable queries; without them only the gates act
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ class Fusion(nn.Module):
         width = config.width
         if config.enabled and config.gates:
             self.gates = nn.ModuleList(Gate(width) for _ in MODALITIES)
-        if config.enabled and config.attend:
+        if config.enabled and config.attention:
             self.queries = nn.Parameter(torch.randn(len(MODALITIES) * config.queries, width) * 0.02)
             # The queries are a set: they have no positions, so nothing is rotated.
             nowhere = torch.full((len(MODALITIES) * config.queries,), torch.nan)
@@ -48,7 +48,7 @@ class Fusion(nn.Module):
         tokens = [video, audio, text]
         if self.config.enabled and self.config.gates:
             tokens = [gate(x) for gate, x in zip(self.gates, tokens, strict=True)]
-        if self.config.enabled and self.config.attend:
+        if self.config.enabled and self.config.attention:
             tokens = self._attend(tokens, text_length)
         return torch.cat(tokens, dim=1)
 

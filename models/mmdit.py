@@ -74,14 +74,14 @@ class MMDiT(nn.Module):
         self.ops = REFERENCE
         self.checkpointing = False
         self.time = TimeEmbedding(width)
-        self.latent_in = nn.Linear(codec.channels, width)
+        self.latent_in = nn.Linear(codec.latent_channels, width)
         self.condition_in = nn.Linear(condition_width, width)
         self.blocks = nn.ModuleList(
             JointBlock(width, config.heads, config.mlp_hidden, last=i == config.depth - 1) for i in range(config.depth)
         )
         self.modulation_out = nn.Linear(width, 2 * width)
-        self.latent_out = nn.Linear(width, codec.channels)
-        self.linear_path = LinearPath(codec.channels, width) if config.linear_path else None
+        self.latent_out = nn.Linear(width, codec.latent_channels)
+        self.linear_path = LinearPath(codec.latent_channels, width) if config.linear_path else None
         head = width // config.heads
         frames = (torch.arange(codec.frames) + 0.5) / codec.rate
         self.seconds_latent = SecondsEmbedding(frames, width)

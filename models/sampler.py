@@ -50,14 +50,14 @@ def sample(
 ) -> Tensor:
     """Latents (B, L, C) by the sampler and noise levels of `sampling`; its guidance is in `velocity` already."""
     times = noise_levels(sampling)
-    if sampling.kind == "renoise":
+    if sampling.sampler == "renoise":
         return renoise(velocity, draw(), times, draw, known, mask)
     return euler(velocity, draw(), times, known, mask)
 
 
 def noise_levels(sampling: SamplingConfig) -> list[float]:
     """From 1 to 0, one more than there are steps."""
-    return [*sampling.times, 0.0] if sampling.times else levels(sampling.steps, sampling.shift)
+    return [*sampling.timesteps, 0.0] if sampling.timesteps else levels(sampling.steps, sampling.shift)
 
 
 def levels(steps: int, shift: float = 1.0) -> list[float]:
@@ -129,9 +129,9 @@ def changed(
         raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, {sampling.guidance:g} the weights' own")
     return replace(
         sampling,
-        kind=kind or sampling.kind,
+        sampler=kind or sampling.sampler,
         steps=sampling.steps if steps is None else steps,
-        times=sampling.times if steps in (None, sampling.steps) else (),
+        timesteps=sampling.timesteps if steps in (None, sampling.steps) else (),
         guidance=sampling.guidance if guidance is None else guidance,
     )
 

@@ -12,6 +12,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from .renamed_keys import RENAMED
+
 T = TypeVar("T")
 
 # Types of fields; `parse` checks the bounds, and the JSON Schema names them.
@@ -124,6 +126,8 @@ def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
         return _join(path, str(error["ctx"]["error"]))
     if error["type"] == "unexpected_keyword_argument":
         allowed = [name for option in _options(schema, parent) for name in option.get("properties", ())]
+        if (renamed := RENAMED.get(error["loc"][-1])) in allowed:
+            return f"{path}: is called {renamed} now"
         close = difflib.get_close_matches(error["loc"][-1], allowed, n=1)
         hint = f"did you mean {close[0]}? " if close else ""
         return f"{path}: unknown key (value {value}); {hint}allowed: {', '.join(allowed)}"

@@ -25,8 +25,8 @@ TRAINING = [
     "training.compile=false",
     "training.global_batch=8",
     "training.micro_batch=4",
-    "training.threads=1",
-    "logging.samples_every=0",
+    "training.cpu_threads=1",
+    "logging.preview_every=0",
 ]
 
 

@@ -42,15 +42,15 @@ class LogMelCodec:
     """
 
     def __init__(self, config: CodecConfig) -> None:
-        if config.audio_channels != 1 or config.hop % MEL_HOP or config.channels % (config.hop // MEL_HOP):
+        if config.audio_channels != 1 or config.hop % MEL_HOP or config.latent_channels % (config.hop // MEL_HOP):
             raise ValueError(
                 f"codec logmel: wants 1 audio channel, a hop that is a multiple of {MEL_HOP} and as many mel bands in "
                 f"each stacked frame; got audio_channels {config.audio_channels}, hop {config.hop}, "
-                f"channels {config.channels}"
+                f"channels {config.latent_channels}"
             )
         self.config = config
         self.stack = config.hop // MEL_HOP
-        self.filters = mel_filters(config.sample_rate, config.channels // self.stack)
+        self.filters = mel_filters(config.sample_rate, config.latent_channels // self.stack)
         self.inverse = torch.linalg.pinv(self.filters)
         self.window = torch.hann_window(WINDOW)
 
@@ -144,7 +144,7 @@ class WordEncoder:
         # The first token stands for "a text begins", so that an empty text has one too.
         words = [["\0", *re.findall(r"\d+(?:\.\d+)?|\w+|[^\w\s]", text.lower())][:limit] for text in texts]
         lengths = torch.tensor([len(w) for w in words])
-        rounded = -(-int(lengths.max()) // self.config.round_to) * self.config.round_to
+        rounded = -(-int(lengths.max()) // self.config.pad_to_multiple_of) * self.config.pad_to_multiple_of
         features = torch.zeros(len(texts), min(rounded, limit), self.config.dim)
         # All words of the batch at once: of a training step on small models this is no small part.
         own = torch.stack([_word(w, self.own) for text in words for w in text])

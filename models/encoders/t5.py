@@ -52,7 +52,7 @@ class T5TextEncoder:
         with self.lock:
             rows: list[list[int]] = self.tokenizer(texts, truncation=True, max_length=limit)["input_ids"]
         lengths = torch.tensor([len(row) for row in rows])
-        rounded = -(-int(lengths.max()) // self.config.round_to) * self.config.round_to
+        rounded = -(-int(lengths.max()) // self.config.pad_to_multiple_of) * self.config.pad_to_multiple_of
         ids = torch.zeros(len(rows), min(rounded, limit), dtype=torch.long)
         for padded, row in zip(ids, rows, strict=True):
             padded[: len(row)] = torch.tensor(row)

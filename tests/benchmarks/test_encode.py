@@ -19,7 +19,7 @@ def test_random_weights_of_the_configured_sizes(tmp_path):
     config = small_config(
         None,
         'model.codec={"kind": "oobleck", "sample_rate": 8000, "audio_channels": 2, "hop": 2048, "frames": 4, '
-        '"channels": 4}',
+        '"latent_channels": 4}',
         'model.text={"kind": "t5", "dim": 64, "max_tokens": 8}',
         'model.video={"kind": "clip_sync", "dim": 64, "image_rate": 5, "motion_rate": 25, "size": 32, '
         '"steps": 16, "pool": 2}',

@@ -20,7 +20,7 @@ SHORT = (
     "updates.student=2",
     "updates.fake_warm_up=1",
     "checkpoint.every=1",
-    "checkpoint.keep=0",
+    "checkpoint.keep_last=0",
 )
 ROUNDS = distill_stage(2, *SHORT)
 

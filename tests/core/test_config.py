@@ -34,7 +34,10 @@ REFUSED = {  # override -> what the message says after the file's name
     "data.streams.0.pth=x": r"data\.streams\[0\]\.pth: unknown key \(value 'x'\); did you mean path\? allowed: path",
     "data.dropout.txt=0.1": r"data\.dropout\.txt: unknown key",
     "training.steps=many": r"training\.steps: 'many' is not allowed; expected an integer",
-    'zero={"stage": 0, "offload": true}': r"zero\.offload: true at stage 0, where DeepSpeed has nothing to offload",
+    'zero={"stage": 0, "offload_optimizer": true}': r"zero\.offload_optimizer: true at stage 0, where DeepSpeed has",
+    "training.checkpointing=true": r"training\.checkpointing: is called activation_checkpointing now",
+    "zero.offload=true": r"zero\.offload: is called offload_optimizer now",
+    "logging.samples_every=3": r"logging\.samples_every: is called preview_every now",
     "training.steps=1.5": r"training\.steps: 1\.5 is not allowed; expected an integer",
     "training.steps=true": r"training\.steps: True is not allowed; expected an integer",
     "training.steps=null": r"training\.steps: None is not allowed; expected an integer",
@@ -49,7 +52,7 @@ REFUSED = {  # override -> what the message says after the file's name
     'optimizer.betas=[0.9, "b"]': r"optimizer\.betas\[1\]: 'b' is not allowed",
     "optimizer.betas=[0.9]": r"optimizer\.betas: \[0\.9\] must be two numbers",
     "optimizer.betas=[0.9, 1.0]": r"optimizer\.betas: \[0\.9, 1\.0\] must be two numbers of at least 0 and below 1",
-    "optimizer.clip=-1": r"optimizer\.clip: -1 must be at least 0",
+    "optimizer.max_grad_norm=-1": r"optimizer\.max_grad_norm: -1 must be at least 0",
     "schedule.warmup=1": r"schedule\.warmup: 1 must be below 1",
     "schedule.inv_gamma=0": r"schedule\.inv_gamma: 0 must be above 0",
     "schedule.cooldown=2": r"schedule\.cooldown: 2 must be at most 1",
@@ -57,11 +60,11 @@ REFUSED = {  # override -> what the message says after the file's name
     "training.steps=0": r"training\.steps: 0 must be at least 1",
     "training.seed=-1": r"training\.seed: -1 must be at least 0",
     "training.micro_batch=-4": r"training\.micro_batch: -4 must be at least 1",
-    "training.max_skipped=0": r"training\.max_skipped: 0 must be at least 1",
+    "training.max_skipped_steps=0": r"training\.max_skipped_steps: 0 must be at least 1",
     "data.workers=-1": r"data\.workers: -1 must be at least 0",
     "data.canonical_nodes=0": r"data\.canonical_nodes: 0 must be at least 1",
     "data.dropout.text=1.5": r"data\.dropout\.text: 1\.5 must be at most 1",
-    "data.inpaint=[0.6, 0.2]": r"data\.inpaint: \[0\.6, 0\.2\] must be two shares",
+    "data.inpainting_hole=[0.6, 0.2]": r"data\.inpainting_hole: \[0\.6, 0\.2\] must be two shares",
     "data.streams=[]": r"data\.streams: empty",
     "data.streams={}": r"data\.streams: \{\} is not allowed; expected a list of objects with keys path, tasks",
     "data.streams.1.tasks={}": r"data\.streams\[1\]\.tasks: empty",
@@ -69,7 +72,7 @@ REFUSED = {  # override -> what the message says after the file's name
     "data.streams.0.tasks.T2A=0": r"data\.streams\[0\]\.tasks\.T2A: weight 0\.0; allowed: .*, each above 0",
     "checkpoint.every=0": r"checkpoint\.every: 0 must be at least 1",
     "logging.every=0": r"logging\.every: 0 must be at least 1",
-    "logging.prompts=bell": r"logging\.prompts: 'bell' is not allowed; expected a list of strings",
+    "logging.preview_prompts=bell": r"logging\.preview_prompts: 'bell' is not allowed; expected a list of strings",
     "model.codec.kind=mp3": r"model\.codec\.kind: 'mp3' is not allowed; expected 'logmel' or 'oobleck'",
     "model.backbone.heads=3": r"model\.backbone: width 32 over 3 heads must give an even head width",
     "model.backbone.heads=0": r"model\.backbone\.heads: 0 must be at least 1",
@@ -134,7 +137,7 @@ def test_overrides(tmp_path):
         "data.streams.0.tasks.V2A=0.5",
         "zero.stage=3",
         "training.precision=bf16",
-        'logging.prompts=["a bell", "2"]',
+        'logging.preview_prompts=["a bell", "2"]',
         "deepspeed.zero_optimization.reduce_bucket_size=1000",
         "optimizer.lr=3e-4",
     )
@@ -142,7 +145,7 @@ def test_overrides(tmp_path):
     assert config.data.streams[1].path == "a=b"
     assert config.data.streams[0].tasks["V2A"] == 0.5
     assert (config.zero.stage, config.training.precision) == (3, "bf16")
-    assert config.logging.prompts == ("a bell", "2")
+    assert config.logging.preview_prompts == ("a bell", "2")
     assert config.deepspeed == {"zero_optimization": {"reduce_bucket_size": 1000}}
 
 

@@ -35,7 +35,7 @@ def test_presets(preset, counts):
 
 
 def test_a_discriminator_whose_loss_weighs_nothing_has_no_turn():
-    assert small_distill_config(None, "distillation.adversarial=0").cycle.discriminator == 0
+    assert small_distill_config(None, "distillation.adversarial_weight=0").cycle.discriminator == 0
     assert small_distill_config().cycle.discriminator > 0
 
 
@@ -53,24 +53,27 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("updates.student=0", "updates.student: 0 must be at least 1"),
         ("updates.discriminator=-1", "updates.discriminator: -1 must be at least 1"),
         ("updates.fake_warm_up=-1", "updates.fake_warm_up: -1 must be at least 0"),
-        ("sampling.times=[0.9, 0.5, 0.3, 0.1]", "sampling.times: [0.9, 0.5, 0.3, 0.1] must fall from 1"),
-        ("sampling.times=[1.0, 0.5, 0.5, 0.1]", "sampling.times: [1.0, 0.5, 0.5, 0.1] must fall from 1"),
-        ("sampling.times=[1.0, 0.5]", "sampling.times: 2 levels for 4 steps"),
+        ("sampling.timesteps=[0.9, 0.5, 0.3, 0.1]", "sampling.timesteps: [0.9, 0.5, 0.3, 0.1] must fall from 1"),
+        ("sampling.timesteps=[1.0, 0.5, 0.5, 0.1]", "sampling.timesteps: [1.0, 0.5, 0.5, 0.1] must fall from 1"),
+        ("sampling.timesteps=[1.0, 0.5]", "sampling.timesteps: 2 levels for 4 steps"),
         ("sampling.guidance=3", "sampling.guidance: 3; a student samples without: give 1"),
-        ("distillation.blocks=3", "distillation.blocks: 3 of a teacher with model.backbone.depth 2"),
-        ("distillation.probabilities=[1.0]", "distillation.probabilities: 1 values for the 4 steps"),
         (
-            "distillation.probabilities=[1, 1, 1, 1]",
-            "distillation.probabilities: [1.0, 1.0, 1.0, 1.0] must be 0 or more",
+            "distillation.discriminator_blocks=3",
+            "distillation.discriminator_blocks: 3 of a teacher with model.backbone.depth 2",
         ),
-        ("distillation.tau=[0.5, 0.2]", "distillation.tau: [0.5, 0.2] must be two levels"),
-        ("distillation.adversarial=-1", "distillation.adversarial: -1 must be at least 0"),
+        ("distillation.step_probabilities=[1.0]", "distillation.step_probabilities: 1 values for the 4 steps"),
+        (
+            "distillation.step_probabilities=[1, 1, 1, 1]",
+            "distillation.step_probabilities: [1.0, 1.0, 1.0, 1.0] must be 0 or more",
+        ),
+        ("distillation.noise_range=[0.5, 0.2]", "distillation.noise_range: [0.5, 0.2] must be two levels"),
+        ("distillation.adversarial_weight=-1", "distillation.adversarial_weight: -1 must be at least 0"),
         ("distillation.loss=kl", "distillation.loss: 'kl' is not allowed; expected 'dmd' or 'eq10'"),
         ("distillation.lamda=1", "distillation.lamda: unknown key"),
         ("student.zero.stage=4", "student.zero.stage: 4 must be at most 3"),
         ("fake.zero.stage=0", "fake.zero.stage: 0, where DeepSpeed computes in bf16 in some forwards only"),
         ("training.steps=11", "training.steps: 11 is not a multiple of the student's 5 updates a round"),
-        ("warm_start.steps=0", "warm_start.steps: 0 must be at least 1"),
+        ("warm_start.ode_steps=0", "warm_start.ode_steps: 0 must be at least 1"),
         ("warm_start.lr=0", "warm_start.lr: 0 must be above 0"),
     ],
 )

@@ -37,11 +37,11 @@ class TestDistillation:
         [
             ("distillation.loss=eq10", "distillation.loss=dmd"),
             ("distillation.loss=eq10", "distillation.loss=eq10_sg_teacher"),
-            ("distillation.guidance=3", "distillation.guidance=1"),
+            ("distillation.teacher_guidance=3", "distillation.teacher_guidance=1"),
         ],
     )
     def test_what_a_configuration_asks_for_takes_memory(self, simulated, more, less):
-        without = "distillation.adversarial=0"
+        without = "distillation.adversarial_weight=0"
         peaks = [simulated.student(small_distill_config(None, without, c), 4, False).peak for c in (more, less)]
         assert peaks[0] > peaks[1]
 
@@ -114,8 +114,8 @@ class TestMemory:
         assert held == fake.bytes(0, 1).total - 2 * fake.count
 
     def test_offload_is_not_guessed_at(self):
-        with pytest.raises(ValueError, match=r"zero\.offload: true, which the arithmetic does not cover"):
-            workload(small_config(None, "zero.offload=true"), on_gpu=False)
+        with pytest.raises(ValueError, match=r"zero\.offload_optimizer: true, which the arithmetic does not cover"):
+            workload(small_config(None, "zero.offload_optimizer=true"), on_gpu=False)
 
 
 class TestTime:

@@ -36,7 +36,11 @@ def test_2p7b_is_trained_as_the_paper_says(root):
     config = load(root, "2p7b")
     assert (config.optimizer.lr, config.optimizer.betas, config.optimizer.weight_decay) == (1e-5, (0.9, 0.999), 1e-3)
     assert (config.schedule.warmup, config.schedule.inv_gamma, config.schedule.power) == (0.99, 1e6, 0.5)
-    assert (config.training.steps, config.training.global_batch, config.training.time) == (100_000, 240, "uniform")
+    assert (config.training.steps, config.training.global_batch, config.training.timestep_sampling) == (
+        100_000,
+        240,
+        "uniform",
+    )
     assert config.model.codec.samples == 440_320
     assert [check_ranks(config.training, ranks) for ranks in (1, 2, 4, 8, 16)] == [16, 8, 4, 2, 1]
 
@@ -71,7 +75,7 @@ def test_single_gpu_fits_24_gb(root):
 FUSIONS = {
     "whole": {},
     "no gates": {"gates": False},
-    "no queries": {"attend": False},
+    "no queries": {"attention": False},
     "none": {"enabled": False},
 }
 
@@ -92,9 +96,9 @@ def test_backward_is_twice_forward(small):
     config = small.model
     model = AudioX(config)
     codec, video = config.codec, config.video
-    into_features = 2 * codec.frames * codec.channels * config.backbone.width  # latent_in
+    into_features = 2 * codec.frames * codec.latent_channels * config.backbone.width  # latent_in
     into_features += 2 * video.steps * video.dim * config.video_temporal.width
-    into_features += 2 * codec.frames * codec.channels * config.audio_temporal.width
+    into_features += 2 * codec.frames * codec.latent_channels * config.audio_temporal.width
     into_features += 2 * 24 * config.text.dim * config.fusion.width + 2 * 256 * config.backbone.width  # time embedding
     counted = of_one_sample(lambda *inputs: model(*inputs).sum().backward(), config, 24)
     assert training_flops(config, 24) - into_features == counted
@@ -122,7 +126,7 @@ def test_operations_of_2p7b(root):
 
 def arguments(config, tokens, batch):
     codec, video = config.codec, config.video
-    z, audio = torch.randn(2, batch, codec.frames, codec.channels)
+    z, audio = torch.randn(2, batch, codec.frames, codec.latent_channels)
     text = torch.randn(batch, tokens, config.text.dim)
     length = torch.full((batch,), tokens - 3)
     return z, torch.rand(batch), torch.randn(batch, video.steps, video.dim), audio, text, length

@@ -14,7 +14,7 @@ from audiox_trainer.trainer.data.record import COLUMNS, Record, from_columns
 from audiox_trainer.trainer.data.shards import DamagedError, ShardError, ShardWriter, check_shards, read_features
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
 
-CODEC = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=8, channels=16)
+CODEC = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=8, latent_channels=16)
 TEXT = TextConfig("words", dim=32, max_tokens=24)
 VIDEO = VideoConfig("frames", dim=6, image_rate=5.0, motion_rate=10.0, size=16, steps=4, pool=2)
 

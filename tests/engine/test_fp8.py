@@ -37,7 +37,7 @@ def test_training_in_8_bits_keeps_up():
         adamw = torch.optim.AdamW(model.parameters(), 2e-3)
         generator, losses = torch.Generator().manual_seed(1), []
         codec, video, text = config.model.codec, config.model.video, config.model.text
-        pattern = torch.randn(codec.frames, codec.channels, generator=generator)
+        pattern = torch.randn(codec.frames, codec.latent_channels, generator=generator)
 
         def normal(*shape, generator=generator):
             return torch.randn(shape, generator=generator)

@@ -73,10 +73,10 @@ def test_a_model_computes_the_same_with_triton_kernels():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = model.to(device)
     inputs = [
-        torch.randn(2, config.codec.frames, config.codec.channels),
+        torch.randn(2, config.codec.frames, config.codec.latent_channels),
         torch.rand(2),
         torch.randn(2, config.video.steps, config.video.dim),
-        torch.randn(2, config.codec.frames, config.codec.channels),
+        torch.randn(2, config.codec.frames, config.codec.latent_channels),
         torch.randn(2, 7, config.text.dim),
         torch.tensor([3, 7]),
     ]

@@ -48,7 +48,7 @@ def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
         spent = sum(
             config.training.global_batch * share * update_flops(config, cycle.phase(update), k, 24)
             for update in range(cycle.total(steps))
-            for k, share in enumerate(config.distillation.probabilities)
+            for k, share in enumerate(config.distillation.step_probabilities)
         )
         assert spent <= budget < spent * 1.05, variant
 

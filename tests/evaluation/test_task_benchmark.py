@@ -158,7 +158,7 @@ def test_completion_is_judged_without_its_prefix(config, unseen):
 
     with tqdm(total=clips_needed(CLIPS)) as bar:
         task_rows(Stub(unseen, unseen, True), hear, unseen["audio"], music, SAMPLING, 0, bar)
-    frames, channels = config.codec.frames, config.codec.channels
+    frames, channels = config.codec.frames, config.codec.latent_channels
     rest = frames - int(music.prefix[0].sum())
     assert 0 < rest < frames and torch.equal(music.prefix, music.prefix[:1].expand_as(music.prefix))
     assert set(heard_shapes[-2:]) == {rest * channels} and set(heard_shapes[:-2]) == {frames * channels}

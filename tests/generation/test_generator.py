@@ -110,7 +110,7 @@ def full_request(generator: Generator, n: int) -> Request:
     return Request(
         ["a bell", "two kicks, then a siren and three dogs", "a hiss from 0.2 to 1.4 seconds", ""][:n],
         video=torch.randn(n, config.video.steps, config.video.dim, generator=make),
-        audio=torch.randn(n, config.codec.frames, config.codec.channels, generator=make),
+        audio=torch.randn(n, config.codec.frames, config.codec.latent_channels, generator=make),
         given=given,
     )
 
@@ -174,7 +174,7 @@ def test_guidance_is_the_two_branches_combined(generator):
 def test_levels_known_beforehand_change_nothing(generator):
     """What the backbone makes of one level, taken for all samples, against each sample's own level."""
     backbone, config = generator.model.backbone, generator.model.config
-    z = torch.randn(3, config.codec.frames, config.codec.channels)
+    z = torch.randn(3, config.codec.frames, config.codec.latent_channels)
     condition, length = generator._encode(generator.conditions(Request(["a bell", "two kicks", ""])))
     sampling = SamplingConfig(steps=3, shift=2.0)
     known = generator.levels(sampling)
@@ -202,7 +202,7 @@ def test_the_kernels_can_be_chosen(weights, tmp_path):
     assert set(Generator(weights, "cpu").kernels.names.values()) == {"reference"}
     chosen = Generator(weights, "cpu", kernels=KernelsConfig(joint_attention="sdpa")).kernels
     assert chosen.names["joint_attention"] == "sdpa" and chosen.reasons["joint_attention"] == "as configured"
-    with pytest.raises(FileNotFoundError, match=r"kernels\.table: .*none\.json is no file; launch/bench.py"):
+    with pytest.raises(FileNotFoundError, match=r"kernels\.benchmark_file: .*none\.json is no file; launch/bench.py"):
         Generator(weights, "cpu", kernels=KernelsConfig(table=str(tmp_path / "none.json")))
 
 

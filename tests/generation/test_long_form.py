@@ -241,8 +241,21 @@ def test_the_encoders_of_the_paper_serve_every_mixture(media, tmp_path):
         "image_weights": str(save_clip(tmp_path / "clip")),
         "motion_weights": str(save_synchformer(tmp_path / "sync")),
     }
-    text = {"kind": "t5", "dim": 32, "max_tokens": 24, "round_to": 8, "weights": str(save_t5(tmp_path / "t5"))}
-    codec = {"kind": "oobleck", "sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 64, "channels": 8}
+    text = {
+        "kind": "t5",
+        "dim": 32,
+        "max_tokens": 24,
+        "pad_to_multiple_of": 8,
+        "weights": str(save_t5(tmp_path / "t5")),
+    }
+    codec = {
+        "kind": "oobleck",
+        "sample_rate": 8000,
+        "audio_channels": 2,
+        "hop": 256,
+        "frames": 64,
+        "latent_channels": 8,
+    }
     codec["weights"] = str(save_oobleck(tmp_path / "oobleck"))
     sections = [f"model.{name}={json.dumps(section)}" for name, section in (("video", video), ("text", text))]
     sections.append(f"model.codec={json.dumps(codec)}")

@@ -85,12 +85,12 @@ def save_all(folder: Path) -> list[str]:
         "oobleck": save_oobleck(folder / "stable-audio"),
         "synchformer": save_synchformer(folder / "synchformer"),
     }
-    codec = {"sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 32, "channels": 8}
+    codec = {"sample_rate": 8000, "audio_channels": 2, "hop": 256, "frames": 32, "latent_channels": 8}
     rates = {"image_rate": 5, "motion_rate": 25, "size": 32, "steps": 16, "pool": 2}
     weights = {"image_weights": str(places["clip"]), "motion_weights": str(places["synchformer"])}
     sections = {
         "codec": {"kind": "oobleck", **codec, "weights": str(places["oobleck"])},
-        "text": {"kind": "t5", "dim": 32, "max_tokens": 64, "round_to": 32, "weights": str(places["t5"])},
+        "text": {"kind": "t5", "dim": 32, "max_tokens": 64, "pad_to_multiple_of": 32, "weights": str(places["t5"])},
         "video": {"kind": "clip_sync", "dim": 32, **rates, **weights},
     }
     return [f"model.{name}={json.dumps(section)}" for name, section in sections.items()]

@@ -13,8 +13,8 @@ from audiox_trainer.models.config import CodecConfig, VideoConfig
 from audiox_trainer.trainer.media.clips import read_clips
 from audiox_trainer.trainer.media.source import MediaError
 
-MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128)
-STEREO = CodecConfig("oobleck", sample_rate=44100, audio_channels=2, hop=2048, frames=10, channels=64)
+MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, latent_channels=128)
+STEREO = CodecConfig("oobleck", sample_rate=44100, audio_channels=2, hop=2048, frames=10, latent_channels=64)
 FRAMES = VideoConfig("frames", dim=64, image_rate=5.0, motion_rate=12.5, size=16, steps=32, pool=2)
 CODED = 48  # pixels a side of a film whose pictures are numbered
 

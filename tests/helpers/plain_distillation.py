@@ -32,8 +32,8 @@ class Plain:
     def __init__(self, config: DistillConfig, paired: Collection[int] = ()) -> None:
         """`paired` are updates of the warm start that are given pairs."""
         self.config, self.paired, self.settings = config, paired, config.distillation
-        self.euler = config.sampling.kind == "euler"
-        self.times = config.sampling.times or [1 - k / config.sampling.steps for k in range(config.sampling.steps)]
+        self.euler = config.sampling.sampler == "euler"
+        self.times = config.sampling.timesteps or [1 - k / config.sampling.steps for k in range(config.sampling.steps)]
         self.teacher = teacher(config).requires_grad_(False)
         self.student, self.fake = (copy.deepcopy(self.teacher).requires_grad_(True) for _ in range(2))
         torch.manual_seed(config.training.seed)
@@ -69,7 +69,7 @@ class Plain:
         k = int(sample_rng(0, u, 0, Purpose.INTERVAL).choice(4, p=shares))
         losses = {"warm_start": self.regression, "student": self.matching, "discriminator": self.hinge}
         objective, values = losses.get(phase, self.samples)(u, batch, k)
-        optimizer, clip = self.optimizers[name], getattr(self.config, name).optimizer.clip
+        optimizer, clip = self.optimizers[name], getattr(self.config, name).optimizer.max_grad_norm
         optimizer.zero_grad()
         parameters = list(self.models[name].parameters())
         for p, g in zip(parameters, torch.autograd.grad(objective, parameters, allow_unused=True), strict=True):
@@ -159,7 +159,7 @@ class Plain:
         else:
             errors = (v_fake - (v_real if self.settings.loss == "eq10" else v_real.detach())).square()
         matching = (errors * ((1 - tau) ** 2 / tau if self.settings.weight == "kl" else 1)).mean()
-        noise, t = self.draws(u, batch, Purpose.CRITIC, 2, *self.settings.critic_noise)
+        noise, t = self.draws(u, batch, Purpose.CRITIC, 2, *self.settings.discriminator_noise_range)
         adversarial = -self.score(t * noise[0] + (1 - t) * z0, t, batch).mean()
         values = {"dm": matching.item(), "adversarial": adversarial.item()}
         for name, loss in (("dm", matching), ("adversarial", adversarial)):
@@ -191,7 +191,7 @@ class Plain:
 
     def hinge(self, u, batch, k):
         z0 = self.sample(u, batch, k).detach()
-        noise, t = self.draws(u, batch, Purpose.CRITIC, 2, *self.settings.critic_noise)
+        noise, t = self.draws(u, batch, Purpose.CRITIC, 2, *self.settings.discriminator_noise_range)
         real = self.score(t * noise[0] + (1 - t) * batch.latents, t, batch)
         fake = self.score(t * noise[1] + (1 - t) * z0, t, batch)
         loss = (torch.relu(1 - real) + torch.relu(1 + fake)).mean()

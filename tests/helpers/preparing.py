@@ -27,8 +27,8 @@ from audiox_trainer.trainer.prepare.encode import EncodedClips, EntryTask, Rejec
 from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 
 MODEL = ModelConfig(
-    codec=CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128),
-    text=TextConfig("words", dim=64, max_tokens=24, round_to=24),
+    codec=CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, latent_channels=128),
+    text=TextConfig("words", dim=64, max_tokens=24, pad_to_multiple_of=24),
     video=VideoConfig("frames", dim=64, image_rate=7.8125, motion_rate=15.625, size=16, steps=32, pool=2),
     video_temporal=TransformerConfig(32, 1, 2),
     audio_temporal=TransformerConfig(32, 1, 2),

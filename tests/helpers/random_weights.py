@@ -34,10 +34,10 @@ def inputs(config, tokens=TOKENS, batch=BATCH):
     length = torch.arange(batch) * 5 % tokens + 1
     text = torch.randn(batch, tokens, config.text.dim) * (torch.arange(tokens) < length[:, None])[..., None]
     return [
-        torch.randn(batch, codec.frames, codec.channels),
+        torch.randn(batch, codec.frames, codec.latent_channels),
         torch.rand(batch),
         torch.randn(batch, video.steps, video.dim),
-        torch.randn(batch, codec.frames, codec.channels),
+        torch.randn(batch, codec.frames, codec.latent_channels),
         text,
         length,
     ]

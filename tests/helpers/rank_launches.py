@@ -15,7 +15,7 @@ KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 CURVE = (
     "training.steps=20",
     "optimizer.lr=3e-3",
-    "optimizer.clip=1.8",
+    "optimizer.max_grad_norm=1.8",
     "optimizer.weight_decay=0.1",
     "optimizer.eps=1e-6",
 )
@@ -94,7 +94,7 @@ PLANNED["planned in shares"] = stage(3, SHARES)
 PLANNED["planned in shares, accumulated"] = stage(3, SHARES, "training.micro_batch=2", "training.precision=bf16")
 # Updates of two micro-batches on one rank, of one on two.
 OFFLOADED = {
-    f"offloaded {number} {precision}": stage(number, f"training.precision={precision}", "zero.offload=true")
+    f"offloaded {number} {precision}": stage(number, f"training.precision={precision}", "zero.offload_optimizer=true")
     for number in (1, 2, 3)
     for precision in ("fp32", "bf16")
 }
@@ -107,7 +107,7 @@ TWO_RANKS = [
     Item("poison accumulated", "poisoned", stage(2, "training.micro_batch=2"), arguments={"at": 2, "place": 3}),
     Item("poison first", "poisoned", stage(2), arguments={"at": 0, "place": 0}),
     Item("poison first 0", "poisoned", stage(0), arguments={"at": 0, "place": 0}),
-    Item("poison on", "whole", stage(2, "training.max_skipped=2"), arguments={"poison": True}),
+    Item("poison on", "whole", stage(2, "training.max_skipped_steps=2"), arguments={"poison": True}),
     *resumed("fp32", *stage(2)),
     *resumed("bf16", *stage(2, "training.precision=bf16")),
     Item("asked", "asked", stage(2, "checkpoint.every=100"), arguments={"asks": [[4, [1]], [8, [0, 1]]]}),
@@ -137,8 +137,11 @@ TWO_RANKS_LONG = [
         for n in (0, 1, 3)
     ],
     *[Item(f"curve {n} accumulated", "losses", stage(n, *CURVE, "training.micro_batch=2")) for n in (0, 1, 3)],
-    *[Item(f"curve {n} recomputed", "losses", stage(n, *CURVE, "training.checkpointing=true")) for n in (0, 2, 3)],
-    Item("curve 2 offloaded", "losses", stage(2, *CURVE, "zero.offload=true")),
+    *[
+        Item(f"curve {n} recomputed", "losses", stage(n, *CURVE, "training.activation_checkpointing=true"))
+        for n in (0, 2, 3)
+    ],
+    Item("curve 2 offloaded", "losses", stage(2, *CURVE, "zero.offload_optimizer=true")),
     Item("curve 2 compiled", "losses", stage(2, *CURVE, "training.compile=true")),
 ]
 FOUR_RANKS = [
@@ -150,7 +153,7 @@ ONE_RANK = [
     Item("one 0", "losses", stage(0, *CURVE, "training.micro_batch=8")),
     Item("one 0 accumulated", "losses", stage(0, *CURVE, "training.micro_batch=2")),
     Item("one 2", "losses", stage(2, *CURVE, "training.micro_batch=8")),
-    Item("run", "whole", stage(2, "checkpoint.every=1", "checkpoint.keep=0", "training.precision=bf16")),
+    Item("run", "whole", stage(2, "checkpoint.every=1", "checkpoint.keep_last=0", "training.precision=bf16")),
     Item("run again", "whole", stage(2, "training.precision=bf16")),
     Item("one from two", "reload", stage(2, *CURVE), arguments={"source": "curve 2", "steps": 3}),
     Item("one from three", "reload", stage(1, *CURVE), arguments={"source": "curve 3"}),

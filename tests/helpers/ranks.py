@@ -39,7 +39,7 @@ def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
     length = int(rng.integers(1, 9))
     text = np.zeros((8, model.text.dim), np.float32)
     text[:length] = rng.standard_normal((length, model.text.dim))
-    pattern = np.sin(np.arange(model.codec.frames * model.codec.channels)).reshape(model.codec.frames, -1)
+    pattern = np.sin(np.arange(model.codec.frames * model.codec.latent_channels)).reshape(model.codec.frames, -1)
     latents = 2 * pattern + 0.3 * rng.standard_normal(pattern.shape)
     video = rng.standard_normal((model.video.steps, model.video.dim)) * rng.integers(2)
     return latents, video, latents * rng.integers(2), text, np.array(length)

@@ -17,8 +17,8 @@ CLIPS = 74
 
 SMALL = (
     'model.codec={"kind": "logmel", "sample_rate": 8000, "audio_channels": 1, "hop": 2048, "frames": 8, '
-    '"channels": 16}',
-    'model.text={"kind": "words", "dim": 32, "max_tokens": 24, "round_to": 8}',
+    '"latent_channels": 16}',
+    'model.text={"kind": "words", "dim": 32, "max_tokens": 24, "pad_to_multiple_of": 8}',
     'model.video={"kind": "frames", "dim": 16, "image_rate": 1.953125, "motion_rate": 3.90625, "size": 16, "steps": 8, '
     '"pool": 2}',
     'model.video_temporal={"width": 32, "depth": 1, "heads": 2}',
@@ -29,16 +29,16 @@ SMALL = (
     "training.global_batch=8",
     "training.micro_batch=4",
     "training.precision=fp32",
-    "training.time=uniform",
+    "training.timestep_sampling=uniform",
     "training.compile=false",
-    "training.threads=1",
+    "training.cpu_threads=1",
     "optimizer.lr=1e-3",
     "schedule.warmup=0.9",
     "schedule.cooldown=0.25",
     "ema.decay=0.9",
     "checkpoint.every=4",
     "logging.every=1",
-    "logging.samples_every=0",
+    "logging.preview_every=0",
     'sampling={"steps": 50}',
     "data.canonical_nodes=8",
 )
@@ -69,13 +69,13 @@ def small_distill_config(scenes: Path | None = None, *overrides: str) -> Distill
     data = {
         "model": base["model"],
         "data": base["data"],
-        "training": {"steps": 10, "global_batch": 8, "micro_batch": 4, "threads": 1},
-        "sampling": {"kind": "renoise", "steps": 4, "guidance": 1.0},
+        "training": {"steps": 10, "global_batch": 8, "micro_batch": 4, "cpu_threads": 1},
+        "sampling": {"sampler": "renoise", "steps": 4, "guidance": 1.0},
         **{name: role for name in ("student", "fake", "discriminator")},
         "teacher": {"precision": "fp32"},
         "updates": {"student": 5, "fake": 1, "discriminator": 1, "fake_warm_up": 2},
-        "warm_start": {"updates": 1, "steps": 3},
-        "distillation": {"guidance": 3.0, "blocks": 1, "adversarial": 0.5},
+        "warm_start": {"updates": 1, "ode_steps": 3},
+        "distillation": {"teacher_guidance": 3.0, "discriminator_blocks": 1, "adversarial_weight": 0.5},
         "ema": {"decay": 0.9},
         "logging": {"every": 1},
     }

@@ -21,7 +21,7 @@ STEP, START = 10.0, 120.0  # seconds: `timeouts` of the runs
 PATIENCE = 600.0  # seconds for what should take some: a hang, on however slow a machine
 SETTINGS = (
     f'timeouts={{"start": {START}, "first_step": {START}, "step": {STEP}, "save": {STEP}}}',
-    'checkpoint={"every": 5, "keep": 3}',
+    'checkpoint={"every": 5, "keep_last": 3}',
     "data.verify_hashes=true",
 )
 # What a process has not seen itself since it began: speed, and the last gradient of a role whose turn it was not.

@@ -215,7 +215,7 @@ def full_disk(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
     """Sound of the EMA weights in the middle of training changes no weight."""
-    logging = replace(config.logging, prompts=("a bell rings", "a dog barks"))
+    logging = replace(config.logging, preview_prompts=("a bell rings", "a dog barks"))
     task = Pretraining(replace(config, logging=logging), ranks.WORLD)
     batches = MadeUp(config).batches(0)
     for step in range(3):

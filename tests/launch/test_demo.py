@@ -14,8 +14,8 @@ import pytest
 from audiox_trainer.trainer.core.config import load_config
 from audiox_trainer.trainer.evaluation.judge_cache import load_or_train_judge
 
-SMALL = ("training.compile=false", "training.threads=1")
-STUDENT = (*SMALL, "warm_start.steps=2")
+SMALL = ("training.compile=false", "training.cpu_threads=1")
+STUDENT = (*SMALL, "warm_start.ode_steps=2")
 TEACHER = (
     "sampling.steps=2",
     "model.backbone.width=64",

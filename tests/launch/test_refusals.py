@@ -105,7 +105,7 @@ LAUNCHES = {
         running=True,
     ),
     "other shards": Refusal(
-        r"audio: its shards are not those that the run in .*out was trained on.*data\.accept_changes=true",
+        r"audio: its shards are not those that the run in .*out was trained on.*data\.accept_changed_data=true",
         resume=True,
         running=True,
         late=respell,

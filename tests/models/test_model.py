@@ -232,7 +232,11 @@ def small_but_video(config):
     )
 
 
-FUSIONS = {"no gates": {"gates": False}, "no queries": {"attend": False}, "neither": {"gates": False, "attend": False}}
+FUSIONS = {
+    "no gates": {"gates": False},
+    "no queries": {"attention": False},
+    "neither": {"gates": False, "attention": False},
+}
 
 
 @pytest.mark.parametrize("variant", [*FUSIONS, "disabled"])

@@ -56,32 +56,32 @@ class TestLimits:
         assert reason(filters) is None
         assert reason(filters, clipped=1.0, images=moving(9, 9)) is None
         assert reason(filters, wave=tone(level=5e-5)) == "silent"
-        assert reason(FiltersConfig(peak=-100.0), wave=tone(level=5e-5)) is None
-        assert reason(FiltersConfig(peak=-5.0), wave=tone(level=0.5)) == "silent"
+        assert reason(FiltersConfig(min_peak=-100.0), wave=tone(level=5e-5)) is None
+        assert reason(FiltersConfig(min_peak=-5.0), wave=tone(level=0.5)) == "silent"
 
     def test_short_clips(self):
-        assert reason(FiltersConfig(shortest_clip=1.5), seconds=1.4) == "short clip"
-        assert reason(FiltersConfig(shortest_clip=1.5), seconds=1.5) is None
+        assert reason(FiltersConfig(min_clip_seconds=1.5), seconds=1.4) == "short clip"
+        assert reason(FiltersConfig(min_clip_seconds=1.5), seconds=1.5) is None
 
     def test_clipping(self):
-        assert reason(FiltersConfig(clipped=0.01), clipped=0.02) == "clipping"
-        assert reason(FiltersConfig(clipped=0.01), clipped=0.01) is None
+        assert reason(FiltersConfig(max_clipped=0.01), max_clipped=0.02) == "clipping"
+        assert reason(FiltersConfig(max_clipped=0.01), max_clipped=0.01) is None
 
     def test_silence(self):
         wave = tone()
         wave[:, : wave.shape[1] // 2] *= 1e-4
         assert silent_share(wave, RATE, -60.0) == pytest.approx(0.5)
         assert silent_share(wave, RATE, -100.0) == 0
-        assert reason(FiltersConfig(silent=0.4), wave=wave) == "mostly silent"
-        assert reason(FiltersConfig(silent=0.6), wave=wave) is None
+        assert reason(FiltersConfig(max_silent=0.4), wave=wave) == "mostly silent"
+        assert reason(FiltersConfig(max_silent=0.6), wave=wave) is None
         assert silent_share(wave[:, :7], RATE, -60.0) == 1, "shorter than a window"
 
     def test_padding_is_no_silence(self):
         wave = np.concatenate((tone(0.5), np.zeros((1, 12000), np.float32)), axis=1)
-        assert reason(FiltersConfig(silent=0.1), wave=wave, seconds=0.5) is None
+        assert reason(FiltersConfig(max_silent=0.1), wave=wave, seconds=0.5) is None
 
     def test_a_picture_that_stands_still(self):
-        filters = FiltersConfig(static=0.5)
+        filters = FiltersConfig(max_static=0.5)
         assert reason(filters, images=moving(10, 6)) == "static video"
         assert reason(filters, images=moving(10, 5)) is None
         assert reason(filters, images=moving(10, 10)[:1]) is None, "one image says nothing"
@@ -98,7 +98,7 @@ class TestLimits:
         ],
     )
     def test_files(self, seconds, ended, expected):
-        fault = file_fault(seconds, ended, FiltersConfig(shortest_file=1.0, longest_file=20.0))
+        fault = file_fault(seconds, ended, FiltersConfig(min_file_seconds=1.0, max_file_seconds=20.0))
         assert (fault and fault[0]) == expected
 
 
@@ -157,14 +157,14 @@ def networks(request, tmp_path_factory):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of how the tests write networks
 class TestNetworks:
     def test_sound_is_brought_to_the_rate_and_scored(self, networks):
-        judge = ClassifierConfig("loud", networks["loud"], rate=16000, least=0.1)
+        judge = ClassifierConfig("loud", networks["loud"], rate=16000, min_score=0.1)
         clips = [clip(wave=tone(level=level, channels=2)) for level in (0.2, 0.8, 0.6)]
         found = scores(judge, load_network(judge.file, CPU), clips, RATE)
         assert found == pytest.approx([0.02, 0.32, 0.18], rel=0.02)
         assert [bool(score_fault(judge, score)) for score in found] == [True, False, False]
 
     def test_pictures_are_scaled_and_their_mean_counts(self, networks):
-        judge = ClassifierConfig("bright", networks["bright"], input="video", size=8, most=0.6)
+        judge = ClassifierConfig("bright", networks["bright"], input="video", size=8, max_score=0.6)
         pictures = np.full((4, 3, 16, 16), 51)
         pictures[2:] = 255
         found = scores(judge, load_network(judge.file, CPU), [clip(images=pictures), clip()], RATE)
@@ -181,7 +181,7 @@ class TestNetworks:
         assert not found.wave[:, 12000:].any(), "padding"
 
     def test_what_is_not_as_declared(self, networks):
-        judge = ClassifierConfig("loud", networks["loud"], rate=16000, column=2, least=0.0)
+        judge = ClassifierConfig("loud", networks["loud"], rate=16000, column=2, min_score=0.0)
         with pytest.raises(ValueError, match=r"gives \(1, 2\) for 1 rows; expected .* with column 2"):
             scores(judge, load_network(judge.file, CPU), [clip()], RATE)
         judge = replace(judge, file=networks["bright"])
@@ -196,9 +196,9 @@ class TestNetworks:
         parts = [tone(2.048, level=level) for level in (0.1, 0.6, 0.2)]
         path = tmp_path / "a.wav"
         sound(path, wave=np.concatenate(parts, axis=1)[0])
-        judge = ClassifierConfig("loud", networks["loud"], rate=16000, least=0.01)
+        judge = ClassifierConfig("loud", networks["loud"], rate=16000, min_score=0.01)
         separator = SeparatorConfig(networks["stems"], rate=16000, domains=("audio",))
-        filters = FiltersConfig(classifiers=(judge,), separator=separator, silent=0.5, silence=-20.0)
+        filters = FiltersConfig(classifiers=(judge,), separator=separator, max_silent=0.5, silence_level=-20.0)
         entry = ManifestEntry(7, "a.wav", path, None, "audio", 0.0, None)
         found = list(encode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video, filters), entry)))
         assert [(r.reason, r.start) for piece in found for r in piece.rejections] == [
@@ -212,7 +212,7 @@ class TestNetworks:
 def test_a_long_file_is_left_at_once(tmp_path):
     sound(tmp_path / "a.wav", 60.0)
     entry = ManifestEntry(1, "a.wav", tmp_path / "a.wav", None, "audio", 0.0, None)
-    filters = FiltersConfig(longest_file=20.0)
+    filters = FiltersConfig(max_file_seconds=20.0)
     *before, last = encode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video, filters), entry))
     assert len(before) == 2 and isinstance(last, Rejection)
     assert (last.reason, last.start, last.detail) == ("long file", None, "longer than 20 s")
@@ -222,20 +222,24 @@ def test_a_long_file_is_left_at_once(tmp_path):
     ("changes", "message"),
     [
         ({"silnt": 0.5}, "silnt: unknown key"),
-        ({"silent": 1.5}, "silent: 1.5 must be a share from 0 to 1"),
-        ({"shortest_file": -1}, r"shortest_file: -1\.0 must be at least 0"),
-        ({"shortest_file": 5, "longest_file": 4}, r"longest_file: 4\.0 must be above shortest_file, 5\.0"),
+        ({"max_silent": 1.5}, "max_silent: 1.5 must be at most 1"),
+        ({"silence": -60}, "silence: is called silence_level now"),
+        ({"min_file_seconds": -1}, r"min_file_seconds: -1 must be at least 0"),
         (
-            {"classifiers": [{"name": "a", "file": "a.ts", "least": 0}]},
+            {"min_file_seconds": 5, "max_file_seconds": 4},
+            r"max_file_seconds: 4\.0 must be above min_file_seconds, 5\.0",
+        ),
+        (
+            {"classifiers": [{"name": "a", "file": "a.ts", "min_score": 0}]},
             r"classifiers\[0\]\.rate: 0; audio wants it above",
         ),
-        ({"classifiers": [{"name": "a", "file": "a.ts", "rate": 8000}]}, r"classifiers\[0\]\.least: missing"),
+        ({"classifiers": [{"name": "a", "file": "a.ts", "rate": 8000}]}, r"classifiers\[0\]\.min_score: missing"),
         (
-            {"classifiers": [{"name": "a", "file": "a.ts", "input": "video", "size": 9, "rate": 8, "most": 1}]},
+            {"classifiers": [{"name": "a", "file": "a.ts", "input": "video", "size": 9, "rate": 8, "max_score": 1}]},
             r"classifiers\[0\]\.size: 9; video wants it above 0, and no rate",
         ),
         (
-            {"classifiers": [{"name": "a", "file": "a.ts", "rate": 8000, "least": 0, "domains": ["speech"]}]},
+            {"classifiers": [{"name": "a", "file": "a.ts", "rate": 8000, "min_score": 0, "domains": ["speech"]}]},
             r"classifiers\[0\]\.domains: \['speech'\] must be some of",
         ),
         ({"separator": {"file": "a.ts", "rate": 44100, "channels": 3}}, r"separator\.channels: 3 is not allowed"),
@@ -249,7 +253,9 @@ def test_a_configuration_that_cannot_be(tmp_path, changes, message):
 
 def test_the_configuration_that_comes_along():
     filters = parse_file(FiltersConfig, ROOT / "configs/filters.json", ())
-    assert filters.static < 1 and filters.silent < 1 and filters.clipped < 1 and filters.longest_file > 0
+    assert (
+        filters.max_static < 1 and filters.max_silent < 1 and filters.max_clipped < 1 and filters.max_file_seconds > 0
+    )
 
 
 @pytest.mark.parametrize("name", ["a.onnx", "a.ts"])

@@ -102,7 +102,9 @@ def test_a_slip_in_the_configuration_can_be_mended(tmp_path, path, device):
         return prepare_files(str(tmp_path / "out"), model, path, 0, 1, filters, PrepareRank(device=device))
 
     torch.jit.trace(torch.nn.Linear(7, 1), torch.zeros(1, 7)).save(tmp_path / "seven.ts")
-    judged = FiltersConfig(classifiers=(ClassifierConfig("seven", str(tmp_path / "seven.ts"), rate=8000, least=0.0),))
+    judged = FiltersConfig(
+        classifiers=(ClassifierConfig("seven", str(tmp_path / "seven.ts"), rate=8000, min_score=0.0),)
+    )
     wrong = [
         ({"model": replace(MODEL, video=replace(MODEL.video, steps=34))}, "32 motion frames.* says 34 steps"),
         ({"model": replace(MODEL, codec=replace(MODEL.codec, kind="oobleck"))}, r"model\.codec\.weights: empty"),
@@ -150,7 +152,9 @@ class TestNetworks:
 
     def test_a_filter_of_the_same_name(self, tmp_path, path):
         def filters(name):
-            return FiltersConfig(classifiers=(ClassifierConfig("music", str(tmp_path / name), rate=8000, least=0.0),))
+            return FiltersConfig(
+                classifiers=(ClassifierConfig("music", str(tmp_path / name), rate=8000, min_score=0.0),)
+            )
 
         (tmp_path / "a.onnx").write_bytes(b"one")
         start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, filters=filters("a.onnx")))

@@ -107,7 +107,7 @@ def small(folder, count=6):
 def test_encoding_in_the_rank_gives_the_same(tmp_path):
     """As for a GPU: workers decode, and hand over what they decode in shared memory."""
     path = small(tmp_path)
-    judged = FiltersConfig(silent=0.5)
+    judged = FiltersConfig(max_silent=0.5)
     for name, device in (("workers", ""), ("rank", "cpu")):
         prepare_files(str(tmp_path / name), MODEL, path, 0, 2, judged, PrepareRank(device=device))
     assert contents(tmp_path / "workers") == contents(tmp_path / "rank")
@@ -118,7 +118,7 @@ def test_encoding_in_the_rank_gives_the_same(tmp_path):
     [
         ({"seed": 1}, "seed 0, this command has 1"),
         ({"model": replace(MODEL, codec=replace(MODEL.codec, hop=256))}, "codec.hop 512, this command has 256"),
-        ({"filters": FiltersConfig(silent=0.5)}, r"filters\.silent 1\.0, this command has 0\.5"),
+        ({"filters": FiltersConfig(max_silent=0.5)}, r"filters\.max_silent 1\.0, this command has 0\.5"),
         ({"manifest": "other"}, "lines 6, this command has 2"),
     ],
 )

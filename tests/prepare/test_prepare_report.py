@@ -63,10 +63,10 @@ def test_a_page_of_a_preparation(tmp_path):
     quoted = {"audio": "0.wav", "captions": ["a <b>bold</b> bell"], "category": {"bell": 1}}
     music = {"domain": "music", "genre": "waltz", "mood": "sad", "tempo": 90, "instruments": ["piano"]}
     lines = [quoted, {"audio": "1.wav", **music}, {"audio": "2.wav"}, {"audio": "none.wav"}, {"audio": "0.wav"}]
-    filters = FiltersConfig(shortest_clip=1.5, silent=0.9)
+    filters = FiltersConfig(min_clip_seconds=1.5, max_silent=0.9)
     prepare_files(str(tmp_path / "out"), MODEL, manifest(tmp_path, *lines), 0, 1, filters)
     page = (tmp_path / "out/prepare_report.html").read_text()
-    assert "Filters: shortest_clip 1.5; silent 0.9." in page
+    assert "Filters: min_clip_seconds 1.5; max_silent 0.9." in page
     assert not re.findall("https?://[^ ]*", page), "it needs no network"
     assert page.count("<audio") == page.count('alt="spectrogram"') == 2
     assert "waltz" in page and "missing" in page and "short clip" in page and "<b>bold" not in page

@@ -72,7 +72,7 @@ def test_processes_that_load(base, references, name):
 def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
     """Once: no rank updates that role, and the run goes on. From then on: both give up; the checkpoint is good."""
     fault = {"rank": 1, "target": FAKE, "call": 3, "act": "NaN"}
-    once = Run("distill", base, "nan_once", ("training.max_skipped=2",))
+    once = Run("distill", base, "nan_once", ("training.max_skipped_steps=2",))
     once.start(("-m", "tests.helpers.faulty_rank", "distill", json.dumps([fault])))
     assert once.wait() == [0, 0], once.said()
     once.clear()
@@ -80,7 +80,7 @@ def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
     ends, expected = once.end()["updates"], references["distill"]["updates"]
     assert ends == expected | {"fake": expected["fake"] - 1}
     check_left(
-        run := Run("distill", base, "nan_for_ever", ("training.max_skipped=2",)),
+        run := Run("distill", base, "nan_for_ever", ("training.max_skipped_steps=2",)),
         Fault(
             FAKE,
             4,
@@ -178,7 +178,7 @@ def test_what_changed_between_two_starts(base, ready, change):
     run.clear()
     assert everything() == before
     assert all(re.search(f"error: .*{CHANGED[change]}", run.said(rank)) for rank in range(RANKS)), run.said()
-    run.settings += ("data.accept_changes=true",)
+    run.settings += ("data.accept_changed_data=true",)
     run.start()
     ends = run.wait()
     run.clear()

@@ -114,19 +114,19 @@ def test_what_a_configuration_wants_of_gpus(root, monkeypatch, tmp_path, ranks, 
     found = from_config(Wanted(output=tmp_path), config, ())
     work = workload(config)
     training = config.training
-    plan = Arrangement(ranks, None, training.micro_batch, training.global_batch, training.checkpointing)
+    plan = Arrangement(ranks, None, training.micro_batch, training.global_batch, training.activation_checkpointing)
     assert found.memory == pytest.approx(0.9 * arranged(work, plan).total / 1e9, rel=0.01)
     assert found.bandwidth == pytest.approx(expected, rel=0.01)
     saved = sum(role.saved() for role in work.roles) / 1e9
-    assert found.disk == pytest.approx(saved * (1 + config.checkpoint.keep), rel=0.01)
+    assert found.disk == pytest.approx(saved * (1 + config.checkpoint.keep_last), rel=0.01)
     (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
     again = from_config(Wanted(output=tmp_path, memory=7), config, ["memory"])
-    assert again.disk == pytest.approx(saved * config.checkpoint.keep, rel=0.01) and again.memory == 7
+    assert again.disk == pytest.approx(saved * config.checkpoint.keep_last, rel=0.01) and again.memory == 7
 
 
 def test_offloaded_states_are_not_reckoned(root, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    config = load_training(root / "configs" / "2p7b.json", ["zero.offload=true"])
+    config = load_training(root / "configs" / "2p7b.json", ["zero.offload_optimizer=true"])
     assert from_config(Wanted(), config, ()) == Wanted()
 
 

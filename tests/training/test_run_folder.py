@@ -28,24 +28,24 @@ def saved(folder, config, step=5, **more):
 
 REFUSED = {
     "data.dropout.text": "0.2",
-    "data.inpaint": "[0.1, 0.2]",
-    "data.prefix": "[0.1, 0.2]",
-    "training.time": "logit_normal",
-    "training.time_mean": "1.5",
-    "training.time_even": "0.5",
+    "data.inpainting_hole": "[0.1, 0.2]",
+    "data.completion_prefix": "[0.1, 0.2]",
+    "training.timestep_sampling": "logit_normal",
+    "training.timestep_logit_mean": "1.5",
+    "training.timestep_uniform_share": "0.5",
 }
 REFUSED_OF_A_STUDENT = {
-    "distillation.adversarial": "0",
-    "distillation.probabilities": "[0.1, 0.2, 0.3, 0.4]",
-    "distillation.tau": "[0.1, 0.9]",
-    "distillation.critic_noise": "[0.1, 0.2]",
+    "distillation.adversarial_weight": "0",
+    "distillation.step_probabilities": "[0.1, 0.2, 0.3, 0.4]",
+    "distillation.noise_range": "[0.1, 0.9]",
+    "distillation.discriminator_noise_range": "[0.1, 0.2]",
     "updates.fake_warm_up": "7",
 }
 SAID = ("optimizer.lr=0.5", "schedule.warmup=0.1", "ema.decay=0.5", "training.precision=bf16")
 SAID_OF_A_STUDENT = (
     "distillation.loss=eq10",
-    "distillation.guidance=9",
-    "distillation.adversarial=2",
+    "distillation.teacher_guidance=9",
+    "distillation.adversarial_weight=2",
     "student.optimizer.lr=0.5",
 )
 
@@ -128,7 +128,7 @@ def test_what_is_sealed_counts_and_not_the_file_beside_it(tmp_path):
 def test_a_change_of_the_data_passes_where_it_is_accepted(tmp_path):
     saved(tmp_path, small_config())
     found = run_folder.check_unchanged(
-        tmp_path, small_config(None, "data.dropout.text=0.2", "data.accept_changes=true")
+        tmp_path, small_config(None, "data.dropout.text=0.2", "data.accept_changed_data=true")
     )
     assert "  data.dropout.text: 0.02 before, 0.2 now" in found
 
@@ -141,7 +141,7 @@ def test_shards_are_compared_with_what_the_checkpoint_knows(scenes, tmp_path):
     (data / "music" / "index.json").write_bytes((data / "audio" / "index.json").read_bytes())
     with pytest.raises(ValueError, match=r"music: its shards are not those that the run in .* was trained on"):
         run_folder.check_same_shards(folder, config)
-    run_folder.check_same_shards(folder, replace(config, data=replace(config.data, accept_changes=True)))
+    run_folder.check_same_shards(folder, replace(config, data=replace(config.data, accept_changed_data=True)))
 
 
 def test_pairs_that_were_made_again_are_refused_while_they_are_trained_on(tmp_path):

@@ -154,11 +154,11 @@ class TestMovingAverage:
 
 @pytest.mark.parametrize("part", ["text", "codec"])
 def test_sounds_whose_weights_are_missing_are_refused_before_training(part):
-    words = '{"kind": "words", "dim": 768, "max_tokens": 128, "round_to": 32}'
+    words = '{"kind": "words", "dim": 768, "max_tokens": 128, "pad_to_multiple_of": 32}'
     own = ["model.text.weights=nowhere"] if part == "text" else [f"model.text={words}", "model.codec.weights=nowhere"]
-    with pytest.raises(ValueError, match=rf"model\.{part}\.weights: 'nowhere'.*set logging\.samples_every to 0"):
+    with pytest.raises(ValueError, match=rf"model\.{part}\.weights: 'nowhere'.*set logging\.preview_every to 0"):
         Previews(load_config(ROOT / "configs/2p7b.json", own)).load()
-    Previews(load_config(ROOT / "configs/2p7b.json", [*own, "logging.samples_every=0"])).load()
+    Previews(load_config(ROOT / "configs/2p7b.json", [*own, "logging.preview_every=0"])).load()
 
 
 class TestSchedule:

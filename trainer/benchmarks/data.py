@@ -37,7 +37,7 @@ def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = Non
     """
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     config = without_weights(config)
-    world = zero.start(config.training.threads)
+    world = zero.start(config.training.cpu_threads)
     with _streams(config, samples, folder) as config:
         rows, each = _rates(config, rounds, world)
         facts = {"host": describe(), "ranks": world.ranks, "workers": config.data.workers}
@@ -152,7 +152,7 @@ def _write(config: RunConfig, folder: Path, samples: int) -> None:
 
     with ShardWriter(folder, codec, model.text, video) as writer:
         for i in range(samples):
-            latents = normal(codec.frames, codec.channels), np.abs(normal(codec.frames, codec.channels))
+            latents = normal(codec.frames, codec.latent_channels), np.abs(normal(codec.frames, codec.latent_channels))
             record = Record(
                 f"{folder.name}-{i}",
                 "audio",

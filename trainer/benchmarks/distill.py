@@ -61,7 +61,7 @@ def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
     enough = (WARM_UPS + rounds) * config.updates.counts[0]  # no round lies behind the end of the schedules
     training = replace(config.training, steps=max(config.training.steps, enough))
     config = without_weights(replace(config, training=training))
-    world, batch = zero.start(config.training.threads), random_batch(config)
+    world, batch = zero.start(config.training.cpu_threads), random_batch(config)
     choice = kernel_selection.chosen(config, world, config.precision)
     on_gpu, tokens = world.device.type == "cuda", batch.conditions.text.shape[1]
     if on_gpu:
@@ -85,8 +85,8 @@ def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
         whole = time.perf_counter() - begin
         needed, flops = Counter[str](), 0
         for update in updates:
-            phase, k = task.cycle.phase(update), task.draws.interval(update, config.distillation.probabilities)
-            each = calls(phase, k, config.distillation.adversarial > 0)
+            phase, k = task.cycle.phase(update), task.draws.interval(update, config.distillation.step_probabilities)
+            each = calls(phase, k, config.distillation.adversarial_weight > 0)
             needed += Counter({name: micro * count for name, count in each.items()})
             needed[f"{phase.value} optimizer"] += 1
             flops += len(batch) * update_flops(config, phase, k, tokens)
@@ -158,7 +158,7 @@ class Parts:
             GUIDED: self._guided,
             FAKE: lambda: self._forward(*fake),
             FAKE_TRAINED: lambda: self._trained(*fake),
-            TRUNK: lambda: self._forward("teacher", self.z, n_blocks=self.config.distillation.blocks),
+            TRUNK: lambda: self._forward("teacher", self.z, n_blocks=self.config.distillation.discriminator_blocks),
             CRITIC: self._critic,
             HEAD: self._head,
         }
@@ -181,7 +181,7 @@ class Parts:
 
     def _critic(self) -> None:
         z = self.z.clone().requires_grad_()
-        features = self._through("teacher", z, n_blocks=self.config.distillation.blocks)
+        features = self._through("teacher", z, n_blocks=self.config.distillation.discriminator_blocks)
         torch.autograd.grad(self.models["discriminator"](features.to(self.dtypes["discriminator"])).mean(), z)
 
     def _head(self) -> None:
@@ -195,7 +195,7 @@ class Optimizer:
     """Clipping, AdamW on fp32 masters, and what is computed with written back."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
-        self.clip, self.weights = config.clip, list(model.parameters())
+        self.clip, self.weights = config.max_grad_norm, list(model.parameters())
         self.masters = [p.detach().float().clone().requires_grad_() for p in self.weights]
         for master in self.masters:
             master.grad = torch.full_like(master, 1e-3)

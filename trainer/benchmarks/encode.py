@@ -116,9 +116,9 @@ def _random_oobleck(config: CodecConfig, runtime: Runtime) -> AudioCodec:
     from ...models.encoders.oobleck import OobleckCodec
 
     model = diffusers().AutoencoderOobleck(
-        encoder_hidden_size=2 * config.channels,
-        decoder_channels=2 * config.channels,
-        decoder_input_channels=config.channels,
+        encoder_hidden_size=2 * config.latent_channels,
+        decoder_channels=2 * config.latent_channels,
+        decoder_input_channels=config.latent_channels,
         audio_channels=config.audio_channels,
         sampling_rate=config.sample_rate,
     )

@@ -21,7 +21,7 @@ from ..engine.timing import interleaved
 
 
 def kernels(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inner: int) -> dict[str, Any]:
-    """`rows` are a table that the configuration's `kernels.table` can name; `alternatives` are what no run can choose;
+    """`rows` are what `kernels.benchmark_file` of a configuration can name; `alternatives` are what no run can choose;
     `failed` says what does not run here, or computes something else than the reference.
 
     Both have the share of the physical limit that they reach: the least bytes at this machine's copying speed, or the

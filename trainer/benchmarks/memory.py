@@ -53,7 +53,7 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     if config.training.fp8:
         check_fp8()
     config = without_weights(config)
-    world, training = zero.start(config.training.threads), config.training
+    world, training = zero.start(config.training.cpu_threads), config.training
     on_gpu, accumulation = world.device.type == "cuda", check_ranks(training, world.ranks)
     batch = random_batch(config).split(training.global_batch // world.ranks)[world.rank]
     ops = kernel_selection.chosen(config, world, precision).ops()  # measured before, so that its memory does not count
@@ -72,7 +72,9 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     else:
         counted = {"model": task.engine.bytes(task.ema.values)}
     work = workload(config, on_gpu)
-    plan = Arrangement(world.ranks, None, training.micro_batch, training.global_batch, training.checkpointing)
+    plan = Arrangement(
+        world.ranks, None, training.micro_batch, training.global_batch, training.activation_checkpointing
+    )
     reckoned = memory(work, plan, overlap=on_gpu, accumulating=accumulation > 1)
     return {
         "host": describe(),

@@ -53,13 +53,13 @@ def infer(
     for parameter in plain.parameters():  # those that start at zero would hide what stands before them
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    table = kernel_selection.read_table(Path(kernels.table)) if kernels.table else None
+    table = kernel_selection.read_table(Path(kernels.benchmark_file)) if kernels.benchmark_file else None
     choice = kernel_selection.decide(kernels, Shape.of(model, 2 * batch), device, dtype, table)[0]
     ops = choice.ops()
     ours, compiled = (_sharing(plain).use(ops) for _ in range(2))
     compile_blocks(compiled)
     both = [_condition(model, batch, device, dtype) for _ in range(2)]
-    noise = torch.randn(batch, model.codec.frames, model.codec.channels, device=device)
+    noise = torch.randn(batch, model.codec.frames, model.codec.latent_channels, device=device)
     peak, counts = peak_flops(device, dtype), forward_flops(model, model.text.max_tokens)
     rows: list[dict[str, Any]] = []
     for sampling in samplings:

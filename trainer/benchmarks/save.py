@@ -30,7 +30,7 @@ def save(config: RunConfig, rounds: int, folder: Path | None) -> dict[str, Any]:
     """
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     config = without_weights(config)
-    world = zero.start(config.training.threads)
+    world = zero.start(config.training.cpu_threads)
     task = Pretraining(config, world, kernel_selection.chosen(config, world, config.training.precision).ops())
     batch = random_batch(config)
     batch = batch.split(len(batch) // world.ranks)[world.rank]

@@ -48,7 +48,7 @@ def train(config: RunConfig, rounds: int, inner: int, only: str = "", batches: S
     if batches and not 0 < min(batches) <= max(batches) <= config.training.micro_batch:
         raise ValueError(f"--batches {max(batches)}: between 1 and training.micro_batch, {config.training.micro_batch}")
     config = without_weights(config)
-    world = zero.start(config.training.threads)
+    world = zero.start(config.training.cpu_threads)
     batch = random_batch(config)
     mine = batch.split(len(batch) // world.ranks)[world.rank]
     dtype = torch.bfloat16 if config.training.precision == "bf16" and config.zero.stage else torch.float32
@@ -181,8 +181,8 @@ class PlainLoop:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 v = self.model(interpolate(z0, z1, t), t, *conditions)
             (flow_matching_loss(v, z0, z1).mean() / len(micro)).backward()
-        if self.config.optimizer.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        if self.config.optimizer.max_grad_norm:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
         self.adamw.step()
         self.adamw.zero_grad()
         torch._foreach_lerp_(self.ema, [p.detach() for p in self.model.parameters()], 1e-3)
@@ -212,9 +212,9 @@ def random_batch(config: BaseConfig, samples: int = 0) -> Batch:
     model, n = config.model, samples or config.training.global_batch
     text = model.text
     shapes = (
-        (n, model.codec.frames, model.codec.channels),
+        (n, model.codec.frames, model.codec.latent_channels),
         (n, model.video.steps, model.video.dim),
-        (n, model.codec.frames, model.codec.channels),
+        (n, model.codec.frames, model.codec.latent_channels),
         (n, text.max_tokens, text.dim),
     )
     latents, video, audio, words = (torch.randn(s, generator=generator) for s in shapes)

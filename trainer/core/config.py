@@ -51,9 +51,9 @@ class DataConfig:
     cache: str = ""  # local folder for what is downloaded of streams in a bucket (s3://...)
     canonical_nodes: Positive = 8  # fixes the order of samples for any number of nodes that divides it or is a multiple
     verify_hashes: bool = False  # compare every shard's hash at the start, not when a process first reads it
-    accept_changes: bool = False  # resume a run although its streams or their shards have changed
-    inpaint: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip
-    prefix: tuple[float, ...] = (0.3, 0.6)  # shortest and longest given beginning, as a share of the clip
+    accept_changed_data: bool = False  # resume a run although its streams or their shards have changed
+    inpainting_hole: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip
+    completion_prefix: tuple[float, ...] = (0.3, 0.6)  # shortest and longest given beginning, as a share of the clip
 
     def __post_init__(self) -> None:
         if not self.streams:
@@ -61,7 +61,7 @@ class DataConfig:
         remote = [stream.path for stream in self.streams if "://" in stream.path]
         if remote and not self.cache:
             raise ValueError(f"cache: missing; {remote[0]} needs a local folder for what is downloaded")
-        for name in ("inpaint", "prefix"):
+        for name in ("inpainting_hole", "completion_prefix"):
             shares = getattr(self, name)
             if len(shares) != 2 or not 0 < shares[0] <= shares[1] < 1:
                 raise ValueError(f"{name}: {list(shares)} must be two shares, 0 < shortest <= longest < 1")
@@ -78,9 +78,9 @@ class LoopConfig:
     compile: bool = False  # torch.compile each transformer block
     compile_conditioner: bool = False  # the conditioner too, which doubles the time to compile
     fp8: bool = False  # matrix products of the blocks in 8-bit floats by torchao; needs an Ada or Hopper GPU or newer
-    checkpointing: bool = False  # recompute each block's activations in the backward pass
-    max_skipped: Positive = 10  # this many non-finite steps in a row stop the run
-    threads: NonNegative = 0  # CPU threads per rank; 0 leaves torch's choice
+    activation_checkpointing: bool = False  # recompute each block's activations in the backward pass
+    max_skipped_steps: Positive = 10  # this many non-finite steps in a row stop the run
+    cpu_threads: NonNegative = 0  # CPU threads per rank; 0 leaves torch's choice
 
     def __post_init__(self) -> None:
         if self.compile_conditioner and not self.compile:
@@ -90,9 +90,11 @@ class LoopConfig:
 @dataclass(frozen=True)
 class TrainingConfig(LoopConfig):
     precision: Literal["fp32", "bf16"] = "bf16"
-    time: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
-    time_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
-    time_even: Share = 0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
+    timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
+    timestep_logit_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
+    timestep_uniform_share: Share = (
+        0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
+    )
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class OptimizerConfig:
     betas: tuple[float, ...] = (0.9, 0.999)
     weight_decay: NonNegativeFloat = 1e-3
     eps: PositiveFloat = 1e-8
-    clip: NonNegativeFloat = 1.0  # largest gradient norm; 0 does not clip
+    max_grad_norm: NonNegativeFloat = 1.0  # largest gradient norm; 0 does not clip
 
     def __post_init__(self) -> None:
         if len(self.betas) != 2 or not all(0 <= b < 1 for b in self.betas):
@@ -118,7 +120,7 @@ class ScheduleConfig:
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.99
     inv_gamma: PositiveFloat = 1e6
     power: float = 0.5
-    final: NonNegativeFloat = 0.0
+    final_lr: NonNegativeFloat = 0.0
     cooldown: Share = 0.0
 
 
@@ -132,17 +134,19 @@ class EmaConfig:
 @dataclass(frozen=True)
 class ZeroConfig:
     stage: Annotated[int, Field(ge=0, le=3)] = 2
-    offload: bool = False  # optimizer states in CPU memory
+    offload_optimizer: bool = False  # optimizer states in CPU memory
 
     def __post_init__(self) -> None:
-        if self.offload and self.stage == 0:
-            raise ValueError("offload: true at stage 0, where DeepSpeed has nothing to offload; set stage to 1, 2 or 3")
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError(
+                "offload_optimizer: true at stage 0, where DeepSpeed has nothing to offload; set stage to 1, 2 or 3"
+            )
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
     every: Positive = 1000  # steps
-    keep: NonNegative = 3  # newest checkpoints kept; 0 keeps all
+    keep_last: NonNegative = 3  # newest checkpoints kept; 0 keeps all
     keep_every: NonNegative = 0  # also keep the first checkpoint from each multiple of this many steps on; 0: none
     async_save: bool = False  # write while training continues; a kill may cost more than `every` steps
 
@@ -164,8 +168,8 @@ class TimeoutsConfig:
 @dataclass(frozen=True)
 class LoggingConfig:
     every: Positive = 10  # steps between lines of metrics.jsonl
-    samples_every: NonNegative = 0  # steps between sounds of the EMA weights; 0 makes none
-    prompts: tuple[str, ...] = ()
+    preview_every: NonNegative = 0  # steps between sounds of the EMA weights; 0 makes none
+    preview_prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -65,8 +65,8 @@ class WarmStartConfig:
 
     updates: NonNegative = 0
     pairs: str = ""  # folder made by launch/pairs.py; without one every update solves its own ODE
-    steps: Positive = 50  # of the ODE
-    shift: PositiveFloat = 1.0  # of these steps, as in `sampling`
+    ode_steps: Positive = 50  # of the ODE
+    ode_shift: PositiveFloat = 1.0  # of these steps, as in `sampling`
     rollout: bool = False  # regress from where the student's own steps lead, not from the endpoint with noise added
     lr: PositiveFloat | None = None  # the student's during the warm start; by default its optimizer's
 
@@ -75,24 +75,29 @@ class WarmStartConfig:
 class DistillationConfig:
     """The student's objective (section V). Its noise levels are those of `sampling`."""
 
-    probabilities: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # of the student's steps in rounds, the noisiest first
-    guidance: float = 6.0  # of the teacher, so that the student needs none
+    step_probabilities: tuple[float, ...] = (
+        0.25,
+        0.25,
+        0.25,
+        0.25,
+    )  # of the student's steps in rounds, the noisiest first
+    teacher_guidance: float = 6.0  # of the teacher, so that the student needs none
     loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
-    weight: Literal["one", "kl"] = "one"  # ω_τ
-    tau: tuple[float, ...] = (0.02, 0.98)  # lowest and highest level at which teacher and fake model are asked
-    adversarial: NonNegativeFloat = 1.0  # λ_adv; at 0 the discriminator has no turn either
-    critic_noise: tuple[float, ...] = (0.0, 0.2)  # lowest and highest t_d
-    blocks: Positive = 6  # of the teacher, which the discriminator stands on
+    loss_weight: Literal["one", "kl"] = "one"  # ω_τ
+    noise_range: tuple[float, ...] = (0.02, 0.98)  # lowest and highest level at which teacher and fake model are asked
+    adversarial_weight: NonNegativeFloat = 1.0  # λ_adv; at 0 the discriminator has no turn either
+    discriminator_noise_range: tuple[float, ...] = (0.0, 0.2)  # lowest and highest t_d
+    discriminator_blocks: Positive = 6  # of the teacher, which the discriminator stands on
 
     def __post_init__(self) -> None:
-        if min(self.probabilities) < 0 or abs(sum(self.probabilities) - 1) > 1e-6:
-            raise ValueError(f"probabilities: {list(self.probabilities)} must be 0 or more and add up to 1")
-        for name in ("tau", "critic_noise"):
+        if min(self.step_probabilities) < 0 or abs(sum(self.step_probabilities) - 1) > 1e-6:
+            raise ValueError(f"step_probabilities: {list(self.step_probabilities)} must be 0 or more and add up to 1")
+        for name in ("noise_range", "discriminator_noise_range"):
             levels = getattr(self, name)
             if len(levels) != 2 or not 0 <= levels[0] < levels[1] <= 1:
                 raise ValueError(f"{name}: {list(levels)} must be two levels, 0 <= lowest < highest <= 1")
-        if self.weight == "kl" and self.tau[0] == 0:
-            raise ValueError("tau: the weight kl is infinite at 0; begin above 0")
+        if self.loss_weight == "kl" and self.noise_range[0] == 0:
+            raise ValueError("noise_range: the weight kl is infinite at 0; begin above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,19 +117,20 @@ class DistillConfig(BaseConfig):
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
-        steps, given = self.sampling.steps, len(self.distillation.probabilities)
+        steps, given = self.sampling.steps, len(self.distillation.step_probabilities)
         if self.sampling.guidance != 1:
             raise ValueError(f"sampling.guidance: {self.sampling.guidance:g}; a student samples without: give 1")
         if given != steps:
             raise ValueError(
-                f"distillation.probabilities: {given} values for the {steps} steps of sampling.steps; give one for each"
+                f"distillation.step_probabilities: {given} values for the {steps} steps of sampling.steps; "
+                f"give one for each"
             )
-        if self.distillation.blocks > self.model.backbone.depth:
+        blocks, depth = self.distillation.discriminator_blocks, self.model.backbone.depth
+        if blocks > depth:
             raise ValueError(
-                f"distillation.blocks: {self.distillation.blocks} of a teacher with model.backbone.depth "
-                f"{self.model.backbone.depth}; take at most that many"
+                f"distillation.discriminator_blocks: {blocks} of a teacher with model.backbone.depth {depth}; "
+                f"take at most that many"
             )
-
         each = self.updates.counts[0]
         if self.training.steps % each:
             raise ValueError(
@@ -146,7 +152,7 @@ class DistillConfig(BaseConfig):
     @property
     def cycle(self) -> Cycle:
         student, fake, discriminator = self.updates.counts
-        if not self.distillation.adversarial:
+        if not self.distillation.adversarial_weight:
             discriminator = 0
         return Cycle(student, fake, discriminator, self.warm_start.updates, self.updates.fake_warm_up)
 

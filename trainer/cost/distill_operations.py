@@ -16,15 +16,15 @@ def update_flops(config: DistillConfig, phase: Phase, k: int, text_tokens: int) 
     settings, warm = config.distillation, config.warm_start
     parts = forward_flops(config.model, text_tokens)
     whole, conditioner = parts["total"], parts["temporal"] + parts["fusion"]
-    trunk = forward_flops(config.model, text_tokens, settings.blocks)["total"]
-    guided = 1 if settings.guidance == 1 else 2
+    trunk = forward_flops(config.model, text_tokens, settings.discriminator_blocks)["total"]
+    guided = 1 if settings.teacher_guidance == 1 else 2
     sampling = whole * k  # up to z at this step
     if phase is Phase.WARM_START:
-        return 3 * whole + sampling * warm.rollout + (0 if warm.pairs else guided * whole * warm.steps)
+        return 3 * whole + sampling * warm.rollout + (0 if warm.pairs else guided * whole * warm.ode_steps)
     if phase is Phase.STUDENT:
         through_z = {"dmd": 0, "eq10": guided + 1, "eq10_sg_teacher": 1}[settings.loss]
         matching = (guided + 1) * whole + through_z * (whole - conditioner)
-        adversarial = 2 * trunk - conditioner if settings.adversarial else 0
+        adversarial = 2 * trunk - conditioner if settings.adversarial_weight else 0
         return sampling + 3 * whole + matching + adversarial
     return sampling + whole + (2 * trunk if phase is Phase.DISCRIMINATOR else 3 * whole)
 
@@ -34,7 +34,7 @@ def rounds_within(config: DistillConfig, budget: float, text_tokens: int) -> int
     had one sample; the student's step is taken at its mean."""
 
     def expected(phase: Phase) -> float:
-        shares = config.distillation.probabilities
+        shares = config.distillation.step_probabilities
         return sum(p * update_flops(config, phase, k, text_tokens) for k, p in enumerate(shares))
 
     cycle = config.cycle
@@ -47,7 +47,7 @@ def divided(config: DistillConfig, budget: float) -> tuple[int, int, int]:
     """A budget of operations in pairs, updates of the regression on them, and training steps in rounds; `config` has
     pairs."""
     batch, tokens, warm = config.training.global_batch, config.model.text.max_tokens, config.warm_start
-    pair = warm.steps * 2 * forward_flops(config.model, tokens)["total"]
+    pair = warm.ode_steps * 2 * forward_flops(config.model, tokens)["total"]
     regression = mean(update_flops(config, Phase.WARM_START, k, tokens) for k in range(config.sampling.steps))
     count = max(batch, int(PAIRS * budget / (pair + PASSES * regression)))
     updates = PASSES * count // batch

@@ -33,19 +33,21 @@ def forward_flops(model: ModelConfig, text_tokens: int, n_blocks: int | None = N
         "attention": depth * 4 * everything**2 * w,
         "modulation": linear(1, w, w) * (12 * depth - 4 * ends + 2 * (n_blocks is None)),
         "temporal": _transformer(model.video_temporal, model.video.steps) + _transformer(model.audio_temporal, audio),
-        "projections": linear(latent, codec.channels, w * (1 if n_blocks else 2))
+        "projections": linear(latent, codec.latent_channels, w * (1 if n_blocks else 2))
         + linear(condition, fusion.width, w)
         + linear(model.video.steps, model.video.dim + fusion.width, model.video_temporal.width)
-        + linear(audio, codec.channels + fusion.width, model.audio_temporal.width)
+        + linear(audio, codec.latent_channels + fusion.width, model.audio_temporal.width)
         + linear(text_tokens, model.text.dim, fusion.width)
         + linear(1, 256 + w, w),
         "fusion": 0,
     }
     if backbone.linear_path and n_blocks is None:
-        parts["projections"] += linear(latent, codec.channels, 2 * codec.channels) + linear(1, w, codec.channels)
+        parts["projections"] += linear(latent, codec.latent_channels, 2 * codec.latent_channels) + linear(
+            1, w, codec.latent_channels
+        )
     if fusion.enabled and fusion.gates:
         parts["fusion"] += linear(condition, fusion.width, fusion.width)
-    if fusion.enabled and fusion.attend:
+    if fusion.enabled and fusion.attention:
         queries = 3 * fusion.queries
         inner = _transformer(TransformerConfig(fusion.width, fusion.depth, fusion.heads), queries)
         gather = linear(queries, fusion.width, 2 * fusion.width) + linear(condition, fusion.width, 2 * fusion.width)

@@ -92,9 +92,10 @@ def workload(config: BaseConfig, on_gpu: bool = True, tokens: int = 0) -> Worklo
     simulated = Simulated(config.model, precision, config.kernels if on_gpu else None, tokens)
     head = [parameter.numel() for parameter in simulated.head.parameters()]
     models = roles(config, simulated.sizes(), head)
-    if any(role.zero is not None and role.zero.offload for role in models):
+    if any(role.zero is not None and role.zero.offload_optimizer for role in models):
         raise ValueError(  # `Role.bytes` does, but does not say which of them are a GPU's
-            "zero.offload: true, which the arithmetic does not cover; plan with --set zero.offload=false"
+            "zero.offload_optimizer: true, which the arithmetic does not cover; "
+            "plan with --set zero.offload_optimizer=false"
         )
     if isinstance(config, DistillConfig):
         updates = _distillation(config, simulated, tokens)
@@ -119,10 +120,10 @@ def _pretraining(config: BaseConfig, simulated: Simulated, tokens: int) -> list[
 
 def _distillation(config: DistillConfig, simulated: Simulated, tokens: int) -> list[Update]:
     """The student's step is taken at its mean. A discriminator's update keeps less than what stands here."""
-    settings, cycle, chances = config.distillation, config.cycle, config.distillation.probabilities
+    settings, cycle, chances = config.distillation, config.cycle, config.distillation.step_probabilities
     before = sum(k * chance for k, chance in enumerate(chances))  # passes up to z at the student's step
-    trunk = int(settings.adversarial > 0)
-    solving = 0 if config.warm_start.pairs else config.warm_start.steps
+    trunk = int(settings.adversarial_weight > 0)
+    solving = 0 if config.warm_start.pairs else config.warm_start.ode_steps
     rolled = before if config.warm_start.rollout else 0
     through: dict[Phase, tuple[str, dict[str, tuple[float, float]]]] = {
         Phase.WARM_START: ("student", {"student": (rolled + 1, 1), "teacher": (solving, 0)}),
@@ -135,7 +136,7 @@ def _distillation(config: DistillConfig, simulated: Simulated, tokens: int) -> l
         ),
     }
     own, student = _line(simulated.training), _line(lambda n, again: simulated.student(config, n, again))
-    whole, part = _blocks(config, tokens), _blocks(config, tokens, settings.blocks)
+    whole, part = _blocks(config, tokens), _blocks(config, tokens, settings.discriminator_blocks)
     again = {Phase.STUDENT: whole + trunk * part, Phase.DISCRIMINATOR: 0}
     total, found = cycle.total(config.training.steps), []
     for phase, (role, passes) in through.items():

@@ -14,7 +14,9 @@ SAVED_EVERY = 1800.0  # seconds between two saves, for the share that they take
 def figures(work: Workload, cluster: Cluster) -> dict[str, Any]:
     """Everything that a plan says, as JSON."""
     gpu, training = cluster.gpu, work.training
-    configured = Arrangement(cluster.gpus, None, training.micro_batch, training.global_batch, training.checkpointing)
+    configured = Arrangement(
+        cluster.gpus, None, training.micro_batch, training.global_batch, training.activation_checkpointing
+    )
     choice, wrong = choose(work, cluster), undivided(work, cluster)
     timed = choice.plan if choice else None
     return {

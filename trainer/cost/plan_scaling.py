@@ -34,7 +34,7 @@ def figures(work: Workload, clusters: Sequence[Cluster], each: int = 0) -> dict[
 
 
 def _row(work: Workload, cluster: Cluster, each: int) -> dict[str, Any]:
-    batch, again = each * cluster.gpus or nearest(work, cluster.gpus), work.training.checkpointing
+    batch, again = each * cluster.gpus or nearest(work, cluster.gpus), work.training.activation_checkpointing
     plans = [Arrangement(cluster.gpus, 2, size, batch, again) for size in micro_batches(batch, cluster.gpus)]
     fitting = [plan for plan in plans if arranged(work, plan).total <= room(cluster.gpu)]
     if not fitting:

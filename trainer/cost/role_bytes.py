@@ -78,13 +78,13 @@ def role_bytes(
         share = sum(math.ceil(size / ranks) for size in sizes)
         kept = sum(math.ceil(size / ranks) * ranks for size in sizes if size < persistent) if ranks > 1 else 0
         steps = _groups([math.ceil(size / ranks) for size in sizes], group)
-        gradients = 4 * share * (2 if zero.offload else 1)
+        gradients = 4 * share * (2 if zero.offload_optimizer else 1)
         return RoleBytes(low * (share + kept) + 4 * share, gradients, 8 * share + STEP * steps, 4 * share)
     whole = math.ceil(count / (ALIGNED * ranks)) * ALIGNED * ranks  # padded, so that it can be shared out
     share = whole // ranks
     start, end = rank * share, (rank + 1) * share
     weights = low * whole + 4 * share
-    if zero.offload:
+    if zero.offload_optimizer:
         weights, gradients = weights + low * share, 4 * share
         if precision == "bf16":
             gradients += 4 * share  # summed before they go to the host

@@ -126,7 +126,7 @@ class Simulated:
         def forward(z: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
             estimate = self.trained(z, t, *conditions).float()
             leaf = estimate.detach().requires_grad_()
-            times = 1 if settings.guidance == 1 else 2
+            times = 1 if settings.teacher_guidance == 1 else 2
             with torch.set_grad_enabled(settings.loss == "eq10"):
                 both = [torch.cat([x] * times) for x in (leaf.to(self.dtype), t, *conditions)]
                 teacher = self.frozen(*both)[:batch].float()
@@ -135,8 +135,8 @@ class Simulated:
             direction = fake - teacher
             if direction.requires_grad:
                 (direction,) = torch.autograd.grad(direction.square().mean(), leaf)
-            if settings.adversarial:
-                features = self.frozen(leaf.to(self.dtype), t, *conditions, n_blocks=settings.blocks)
+            if settings.adversarial_weight:
+                features = self.frozen(leaf.to(self.dtype), t, *conditions, n_blocks=settings.discriminator_blocks)
                 (pulled,) = torch.autograd.grad(self.head(features).float().mean(), leaf)
                 direction = direction + pulled
             return (estimate * direction.detach()).sum()
@@ -156,7 +156,11 @@ class Simulated:
     def _inputs(self, n: int) -> list[Tensor]:
         """z, t, video, audio, text, text_length."""
         codec, video, text = self.config.codec, self.config.video, self.config.text
-        shapes = [(n, codec.frames, codec.channels), (n, video.steps, video.dim), (n, codec.frames, codec.channels)]
+        shapes = [
+            (n, codec.frames, codec.latent_channels),
+            (n, video.steps, video.dim),
+            (n, codec.frames, codec.latent_channels),
+        ]
         z, clip, audio = (torch.empty(shape, dtype=self.dtype) for shape in shapes)
         words = torch.empty(n, self.tokens, text.dim, dtype=self.dtype)
         return [z, torch.empty(n), clip, audio, words, torch.empty(n, dtype=torch.int64)]

@@ -192,12 +192,14 @@ class BatchAssembler:
         frames = self.model.codec.frames
         mask = torch.zeros(frames)
         if task == "inpainting":
-            hole = max(1, round(frames * rng.uniform(self.data.inpaint[0], self.data.inpaint[1])))
+            hole = max(1, round(frames * rng.uniform(self.data.inpainting_hole[0], self.data.inpainting_hole[1])))
             start = int(rng.integers(0, frames - hole + 1))
             mask[:] = 1
             mask[start : start + hole] = 0
         elif task == "completion":
-            mask[: max(1, round(frames * rng.uniform(self.data.prefix[0], self.data.prefix[1])))] = 1
+            mask[
+                : max(1, round(frames * rng.uniform(self.data.completion_prefix[0], self.data.completion_prefix[1])))
+            ] = 1
         return mask
 
     def _dropout(self, rng: np.random.Generator) -> tuple[bool, bool, bool]:

@@ -61,9 +61,9 @@ def solver_settings(config: DistillConfig, teacher: str) -> dict[str, Any]:
     return {
         "teacher": teacher,
         "precision": config.teacher.precision,
-        "guidance": config.distillation.guidance,
-        "steps": warm.steps,
-        "shift": warm.shift,
+        "guidance": config.distillation.teacher_guidance,
+        "steps": warm.ode_steps,
+        "shift": warm.ode_shift,
     }
 
 

@@ -67,7 +67,7 @@ def validate(record: Record, codec: CodecConfig, video: VideoConfig) -> Record:
     Raises:
         ValueError: a shape differs from the configuration, a value is not finite or beyond float16, or a text is empty.
     """
-    latents = (codec.frames, codec.channels)
+    latents = (codec.frames, codec.latent_channels)
     where = f"record {record.id!r}"
     if not record.id or record.domain not in DOMAINS:
         raise ValueError(f"{where}: id must not be empty and domain {record.domain!r} must be one of {DOMAINS}")

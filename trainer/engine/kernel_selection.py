@@ -51,8 +51,8 @@ def check(wanted: KernelsConfig, precision: str, model: ModelConfig) -> None:
         name, head = getattr(wanted, op), width if op == "joint_attention" else 0
         if name != "auto" and (why := missing(name, device, dtype, head)):
             raise ValueError(f"kernels.{op}: {name!r} {why}")
-    if wanted.table:
-        read_table(Path(wanted.table))
+    if wanted.benchmark_file:
+        read_table(Path(wanted.benchmark_file))
 
 
 def choose(config: BaseConfig, world: "World", output: Path, precision: str) -> Ops:
@@ -67,7 +67,7 @@ def chosen(config: BaseConfig, world: "World", precision: str, output: Path | No
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         held = output / TABLE if output else None
         shape = Shape.of(config.model, config.training.micro_batch)
-        table = read_table(Path(config.kernels.table)) if config.kernels.table else None
+        table = read_table(Path(config.kernels.benchmark_file)) if config.kernels.benchmark_file else None
         if held and held.exists():
             table = read_table(held)
         choice, measured = decide(config.kernels, shape, world.device, dtype, table, config.training.compile)
@@ -248,7 +248,9 @@ def device_name(device: torch.device) -> str:
 def read_table(path: Path) -> list[dict[str, Any]]:
     """Rows that `launch/bench.py kernels` wrote. Raises FileNotFoundError, ValueError with what is wrong."""
     if not path.is_file():
-        raise FileNotFoundError(f"kernels.table: {path} is no file; launch/bench.py kernels --out {path} writes one")
+        raise FileNotFoundError(
+            f"kernels.benchmark_file: {path} is no file; launch/bench.py kernels --out {path} writes one"
+        )
     try:
         rows = json.loads(path.read_text())["rows"]
         for row in rows:

@@ -104,15 +104,17 @@ class Engine:
             betas=(optimizer.betas[0], optimizer.betas[1]),
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
-            fused=not zero.offload,
+            fused=not zero.offload_optimizer,
         )
-        config = merged(deepspeed_config(zero, optimizer.clip, precision, micro_batch, accumulation), overrides)
+        config = merged(
+            deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation), overrides
+        )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
         self.module: nn.Module = self.engine.module
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
         self.sharded = hasattr(self.optimizer, "optimizer")  # else plain AdamW on replicated fp32 parameters
-        self.clip, self.offload = optimizer.clip, zero.offload
+        self.clip, self.offload = optimizer.max_grad_norm, zero.offload_optimizer
         self.norm = float("nan")  # of the last gradient, where nothing is sharded
         self._updates = 0
         self._gradient_bytes = 0
@@ -315,7 +317,7 @@ def deepspeed_config(
         "contiguous_gradients": True,
         "round_robin_gradients": False,
     }
-    if zero.offload:
+    if zero.offload_optimizer:
         stage["offload_optimizer"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,

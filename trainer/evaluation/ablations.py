@@ -43,15 +43,15 @@ def groups(depth: int, lr: float, updates: int) -> list[Variant]:
     """All variants, for a teacher of `depth` blocks, a student's learning rate and updates of its warm start."""
     student = [Variant("base", "base", run="base")]
     student += [
-        Variant("discriminator depth", f"{blocks} of {depth} blocks", (f"distillation.blocks={blocks}",))
+        Variant("discriminator depth", f"{blocks} of {depth} blocks", (f"distillation.discriminator_blocks={blocks}",))
         for blocks in sorted({max(1, round(depth * share)) for share in (1 / 4, 1 / 2, 3 / 4, 1)})
     ]
     student += [
-        Variant("steps drawn", name, (f"distillation.probabilities={shares}",))
+        Variant("steps drawn", name, (f"distillation.step_probabilities={shares}",))
         for name, shares in (("uniform", UNIFORM), ("early", EARLY), ("late", LATE))
     ]
     student += [
-        Variant("adversarial loss", f"{value:g}" if value else "off", (f"distillation.adversarial={value}",))
+        Variant("adversarial loss", f"{value:g}" if value else "off", (f"distillation.adversarial_weight={value}",))
         for value in (0, 0.01, 0.1, 1, 3, 10)
     ]
     student += [
@@ -59,14 +59,14 @@ def groups(depth: int, lr: float, updates: int) -> list[Variant]:
         for preset in ("paper", "even", "dmd2")
         for rate, factor in (("as student", 1), ("raised", 10))
     ]
-    student += [Variant("sampler", kind, (f"sampling.kind={kind}",)) for kind in ("euler", "renoise")]
+    student += [Variant("sampler", kind, (f"sampling.sampler={kind}",)) for kind in ("euler", "renoise")]
     student += [Variant("Eq. 10", loss, (f"distillation.loss={loss}",)) for loss in ("eq10", "eq10_sg_teacher")]
     student += [
         Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs=")),
         Variant("warm start", "from noised endpoints", ("warm_start.rollout=false",)),
         *(Variant("warm start", f"{n} updates", (f"warm_start.updates={n}",)) for n in (updates // 2, 2 * updates)),
     ]
-    fusion = (("whole", ()), ("none", ("enabled",)), ("no gates", ("gates",)), ("no queries", ("attend",)))
+    fusion = (("whole", ()), ("none", ("enabled",)), ("no gates", ("gates",)), ("no queries", ("attention",)))
     teachers = [
         Variant("MAF", name, tuple(f"model.fusion.{part}=false" for part in parts), teacher=True)
         for name, parts in fusion

@@ -75,5 +75,5 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
 
 def _assembler(config: ModelConfig) -> BatchAssembler:
     """The training's own way from records to conditions, with its usual holes; no stream is ever read."""
-    data = DataConfig((StreamConfig("", {"T2A": 1.0}),), prefix=(PREFIX, PREFIX))
+    data = DataConfig((StreamConfig("", {"T2A": 1.0}),), completion_prefix=(PREFIX, PREFIX))
     return BatchAssembler(config, data, build_text_encoder(config.text), seed=0)

@@ -39,7 +39,7 @@ class ClipGenerator:
     ) -> None:
         """Raises ValueError when the folder is no weights folder of this project, or the device is not here."""
         wanted = kernels or KernelsConfig()
-        table = kernel_selection.read_table(Path(wanted.table)) if wanted.table else None
+        table = kernel_selection.read_table(Path(wanted.benchmark_file)) if wanted.benchmark_file else None
         self.device = choose_device(device)
         self.dtype = dtype
         self.model = load_weights(Path(weights)).to(self.device, dtype).eval()
@@ -66,7 +66,7 @@ class ClipGenerator:
         config, n = self.model.config, len(request.texts)
         text, length = self.encode_text(list(request.texts))
         video = request.video if request.video is not None else torch.zeros(n, config.video.steps, config.video.dim)
-        audio = torch.zeros(n, config.codec.frames, config.codec.channels)
+        audio = torch.zeros(n, config.codec.frames, config.codec.latent_channels)
         if request.audio is not None and request.given is not None:
             audio = request.audio * request.given.unsqueeze(-1)
         return Conditions(video, audio, text, length)
@@ -88,7 +88,7 @@ class ClipGenerator:
         generators = [torch.Generator().manual_seed(s) for s in seeds]
 
         def draw() -> Tensor:
-            noise = [torch.randn(codec.frames, codec.channels, generator=g) for g in generators]
+            noise = [torch.randn(codec.frames, codec.latent_channels, generator=g) for g in generators]
             return torch.stack(noise).to(self.device)
 
         known = mask = None

@@ -76,7 +76,7 @@ class Sound:
         video = None if self._video is None else next(self._video)[None]
         audio, given = self._kept or (None, None)
         if self._end is not None:
-            audio, given = torch.zeros(self.codec.frames, self.codec.channels), torch.zeros(self.codec.frames)
+            audio, given = torch.zeros(self.codec.frames, self.codec.latent_channels), torch.zeros(self.codec.frames)
             audio[: self.overlap], given[: self.overlap] = self._end, 1
         return Request(
             [self.prompt.words],

@@ -32,7 +32,7 @@ def joined(requests: Sequence[Request], config: ModelConfig) -> Request:
     codec, video = config.codec, config.video
     shapes = {
         "video": (video.steps, video.dim),
-        "audio": (codec.frames, codec.channels),
+        "audio": (codec.frames, codec.latent_channels),
         "given": (codec.frames,),
     }
     tensors: dict[str, Tensor] = {}

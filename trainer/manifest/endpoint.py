@@ -24,7 +24,7 @@ from .manifest import SCHEMA, ManifestEntry
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 SOUND_CODEC = CodecConfig(
-    "logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, channels=1
+    "logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, latent_channels=1
 )  # what models hear
 PICTURE_SIZE = 336  # pixels, height and width
 TIME_TOLERANCE = 0.5  # seconds by which a time may lie beyond the end: models round

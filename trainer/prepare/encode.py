@@ -153,8 +153,8 @@ def decode_entry(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
         encoders.video,
         entry.start,
         entry.end,
-        sound_slack=encoders.filters.missing_sound,
-        video_slack=encoders.filters.missing_video,
+        sound_slack=encoders.filters.max_missing_sound,
+        video_slack=encoders.filters.max_missing_video,
     )
     seconds = 0.0
     try:
@@ -226,7 +226,8 @@ def _separate(task: EntryTask, kept: ScoredClips) -> tuple[ScoredClips, list[Rej
     silent = (Reason.SILENT.value, "nothing is left of it")
     clips = separate(separator, network, [clip for clip, _ in kept], rate)
     faults = [
-        silent if clip.peak < encoders.filters.peak else silence_fault(clip, rate, encoders.filters) for clip in clips
+        silent if clip.peak < encoders.filters.min_peak else silence_fault(clip, rate, encoders.filters)
+        for clip in clips
     ]
     pairs = list(zip(clips, (known for _, known in kept), strict=True))
     rejections = [_clip_rejection(task.entry, clip, f) for clip, f in zip(clips, faults, strict=True) if f]

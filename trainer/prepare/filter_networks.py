@@ -119,10 +119,10 @@ def score_fault(classifier: ClassifierConfig, score: float | None) -> tuple[str,
     reason = f"{Filtered.CLASSIFIER} {classifier.name}"
     if score is None:
         return None
-    if classifier.least is not None and not score >= classifier.least:  # what is no number is left out, too
-        return reason, f"{score:.3f}, less than {classifier.least:g}"
-    if classifier.most is not None and not score <= classifier.most:
-        return reason, f"{score:.3f}, more than {classifier.most:g}"
+    if classifier.min_score is not None and not score >= classifier.min_score:  # what is no number is left out, too
+        return reason, f"{score:.3f}, less than {classifier.min_score:g}"
+    if classifier.max_score is not None and not score <= classifier.max_score:
+        return reason, f"{score:.3f}, more than {classifier.max_score:g}"
     return None
 
 

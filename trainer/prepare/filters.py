@@ -10,6 +10,7 @@ from typing import Literal
 
 import numpy as np
 
+from ...models.strict import NonNegativeFloat, Positive, Share
 from ..data.record import DOMAINS
 from ..media.audio_decode import SLACK, Wave
 from ..media.clips import Clip
@@ -47,16 +48,18 @@ class ClassifierConfig:
     rate: int = 0  # Hz, for "audio"
     size: int = 0  # pixels a side, for "video"
     column: int = 0
-    least: float | None = None  # a clip is kept from this score on
-    most: float | None = None  # and up to this one
+    min_score: float | None = None  # a clip is kept from this score on
+    max_score: float | None = None  # and up to this one
     domains: tuple[str, ...] = DOMAINS
 
     def __post_init__(self) -> None:
         wanted, other = ("rate", "size") if self.input == "audio" else ("size", "rate")
         if getattr(self, wanted) < 1 or getattr(self, other):
             raise ValueError(f"{wanted}: {getattr(self, wanted)}; {self.input} wants it above 0, and no {other}")
-        if self.least is None and self.most is None:
-            raise ValueError("least: missing; give the score that a clip needs, or `most` that it may have")
+        if self.min_score is None and self.max_score is None:
+            raise ValueError(
+                "min_score: missing; give the score that a clip needs, or `max_score`, which it may not exceed"
+            )
         _check_domains(self.domains)
 
 
@@ -69,14 +72,12 @@ class SeparatorConfig:
     """
 
     file: str  # TorchScript, or ONNX where it ends in .onnx
-    rate: int  # Hz
+    rate: Positive  # Hz
     channels: Literal[1, 2] = 2
     stem: int = 0
     domains: tuple[str, ...] = ("music",)
 
     def __post_init__(self) -> None:
-        if self.rate < 1:
-            raise ValueError(f"rate: {self.rate} must be above 0")
         _check_domains(self.domains)
 
 
@@ -84,29 +85,27 @@ class SeparatorConfig:
 class FiltersConfig:
     """What is kept; the defaults keep everything that is whole and sounds."""
 
-    missing_sound: float = SLACK  # seconds that a file's sound may lack of its declared length
-    missing_video: float = VIDEO_SLACK  # seconds of sound at a file's beginning and end that may have no pictures
-    peak: float = -80.0  # dB of full scale that a clip has to reach
-    shortest_file: float = 0.0  # seconds of a file, or of the segment that its line names
-    longest_file: float = 0.0  # seconds; 0 is without limit
-    shortest_clip: float = 0.0  # seconds of sound in a clip; the rest of it is padding
-    silent: float = 1.0  # largest share of a clip's sound that is below `silence`
-    silence: float = -60.0  # dB of full scale, over WINDOW
-    clipped: float = 1.0  # largest share of a clip's samples that ran into full scale
-    static: float = 1.0  # largest share of the steps from image to image in which the picture stands still
-    stillness: float = 0.5  # of 255: the mean change of a pixel below which it does
+    max_missing_sound: NonNegativeFloat = SLACK  # seconds that a file's sound may lack of its declared length
+    max_missing_video: NonNegativeFloat = (
+        VIDEO_SLACK  # seconds of sound at a file's beginning and end that may have no pictures
+    )
+    min_peak: float = -80.0  # dB of full scale that a clip has to reach
+    min_file_seconds: NonNegativeFloat = 0.0  # seconds of a file, or of the segment that its line names
+    max_file_seconds: NonNegativeFloat = 0.0  # seconds; 0 is without limit
+    min_clip_seconds: NonNegativeFloat = 0.0  # seconds of sound in a clip; the rest of it is padding
+    max_silent: Share = 1.0  # largest share of a clip's sound that is below `silence_level`
+    silence_level: float = -60.0  # dB of full scale, over WINDOW
+    max_clipped: Share = 1.0  # largest share of a clip's samples that ran into full scale
+    max_static: Share = 1.0  # largest share of the steps from image to image in which the picture stands still
+    static_threshold: NonNegativeFloat = 0.5  # of 255: the mean change of a pixel below which it does
     classifiers: tuple[ClassifierConfig, ...] = ()
     separator: SeparatorConfig | None = None
 
     def __post_init__(self) -> None:
-        for name in ("silent", "clipped", "static"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name}: {getattr(self, name)} must be a share from 0 to 1")
-        for name in ("missing_sound", "missing_video", "shortest_file", "longest_file", "shortest_clip", "stillness"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}: {getattr(self, name)} must be at least 0")
-        if 0 < self.longest_file <= self.shortest_file:
-            raise ValueError(f"longest_file: {self.longest_file} must be above shortest_file, {self.shortest_file}")
+        if 0 < self.max_file_seconds <= self.min_file_seconds:
+            raise ValueError(
+                f"max_file_seconds: {self.max_file_seconds} must be above min_file_seconds, {self.min_file_seconds}"
+            )
         names = [classifier.name for classifier in self.classifiers]
         if len(set(names)) < len(names) or "" in names:
             raise ValueError(f"classifiers: each needs a name of its own, got {names}")
@@ -114,40 +113,47 @@ class FiltersConfig:
 
 def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str, str] | None:
     """Why a file that has given `seconds` of sound, and has `ended` or not, is left out: reason and detail."""
-    if filters.longest_file and seconds > filters.longest_file:
-        return Filtered.LONG_FILE, f"longer than {filters.longest_file:g} s"
-    if ended and seconds < filters.shortest_file:
-        return Filtered.SHORT_FILE, f"{seconds:.2f} s, shorter than {filters.shortest_file:g} s"
+    if filters.max_file_seconds and seconds > filters.max_file_seconds:
+        return Filtered.LONG_FILE, f"longer than {filters.max_file_seconds:g} s"
+    if ended and seconds < filters.min_file_seconds:
+        return Filtered.SHORT_FILE, f"{seconds:.2f} s, shorter than {filters.min_file_seconds:g} s"
     return None
 
 
 def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
     """Why a clip whose sound has `rate` Hz is left out, if it is: reason and detail. Networks are asked elsewhere."""
-    if clip.peak < filters.peak:
-        return Reason.SILENT, f"nothing above {filters.peak:g} dB"
-    if clip.seconds < filters.shortest_clip:
-        return Filtered.SHORT_CLIP, f"{clip.seconds:.2f} s of sound, less than {filters.shortest_clip:g}"
-    if clip.clipped > filters.clipped:
-        return Filtered.CLIPPING, f"{clip.clipped:.1%} of the samples at full scale, more than {filters.clipped:.1%}"
+    if clip.peak < filters.min_peak:
+        return Reason.SILENT, f"nothing above {filters.min_peak:g} dB"
+    if clip.seconds < filters.min_clip_seconds:
+        return Filtered.SHORT_CLIP, f"{clip.seconds:.2f} s of sound, less than {filters.min_clip_seconds:g}"
+    if clip.clipped > filters.max_clipped:
+        return (
+            Filtered.CLIPPING,
+            f"{clip.clipped:.1%} of the samples at full scale, more than {filters.max_clipped:.1%}",
+        )
     return silence_fault(clip, rate, filters) or _static_fault(clip, filters)
 
 
 def silence_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
     """The same for silence alone, which a separator can bring."""
-    share = silent_share(clip.wave[:, : round(clip.seconds * rate)], rate, filters.silence) if filters.silent < 1 else 0
-    if share > filters.silent:
-        return Filtered.SILENCE, f"{share:.0%} below {filters.silence:g} dB, more than {filters.silent:.0%}"
+    share = (
+        silent_share(clip.wave[:, : round(clip.seconds * rate)], rate, filters.silence_level)
+        if filters.max_silent < 1
+        else 0
+    )
+    if share > filters.max_silent:
+        return Filtered.SILENCE, f"{share:.0%} below {filters.silence_level:g} dB, more than {filters.max_silent:.0%}"
     return None
 
 
 def _static_fault(clip: Clip, filters: FiltersConfig) -> tuple[str, str] | None:
-    if filters.static == 1 or len(clip.images) < 2:
+    if filters.max_static == 1 or len(clip.images) < 2:
         return None
     small = clip.images[..., ::APART, ::APART].astype(np.int16)
     change = np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
-    share = float((change < filters.stillness).mean())
-    if share > filters.static:
-        return Filtered.STATIC, f"the picture stands still for {share:.0%}, more than {filters.static:.0%}"
+    share = float((change < filters.static_threshold).mean())
+    if share > filters.max_static:
+        return Filtered.STATIC, f"the picture stands still for {share:.0%}, more than {filters.max_static:.0%}"
     return None
 
 

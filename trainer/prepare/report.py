@@ -88,7 +88,9 @@ def _filters(filters: FiltersConfig) -> str:
     numbers = [f.name for f in fields(filters) if f.name not in ("classifiers", "separator")]
     said = [f"{n} {getattr(filters, n):g}" for n in numbers if getattr(filters, n) != getattr(default, n)]
     for c in filters.classifiers:
-        limits = [f"at least {c.least:g}"] * (c.least is not None) + [f"at most {c.most:g}"] * (c.most is not None)
+        limits = [f"at least {c.min_score:g}"] * (c.min_score is not None) + [f"at most {c.max_score:g}"] * (
+            c.max_score is not None
+        )
         said.append(f"{c.name} {' and '.join(limits)}")
     return "; ".join(said + ["separated"] * (filters.separator is not None)) or "whatever is whole and sounds"
 

@@ -44,7 +44,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
         check_pairs(config, digest)
     about = {"config": strict.to_dict(config), "teacher": digest}
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.start(config.training.threads, config.timeouts.start)
+        world = zero.start(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
         task = Distillation(config, weights, world, kernel_selection.choose(config, world, output, config.precision))
         if world.rank == 0:

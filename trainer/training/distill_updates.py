@@ -64,7 +64,9 @@ class Distillation:
         self.ema = Ema(config.ema, self.engines["student"].shards())
         self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}
         d = config.distillation
-        self.teacher = Teacher(frozen, build_text_encoder(config.model.text), d.guidance, d.blocks)
+        self.teacher = Teacher(
+            frozen, build_text_encoder(config.model.text), d.teacher_guidance, d.discriminator_blocks
+        )
         self.draws = DistillDraws(config.training.seed, world.device)
         self.meter = Meter()
         self.previews = Previews(config)
@@ -130,7 +132,7 @@ class Distillation:
         this."""
         values = self.meter.read()
         if "adversarial" in values:
-            share = self.config.distillation.adversarial * values["adversarial_gradient"]
+            share = self.config.distillation.adversarial_weight * values["adversarial_gradient"]
             values["gradient_ratio"] = share / max(values["dm_gradient"], 1e-12)
         norms = {f"grad_norm/{name}": engine.gradient_norm() for name, engine in self.engines.items()}
         values |= {name: norm for name, norm in norms.items() if math.isfinite(norm)}  # nan before its first update
@@ -148,12 +150,12 @@ class Distillation:
             if share < COLLAPSED:
                 found.append(
                     f"the student's samples become {words}: their {what} is {share:.2f} of the data's; lower "
-                    f"student.optimizer.lr, raise fake.optimizer.lr or lower distillation.adversarial"
+                    f"student.optimizer.lr, raise fake.optimizer.lr or lower distillation.adversarial_weight"
                 )
         if "discriminator" in values and values["discriminator"] < WON:
             found.append(
                 f"the discriminator tells every sample from data (hinge loss {values['discriminator']:.3f}): lower "
-                f"discriminator.optimizer.lr or distillation.adversarial"
+                f"discriminator.optimizer.lr or distillation.adversarial_weight"
             )
         return found
 
@@ -193,7 +195,7 @@ class Distillation:
         warm, k = self.config.warm_start, self._interval(update)
         noise = self.draws.rollout(update, batch, k)
         if batch.noise is None:
-            endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.steps, warm.shift))
+            endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.ode_steps, warm.ode_shift))
         else:
             endpoint, noise[0] = batch.latents, batch.noise
         t = self._level(k, batch)
@@ -201,7 +203,7 @@ class Distillation:
             with torch.no_grad():
                 own = noise_estimate(self._rollout(noise, batch), endpoint, t)
         else:
-            own = noise[0 if self.config.sampling.kind == "euler" else k]
+            own = noise[0 if self.config.sampling.sampler == "euler" else k]
         v = self._trained("student", interpolate(endpoint, own, t), t, batch)
         losses = flow_matching_loss(v, endpoint, own)
         self.meter.add("warm_start", losses)
@@ -217,22 +219,22 @@ class Distillation:
         estimate = kept(clean_estimate(z, self._trained("student", z, t, batch).float(), t), batch)
         leaf = estimate.detach().requires_grad_()
         direction = self._matching(update, batch, leaf)
-        if self.config.distillation.adversarial:
-            direction = direction + self.config.distillation.adversarial * self._adversarial(update, batch, leaf)
+        if self.config.distillation.adversarial_weight:
+            direction = direction + self.config.distillation.adversarial_weight * self._adversarial(update, batch, leaf)
         self._watch(estimate.detach(), batch)
         return (estimate * direction).sum()
 
     def _matching(self, update: int, batch: Batch, leaf: Tensor) -> Tensor:
         """Gradient at ẑ_0 of the mean distribution-matching loss: (B, L, C)."""
         settings = self.config.distillation
-        noise, tau = self.draws.perturbation(update, batch, settings.tau)
+        noise, tau = self.draws.perturbation(update, batch, settings.noise_range)
         z_tau = interpolate(leaf, noise, tau)
         fake = self.engines["fake"]
         with torch.set_grad_enabled(settings.loss == "eq10"):
             v_teacher = self.teacher.velocity(batch.conditions)(z_tau, tau)
         with torch.set_grad_enabled(settings.loss != "dmd"):
             v_fake = through(fake.module, fake.dtype, z_tau, tau, batch.conditions)
-        losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.weight)
+        losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.loss_weight)
         (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("dm", losses)
         self.meter.add("dm_gradient", lengths(direction))
@@ -240,7 +242,7 @@ class Distillation:
 
     def _adversarial(self, update: int, batch: Batch, leaf: Tensor) -> Tensor:
         """Gradient at ẑ_0 of the mean adversarial loss: (B, L, C)."""
-        noise, t = self.draws.critic(update, batch, self.config.distillation.critic_noise)
+        noise, t = self.draws.critic(update, batch, self.config.distillation.discriminator_noise_range)
         engine = self.engines["discriminator"]
         features = self.teacher.features(interpolate(leaf, noise[0], t), t, batch.conditions)
         losses = adversarial_loss(engine.module(features.to(engine.dtype)))
@@ -252,7 +254,7 @@ class Distillation:
     def _fake(self, update: int, batch: Batch) -> Tensor:
         """Eq. 12 on the student's samples."""
         z0 = self._sample(update, batch)
-        z1, tau = self.draws.perturbation(update, batch, self.config.distillation.tau)
+        z1, tau = self.draws.perturbation(update, batch, self.config.distillation.noise_range)
         losses = flow_matching_loss(self._trained("fake", interpolate(z0, z1, tau), tau, batch), z0, z1)
         self.meter.add("fake", losses)
         return losses.mean()
@@ -260,7 +262,7 @@ class Distillation:
     def _discriminator(self, update: int, batch: Batch) -> Tensor:
         """Eq. 13: real latents against the student's samples, each pair under one condition and one noise level."""
         pair = batch.latents, self._sample(update, batch)
-        noise, t = self.draws.critic(update, batch, self.config.distillation.critic_noise)
+        noise, t = self.draws.critic(update, batch, self.config.distillation.discriminator_noise_range)
         engine = self.engines["discriminator"]
         with torch.no_grad():
             noised = [interpolate(z, n, t) for z, n in zip(pair, noise, strict=True)]
@@ -276,7 +278,7 @@ class Distillation:
 
     def _interval(self, update: int) -> int:
         """The student's step that an update is about; the warm start takes all alike."""
-        shares = self.config.distillation.probabilities
+        shares = self.config.distillation.step_probabilities
         equal = self.cycle.phase(update) is Phase.WARM_START
         return self.draws.interval(update, [1 / len(shares)] * len(shares) if equal else shares)
 
@@ -290,7 +292,7 @@ class Distillation:
         for i, fresh in enumerate(noise[1:]):
             t = self._level(i, batch)
             clean = self._denoised(z, t, batch)
-            found = noise_estimate(z, clean, t) if self.config.sampling.kind == "euler" else fresh
+            found = noise_estimate(z, clean, t) if self.config.sampling.sampler == "euler" else fresh
             z = interpolate(clean, found, self._level(i + 1, batch))
         return z
 

@@ -102,7 +102,7 @@ def train(
             run_folder.write_config(output, config)
         stop = entered.enter_context(Stop())
         logs = entered.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
-        kept = config.checkpoint.keep, config.checkpoint.keep_every
+        kept = config.checkpoint.keep_last, config.checkpoint.keep_every
         saver = entered.enter_context(Saver(output, task.roles, about, *kept))
         batches = entered.enter_context(Prefetcher(reader.batches(start), world.device))
         entered.push(watchdog.failing)
@@ -115,7 +115,7 @@ def train(
             batch = next(batches)
             result = task.step(step, batch)
             done = step + 1
-            _count_skipped(skipped, result, step, batch, config.training.max_skipped, logs)
+            _count_skipped(skipped, result, step, batch, config.training.max_skipped_steps, logs)
             logs.advance()
             pace.step(result.flops_per_sample)
             if done % every == 0 or done == steps:
@@ -123,7 +123,7 @@ def train(
                 logs.metrics(done, values, task.shown)
                 for warning in task.warnings(values):
                     logs.say(f"step {done}: {warning}")
-            if config.logging.samples_every and (done % config.logging.samples_every == 0 or done == steps):
+            if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
                 watchdog.enter("sounds of step", done)
                 logs.sounds(done, *task.preview(), config.model.codec.sample_rate)
             stopping, writing = stop.agreed(saver.writes)
@@ -177,7 +177,7 @@ def _surely_saved(task: Task, every: int, beside: bool) -> int:
 
 def _count_skipped(skipped: dict[str, int], result: Step, step: int, batch: Batch, limit: int, logs: Logs) -> None:
     """Counts each role's non-finite steps in a row. Raises FloatingPointError when one has had `limit` of them
-    (`training.max_skipped`)."""
+    (`training.max_skipped_steps`)."""
     if result.applied:
         skipped[result.role] = 0
         return
@@ -196,16 +196,16 @@ class Previews:
 
     def __init__(self, config: BaseConfig) -> None:
         self.config = config
-        self.names = [f"{i} {prompt}" for i, prompt in enumerate(config.logging.prompts)]
+        self.names = [f"{i} {prompt}" for i, prompt in enumerate(config.logging.preview_prompts)]
 
     def load(self) -> None:
         """Text encoder and codec, before training rather than at the first sounds; a run that makes none needs neither
         one's weights. Raises ValueError where they are missing."""
-        if self.names and self.config.logging.samples_every:
+        if self.names and self.config.logging.preview_every:
             try:
                 _ = self.asked, self.codec
             except ValueError as error:
-                raise ValueError(f"{error}; or set logging.samples_every to 0, which makes no sounds") from None
+                raise ValueError(f"{error}; or set logging.preview_every to 0, which makes no sounds") from None
 
     @functools.cached_property
     def codec(self) -> AudioCodec:
@@ -214,16 +214,16 @@ class Previews:
     @functools.cached_property
     def asked(self) -> tuple[Conditions, Nothing]:
         """What the prompts are encoded as, and the absence of everything."""
-        model, prompts = self.config.model, list(self.config.logging.prompts)
+        model, prompts = self.config.model, list(self.config.logging.preview_prompts)
         encode_text = build_text_encoder(model.text)
         video = torch.zeros(len(prompts), model.video.steps, model.video.dim)
-        audio = torch.zeros(len(prompts), model.codec.frames, model.codec.channels)
+        audio = torch.zeros(len(prompts), model.codec.frames, model.codec.latent_channels)
         return Conditions(video, audio, *encode_text(prompts)), Nothing(encode_text)
 
     @torch.no_grad()
     def make(self, model: nn.Module, sampling: SamplingConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
         """Latents (B, L, C) of the prompts, from the same noise every time."""
-        shape = len(self.names), self.config.model.codec.frames, self.config.model.codec.channels
+        shape = len(self.names), self.config.model.codec.frames, self.config.model.codec.latent_channels
         if not self.names:
             return torch.zeros(shape)
         generator = torch.Generator().manual_seed(0)

@@ -56,7 +56,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     )
     check_resumable(out, facts)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.start(config.training.threads, config.timeouts.start)
+        world = zero.start(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
         if world.rank == 0:
             write_json(out / PAIRS_FILE, strict.to_dict(facts))
@@ -86,7 +86,9 @@ class _Making:
     ) -> None:
         self.config, self.facts, self.world, self.out, self.watchdog = config, facts, world, out, watchdog
         encode_text = build_text_encoder(config.model.text)
-        self.teacher = Teacher(frozen, encode_text, config.distillation.guidance, config.distillation.blocks)
+        self.teacher = Teacher(
+            frozen, encode_text, config.distillation.teacher_guidance, config.distillation.discriminator_blocks
+        )
         self.reader = Reader(config, encode_text, world.rank, world.ranks)
         self.draws = DistillDraws(facts.seed, world.device)
         self.times = levels(facts.steps, facts.shift)

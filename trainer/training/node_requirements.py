@@ -29,11 +29,13 @@ def from_config(wanted: Wanted, config: BaseConfig, given: Collection[str]) -> W
     except ValueError:  # optimizer states in host memory, which the arithmetic does not cover
         return wanted
     ranks, each = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    missing = max(0, config.checkpoint.keep - len(load.complete(wanted.output)))
+    missing = max(0, config.checkpoint.keep_last - len(load.complete(wanted.output)))
     needs = {"disk": sum(role.saved() for role in work.roles) * (1 + missing) / 1e9}
     if torch.cuda.is_available():
         training = work.training
-        layout = Arrangement(ranks, None, training.micro_batch, training.global_batch, training.checkpointing)
+        layout = Arrangement(
+            ranks, None, training.micro_batch, training.global_batch, training.activation_checkpointing
+        )
         needs["memory"] = MEMORY * arranged(work, layout).total / 1e9
         gpu = known(torch.cuda.get_device_name())
         if gpu is not None:

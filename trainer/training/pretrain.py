@@ -109,7 +109,9 @@ def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
 
 def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
     """Each sample's noise level (B,) from its uniform draw."""
-    return noise_level(uniform, training.time, training.time_mean, training.time_even)
+    return noise_level(
+        uniform, training.timestep_sampling, training.timestep_logit_mean, training.timestep_uniform_share
+    )
 
 
 def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> AudioX:
@@ -118,7 +120,7 @@ def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> Aud
         model.use(ops)
     if training.fp8:
         use_fp8(model)
-    model.backbone.checkpointing = training.checkpointing
+    model.backbone.checkpointing = training.activation_checkpointing
     if training.compile:
         compile_blocks(model, training.compile_conditioner)
     return model
@@ -141,7 +143,7 @@ def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
     run_folder.check(config, output, resume)
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.start(config.training.threads, config.timeouts.start)
+        world = zero.start(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
         task = Pretraining(config, world, kernel_selection.choose(config, world, output, config.training.precision))
         reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)

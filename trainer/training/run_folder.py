@@ -39,22 +39,27 @@ FIXED = (
     "data.streams",
     "data.canonical_nodes",
     "data.dropout",
-    "data.inpaint",
-    "data.prefix",
+    "data.inpainting_hole",
+    "data.completion_prefix",
     "training.seed",
     "training.global_batch",
-    "training.time",
-    "training.time_mean",
-    "training.time_even",
+    "training.timestep_sampling",
+    "training.timestep_logit_mean",
+    "training.timestep_uniform_share",
     "updates",  # of a distillation, as all below
     "warm_start.updates",
     "warm_start.pairs",
-    "distillation.probabilities",
-    "distillation.tau",
-    "distillation.critic_noise",
+    "distillation.step_probabilities",
+    "distillation.noise_range",
+    "distillation.discriminator_noise_range",
 )
-ACCEPTED = ("data.streams", "data.dropout", "data.inpaint", "data.prefix")  # with data.accept_changes
-TURNS = "distillation.adversarial"  # above 0 the discriminator has turns, which make a round longer
+ACCEPTED = (
+    "data.streams",
+    "data.dropout",
+    "data.inpainting_hole",
+    "data.completion_prefix",
+)  # with data.accept_changed_data
+TURNS = "distillation.adversarial_weight"  # above 0 the discriminator has turns, which make a round longer
 
 
 def check(config: BaseConfig, output: Path, resume: bool) -> None:
@@ -126,13 +131,13 @@ def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
     """What differs from the configuration of the run in the folder, a line for each value.
 
     The newest checkpoint's own counts, and of a run that has none `config.json`. Raises ValueError when something of
-    `FIXED` differs, with both values; `data.accept_changes` lets `ACCEPTED` pass.
+    `FIXED` differs, with both values; `data.accept_changed_data` lets `ACCEPTED` pass.
     """
     before, now = _begun(folder), strict.to_dict(config)
     if before is None:
         return []
     for path in FIXED:
-        if config.data.accept_changes and path in ACCEPTED:
+        if config.data.accept_changed_data and path in ACCEPTED:
             continue
         old, new = _at(before, path), _at(now, path)
         if path == "model":
@@ -147,18 +152,18 @@ def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
 
 def check_same_shards(folder: Path, config: BaseConfig) -> None:
     """Raises ValueError when the shards of a stream, or the pairs of a warm start that goes on, are others than those
-    that the run in the folder was trained on. `data.accept_changes` lets them pass."""
+    that the run in the folder was trained on. `data.accept_changed_data` lets them pass."""
     manifest = load.newest_manifest(folder) or {}
     before = manifest.get("shards")
     if before is None:
         before = read_json(folder / SHARDS) if (folder / SHARDS).exists() else {}
-    if config.data.accept_changes:
+    if config.data.accept_changed_data:
         return
     for path, index in indexes(config, manifest.get("step", 0)).items():
         if before.get(path, index) != index:
             raise ValueError(
                 f"{path}: its shards are not those that the run in {folder} was trained on (another index.json); "
-                f"bring them back, or go on with these by --set data.accept_changes=true"
+                f"bring them back, or go on with these by --set data.accept_changed_data=true"
             )
 
 

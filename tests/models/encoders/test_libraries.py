@@ -42,12 +42,12 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def text(weights) -> TextConfig:
-    return TextConfig("t5", dim=32, max_tokens=128, round_to=8, weights=str(weights / "t5"))
+    return TextConfig("t5", dim=32, max_tokens=128, pad_to_multiple_of=8, weights=str(weights / "t5"))
 
 
 @pytest.fixture
 def codec(weights) -> CodecConfig:
-    return CodecConfig("oobleck", 8000, 2, hop=256, frames=8, channels=8, weights=str(weights / "stable-audio"))
+    return CodecConfig("oobleck", 8000, 2, hop=256, frames=8, latent_channels=8, weights=str(weights / "stable-audio"))
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ class TestOobleck:
         with torch.no_grad():
             posterior = library.encode(wave).latent_dist
             sound = library.decode(posterior.mean).sample
-        assert mean.shape == std.shape == (3, codec.frames, codec.channels)
+        assert mean.shape == std.shape == (3, codec.frames, codec.latent_channels)
         torch.testing.assert_close(mean, posterior.mean.transpose(1, 2), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(std, posterior.std.transpose(1, 2), rtol=1e-4, atol=1e-5)
         assert ours.decode(mean).shape == wave.shape
@@ -182,7 +182,7 @@ class TestOobleck:
         wave = torch.randn(1, 2, codec.samples)
         mean, std = OobleckCodec.load(codec, CPU).encode(wave)
         library = diffusers().AutoencoderOobleck.from_pretrained(codec.weights, subfolder="vae").eval()
-        noise = torch.randn(1, codec.channels, codec.frames, generator=torch.Generator().manual_seed(5))
+        noise = torch.randn(1, codec.latent_channels, codec.frames, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
             drawn = library.encode(wave).latent_dist.sample(torch.Generator().manual_seed(5))
         torch.testing.assert_close(mean + std * noise.transpose(1, 2), drawn.transpose(1, 2), rtol=1e-4, atol=1e-5)
@@ -203,7 +203,7 @@ class TestOobleck:
         assert torch.equal(alone.decode(latents), OobleckCodec.load(codec, CPU).decode(latents))
 
     def test_other_sizes_are_refused_with_all_of_them(self, codec):
-        wrong = replace(codec, sample_rate=44100, audio_channels=1, hop=2048, channels=64)
+        wrong = replace(codec, sample_rate=44100, audio_channels=1, hop=2048, latent_channels=64)
         ours = "sample_rate 44100, audio_channels 1, hop 2048, channels 64"
         theirs = "sample_rate 8000, audio_channels 2, hop 256, channels 8"
         with pytest.raises(ValueError, match=f"model.codec: .* says {ours}, the weights in .* have {theirs}"):

@@ -46,8 +46,8 @@ def test_from_media_to_sound(root, tmp_path):
         "training.micro_batch=2",
         "data.canonical_nodes=1",
         "checkpoint.every=2",
-        "logging.samples_every=2",
-        'logging.prompts=["a bell"]',
+        "logging.preview_every=2",
+        'logging.preview_prompts=["a bell"]',
     )
     config = tmp_path / "real.json"
     config.write_text(json.dumps(data))

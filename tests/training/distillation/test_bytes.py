@@ -18,7 +18,7 @@ ROLES = (
     "updates.student=2",
     "updates.fake_warm_up=0",
 )
-OFFLOAD = ("fake.zero.offload=true", "discriminator.zero.offload=true")
+OFFLOAD = ("fake.zero.offload_optimizer=true", "discriminator.zero.offload_optimizer=true")
 
 
 @pytest.fixture(scope="module")

@@ -47,9 +47,9 @@ class Commands:
             f"warm_start.pairs={folder}/pairs",
             "warm_start.updates=3",
             "checkpoint.every=1",
-            "checkpoint.keep=0",
-            "logging.samples_every=1000",
-            'logging.prompts=["a bell"]',
+            "checkpoint.keep_last=0",
+            "logging.preview_every=1000",
+            'logging.preview_prompts=["a bell"]',
         )
         (folder / "config.json").write_text(json.dumps(strict.to_dict(self.config)))
         teacher(self.config).save_pretrained(folder / "teacher")
@@ -81,7 +81,7 @@ def test_pairs_are_noise_and_its_endpoint(commands):
     class Whole:
         module, dtype = load_weights(commands.folder / "teacher"), torch.float32
 
-    asked = Teacher(Whole, build_text_encoder(config.model.text), config.distillation.guidance, 1)
+    asked = Teacher(Whole, build_text_encoder(config.model.text), config.distillation.teacher_guidance, 1)
     for _, batch in zip(range(2), reader.batches(0), strict=False):
         mask = batch.given.unsqueeze(-1)
         with torch.no_grad():
@@ -101,7 +101,7 @@ def test_a_part_that_is_lost_is_refused_and_made_again(commands):
 
 
 def test_pairs_of_another_kind_are_not_mixed(commands):
-    arguments = ("--out", commands.folder / "pairs", "--count", 16, "--set", "distillation.guidance=5")
+    arguments = ("--out", commands.folder / "pairs", "--count", 16, "--set", "distillation.teacher_guidance=5")
     done = commands.with_teacher("pairs", *arguments)
     assert done.returncode == 1
     assert "was begun with guidance 3.0, now it is 5.0" in done.stderr
@@ -115,7 +115,9 @@ def test_pairs_are_no_data(commands):
 
 
 def test_pairs_of_another_guidance_start_no_student(commands):
-    done = commands.with_teacher("distill", "--output", commands.folder / "other", "--set", "distillation.guidance=5")
+    done = commands.with_teacher(
+        "distill", "--output", commands.folder / "other", "--set", "distillation.teacher_guidance=5"
+    )
     assert done.returncode == 1
     assert "was made with guidance 3.0, now it is 5.0" in done.stderr and not (commands.folder / "other").exists()
 

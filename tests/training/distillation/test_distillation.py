@@ -172,7 +172,7 @@ COUNTED = {
     "dmd": (),
     "eq10": ("distillation.loss=eq10",),
     "eq10_sg_teacher": ("distillation.loss=eq10_sg_teacher",),
-    "rolled": ("sampling.kind=euler", "warm_start.rollout=true"),
+    "rolled": ("sampling.sampler=euler", "warm_start.rollout=true"),
 }
 
 
