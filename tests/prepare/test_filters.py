@@ -64,8 +64,8 @@ class TestLimits:
         assert reason(FiltersConfig(min_clip_seconds=1.5), seconds=1.5) is None
 
     def test_clipping(self):
-        assert reason(FiltersConfig(max_clipped=0.01), max_clipped=0.02) == "clipping"
-        assert reason(FiltersConfig(max_clipped=0.01), max_clipped=0.01) is None
+        assert reason(FiltersConfig(max_clipped=0.01), clipped=0.02) == "clipping"
+        assert reason(FiltersConfig(max_clipped=0.01), clipped=0.01) is None
 
     def test_silence(self):
         wave = tone()
