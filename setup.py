@@ -25,7 +25,6 @@ setup(
     package_data={
         "audiox_trainer.configs": ["*.json", "base/*.json", "schema/*.json"],
         "audiox_trainer.launch.slurm": ["*"],
-        "audiox_trainer.trainer.manifest": ["*.json"],
     },
     # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
     # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.

@@ -18,7 +18,8 @@ from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.config import RunConfig
 from audiox_trainer.trainer.core.config_reader import SHIPPED
 from audiox_trainer.trainer.core.distill_config import DistillConfig
-from audiox_trainer.trainer.core.files import write_text
+from audiox_trainer.trainer.core.files import json_text, write_text
+from audiox_trainer.trainer.manifest.manifest import line_schema
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
 
 KINDS = {"pretraining": RunConfig, "distillation": DistillConfig, "filters": FiltersConfig}
@@ -63,8 +64,9 @@ def main() -> int:
     parse()
 
     def run() -> None:
-        for name, kind in KINDS.items():
-            write_text(SHIPPED / "schema" / f"{name}.json", text(kind))
+        schemas = {name: text(kind) for name, kind in KINDS.items()} | {"manifest_line": json_text(line_schema())}
+        for name, schema in schemas.items():
+            write_text(SHIPPED / "schema" / f"{name}.json", schema)
             print(SHIPPED / "schema" / f"{name}.json")
 
     return cli.exit_code(run)

@@ -6,6 +6,8 @@ import jsonschema
 import pytest
 
 from audiox_trainer.launch.config_schema import KINDS, text
+from audiox_trainer.trainer.core.files import json_text
+from audiox_trainer.trainer.manifest.manifest import line_schema
 from tests.helpers.small_config import ROOT
 
 CONFIGS = sorted(file for folder in ("", "base") for file in (ROOT / "configs" / folder).glob("*.json"))
@@ -15,6 +17,11 @@ CONFIGS = sorted(file for folder in ("", "base") for file in (ROOT / "configs" /
 def test_the_schema_is_current(kind):
     file = ROOT / "configs" / "schema" / f"{kind}.json"
     assert file.read_text() == text(KINDS[kind]), "run launch/config_schema.py"
+
+
+def test_the_schema_of_a_manifest_line_is_current():
+    file = ROOT / "configs" / "schema" / "manifest_line.json"
+    assert file.read_text() == json_text(line_schema()), "run launch/config_schema.py"
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.relative_to(ROOT / "configs").as_posix())

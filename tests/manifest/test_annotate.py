@@ -260,7 +260,7 @@ def test_requests_keep_a_pace():
 
 
 def test_the_schema_of_an_answer_knows_the_length():
-    assert answer_schema(["SED"], 2.0)["$defs"]["seconds"]["maximum"] == 2.5
+    assert answer_schema(["SED"], 2.0)["$defs"]["Event"]["properties"]["end"]["maximum"] == 2.5
     assert answer_schema(["caption", "tempo"], 2.0)["required"] == ["caption", "tempo"]
 
 

@@ -6,7 +6,7 @@ import random
 import jsonschema
 import pytest
 
-from audiox_trainer.trainer.manifest.manifest import SCHEMA, clip_annotation, read_entry, read_manifest
+from audiox_trainer.trainer.manifest.manifest import clip_annotation, line_schema, read_entry, read_manifest
 
 
 def written(tmp_path, *lines):
@@ -84,7 +84,7 @@ def test_a_byte_order_mark_and_windows_lines(tmp_path):
         ({"audio": "a.wav", "SED": [{"start": 2, "end": 3}]}, "SED is .*expected a list of"),
         ({"audio": "a.wav", "domain": "speech"}, r"domain is 'speech'; expected one of \('audio', 'music'\)"),
         ({"audio": "a.wav", "genre": "jazz"}, "'genre' belongs to music"),
-        ({"audio": "a.wav", "domain": "music", "tempo": 0}, "tempo is 0; expected beats a minute"),
+        ({"audio": "a.wav", "domain": "music", "tempo": 0}, "tempo is 0; expected beats per minute"),
         ({"audio": "a.wav", "domain": "music", "tempo": "fast"}, "tempo is 'fast'"),
         ({"audio": "a.wav", "start": -1}, "start is -1; expected seconds"),
         ({"audio": "a.wav", "start": True}, "start is True; expected seconds"),
@@ -167,7 +167,7 @@ POOL = [
     [{"start": 0, "end": 1, "event": "dog", "loud": 1}], [{"start": -1, "end": 1, "event": "dog"}],
     [{"start": 0, "end": None, "event": "dog"}], [{"start": True, "end": 2, "event": "dog"}], [3],
 ]  # fmt: skip
-WHOLE = json.loads(SCHEMA.read_text())
+WHOLE = line_schema()
 KEYS = {
     key: jsonschema.Draft202012Validator({"$defs": WHOLE["$defs"], **properties})
     for key, properties in WHOLE["properties"].items()

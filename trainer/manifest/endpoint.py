@@ -1,6 +1,7 @@
 """One clip and one model behind an OpenAI-compatible endpoint: the question, the check of the answer, asking again."""
 
 import base64
+import copy
 import io
 import json
 import os
@@ -20,7 +21,7 @@ from ...models.config import CodecConfig
 from ..media.audio_decode import SoundSegment, decode_all
 from ..media.source import open_media
 from ..media.video_decode import FrameReader
-from .manifest import SCHEMA, ManifestEntry
+from .manifest import AUDIO_FIELDS, MUSIC_FIELDS, ManifestEntry, line_schema
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 SOUND_CODEC = CodecConfig(
@@ -28,10 +29,7 @@ SOUND_CODEC = CodecConfig(
 )  # what models hear
 PICTURE_SIZE = 336  # pixels, height and width
 TIME_TOLERANCE = 0.5  # seconds by which a time may lie beyond the end: models round
-FIELDS = {
-    "audio": ("caption", "category", "SED", "time_relation"),
-    "music": ("caption", "genre", "mood", "instruments", "tempo"),
-}
+FIELDS = {"audio": ("caption", *AUDIO_FIELDS), "music": ("caption", *MUSIC_FIELDS)}
 PROMPT = """You annotate recordings for training a model that makes sound. Listen, and answer with one JSON object that
 has exactly the keys you are asked for, and nothing else. Say what you hear, not what you suppose; a key that the
 recording does not settle gets null.
@@ -134,17 +132,16 @@ class EndpointClient:
 
 
 def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
-    """That of an answer about a clip of so many seconds: each field as the manifest has it, or null."""
-    manifest = json.loads(SCHEMA.read_text())
-    definitions = manifest["$defs"] | {
-        "seconds": {"type": "number", "minimum": 0, "maximum": round(seconds + TIME_TOLERANCE, 2)}
-    }
+    """The schema of an answer about a clip of so many seconds: each field as the manifest has it, or null."""
+    schema = copy.deepcopy(line_schema())
+    for name in ("start", "end"):
+        schema["$defs"]["Event"]["properties"][name]["maximum"] = round(seconds + TIME_TOLERANCE, 2)
     return {
         "type": "object",
-        "properties": {field: {"anyOf": [{"type": "null"}, manifest["properties"][field]]} for field in fields},
+        "properties": {field: {"anyOf": [{"type": "null"}, schema["properties"][field]]} for field in fields},
         "required": list(fields),
         "additionalProperties": False,
-        "$defs": definitions,
+        "$defs": schema["$defs"],
     }
 
 

@@ -1,44 +1,99 @@
-"""A manifest: one JSON object a line, for each file (or segment of a file) that a user brings.
+"""Read a manifest: one JSON object per line, for each file (or segment of a file) that a user brings.
 
     {"audio": "wav/0001.wav", "captions": ["a dog barks twice"], "category": {"dog": 2}}
     {"video": "clips/7.mp4", "start": 30, "end": 50, "domain": "music", "genre": "jazz", "instruments": ["piano"]}
 
-| key | value |
-|---|---|
-| `audio` | path, absolute or relative to the manifest, or an address such as https:// or s3:// that fsspec opens |
-| `video` | likewise: pictures of the same moment, or one picture; without `audio` it gives the sound too |
-| `captions` | list of texts, each describing the whole segment |
-| `domain` | "audio" (default) or "music" |
-| `start`, `end` | seconds: the segment of the file; default all of it |
-| `caption` | one text, as a field of the paper's annotation |
-| `category` | a name, or names with counts ({"dog": 2}; null where nothing can be counted) |
-| `SED` | list of {"start", "end", "event"}, seconds from the segment's start |
-| `time_relation` | names in order of time ("bell, kick, kick"), or a word such as "interleave" |
-| `genre`, `mood` | text, for music |
-| `instruments` | a name or a list of names, for music |
-| `tempo` | beats a minute, for music |
-
-Any other key is kept as it is under `annotation["extra"]`. `manifest.schema.json` beside this file says the same for
-other programs, and is held against this reader by a test.
+`ManifestLine` has the keys. Any other key is kept under `annotation["extra"]`, unless it looks like a misspelt one.
 """
 
 import json
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from ..core.addresses import ADDRESS
 from ..core.credentials import redacted
 from ..core.english import complaint_list, lines_wrong
-from ..data.record import DOMAINS
+from ..core.tasks import Domain
 
-SCHEMA = Path(__file__).with_name("manifest.schema.json")
-_MUSIC_ONLY = ("genre", "mood", "instruments", "tempo")
-_LARGEST = 1e9  # seconds, counts, beats a minute: more is a slip
+MUSIC_FIELDS = ("genre", "mood", "instruments", "tempo")
+AUDIO_FIELDS = ("category", "SED", "time_relation")
+ANNOTATION_FIELDS = ("caption", *AUDIO_FIELDS, *MUSIC_FIELDS)
+_LARGEST = 1e9  # seconds, counts, beats per minute: more is a mistake
+
+
+def _whole_number(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _in_order(event: "Event") -> "Event":
+    if event["end"] < event["start"]:
+        raise ValueError("the event ends before it starts")
+    return event
+
+
+# The description of a key says what a wrong value should have been: in messages, and in the schema for editors.
+Text = Annotated[str, Field(pattern=r"\S", description="a text that is not empty")]
+Location = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$", description="a path or an address")]
+Seconds = Annotated[float, Field(ge=0, le=_LARGEST)]
+Count = Annotated[int, Field(ge=1, le=_LARGEST), BeforeValidator(_whole_number)]
+
+
+@with_config(ConfigDict(extra="forbid", strict=True))
+class Event(TypedDict):
+    start: Seconds
+    end: Seconds
+    event: Text
+
+
+@with_config(ConfigDict(extra="allow", strict=True))
+class ManifestLine(TypedDict, total=False):
+    """A file or a segment of one, and what is known of it. Besides this, the reader refuses an end before its start, a
+    misspelt key and an address whose protocol is not installed."""
+
+    audio: Location
+    video: Location  # one picture or a video of the same moment; without `audio` it gives the sound too
+    captions: Annotated[list[Text], Field(description="a list of texts that are not empty")]  # of the whole segment
+    domain: Annotated[Domain, Field(description="one of ('audio', 'music')")]
+    start: Annotated[Seconds, Field(description="seconds, from 0 to 1e9")]  # of the segment in the file
+    end: Annotated[Seconds, Field(description="seconds, above start")]  # default: where the file ends
+    caption: Text
+    category: Annotated[
+        Annotated[Text, AfterValidator(lambda name: {name: None})]
+        | Annotated[dict[Text, Count | None], Field(json_schema_extra={"additionalProperties": False})],
+        Field(description="a name, or names with counts from 1 on, or null"),
+    ]
+    SED: Annotated[
+        list[Annotated[Event, AfterValidator(_in_order)]],
+        Field(description='a list of {"start": seconds, "end": seconds, "event": name}'),
+    ]  # in seconds from the segment's start
+    time_relation: Text  # names in order of time ("bell, kick, kick"), or a word such as "interleave"
+    genre: Text
+    mood: Text
+    instruments: Annotated[
+        Annotated[Text, AfterValidator(lambda name: [name])] | list[Text],
+        Field(description="a name or a list of names"),
+    ]
+    tempo: Annotated[float, Field(gt=0, le=_LARGEST, description="beats per minute, above 0")]
+
+
+LINE = TypeAdapter(ManifestLine)
+
+
+@cache
+def line_schema() -> dict[str, Any]:
+    """The JSON Schema of a line, with what concerns several keys."""
+    needs_music = {"properties": {"domain": {"const": "music"}}, "required": ["domain"]}
+    return LINE.json_schema() | {
+        "anyOf": [{"required": ["audio"]}, {"required": ["video"]}],
+        "dependentSchemas": dict.fromkeys(MUSIC_FIELDS, needs_music),
+    }
 
 
 @dataclass(frozen=True)
@@ -99,31 +154,27 @@ def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
 
 def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> ManifestEntry:
     """What an object says, with its relative paths in `folder`; raises ValueError that begins with `where`."""
-    values: dict[str, Any] = {}
-    extra: dict[str, Any] = {}
-    for key, value in raw.items():
-        if key in _KEYS:
-            values[key] = _checked(where, key, value)
-        elif like := get_close_matches(key.lower(), _KEYS.keys() | {"sed"}, n=1, cutoff=0.85):
-            # A slip would otherwise vanish among the extra keys.
-            raise ValueError(f"{where}: key {key!r}; did you mean {'SED' if like[0] == 'sed' else like[0]!r}?")
-        else:
-            extra[key] = value
-    return _assembled(where, folder, line, values, extra)
-
-
-def _assembled(where: str, folder: Path, line: int, values: dict[str, Any], extra: dict[str, Any]) -> ManifestEntry:
+    keys = {key.lower(): key for key in ManifestLine.__annotations__}
+    extra = {key: value for key, value in raw.items() if key not in keys.values()}
+    for key in extra:
+        if close := get_close_matches(key.lower(), keys, n=1, cutoff=0.85):
+            raise ValueError(f"{where}: key {key!r}; did you mean {keys[close[0]]!r}?")
+    try:
+        values: dict[str, Any] = dict(LINE.validate_python({key: raw[key] for key in raw.keys() - extra.keys()}))
+    except ValidationError as error:
+        key = str(error.errors()[0]["loc"][0])
+        expected = line_schema()["properties"][key]["description"]
+        raise ValueError(f"{where}: {key} is {raw[key]!r}; expected {expected}") from None
     if "audio" not in values and "video" not in values:
         raise ValueError(f"{where}: neither 'audio' nor 'video'; one of them must name the file with the sound")
     domain = values.get("domain", "audio")
-    for key in _MUSIC_ONLY:
+    for key in MUSIC_FIELDS:
         if key in values and domain != "music":
             raise ValueError(f'{where}: {key!r} belongs to music; add "domain": "music" or leave it out')
     start, end = values.get("start", 0.0), values.get("end")
     if end is not None and end <= start:
         raise ValueError(f"{where}: end {end} must be above start {start}")
-    fields = ("caption", "category", "SED", "time_relation", *_MUSIC_ONLY)
-    annotation = {key: values[key] for key in fields if key in values}
+    annotation = {key: values[key] for key in ANNOTATION_FIELDS if key in values}
     if extra:
         annotation["extra"] = extra
     name: str = values["audio"] if "audio" in values else values["video"]
@@ -173,14 +224,6 @@ def _local_path(address: str) -> str:
     return str(LocalFileSystem._strip_protocol(address))
 
 
-def _checked(where: str, key: str, value: Any) -> Any:
-    parse, allowed = _KEYS[key]
-    try:
-        return parse(value)
-    except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
-        raise ValueError(f"{where}: {key} is {value!r}; expected {allowed}") from error
-
-
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
@@ -190,97 +233,6 @@ def _finite(text: str) -> float:
 
 def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a number")
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise ValueError
-    value.encode()  # half of a surrogate pair is JSON, but no text
-    return value
-
-
-def _path(value: Any) -> str:
-    path = _text(value)
-    if "\0" in path:
-        raise ValueError
-    return path
-
-
-def _texts(value: Any) -> list[str]:
-    if not isinstance(value, list):
-        raise ValueError
-    return [_text(item) for item in value]
-
-
-def _names(value: Any) -> list[str]:
-    return [_text(value)] if isinstance(value, str) else _texts(value)
-
-
-def _domain(value: Any) -> str:
-    if value not in DOMAINS:
-        raise ValueError
-    return str(value)
-
-
-def _number(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _LARGEST:
-        raise ValueError
-    return float(value)
-
-
-def _tempo(value: Any) -> float:
-    tempo = _number(value)
-    if tempo == 0:
-        raise ValueError
-    return tempo
-
-
-def _category(value: Any) -> dict[str, int | None]:
-    """A name alone says that it sounds, not how often."""
-    if isinstance(value, str):
-        return {_text(value): None}
-    counts: dict[str, int | None] = {}
-    for name, count in value.items():
-        counts[_text(name)] = None if count is None else _count(count)
-    return counts
-
-
-def _count(value: Any) -> int:
-    count = _number(value)
-    if count < 1 or not count.is_integer():
-        raise ValueError
-    return int(count)
-
-
-def _events(value: Any) -> list[dict[str, Any]]:
-    if not isinstance(value, list):
-        raise ValueError
-    events = []
-    for item in value:
-        start, end = _number(item["start"]), _number(item["end"])
-        if len(item) != 3 or end < start:
-            raise ValueError
-        events.append({"start": start, "end": end, "event": _text(item["event"])})
-    return events
-
-
-# What each key's value is read with, and how a message describes what is allowed.
-_KEYS: dict[str, tuple[Callable[[Any], Any], str]] = {
-    "audio": (_path, "a path or an address"),
-    "video": (_path, "a path or an address"),
-    "captions": (_texts, "a list of texts that are not empty"),
-    "domain": (_domain, f"one of {DOMAINS}"),
-    "start": (_number, "seconds, from 0 to 1e9"),
-    "end": (_number, "seconds, above start"),
-    "caption": (_text, "a text that is not empty"),
-    "category": (_category, "a name, or names with counts from 1 on, or null"),
-    "SED": (_events, 'a list of {"start": seconds, "end": seconds, "event": name}'),
-    "time_relation": (_text, "a text that is not empty"),
-    "genre": (_text, "a text that is not empty"),
-    "mood": (_text, "a text that is not empty"),
-    "instruments": (_names, "a name or a list of names"),
-    "tempo": (_tempo, "beats a minute, above 0"),
-}
 
 
 def clip_annotation(entry: ManifestEntry, start: float, seconds: float, whole: bool) -> dict[str, Any]:

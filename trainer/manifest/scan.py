@@ -17,7 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from ..core import files
-from .manifest import parse_entry
+from .manifest import ANNOTATION_FIELDS, parse_entry
 
 AUDIO = frozenset(
     "aac ac3 aif aiff amr ape au caf dts eac3 flac m4a m4b mka mp2 mp3 oga ogg opus ra tak tta w64 wav wma wv".split()
@@ -165,7 +165,7 @@ def _group_lines(group: _NameGroup, folder: Path, out: Path, domain: str) -> lis
 
 
 def _known_fields(line: dict[str, Any]) -> str:
-    annotation = {"caption", "category", "SED", "time_relation", "genre", "mood", "instruments", "tempo"} & line.keys()
+    annotation = line.keys() & set(ANNOTATION_FIELDS)
     captions = bool(line.get("captions"))
     if captions and annotation:
         return "with captions and annotation"
