@@ -7,6 +7,7 @@ import re
 import shlex
 from argparse import Namespace
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 from audiox_trainer.launch.plan import chosen
+from audiox_trainer.models import strict
 from audiox_trainer.models.config import ModelConfig
 from audiox_trainer.trainer.core.config import BaseConfig, check_ranks, load_config
 from audiox_trainer.trainer.core.config_reader import parse_file
@@ -228,6 +230,28 @@ def test_options_exist(document):
     mentioned = {option for span in spans(prose(document)) for option in _options(span)}
     tests = {o for path in (ROOT / "tests/resilience").glob("*.py") for text in strings(path) for o in _options(text)}
     assert mentioned <= options() | tests, sorted(mentioned - options() - tests)
+
+
+@cache
+def keys() -> set[str]:
+    """Dotted keys of a pretraining and of a distillation, those of their sections too."""
+
+    def walk(tree: object, path: str) -> Iterator[str]:
+        yield path
+        for name, inner in tree.items() if isinstance(tree, dict) else ():
+            yield from walk(inner, f"{path}.{name}" if path else name)
+
+    trees = load_config("2p7b"), load_distill_config("distill_2p7b")
+    return {key for tree in trees for key in walk(strict.to_dict(tree), "")}
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_keys_exist(document):
+    """A key of a configuration that is named in full."""
+    sections = {key for key in keys() if "." not in key and key} - {"deepspeed"}
+    named = re.findall(rf"(?<![\w./-])((?:{'|'.join(sections)})\.[a-z_.]+\w)", "\n".join(spans(prose(document))))
+    lost = [key for key in named if key not in keys() and not re.search(r"\.(streams\.|md|json|py|safetensors)", key)]
+    assert not lost, lost
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
