@@ -5,6 +5,7 @@ from typing import Literal, get_args
 
 TaskName = Literal["T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion"]
 Domain = Literal["audio", "music"]
+DOMAINS: tuple[Domain, ...] = get_args(Domain)
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...models.config import CodecConfig, VideoConfig
+from ..core.tasks import DOMAINS
 
-DOMAINS = ("audio", "music")
 COLUMNS: dict[str, str] = {
     "id": "str",
     "domain": "str",

@@ -13,7 +13,7 @@ from ...models.audiox import SamplingConfig, count_parameters
 from ...models.judge import Judge
 from ...models.sampler import changed
 from ..core.hardware import describe
-from ..data.record import DOMAINS
+from ..core.tasks import DOMAINS
 from ..generation.generator import Generator
 from ..pages.embedded_media import Column, Sound
 from ..training.logs import progress

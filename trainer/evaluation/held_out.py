@@ -12,8 +12,9 @@ from torch import Tensor
 from ...models.config import ModelConfig
 from ...models.encoders.build import build_text_encoder
 from ..core.config import DataConfig, StreamConfig
+from ..core.tasks import DOMAINS
 from ..data.batches import BatchAssembler
-from ..data.record import DOMAINS, Record
+from ..data.record import Record
 from ..prepare.encode import EncoderSettings, SceneTask, encode_scenes
 from ..scenes.scene import SAMPLE_RATE, SAMPLES, Scene, draw_scene
 

@@ -24,7 +24,7 @@ from ..data.record import Record
 from ..data.shards import DamagedError, ShardGroup, ShardGroupWriter
 from ..data.storage import Store
 from ..manifest.annotation_captions import annotation_captions
-from ..manifest.manifest import ManifestEntry, clip_annotation
+from ..manifest.manifest import ANNOTATION_FIELDS, ManifestEntry, clip_annotation
 from . import network_hashes as networks
 from .counts import Counts
 from .encode import ClipFeatures, ClipInfo, EncodedClips, Rejection
@@ -33,19 +33,8 @@ from .filters import FiltersConfig
 FORMAT = 2
 PLAN_FILE = "prepare.json"
 BLOCKS_FOLDER = "work/blocks"
-EXAMPLE_FIELDS = (
-    "caption",
-    "category",
-    "time_relation",
-    "genre",
-    "mood",
-    "instruments",
-    "tempo",
-)  # what the report shows
-BLOCK_LINES, MIN_BLOCKS = (
-    64,
-    256,
-)  # a block has 64 lines, fewer where there would not be 256 blocks for the ranks to share
+BLOCK_LINES = 64  # lines per block at most
+MIN_BLOCKS = 256  # for the ranks to share: with few lines, blocks are smaller
 
 
 @dataclass(frozen=True)
@@ -205,7 +194,7 @@ def _put_shards(store: Store, folder: Path, number: int, domain: str, writer: Sh
 
 
 def _example(entry: ManifestEntry, record: Record) -> dict[str, Any]:
-    kept = {key: value for key, value in record.annotation.items() if key in EXAMPLE_FIELDS}
+    kept = {key: value for key, value in record.annotation.items() if key in ANNOTATION_FIELDS and key != "SED"}
     start = record.annotation["source"]["start"] - entry.start
     return {
         "id": record.id,

@@ -21,7 +21,8 @@ from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_video_encoder
 from ...models.encoders.runtime import Runtime
 from ..core.credentials import redacted
-from ..data.record import DOMAINS, Record
+from ..core.tasks import DOMAINS
+from ..data.record import Record
 from ..manifest.manifest import ManifestEntry
 from ..media.clips import Clip, frames_in, read_clips
 from ..media.source import MediaError, Reason

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ...models.strict import NonNegativeFloat, Positive, Share
-from ..data.record import DOMAINS
+from ..core.tasks import DOMAINS
 from ..media.audio_decode import SLACK, Wave
 from ..media.clips import Clip
 from ..media.source import Reason

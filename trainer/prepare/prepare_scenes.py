@@ -10,7 +10,8 @@ from tqdm import tqdm
 
 from ...models.config import ModelConfig
 from ..core.files import published
-from ..data.record import DOMAINS, Record
+from ..core.tasks import DOMAINS
+from ..data.record import Record
 from ..data.shards import ShardWriter
 from ..scenes import scene, synth
 from .counts import amounts_sentence

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 
 from ...models import strict
-from ..core.tasks import TASKS
-from ..data.record import DOMAINS
+from ..core.tasks import DOMAINS, TASKS
 from ..data.storage import Store
 from ..manifest.manifest import ManifestEntry
 from ..media.clips import Clip, read_clips

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.tasks import DOMAINS
 from .scene_captions import order_phrase
 
 SAMPLE_RATE = 8000  # Hz
@@ -49,7 +50,6 @@ COUNT_SHARES: tuple[float, ...] = (
     0.25,
     0.3,
 )  # of "categories" with one to five: many are hard to gather
-_DOMAINS = {"audio": 0, "music": 1}
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ def draw_scene(seed: int, index: int, domain: str) -> Scene:
     Raises:
         ValueError: `domain` is neither "audio" nor "music".
     """
-    if domain not in _DOMAINS:
+    if domain not in DOMAINS:
         raise ValueError(f"domain is {domain!r}, must be 'audio' or 'music'")
-    rng = np.random.default_rng([seed, index, _DOMAINS[domain]])
+    rng = np.random.default_rng([seed, index, DOMAINS.index(domain)])
     if domain == "audio":
         return audio_scene(draw_categories(str(rng.choice(SCENE_KINDS, p=KIND_SHARES)), rng), rng)
     return Scene(
