@@ -68,7 +68,7 @@ def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
 
 def judge(ablations: "Ablations", name: str) -> None:
     """On both sets of prompts; what was judged before is kept."""
-    from audiox_trainer.trainer.core.hardware import quick_precision
+    from audiox_trainer.trainer.core.hardware import fastest_precision
     from audiox_trainer.trainer.evaluation.ablations import TEST, VALIDATION
 
     plan = ablations.plan
@@ -78,7 +78,7 @@ def judge(ablations: "Ablations", name: str) -> None:
         report = plan.out / name / f"report-{prompts}.json"
         command = [sys.executable, "launch/evaluate.py", "--weights", str(plan.out / "weights" / name)]
         command += ["--judge", str(plan.judge), "--prompts", str(plan.prompts), "--tasks", "0"]
-        command += ["--dtype", quick_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
+        command += ["--dtype", fastest_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise ValueError(f"{name} could not be judged: {done.stderr.splitlines()[-1] if done.stderr else ''}")
@@ -103,7 +103,7 @@ def run(a: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse()
-    return cli.exit_code(lambda: run(arguments))
+    return cli.run(lambda: run(arguments))
 
 
 if __name__ == "__main__":

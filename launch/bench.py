@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from audiox_trainer.trainer.core import cli
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 from audiox_trainer.trainer.core.files import write_json
 
@@ -32,7 +32,7 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    cli.add_launched(parser)
+    cli.add_local_rank(parser)
     commands = parser.add_subparsers(dest="command", required=True)
     kernels = commands.add_parser("kernels", help="each operation of a block by every implementation that runs here")
     kernels.add_argument("--batch", type=cli.positive, help="samples (default: the configuration's micro-batch)")
@@ -71,7 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(arguments.config, arguments.set)
+    config = load_pretrain_config(arguments.config, arguments.set)
     from audiox_trainer.trainer.benchmarks import kernels as bench_kernels
 
     batch, dtype = arguments.batch or config.training.micro_batch, getattr(torch, DTYPES[arguments.dtype])
@@ -81,7 +81,7 @@ def run_kernels(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_train(arguments: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(arguments.config, arguments.set)
+    config = load_pretrain_config(arguments.config, arguments.set)
     from audiox_trainer.trainer.benchmarks import train as bench  # imports DeepSpeed
 
     result = bench.train(config, arguments.rounds, arguments.inner, arguments.only, arguments.batches)
@@ -99,7 +99,7 @@ def run_distill(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(arguments.config, arguments.set)
+    config = load_pretrain_config(arguments.config, arguments.set)
     from audiox_trainer.models.audiox import SamplingConfig
     from audiox_trainer.trainer.benchmarks import sample as bench_infer
 
@@ -112,7 +112,7 @@ def run_infer(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def run_other(a: argparse.Namespace) -> dict[str, Any]:
-    config = load_config(a.config, a.set)
+    config = load_pretrain_config(a.config, a.set)
     where = "launch.bench_" if a.command == "prepare" else "trainer.benchmarks."
     bench = importlib.import_module(f"audiox_trainer.{where}{a.command}")  # some import DeepSpeed
     if a.command == "data":
@@ -143,7 +143,7 @@ def main() -> int:
         if arguments.out and not others:
             write_json(arguments.out, result)
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

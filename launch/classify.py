@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def main() -> int:
     arguments = parse()
-    return cli.exit_code(lambda: run(arguments))
+    return cli.run(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from typing import Any
 
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.core import cli
-from audiox_trainer.trainer.core.config import RunConfig
+from audiox_trainer.trainer.core.config import PretrainConfig
 from audiox_trainer.trainer.core.config_reader import SHIPPED
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 from audiox_trainer.trainer.core.files import json_text, write_text
 from audiox_trainer.trainer.manifest.manifest import line_schema
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
 
-KINDS = {"pretraining": RunConfig, "distillation": DistillConfig, "filters": FiltersConfig}
+KINDS = {"pretraining": PretrainConfig, "distillation": DistillConfig, "filters": FiltersConfig}
 COMMENT = re.compile(r"    (\w+): .*  # (.+)")
 READER_KEYS = {
     "$schema": {"type": "string", "description": "for editors"},
@@ -69,7 +69,7 @@ def main() -> int:
             write_text(SHIPPED / "schema" / f"{name}.json", schema)
             print(SHIPPED / "schema" / f"{name}.json")
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

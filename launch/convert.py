@@ -52,7 +52,7 @@ def main() -> int:
         source = export(arguments.run, arguments.out, kind=kind, dtype=arguments.dtype, step=arguments.step)
         print(f"{arguments.out}: {'raw' if arguments.raw else 'EMA'} weights of {source}, {arguments.dtype}")
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import torch
 
 from audiox_trainer.trainer.checkpoint.load import step_folder
 from audiox_trainer.trainer.core import cli as command
-from audiox_trainer.trainer.core.distill_config import in_precision, load_distill_config
-from audiox_trainer.trainer.core.hardware import free_port, quick_precision
+from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
+from audiox_trainer.trainer.core.hardware import fastest_precision, free_port
 from audiox_trainer.trainer.core.integrity import MANIFEST
 from audiox_trainer.trainer.cost.distill_operations import divided
 from audiox_trainer.trainer.cost.operations import training_flops
@@ -56,7 +56,7 @@ class Demo:
 
     def training(self, output: Path, steps: int) -> list[str]:
         overrides = [f"data.streams.{i}.path={self.out}/scenes/{kind}" for i, kind in enumerate(("audio", "music"))]
-        overrides += [f"training.steps={steps}", f"training.precision={quick_precision()}"]
+        overrides += [f"training.steps={steps}", f"training.precision={fastest_precision()}"]
         overrides += [f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
         settled = ["--config", str(self.a.config), "--output", str(output), *command.set_options(overrides)]
         return [*self.launcher(), "launch/pretrain.py", *settled]
@@ -80,7 +80,7 @@ class Demo:
         """The commands that make the pairs and a student, as long as the student's minutes allow on this machine."""
         run, pairs = json.loads((teacher / "config.json").read_text()), self.out / "pairs"
         streams = [f"data.streams.{i}.path={s['path']}" for i, s in enumerate(run["data"]["streams"])]
-        overrides = [f"model={json.dumps(run['model'])}", *streams, *in_precision(quick_precision())]
+        overrides = [f"model={json.dumps(run['model'])}", *streams, *precision_overrides(fastest_precision())]
         overrides += self.a.set_student
         config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}"])
         speed = training_facts(teacher)["samples_per_s"] * training_flops(config.model, config.model.text.max_tokens)
@@ -115,7 +115,7 @@ class Demo:
             self.run(f"export {name}", fast, python, "launch/convert.py", str(student), "--out", str(fast))
             models[fast] = student
         evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
-        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", quick_precision()]
+        evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", fastest_precision()]
         evaluate += [*(["--first", self.a.first] if self.a.first else []), "--also", *WAYS, "--latency-steps", *STEPS]
         evaluate += ["--out", str(report), "--html", str(out / "report.html"), "--run", *map(str, models.values())]
         self.run("evaluate", report, python, *evaluate)
@@ -143,7 +143,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    return command.exit_code(Demo(parse()).go)
+    return command.run(Demo(parse()).go)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     cli.add_config(parser, "the run's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     cli.add_output(parser)
-    cli.add_launched(parser)
+    cli.add_local_rank(parser)
     return parser.parse_args(argv)
 
 
@@ -27,14 +27,14 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        config, output = load_distill_config(arguments.config, arguments.set), cli.output(arguments)
+        config, output = load_distill_config(arguments.config, arguments.set), cli.output_folder(arguments)
         from audiox_trainer.trainer.training.distill import (
             distill,  # imports DeepSpeed, seconds that a typo need not cost
         )
 
         distill(config, arguments.teacher, output, arguments.resume)
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def _tell(job: "Job", sound: Any, took: float) -> None:
 
 def main() -> int:
     arguments = parse()
-    return cli.exit_code(lambda: run(arguments))
+    return cli.run(lambda: run(arguments))
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ train train_zero2 30 --set zero.stage=2 --only deepspeed
 train train_plain 35 --only plain
 part memory 30 "$PYTHON" launch/plan.py --config "$memory" "${sized[@]}" --measure --json "$OUT/memory.json"
 part memory_distill 35 "$PYTHON" launch/plan.py --config "$distill" "${distilled[@]}" --measure --json "$OUT/memory_distill.json"
-"$PYTHON" launch/measured.py "$OUT" --charts "$OUT"
+"$PYTHON" launch/check_goals.py "$OUT" --charts "$OUT"
 if ((${#failed[@]})); then
     echo "failed: ${failed[*]}"
     exit 1

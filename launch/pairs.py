@@ -23,7 +23,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
     parser.add_argument("--out", required=True, type=Path, help="folder of the pairs; one begun alike is gone on with")
     parser.add_argument("--count", type=int, default=10000, help="pairs, up to a whole batch more (default: 10000)")
-    cli.add_launched(parser)
+    cli.add_local_rank(parser)
     arguments = parser.parse_args(argv)
     if arguments.count < 1:
         parser.error(f"--count {arguments.count} must be at least 1")
@@ -35,7 +35,7 @@ def main() -> int:
 
     def run() -> None:
         config = load_distill_config(arguments.config, arguments.set)
-        cli.cache_compiled(arguments.out)
+        cli.set_compile_cache(arguments.out)
         from audiox_trainer.trainer.training.make_pairs import (
             make_pairs,  # imports DeepSpeed, seconds that a typo need not cost
         )
@@ -44,7 +44,7 @@ def main() -> int:
         if os.environ.get("RANK", "0") == "0":
             print(f"{arguments.out}: {count} pairs")
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

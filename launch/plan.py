@@ -18,7 +18,7 @@ from typing import Any
 
 from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.config import BaseConfig
-from audiox_trainer.trainer.core.distill_config import load_training
+from audiox_trainer.trainer.core.distill_config import load_training_config
 from audiox_trainer.trainer.core.files import write_text
 from audiox_trainer.trainer.core.gpu_specs import GPUS, Gpu
 
@@ -76,13 +76,13 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        config = load_training(arguments.config, arguments.set)
+        config = load_training_config(arguments.config, arguments.set)
         found, text = measure(config) if arguments.measure else plan(config, arguments)
         print(text)
         if arguments.json:
             write_text(arguments.json, json.dumps(found, indent=1) + "\n")
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="COMMAND",
         help="a command of launch/, last: if it trains, nodes must have what its configuration needs",
     )
-    cli.add_launched(parser)
+    cli.add_local_rank(parser)
     arguments = parser.parse_args(argv)
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]:
         parser.error(f"{', '.join(missing)}: not set; start it with a launcher, as the examples do")
@@ -53,16 +53,16 @@ def main() -> int:
         given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
         wanted = Wanted(**given)
         if arguments.of and Path(arguments.of[0]).stem in ("pretrain", "distill"):
-            from audiox_trainer.trainer.core.distill_config import load_training
+            from audiox_trainer.trainer.core.distill_config import load_training_config
             from audiox_trainer.trainer.training.node_requirements import from_config
 
             of = cli.parser(None)
             cli.add_config(of)
             training, _ = of.parse_known_args(arguments.of)
-            wanted = from_config(wanted, load_training(training.config, training.set), given)
+            wanted = from_config(wanted, load_training_config(training.config, training.set), given)
         report(preflight(wanted))
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

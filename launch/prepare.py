@@ -62,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     files.add_argument("--device", help="of the encoders (default: this rank's GPU, else the CPU, in the workers)")
     files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
     scenes.add_argument("--out", type=Path, required=True, help="folder to make; must not exist")
-    cli.add_launched(parser)
+    cli.add_local_rank(parser)
     for kind in (scenes, files):
         kind.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a config value")
         kind.add_argument("--seed", type=int, default=0, help="of scenes and of captions (default %(default)s)")
@@ -92,14 +92,14 @@ def main() -> int:
     """Exits with 0 when at least one clip was written, and otherwise with a sentence that says why not."""
     args = parse()
     if hasattr(args, "act"):
-        return cli.exit_code(lambda: args.act(args))
+        return cli.run(lambda: args.act(args))
     # Worker processes import this file again; what only the parent needs (mosaicml-streaming takes seconds) is in here.
-    from audiox_trainer.trainer.core.config import load_config
+    from audiox_trainer.trainer.core.config import load_pretrain_config
 
     def scenes() -> None:
         from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
 
-        model = load_config(args.config, args.set).model
+        model = load_pretrain_config(args.config, args.set).model
         print(f"{args.out}: {prepare_scenes(args.out, model, args.clips, args.seed, args.music_share, args.workers)}")
 
     def files() -> None:
@@ -108,15 +108,15 @@ def main() -> int:
         from audiox_trainer.trainer.prepare.filters import FiltersConfig
         from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 
-        model = load_config(args.config, args.set).model
+        model = load_pretrain_config(args.config, args.set).model
         filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
-        cli.cache_compiled(scratch_folder(args.out))
+        cli.set_compile_cache(scratch_folder(args.out))
         place = replace(PrepareRank.here(args.device), limit=args.limit, unreachable=args.unreachable)
         summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
         if place.rank == 0:
             print(f"{args.out}: {summary}")
 
-    return cli.exit_code(scenes if args.kind == "scenes" else files)
+    return cli.run(scenes if args.kind == "scenes" else files)
 
 
 if __name__ == "__main__":

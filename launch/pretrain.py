@@ -10,14 +10,14 @@ import argparse
 import sys
 
 from audiox_trainer.trainer.core import cli
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser)
     cli.add_output(parser)
-    cli.add_launched(parser)
+    cli.add_local_rank(parser)
     return parser.parse_args(argv)
 
 
@@ -25,14 +25,14 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        config, output = load_config(arguments.config, arguments.set), cli.output(arguments)
+        config, output = load_pretrain_config(arguments.config, arguments.set), cli.output_folder(arguments)
         from audiox_trainer.trainer.training.pretrain import (
             pretrain,  # imports DeepSpeed, seconds that a typo need not cost
         )
 
         pretrain(config, output, arguments.resume)
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":

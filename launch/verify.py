@@ -36,7 +36,7 @@ def main() -> int:
         else:
             verify(path, tqdm.write)
 
-    return max(cli.exit_code(partial(run, path)) for path in arguments.paths)
+    return max(cli.run(partial(run, path)) for path in arguments.paths)
 
 
 if __name__ == "__main__":

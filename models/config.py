@@ -1,7 +1,7 @@
-"""What a set of weights is: the sizes of the networks and the frozen encoders that feed them.
+"""The architecture of a set of weights: the sizes of its networks, and the frozen encoders that it needs.
 
-The same dataclasses are the `model` section of a run's configuration and the `config.json` beside exported weights,
-so that a weights folder says by itself how to turn media into conditions and latents into sound.
+The same dataclasses are the `model` section of a run's configuration and of the `config.json` in a weights folder. A
+weights folder thus says how to turn media into conditions, and latents into sound.
 """
 
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ WEIGHT_PATHS = ("weights", "image_weights", "motion_weights", "file")  # keys th
 class CodecConfig:
     """The audio autoencoder. `logmel` needs no weights; `oobleck` is Stable Audio Open's (diffusers).
 
-    A latent frame stands for `hop` samples; a clip has `frames` of them, that is frames·hop/sample_rate seconds.
+    A latent frame stands for `hop` samples. A clip has `frames` of them: frames·hop/sample_rate seconds.
     """
 
     kind: Literal["logmel", "oobleck"]
     sample_rate: Positive  # Hz
     audio_channels: Positive
-    hop: Positive  # samples a latent frame
-    frames: Positive  # L, latent frames a clip
-    latent_channels: Positive  # C, latent channels
-    weights: str = ""  # folder or hub name; empty where none are needed
+    hop: Positive  # samples per latent frame
+    frames: Positive  # L, latent frames per clip
+    latent_channels: Positive  # C
+    weights: str = ""  # folder or name on the hub; empty if none are needed
 
     @property
     def samples(self) -> int:
@@ -38,36 +38,36 @@ class CodecConfig:
 
     @property
     def rate(self) -> float:
-        """Latent frames a second."""
+        """Latent frames per second."""
         return self.sample_rate / self.hop
 
 
 @dataclass(frozen=True)
 class TextConfig:
-    """The text encoder. `words` hashes each word's bytes and needs no weights; `t5` is transformers' T5 encoder."""
+    """The text encoder. `words` hashes each word and needs no weights; `t5` is transformers' T5 encoder."""
 
     kind: Literal["words", "t5"]
     dim: Positive  # width of a text feature
     max_tokens: Positive
-    pad_to_multiple_of: Positive = 32  # a batch is padded to its longest text, rounded up to a multiple of this
+    pad_to_multiple_of: Positive = 32  # the padded length of a batch of texts is a multiple of this
     weights: str = ""
 
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """The video encoders: one for single images at a low rate, one for motion at a higher one (sections IV-A, VI-A).
+    """The video encoders: one of single images at a low rate, one of motion at a higher rate (sections IV-A, VI-A).
 
-    `frames` needs no weights; `clip_sync` is CLIP ViT-B/32 plus Synchformer. `steps` motion features come from a clip;
-    `pool` neighbours become one condition token.
+    `frames` needs no weights; `clip_sync` is CLIP ViT-B/32 and Synchformer. A clip has `steps` motion features; `pool`
+    neighbours become one condition token.
     """
 
     kind: Literal["frames", "clip_sync"]
     dim: Positive  # width of a video feature
-    image_rate: PositiveFloat  # images a second (5 in the paper)
-    motion_rate: PositiveFloat  # frames a second (25 in the paper)
+    image_rate: PositiveFloat  # images per second (5 in the paper)
+    motion_rate: PositiveFloat  # frames per second (25 in the paper)
     size: Positive  # pixels, height and width
-    steps: Positive  # motion features a clip (240 for Synchformer over 10 s)
-    pool: Positive  # motion features a token
+    steps: Positive  # motion features per clip (240 for Synchformer over 10 s)
+    pool: Positive  # motion features per token
     image_weights: str = ""
     motion_weights: str = ""
 
@@ -87,15 +87,15 @@ class TransformerConfig:
 
 @dataclass(frozen=True)
 class FusionConfig:
-    """Multimodal Adaptive Fusion (section IV-A, Eq. 1). `gates` and `attend` are the parts Table V takes away."""
+    """Multimodal Adaptive Fusion (section IV-A, Eq. 1). Table V ablates `gates` and `attention`."""
 
-    queries: Positive  # learnable queries a modality
+    queries: Positive  # learnable queries per modality
     width: Positive
     depth: Positive  # self-attention layers over the queries
     heads: Positive
     enabled: bool = True
     gates: bool = True
-    attention: bool = True  # the learnable queries; without them only the gates act
+    attention: bool = True  # of the learnable queries; without it there are gates only
 
 
 @dataclass(frozen=True)
@@ -106,12 +106,12 @@ class BackboneConfig:
     depth: Positive
     heads: Positive
     mlp_hidden: Positive
-    linear_path: bool = False  # wanted where the width is not well above the latent channels, see `LinearPath`
+    linear_path: bool = False  # needed if the width is not well above the latent channels, see `LinearPath`
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that makes two sets of weights interchangeable or not."""
+    """The architecture: two sets of weights with the same one are interchangeable."""
 
     codec: CodecConfig
     text: TextConfig

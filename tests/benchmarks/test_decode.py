@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from audiox_trainer.trainer.benchmarks import decode
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.media_files import numbered_film, sine
 
 pytestmark = pytest.mark.slow
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the ffmpeg program is not installed")
 def test_a_film_is_decoded_by_both(tmp_path, root):
-    model = load_config(root / "configs" / "tiny.json").model
+    model = load_pretrain_config(root / "configs" / "tiny.json").model
     film = numbered_film(tmp_path / "a.mp4", [i / 25 for i in range(75)], sound=[(0.0, sine(seconds=3))])
     result = decode.decode(model, rounds=1, seconds=1, film=film)
     rows = {row["variant"]: row for row in result["rows"]}
@@ -30,4 +30,4 @@ def test_a_film_is_decoded_by_both(tmp_path, root):
 def test_without_the_program_it_says_so(root, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="the ffmpeg program, which decoding is compared with, is not installed"):
-        decode.decode(load_config(root / "configs" / "tiny.json").model, rounds=1, seconds=1)
+        decode.decode(load_pretrain_config(root / "configs" / "tiny.json").model, rounds=1, seconds=1)

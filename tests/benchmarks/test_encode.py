@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from audiox_trainer.trainer.benchmarks import encode
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.encoder_weights import film, save_all
 from tests.helpers.small_config import small_config
 
@@ -50,7 +50,7 @@ def test_the_configured_weights_are_measured_too(tmp_path):
 def test_operations_at_the_true_size(root):
     """Synchformer by hand: 16·W² products a token and block, 1,569 tokens, 30 segments; a tenth comes on top with
     embedding, attention and gathering."""
-    counted = encode.count_flops(load_config(root / "configs/2p7b.json", []).model)
+    counted = encode.count_flops(load_pretrain_config(root / "configs/2p7b.json", []).model)
     blocks = 2 * 16 * 768**2 * 1569 * 12 * 30
     assert blocks < counted["motion"] < 1.1 * blocks
     vision = 2 * 12 * 768**2 * 50 * 12 * 50  # 50 images of 50 tokens

@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from audiox_trainer.trainer.benchmarks.goals import Finding, draw, findings, read
-from audiox_trainer.trainer.core.config import RunConfig, load_config
-from audiox_trainer.trainer.core.distill_config import load_distill_config, load_training
+from audiox_trainer.trainer.core.config import PretrainConfig, load_pretrain_config
+from audiox_trainer.trainer.core.distill_config import load_distill_config, load_training_config
 from tests.helpers.small_config import ROOT
 
 MEASURE = ROOT / "launch" / "measure.sh"
@@ -155,19 +155,19 @@ def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
         if program == "launch/plan.py":
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             given = plan.parse()
-            plans[given.json.stem] = load_training(ROOT / given.config, given.set)
+            plans[given.json.stem] = load_training_config(ROOT / given.config, given.set)
             assert given.measure
         if program == "launch/bench.py":
             monkeypatch.setattr(sys, "argv", [program, *arguments])
             given = bench.parse()
-            load = load_distill_config if given.command == "distill" else load_config
+            load = load_distill_config if given.command == "distill" else load_pretrain_config
             config = load(ROOT / given.config, given.set)
             names.append(given.out.stem)
             if given.command == "distill":
                 assert given.no_parts == (machine == "143771")
                 assert config.model.backbone.depth == {"81559": 12, "143771": 24, "small": 3}[machine]
                 distilled = config
-    assert isinstance(plans["memory"], RunConfig) and plans["memory_distill"] == distilled
+    assert isinstance(plans["memory"], PretrainConfig) and plans["memory_distill"] == distilled
     needed = ["kernels", "train_full", "distill", "infer", "train_fp8", "train_zero2", "train_plain"]
     assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
 

@@ -15,7 +15,7 @@ from audiox_trainer.trainer.benchmarks.verify import rates
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint.export import export
 from audiox_trainer.trainer.checkpoint.verify import FoundDamageError, verify
-from audiox_trainer.trainer.core.cli import ExitCode, code_of
+from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.core.integrity import ChangedError
 from audiox_trainer.trainer.training.distill import load_teacher
 from tests.helpers.small_config import ROOT, small_distill_config
@@ -44,7 +44,7 @@ def faults(path: Path) -> list[str]:
     said: list[str] = []
     with pytest.raises(FoundDamageError) as caught:
         verify(path, said.append)
-    assert code_of(caught.value) == ExitCode.CORRUPT
+    assert exit_code_of(caught.value) == ExitCode.CORRUPT
     found = [line.removeprefix("damaged: ") for line in said if line.startswith("damaged: ")]
     assert str(caught.value).startswith(f"{len(found)} of ")
     return found
@@ -157,7 +157,7 @@ def test_a_changed_teacher_starts_no_student(folder):
     file.write_bytes(changed)
     with pytest.raises(ChangedError, match=r"model\.safetensors has changed since its export") as caught:
         load_teacher(config, folder / "weights")
-    assert code_of(caught.value) == ExitCode.CORRUPT
+    assert exit_code_of(caught.value) == ExitCode.CORRUPT
 
 
 def test_its_rate_is_compared(kept):

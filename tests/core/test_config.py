@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import RunConfig, check_ranks, load_config
+from audiox_trainer.trainer.core.config import PretrainConfig, check_ranks, load_pretrain_config
 from audiox_trainer.trainer.core.config_reader import apply_override, find_config, read_config
 from tests.helpers.small_config import ROOT, small_json
 
@@ -18,13 +18,13 @@ CONFIGS = sorted(
 def load(tmp_path, data, *overrides):
     file = tmp_path / "run.json"
     file.write_text(data if isinstance(data, str) else json.dumps(data))
-    return load_config(file, overrides)
+    return load_pretrain_config(file, overrides)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_configurations_that_come_along_parse(name):
-    config = load_config(ROOT / "configs" / f"{name}.json")
-    assert strict.parse(RunConfig, strict.to_dict(config)) == config
+    config = load_pretrain_config(ROOT / "configs" / f"{name}.json")
+    assert strict.parse(PretrainConfig, strict.to_dict(config)) == config
     check_ranks(config.training, 1)
 
 
@@ -122,10 +122,10 @@ def test_what_is_no_configuration(tmp_path, text, message):
 
 def test_no_file_and_no_text(tmp_path):
     with pytest.raises(FileNotFoundError, match="nowhere"):
-        load_config(tmp_path / "nowhere.json")
+        load_pretrain_config(tmp_path / "nowhere.json")
     (tmp_path / "run.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(ValueError, match=r"run\.json: .*utf-8"):
-        load_config(tmp_path / "run.json")
+        load_pretrain_config(tmp_path / "run.json")
 
 
 def test_overrides(tmp_path):
@@ -195,8 +195,8 @@ class TestExtends:
         assert read_config(child) == {"a": {"b": 1, "c": {"d": 2, "g": 4}}, "e": [5], "f": {"h": 6}}
 
     def test_one_that_comes_along_may_be_extended_from_anywhere(self, write):
-        config = load_config(write("mine.json", extends="tiny", training={"steps": 7}))
-        tiny = load_config("tiny")
+        config = load_pretrain_config(write("mine.json", extends="tiny", training={"steps": 7}))
+        tiny = load_pretrain_config("tiny")
         assert config == replace(tiny, training=replace(tiny.training, steps=7))
 
     def test_a_circle(self, write):
@@ -217,7 +217,7 @@ class TestExtends:
 
     def test_a_key_of_the_base_is_refused_as_its_own(self, write):
         with pytest.raises(ValueError, match=r"mine\.json: model\.backbone\.widht: unknown key"):
-            load_config(write("mine.json", extends="tiny", model={"backbone": {"widht": 3}}))
+            load_pretrain_config(write("mine.json", extends="tiny", model={"backbone": {"widht": 3}}))
 
 
 @pytest.mark.parametrize("name", ["2p7b", "2p7b.json", "configs/2p7b.json"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from audiox_trainer.models.audiox import AudioX
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 from audiox_trainer.trainer.training.distill import load_teacher
 from tests.helpers.small_config import ROOT, small_distill_config
@@ -30,7 +30,7 @@ def test_what_ships_is_allowed(path):
 def test_presets(preset, counts):
     plain = ("updates.student=null", "updates.fake=null", "updates.discriminator=null", f"updates.preset={preset}")
     config = small_distill_config(None, *plain)
-    assert config.updates.counts == counts and config.cycle.round == sum(counts)
+    assert config.updates.counts == counts and config.cycle.updates_per_round == sum(counts)
     assert small_distill_config(None, *plain, "updates.fake=3").updates.counts == (counts[0], 3, counts[2])
 
 
@@ -44,7 +44,7 @@ def test_the_paper_and_what_keeps_up_with_it():
     assert {paper.student.optimizer.lr, paper.fake.optimizer.lr, paper.discriminator.optimizer.lr} == {1e-5}
     assert shipped.fake.optimizer.lr == 10 * shipped.student.optimizer.lr and shipped.updates.fake_warm_up == 500
     assert paper.updates.counts == shipped.updates.counts == (5, 1, 1)
-    assert paper.model == shipped.model == load_config(ROOT / "configs/2p7b.json").model
+    assert paper.model == shipped.model == load_pretrain_config(ROOT / "configs/2p7b.json").model
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("sampling.timesteps=[0.9, 0.5, 0.3, 0.1]", "sampling.timesteps: [0.9, 0.5, 0.3, 0.1] must fall from 1"),
         ("sampling.timesteps=[1.0, 0.5, 0.5, 0.1]", "sampling.timesteps: [1.0, 0.5, 0.5, 0.1] must fall from 1"),
         ("sampling.timesteps=[1.0, 0.5]", "sampling.timesteps: 2 levels for 4 steps"),
-        ("sampling.guidance=3", "sampling.guidance: 3; a student samples without: give 1"),
+        ("sampling.guidance=3", "sampling.guidance: 3; a student samples without guidance: set 1"),
         (
             "distillation.discriminator_blocks=3",
             "distillation.discriminator_blocks: 3 of a teacher with model.backbone.depth 2",
@@ -72,7 +72,7 @@ def test_the_paper_and_what_keeps_up_with_it():
         ("distillation.lamda=1", "distillation.lamda: unknown key"),
         ("student.zero.stage=4", "student.zero.stage: 4 must be at most 3"),
         ("fake.zero.stage=0", "fake.zero.stage: 0, where DeepSpeed computes in bf16 in some forwards only"),
-        ("training.steps=11", "training.steps: 11 is not a multiple of the student's 5 updates a round"),
+        ("training.steps=11", "training.steps: 11 is not a multiple of the student's 5 updates per round"),
         ("warm_start.ode_steps=0", "warm_start.ode_steps: 0 must be at least 1"),
         ("warm_start.lr=0", "warm_start.lr: 0 must be above 0"),
     ],
@@ -104,4 +104,4 @@ def test_the_other_kind_of_configuration_is_named():
     with pytest.raises(ValueError, match=r"tiny.json: optimizer: this configuration is for launch/pretrain\.py"):
         load_distill_config(ROOT / "configs" / "tiny.json")
     with pytest.raises(ValueError, match=r"tiny.json: student: this configuration is for launch/distill\.py"):
-        load_config(ROOT / "configs" / "distill_tiny.json")
+        load_pretrain_config(ROOT / "configs" / "distill_tiny.json")

@@ -10,8 +10,8 @@ import pytest
 
 import launch.plan
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import load_config
-from audiox_trainer.trainer.core.gpu_specs import GPUS, known
+from audiox_trainer.trainer.core.config import load_pretrain_config
+from audiox_trainer.trainer.core.gpu_specs import GPUS, find_gpu
 from audiox_trainer.trainer.cost.plan import MANY, Arrangement, largest, memory, micro_batches, room, workload
 from audiox_trainer.trainer.cost.plan_choice import batches, choose, divisors, undivided
 from audiox_trainer.trainer.cost.plan_time import Cluster, average, save_seconds, spent
@@ -56,7 +56,7 @@ class TestDistillation:
             "fake": 2,
             "discriminator": 2,
         }
-        assert work.total == config.cycle.total(config.training.steps)
+        assert work.total == config.cycle.total_updates(config.training.steps)
         student = next(u for u in work.updates if u.name == "student")
         assert student.passes == {"student": (2.5, 1), "fake": (1, 0), "teacher": (2, 1)}
 
@@ -64,12 +64,12 @@ class TestDistillation:
 @pytest.fixture(scope="module")
 def paper():
     """A pretraining of the paper's size."""
-    return workload(load_config(ROOT / "configs" / "2p7b.json"))
+    return workload(load_pretrain_config(ROOT / "configs" / "2p7b.json"))
 
 
 class TestMemory:
     def test_it_lies_on_a_line_that_is_never_below_the_truth(self, paper):
-        config = load_config(ROOT / "configs" / "2p7b.json")
+        config = load_pretrain_config(ROOT / "configs" / "2p7b.json")
         simulated = Simulated(config.model, "bf16", config.kernels, 128)
         for samples in (1, 2, 7, 30, MANY):
             line, true = paper.updates[0].activations(samples, False), simulated.training(samples, False)
@@ -130,7 +130,7 @@ class TestTime:
     def test_in_fp32_no_tensor_core_computes(self):
         cluster, plan = Cluster(GPUS["h100"], 8), Arrangement(8, 2, 15, 240, False)
         bf16, fp32 = (
-            average(workload(load_config("configs/2p7b.json", [f"training.precision={p}"])), plan, cluster)
+            average(workload(load_pretrain_config("configs/2p7b.json", [f"training.precision={p}"])), plan, cluster)
             for p in ("bf16", "fp32")
         )
         assert fp32.compute / bf16.compute == pytest.approx(989.4 / 66.9)
@@ -224,9 +224,9 @@ def test_gpus_are_known_by_the_names_of_their_drivers():
         "NVIDIA B200": "b200",
         "AMD Instinct MI300X": "mi300x",
     }
-    assert {name: known(name) for name in names} == {name: GPUS[key] for name, key in names.items()}
+    assert {name: find_gpu(name) for name in names} == {name: GPUS[key] for name, key in names.items()}
     assert sorted(names.values()) == sorted(GPUS)
-    assert known("NVIDIA GeForce GTX 1080") is None
+    assert find_gpu("NVIDIA GeForce GTX 1080") is None
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.models.embeddings import Fixed
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.cost.simulated_memory import Allocations, Simulated
 from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss
 from tests.helpers.random_weights import inputs
@@ -80,7 +80,7 @@ def test_checkpointing_keeps_less(name):
 
 def test_on_a_gpu_fused_operations_keep_less(root):
     """Scores of attention are never whole there, and norms and gates keep their inputs."""
-    config = load_config(root / "configs" / "single_gpu.json")
+    config = load_pretrain_config(root / "configs" / "single_gpu.json")
     short = replace(config.model, backbone=replace(config.model.backbone, depth=2))
     cpu, gpu = (Simulated(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))
     assert gpu.kept < 0.6 * cpu.kept

@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from audiox_trainer.models.audiox import AudioX, count_parameters
-from audiox_trainer.trainer.core.config import check_ranks, load_config
+from audiox_trainer.trainer.core.config import check_ranks, load_pretrain_config
 from audiox_trainer.trainer.cost.operations import forward_flops, training_flops
 
 
@@ -17,7 +17,7 @@ def parameters(config):
 
 
 def load(root, name):
-    return load_config(root / "configs" / f"{name}.json")
+    return load_pretrain_config(root / "configs" / f"{name}.json")
 
 
 def test_2p7b_is_as_large_as_the_paper_says(root):

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.distill_config import in_precision, load_distill_config
-from audiox_trainer.trainer.core.hardware import quick_precision
+from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
+from audiox_trainer.trainer.core.hardware import fastest_precision
 from audiox_trainer.trainer.cost.distill_operations import rounds_within, update_flops
 from audiox_trainer.trainer.cost.operations import training_flops
 from audiox_trainer.trainer.evaluation.ablations import (
@@ -47,7 +47,7 @@ def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
         cycle = config.cycle
         spent = sum(
             config.training.global_batch * share * update_flops(config, cycle.phase(update), k, 24)
-            for update in range(cycle.total(steps))
+            for update in range(cycle.total_updates(steps))
             for k, share in enumerate(config.distillation.step_probabilities)
         )
         assert spent <= budget < spent * 1.05, variant
@@ -117,7 +117,7 @@ def test_runs_are_made_once_and_of_one_kind(tmp_path, scenes):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     common = ("--config", tmp_path / "student.json", "--teacher", tmp_path / "teacher")
-    words = [word for override in in_precision(quick_precision()) for word in ("--set", override)]
+    words = [word for override in precision_overrides(fastest_precision()) for word in ("--set", override)]
     done = run("pairs", *common, "--out", tmp_path / "pairs", "--count", 16, *words)
     assert done.returncode == 0, done.stderr
     out = tmp_path / "ablations"

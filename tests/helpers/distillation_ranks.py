@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from audiox_trainer.models.audiox import AudioX
-from audiox_trainer.trainer.core.cli import code_of
+from audiox_trainer.trainer.core.cli import exit_code_of
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from audiox_trainer.trainer.training.distill_updates import Distillation
@@ -103,7 +103,7 @@ def whole(
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
-        return {"said": str(error), "code": code_of(error)}
+        return {"said": str(error), "code": exit_code_of(error)}
     finally:
         task.destroy()
     return {}

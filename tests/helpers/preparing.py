@@ -20,7 +20,7 @@ from audiox_trainer.models.config import (
     TransformerConfig,
     VideoConfig,
 )
-from audiox_trainer.trainer.core.cli import exit_code
+from audiox_trainer.trainer.core.cli import run
 from audiox_trainer.trainer.data.record import from_columns
 from audiox_trainer.trainer.prepare import prepare_files as module
 from audiox_trainer.trainer.prepare.encode import EncodedClips, EntryTask, Rejection, encode_entry
@@ -82,7 +82,7 @@ def start_rank(
 def _rank(out: str, path: Path, place: PrepareRank, workers: int, nobody: bool) -> None:
     if nobody:
         module.encode_entry = encode_as_nobody
-    sys.exit(exit_code(lambda: print(prepare_files(out, MODEL, path, 0, workers, place=place))))
+    sys.exit(run(lambda: print(prepare_files(out, MODEL, path, 0, workers, place=place))))
 
 
 def encode_as_nobody(task: EntryTask) -> Iterator[EncodedClips | Rejection]:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 
 from audiox_trainer.models.encoders.build import build_text_encoder
-from audiox_trainer.trainer.core.config import RunConfig
+from audiox_trainer.trainer.core.config import PretrainConfig
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
 from audiox_trainer.trainer.data.batches import Batch
 from audiox_trainer.trainer.data.reader import Reader
 from tests.helpers.small_config import small_config
 
 
-def open_reader(config: RunConfig, rank: int = 0, ranks: int = 1) -> Reader:
+def open_reader(config: PretrainConfig, rank: int = 0, ranks: int = 1) -> Reader:
     return Reader(config, build_text_encoder(config.model.text), rank, ranks)
 
 
@@ -33,7 +33,7 @@ def describe(batch: Batch, seed: int, step: int) -> dict[int, list[Any]]:
     return rows
 
 
-def read(config: RunConfig, start: int, steps: int, rank: int = 0, ranks: int = 1) -> list[dict[int, list[Any]]]:
+def read(config: PretrainConfig, start: int, steps: int, rank: int = 0, ranks: int = 1) -> list[dict[int, list[Any]]]:
     batches = open_reader(config, rank, ranks).batches(start)
     return [describe(next(batches), config.training.seed, step) for step in range(start, start + steps)]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import RunConfig
+from audiox_trainer.trainer.core.config import PretrainConfig
 from audiox_trainer.trainer.core.config_reader import apply_override, read_config
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 
@@ -53,8 +53,8 @@ def small_json(scenes: Path | None = None, *overrides: str) -> dict[str, Any]:
     return data
 
 
-def small_config(scenes: Path | None = None, *overrides: str) -> RunConfig:
-    config: RunConfig = strict.parse(RunConfig, small_json(scenes, *overrides))
+def small_config(scenes: Path | None = None, *overrides: str) -> PretrainConfig:
+    config: PretrainConfig = strict.parse(PretrainConfig, small_json(scenes, *overrides))
     return config
 
 

@@ -18,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from audiox_trainer.models.encoders.build import build_text_encoder
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint import save as saving
-from audiox_trainer.trainer.core.cli import code_of
-from audiox_trainer.trainer.core.config import RunConfig
+from audiox_trainer.trainer.core.cli import exit_code_of
+from audiox_trainer.trainer.core.config import PretrainConfig
 from audiox_trainer.trainer.cost import role_bytes
 from audiox_trainer.trainer.data.batches import Batch
 from audiox_trainer.trainer.data.reader import Reader
@@ -37,7 +37,7 @@ def digests(task: Pretraining) -> dict[str, str]:
     return found | {"updates": str(task.engine.updates())}
 
 
-def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
+def losses(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Train on made-up samples; the mean loss of all ranks and the gradient's norm at every step."""
     task, curve = Pretraining(config, ranks.WORLD), []
     batches = MadeUp(config).batches(0)
@@ -52,7 +52,7 @@ def losses(folder: Path, config: RunConfig) -> dict[str, Any]:
 
 def whole(
     folder: Path,
-    config: RunConfig,
+    config: PretrainConfig,
     stop: int = 0,
     resume: bool = False,
     poison: bool = False,
@@ -77,7 +77,7 @@ def whole(
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
-        return {"said": str(error), "code": code_of(error)}
+        return {"said": str(error), "code": exit_code_of(error)}
     except FloatingPointError as error:
         return {"error": str(error)}
     finally:
@@ -85,12 +85,12 @@ def whole(
     return {}
 
 
-def asked(folder: Path, config: RunConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
+def asked(folder: Path, config: PretrainConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
     """A run that is asked to stop several times, and goes on; how each part of it ended."""
     return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
 
 
-def beside(folder: Path, config: RunConfig, fails: bool = False) -> dict[str, Any]:
+def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[str, Any]:
     """A run that saves beside its steps. Rank 1 writes the first checkpoint not before its seventh step, or cannot;
     what stood there at the beginning of each step."""
     task, seen, gate, write = Pretraining(config, ranks.WORLD), [], threading.Event(), saving.save_file
@@ -122,7 +122,7 @@ def beside(folder: Path, config: RunConfig, fails: bool = False) -> dict[str, An
     return {"seen": seen}
 
 
-def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict[str, Any]:
+def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) -> dict[str, Any]:
     """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
     task = Pretraining(config, ranks.WORLD)
     origin = folder.parent / source
@@ -136,7 +136,7 @@ def reload(folder: Path, config: RunConfig, source: str, steps: int = 0) -> dict
     return {"start": start, "curve": curve}
 
 
-def poisoned(folder: Path, config: RunConfig, at: int, place: int) -> dict[str, Any]:
+def poisoned(folder: Path, config: PretrainConfig, at: int, place: int) -> dict[str, Any]:
     """Six steps, in one of which one sample is NaN: digests after every step, and whether it was applied."""
     task, rows = Pretraining(config, ranks.WORLD), []
     batches = MadeUp(config, {at: place}).batches(0)
@@ -150,7 +150,7 @@ def poisoned(folder: Path, config: RunConfig, at: int, place: int) -> dict[str, 
 
 
 def save_three_times(
-    folder: Path, config: RunConfig, before: Callable[[], None], after: Callable[[], None]
+    folder: Path, config: PretrainConfig, before: Callable[[], None], after: Callable[[], None]
 ) -> list[Any]:
     """Save after each of three steps; before the second one something happens, after it something else."""
     task = Pretraining(config, ranks.WORLD)
@@ -174,7 +174,7 @@ def save_three_times(
     return found
 
 
-def file_too_large(folder: Path, config: RunConfig) -> dict[str, Any]:
+def file_too_large(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Rank 1 may not write what it has to, once."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     small = (20_000 if ranks.WORLD.rank == 1 else limits[0], limits[1])
@@ -185,7 +185,7 @@ def file_too_large(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"found": save_three_times(folder, config, limit(small), limit(limits))}
 
 
-def full_disk(folder: Path, config: RunConfig) -> dict[str, Any]:
+def full_disk(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """A small file system of its own that is full, once."""
     disk = folder / load.FOLDER
     disk.mkdir(exist_ok=True)
@@ -213,7 +213,7 @@ def full_disk(folder: Path, config: RunConfig) -> dict[str, Any]:
             subprocess.run(["umount", str(disk)], check=True)
 
 
-def preview(folder: Path, config: RunConfig) -> dict[str, Any]:
+def preview(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Sound of the EMA weights in the middle of training changes no weight."""
     logging = replace(config.logging, preview_prompts=("a bell rings", "a dog barks"))
     task = Pretraining(replace(config, logging=logging), ranks.WORLD)
@@ -241,7 +241,7 @@ class Waits(TorchDispatchMode):
         return op(*args, **(kwargs or {}))
 
 
-def waits(folder: Path, config: RunConfig) -> dict[str, Any]:
+def waits(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Of the fourth step: what a host would wait for in forward and backward, and in the optimizer's step."""
     task, batches, mode = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0), Waits()
     step = task.engine.engine.step
@@ -260,7 +260,7 @@ def waits(folder: Path, config: RunConfig) -> dict[str, Any]:
     return {"before": mode.found[False], "stepping": mode.found[True]}
 
 
-def counted(folder: Path, config: RunConfig) -> dict[str, Any]:
+def counted(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Of a rank's second step: bytes of its tensors, of gradients that stay after it, of DeepSpeed's buffers and of its
     collective operations."""
     task, batches = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.evaluation.judge_cache import load_or_train_judge
 
 SMALL = ("training.compile=false", "training.cpu_threads=1")
@@ -30,7 +30,7 @@ TEACHER = (
 def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: int) -> None:
     out = tmp_path / "demo"
     # A judge that has hardly learnt: what it says is not the point here.
-    load_or_train_judge(out / "judge", load_config(root / "configs/tiny.json").model.codec, steps=2)
+    load_or_train_judge(out / "judge", load_pretrain_config(root / "configs/tiny.json").model.codec, steps=2)
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
     command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
     command += ["--students", str(students), *(["--first", "3"] if students > 1 else [])]

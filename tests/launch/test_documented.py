@@ -18,9 +18,9 @@ from torch.distributed.run import get_args_parser
 from audiox_trainer.launch.plan import chosen
 from audiox_trainer.models import strict
 from audiox_trainer.models.config import ModelConfig
-from audiox_trainer.trainer.core.config import BaseConfig, check_ranks, load_config
+from audiox_trainer.trainer.core.config import BaseConfig, check_ranks, load_pretrain_config
 from audiox_trainer.trainer.core.config_reader import parse_file
-from audiox_trainer.trainer.core.distill_config import DistillConfig, load_distill_config, load_training
+from audiox_trainer.trainer.core.distill_config import DistillConfig, load_distill_config, load_training_config
 from audiox_trainer.trainer.evaluation.held_out import check_embedded
 from audiox_trainer.trainer.manifest.manifest import read_manifest
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
@@ -66,11 +66,11 @@ def config_of(name: str, a: Namespace) -> BaseConfig | None:
         load_distill_config(ROOT / a.student, a.set_student)
     if name == "ablate":
         load_distill_config(ROOT / a.config, a.set)
-        return load_config(ROOT / a.pretraining, a.set)
+        return load_pretrain_config(ROOT / a.pretraining, a.set)
     if not getattr(a, "config", None):
         return None
     distils = name in ("distill", "pairs") or (name == "bench" and a.command == "distill")
-    load = load_distill_config if distils else load_training if name == "plan" else load_config
+    load = load_distill_config if distils else load_training_config if name == "plan" else load_pretrain_config
     return load(ROOT / a.config, a.set)
 
 
@@ -147,15 +147,15 @@ def test_its_job_divides_the_batch(command, user):
 
 @pytest.mark.parametrize("config", sorted((ROOT / "configs").glob("*2p7b*.json")), ids=lambda f: f.stem)
 def test_every_configuration_of_full_size_runs_as_the_scripts_ask(config):
-    kind = "distill" if isinstance(load_training(config), DistillConfig) else "pretrain"
+    kind = "distill" if isinstance(load_training_config(config), DistillConfig) else "pretrain"
     script = Command("", "sbatch", (f"launch/slurm/{kind}.sbatch",))
-    assert check_ranks(load_training(config).training, sbatch_ranks(script)) >= 1
+    assert check_ranks(load_training_config(config).training, sbatch_ranks(script)) >= 1
 
 
 @cache
 def trained() -> dict[str, ModelConfig]:
     """Folders of runs and of weights, with the model that the documents' commands train there."""
-    found = {f"{demo}/weights/{name}": load_config(ROOT / "configs/tiny.json").model
+    found = {f"{demo}/weights/{name}": load_pretrain_config(ROOT / "configs/tiny.json").model
              for demo in ("runs/demo", "runs/long") for name in ("teacher", "student")}  # fmt: skip
     steps = [script_of(command) for command in WHOLE]
     for name, arguments in steps:
@@ -203,7 +203,7 @@ def test_what_is_trained_on_was_prepared(user):
     prepared = defaultdict(list)
     for name, arguments in map(script_of, WHOLE):
         if name == "prepare" and (parsed := parse(name, arguments)).kind in ("scenes", "files"):
-            prepared[str(parsed.out)].append(located(load_config(ROOT / parsed.config, parsed.set).model))
+            prepared[str(parsed.out)].append(located(load_pretrain_config(ROOT / parsed.config, parsed.set).model))
     for name, arguments in map(script_of, WHOLE):
         config = config_of(name, parse(name, arguments)) if name in ("pretrain", "distill") else None
         for stream in config.data.streams if config else ():

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiox_trainer.trainer.core.cli import ExitCode, code_of, exit_code
+from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of, run
 from audiox_trainer.trainer.training.run_folder import write_config
 from tests.helpers.small_config import ROOT, small_config, small_json
 
@@ -171,7 +171,7 @@ def test_a_launch_as_a_user_does_it(scenes, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_named_without_an_error_number(capsys):
-    assert exit_code(lambda: print(open("nowhere.json"))) == 1
+    assert run(lambda: print(open("nowhere.json"))) == 1
     assert capsys.readouterr().err == "error: nowhere.json: no such file or directory\n"
 
 
@@ -182,7 +182,7 @@ def test_no_traceback_shows_a_credential(capsys, monkeypatch):
     def act():
         raise RuntimeError("403 for s3://me:hush@host/a?X-Amz-Signature=abcdef, k3ystr0ke+and/more")
 
-    assert exit_code(act) == 1
+    assert run(act) == 1
     said = capsys.readouterr().err
     assert (
         "Traceback" in said and "in act" in said and "RuntimeError: 403 for s3://[redacted]@host/a?[redacted]" in said
@@ -193,5 +193,5 @@ def test_no_traceback_shows_a_credential(capsys, monkeypatch):
 def test_what_a_gpu_or_its_network_does_may_go_well_another_time():
     """Too little memory does not."""
     for error in (torch.AcceleratorError("CUDA error: uncorrectable ECC"), torch.distributed.DistBackendError("NCCL")):
-        assert code_of(error) is ExitCode.HUNG
-    assert code_of(torch.OutOfMemoryError("CUDA out of memory")) is ExitCode.FAILED
+        assert exit_code_of(error) is ExitCode.HUNG
+    assert exit_code_of(torch.OutOfMemoryError("CUDA out of memory")) is ExitCode.FAILED

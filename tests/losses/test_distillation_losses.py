@@ -108,8 +108,8 @@ class TestCycle:
     @pytest.mark.parametrize(("steps", "rounds"), [(10, 2), (11, 3), (1, 1)])
     def test_the_last_round_is_whole(self, steps, rounds):
         cycle = Cycle(5, 1, 1, warm_start=4)
-        assert cycle.total(steps) == 4 + 7 * rounds
-        turns = [cycle.phase(i) for i in range(cycle.total(steps))]
+        assert cycle.total_updates(steps) == 4 + 7 * rounds
+        turns = [cycle.phase(i) for i in range(cycle.total_updates(steps))]
         assert turns.count(Phase.STUDENT) == 5 * rounds >= steps
         assert turns.count(Phase.FAKE) * 5 == turns.count(Phase.STUDENT)
 
@@ -117,4 +117,4 @@ class TestCycle:
     def test_turns_are_counted(self, phases):
         cycle = Cycle(3, 2, 1, warm_start=4, fake_warm_up=5)
         for update in range(30):
-            assert cycle.turns(phases, update) == sum(cycle.phase(i) in phases for i in range(update))
+            assert cycle.count(phases, update) == sum(cycle.phase(i) in phases for i in range(update))

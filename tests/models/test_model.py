@@ -11,7 +11,7 @@ from audiox_trainer.models import strict
 from audiox_trainer.models.audiox import AudioX, count_parameters, load_strict
 from audiox_trainer.models.conditioner import video_seconds
 from audiox_trainer.models.embeddings import Fixed, RopeTable, rope_table
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.random_weights import BATCH, TOKENS, inputs, stirred
 from tests.helpers.small_config import ROOT
 
@@ -207,7 +207,7 @@ class TestPositions:
 
     def test_synchformers_grid(self):
         """Segments of 16 frames overlap by half: eight features of two frames each, then the times go back."""
-        config = load_config(ROOT / "configs" / "2p7b.json").model
+        config = load_pretrain_config(ROOT / "configs" / "2p7b.json").model
         seconds = video_seconds(config)
         assert seconds.shape == (240,)
         segments = (seconds.view(30, 8) * 25).round()

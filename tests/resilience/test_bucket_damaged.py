@@ -9,7 +9,7 @@ import threading
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.cli import ExitCode, code_of
+from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.data import storage
 from audiox_trainer.trainer.data.reader import BucketError, check_streams
 from audiox_trainer.trainer.data.shards import DamagedError, ShardError
@@ -74,7 +74,7 @@ class TestInTheCache:
         flip(cached(tmp_path))
         with pytest.raises(DamagedError, match=r"shard\.00000\.mds has changed.*; remove it, it is fetched again") as e:
             epoch(filled)
-        assert code_of(e.value) is ExitCode.CORRUPT
+        assert exit_code_of(e.value) is ExitCode.CORRUPT
 
     @pytest.mark.long
     def test_one_that_is_missing_is_fetched_again(self, filled, tmp_path):
@@ -88,7 +88,7 @@ class TestAFailingOne:
         bucket.failures = math.inf
         with pytest.raises(BucketError, match=r"500.*: could not read s3://far/\w+/shard\.00000\.mds") as caught:
             epoch(far_config(tmp_path))
-        assert code_of(caught.value) is ExitCode.HUNG
+        assert exit_code_of(caught.value) is ExitCode.HUNG
 
     def test_that_fails_two_of_streaming_s_threads_at_once(self, bucket, tmp_path, monkeypatch):
         both = threading.Barrier(2)
@@ -105,7 +105,7 @@ class TestAFailingOne:
         bucket.failing, bucket.failures = "index.json", math.inf
         with pytest.raises(UnansweredError, match=r"500.*: could not read s3://far/audio/index\.json") as caught:
             check_streams(far_config(tmp_path), hashes=False)
-        assert code_of(caught.value) is ExitCode.HUNG
+        assert exit_code_of(caught.value) is ExitCode.HUNG
 
     @pytest.mark.long
     def test_nobody_answers(self, bucket, tmp_path, monkeypatch):
@@ -117,7 +117,7 @@ class TestAFailingOne:
         shutil.rmtree(bucket.folder / "audio")
         with pytest.raises(OSError, match=r"could not read s3://far/audio/") as caught:
             check_streams(far_config(tmp_path), hashes=False)
-        assert code_of(caught.value) is ExitCode.FAILED
+        assert exit_code_of(caught.value) is ExitCode.FAILED
 
 
 @pytest.fixture

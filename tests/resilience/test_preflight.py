@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from audiox_trainer.trainer.core.cli import ExitCode
-from audiox_trainer.trainer.core.distill_config import load_training
+from audiox_trainer.trainer.core.distill_config import load_training_config
 from audiox_trainer.trainer.cost.plan import Arrangement, arranged, workload
 from audiox_trainer.trainer.resilience.preflight import Wanted
 from audiox_trainer.trainer.training.node_requirements import from_config
@@ -110,7 +110,7 @@ def test_what_a_configuration_wants_of_gpus(root, monkeypatch, tmp_path, ranks, 
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setenv("WORLD_SIZE", f"{ranks}")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
-    config = load_training(root / "configs" / "2p7b.json")
+    config = load_training_config(root / "configs" / "2p7b.json")
     found = from_config(Wanted(output=tmp_path), config, ())
     work = workload(config)
     training = config.training
@@ -126,7 +126,7 @@ def test_what_a_configuration_wants_of_gpus(root, monkeypatch, tmp_path, ranks, 
 
 def test_offloaded_states_are_not_reckoned(root, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
-    config = load_training(root / "configs" / "2p7b.json", ["zero.offload_optimizer=true"])
+    config = load_training_config(root / "configs" / "2p7b.json", ["zero.offload_optimizer=true"])
     assert from_config(Wanted(), config, ()) == Wanted()
 
 

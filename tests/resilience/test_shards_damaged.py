@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from audiox_trainer.trainer.core.cli import ExitCode, code_of
+from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.data.shards import DamagedError
 from tests.helpers.faulty_rank import DAMAGE
 from tests.helpers.reader_ranks import open_reader
@@ -23,4 +23,4 @@ def test_it_is_refused_at_its_first_read(scenes, tmp_path, kind, workers):
         DAMAGE[kind](file)
     with pytest.raises(DamagedError, match=rf"ended after 0 of 9 batches: .*shard\.\d+\.mds {SAID[kind]}") as caught:
         next(batches)
-    assert code_of(caught.value) is ExitCode.CORRUPT
+    assert exit_code_of(caught.value) is ExitCode.CORRUPT

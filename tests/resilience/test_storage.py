@@ -24,7 +24,7 @@ from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.checkpoint import load, save
 from audiox_trainer.trainer.checkpoint.load import NothingLeftError
 from audiox_trainer.trainer.core import files, integrity
-from audiox_trainer.trainer.core.cli import ExitCode, code_of
+from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.data import reader as reader_module
 from audiox_trainer.trainer.data.reader import LoaderError
 from audiox_trainer.trainer.data.shards import ShardError, check_shards
@@ -73,7 +73,7 @@ class TestCheckpoints:
         """A distillation's saves, as the loop makes them: due at every tenth step, made where the round of 7 ends."""
         config = small_distill_config(None, "training.steps=200")
         due, saved = False, []
-        for update in range(config.cycle.total(200)):
+        for update in range(config.cycle.total_updates(200)):
             due = due or (update + 1) % 10 == 0
             if due and config.cycle.ends_round(update):
                 publish(tmp_path, update + 1, keep=1, keep_every=50)
@@ -107,7 +107,7 @@ class TestCheckpoints:
         (tmp_path / load.LATEST).write_text(content)
         with pytest.raises(NothingLeftError, match="it was saved, and its checkpoints are gone; restore") as caught:
             load.newest(tmp_path, lambda text: None)
-        assert code_of(caught.value) == ExitCode.CORRUPT
+        assert exit_code_of(caught.value) == ExitCode.CORRUPT
 
     def test_every_flipped_bit_is_found(self, tmp_path, group):
         folder, rng = publish(tmp_path, 1), np.random.default_rng(0)
@@ -162,7 +162,7 @@ class TestCheckpoints:
 
             with pytest.raises(OSError, match=f"could not save: rank 0: {error}") as caught:
                 load.everywhere("could not save", act)
-            assert code_of(caught.value) is code
+            assert exit_code_of(caught.value) is code
 
 
 class TestShards:
@@ -189,7 +189,7 @@ class TestShards:
         with pytest.raises(LoaderError, match=r"ended after \d of 9 batches: DataLoader worker .*(killed|exited)") as e:
             for _ in range(8):
                 next(samples)
-        assert code_of(e.value) == ExitCode.HUNG, "it may go well another time"
+        assert exit_code_of(e.value) == ExitCode.HUNG, "it may go well another time"
 
 
 class TestSharedMemory:

@@ -38,7 +38,7 @@ ATTACHING = """
 SCRIPT = """
     import ctypes, os, sys
     import torch.distributed as dist
-    from audiox_trainer.trainer.core.cli import exit_code
+    from audiox_trainer.trainer.core.cli import run
     from audiox_trainer.trainer.core.config import TimeoutsConfig
     from audiox_trainer.trainer.data.shards import DamagedError
     from audiox_trainer.trainer.resilience.watchdog import Watchdog
@@ -52,7 +52,7 @@ SCRIPT = """
             ctypes.PyDLL(None).sleep(int(sys.argv[1]))
             dist.barrier()
 
-    sys.exit(exit_code(work))
+    sys.exit(run(work))
 """
 
 

@@ -14,7 +14,7 @@ from audiox_trainer.models import strict
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint.load import NothingLeftError
 from audiox_trainer.trainer.core import cli, integrity
-from audiox_trainer.trainer.core.cli import ExitCode, code_of
+from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.training import loop, run_folder
 from tests.helpers.small_config import small_config, small_distill_config
 
@@ -57,7 +57,7 @@ def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
             run_folder.TakenError, match=r"another run is at work in .*new .*: stop it, or give"
         ) as caught:
             run_folder.alone(tmp_path / "new", False, 0).__enter__()
-        assert code_of(caught.value) is ExitCode.HUNG, "a node that died may still hold it"
+        assert exit_code_of(caught.value) is ExitCode.HUNG, "a node that died may still hold it"
         assert "waiting up to 0.1 s for it to end" in capsys.readouterr().out
         with run_folder.alone(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
             pass
@@ -75,9 +75,9 @@ def test_compiled_code_of_another_user_is_not_loaded(tmp_path, monkeypatch):
     owner = os.getuid()
     monkeypatch.setattr(os, "getuid", lambda: owner + 1)
     with pytest.raises(ValueError, match=rf"compiled belongs to user {owner}, .*remove it, or set TORCHINDUCTOR_CACHE"):
-        cli.cache_compiled(tmp_path)
+        cli.set_compile_cache(tmp_path)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    cli.cache_compiled(tmp_path)
+    cli.set_compile_cache(tmp_path)
 
 
 def test_a_file_system_without_locks_is_said_and_does(tmp_path, monkeypatch, capsys):
@@ -173,7 +173,7 @@ class TestASilentBeginning:
             run_folder.check_beginning(tmp_path, 4)
         run_folder.check_beginning(tmp_path, 5)  # killed in its first save
         run_folder.check_beginning(tmp_path / "nowhere", 4)
-        assert code_of(NothingLeftError("")) == ExitCode.CORRUPT
+        assert exit_code_of(NothingLeftError("")) == ExitCode.CORRUPT
 
     @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
     def test_a_run_does_not_begin_anew(self, tmp_path, capsys, beside, sure):

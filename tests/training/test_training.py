@@ -13,7 +13,7 @@ import torch
 
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.checkpoint import load
-from audiox_trainer.trainer.core.config import ScheduleConfig, load_config
+from audiox_trainer.trainer.core.config import ScheduleConfig, load_pretrain_config
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
 from audiox_trainer.trainer.core.schedule import learning_rate
 from audiox_trainer.trainer.training.loop import Previews
@@ -157,8 +157,8 @@ def test_sounds_whose_weights_are_missing_are_refused_before_training(part):
     words = '{"kind": "words", "dim": 768, "max_tokens": 128, "pad_to_multiple_of": 32}'
     own = ["model.text.weights=nowhere"] if part == "text" else [f"model.text={words}", "model.codec.weights=nowhere"]
     with pytest.raises(ValueError, match=rf"model\.{part}\.weights: 'nowhere'.*set logging\.preview_every to 0"):
-        Previews(load_config(ROOT / "configs/2p7b.json", own)).load()
-    Previews(load_config(ROOT / "configs/2p7b.json", [*own, "logging.preview_every=0"])).load()
+        Previews(load_pretrain_config(ROOT / "configs/2p7b.json", own)).load()
+    Previews(load_pretrain_config(ROOT / "configs/2p7b.json", [*own, "logging.preview_every=0"])).load()
 
 
 class TestSchedule:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ...models.encoders.embedded import WordEncoder
-from ..core.config import RunConfig, StreamConfig
+from ..core.config import PretrainConfig, StreamConfig
 from ..core.hardware import describe
 from ..data.prefetch import Prefetcher
 from ..data.reader import Reader
@@ -27,7 +27,9 @@ BATCHES = 4  # a turn
 HELD = 20  # batches, some longer than others
 
 
-def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = None, train: int = 0) -> dict[str, Any]:
+def data(
+    config: PretrainConfig, samples: int, rounds: int, folder: Path | None = None, train: int = 0
+) -> dict[str, Any]:
     """Samples/s and MB/s of each rank: whole batches as training takes them, records before their assembly, and the
     bytes of the shards alone. Random samples of the configured shapes are written first, into a temporary folder in
     `folder`; with `samples` 0 the configuration's own shards are read. Texts are encoded by hashing, which costs next
@@ -46,7 +48,7 @@ def data(config: RunConfig, samples: int, rounds: int, folder: Path | None = Non
 
 
 @contextlib.contextmanager
-def _streams(config: RunConfig, samples: int, folder: Path | None) -> Iterator[RunConfig]:
+def _streams(config: PretrainConfig, samples: int, folder: Path | None) -> Iterator[PretrainConfig]:
     """The configuration with shards to read, which the first rank writes where it is to have random ones."""
     if not samples:
         yield config
@@ -61,7 +63,7 @@ def _streams(config: RunConfig, samples: int, folder: Path | None) -> Iterator[R
         yield replace(config, data=replace(config.data, streams=tuple(made)))
 
 
-def _rates(config: RunConfig, rounds: int, world: zero.World) -> tuple[list[dict[str, Any]], float]:
+def _rates(config: PretrainConfig, rounds: int, world: zero.World) -> tuple[list[dict[str, Any]], float]:
     """Rows, and bytes a sample."""
     text = WordEncoder(config.model.text)
     files = sorted(file for stream in config.data.streams for file in Path(stream.path).glob("*.mds"))
@@ -94,7 +96,7 @@ def _rates(config: RunConfig, rounds: int, world: zero.World) -> tuple[list[dict
     return rows, each
 
 
-def _fed(config: RunConfig, rounds: int, inner: int, world: zero.World) -> dict[str, float]:
+def _fed(config: PretrainConfig, rounds: int, inner: int, world: zero.World) -> dict[str, float]:
     """Training steps from the reader beside steps on batches that are held, in turns: what a step waits for its batch
     and what of the processor the reader takes, as shares of a step, and how much longer the steps are that it feeds."""
     ops = kernel_selection.chosen(config, world, config.training.precision).ops()
@@ -142,7 +144,7 @@ def _bytes(files: list[Path], count: int) -> Callable[[], None]:
     return read
 
 
-def _write(config: RunConfig, folder: Path, samples: int) -> None:
+def _write(config: PretrainConfig, folder: Path, samples: int) -> None:
     model, rng = config.model, np.random.default_rng(0)
     codec, video = model.codec, model.video
     images = round(codec.seconds * video.image_rate)

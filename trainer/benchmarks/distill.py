@@ -15,7 +15,7 @@ from ...models.audiox import AudioX
 from ...models.discriminator import DiscriminatorHead
 from ..core.config import OptimizerConfig
 from ..core.distill_config import DistillConfig, RoleConfig
-from ..core.hardware import describe, described, peak_flops
+from ..core.hardware import describe, description_lines, peak_flops
 from ..core.schedule import Phase
 from ..cost.distill_operations import update_flops
 from ..cost.operations import counted, forward_flops
@@ -76,8 +76,8 @@ def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
     micro = len(batch) // config.training.micro_batch
     turns: list[dict[str, Any]] = []
     for turn in range(WARM_UPS + rounds):
-        first = task.cycle.before + turn * task.cycle.round
-        updates = range(first, first + task.cycle.round)
+        first = task.cycle.first_round + turn * task.cycle.updates_per_round
+        updates = range(first, first + task.cycle.updates_per_round)
         begin = time.perf_counter()
         for update in updates:
             task.step(update, batch)
@@ -229,7 +229,7 @@ def _finish() -> None:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
-    lines = [*described(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
+    lines = [*description_lines(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
     if "rows" in result:
         lines.append(f"{'part':40} {'calls a round':>14} {'ms':>9}")
         lines += [f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}" for row in result["rows"]]

@@ -14,7 +14,7 @@ from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ...models.encoders.runtime import Runtime
-from ..core.config import RunConfig
+from ..core.config import PretrainConfig
 from ..core.hardware import describe, peak_flops
 from ..engine.timing import interleaved
 from ..media.clips import frames_in, read_clips
@@ -23,7 +23,7 @@ HEAD = 64  # width of an attention head in T5-base, CLIP ViT-B and Synchformer
 LAYERS = 12  # of T5-base and CLIP ViT-B
 
 
-def encode(config: RunConfig, random_weights: bool, batch: int, rounds: int, media: Path | None) -> dict[str, Any]:
+def encode(config: PretrainConfig, random_weights: bool, batch: int, rounds: int, media: Path | None) -> dict[str, Any]:
     """Clips/s of each encoder on `batch` random clips, of all that preparing data needs, of the text encoder (a text a
     clip, at its full length) and, with `media`, of decoding that file in one process.
 

@@ -14,7 +14,7 @@ from ...kernels.joined_attention import by_sequences, joined, joint_attention_sd
 from ...kernels.joint_attention import StreamInput
 from ...kernels.ops import BACKENDS, OPS, available
 from ...models.config import ModelConfig
-from ..core.hardware import describe, described, peak_flops
+from ..core.hardware import describe, description_lines, peak_flops
 from ..engine.kernel_cases import Case, Shape, cases, lengths
 from ..engine.kernel_selection import as_run, row, timings
 from ..engine.timing import interleaved
@@ -127,7 +127,7 @@ def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
     speeds = f"copying {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, products {result['peak_flops'] / 1e12:.3g} TFLOP/s"
     head = f"{'operation':36} {'by':26} {'forward ms':>11} {'of limit':>9} {'backward ms':>12} {'of limit':>9}"
-    lines = [*described(result["host"]), speeds, head]
+    lines = [*description_lines(result["host"]), speeds, head]
     for facts in sorted(result["rows"] + result["alternatives"], key=lambda facts: facts["op"]):
         ways = f"{facts['forward_ms']:11.3f} {facts['forward_of_limit']:9.2f} {facts['backward_ms']:12.3f}"
         lines.append(f"{facts['op']:36} {facts['backend']:26} {ways} {facts['backward_of_limit']:9.2f}")

@@ -9,7 +9,7 @@ import torch
 
 from ...kernels.ops import Ops
 from ...models.audiox import AudioX
-from ..core.config import BaseConfig, RunConfig, check_ranks
+from ..core.config import BaseConfig, PretrainConfig, check_ranks
 from ..core.distill_config import DistillConfig
 from ..core.hardware import describe
 from ..cost.plan import Arrangement, memory, workload
@@ -47,8 +47,8 @@ def measured(config: BaseConfig) -> dict[str, Any]:
 
     Raises ValueError where the ranks do not divide the batch, or the configuration asks for what cannot run here.
     """
-    assert isinstance(config, (RunConfig, DistillConfig))
-    precision = config.training.precision if isinstance(config, RunConfig) else config.precision
+    assert isinstance(config, (PretrainConfig, DistillConfig))
+    precision = config.training.precision if isinstance(config, PretrainConfig) else config.precision
     kernel_selection.check(config.kernels, precision, config.model)
     if config.training.fp8:
         check_fp8()
@@ -93,12 +93,12 @@ def _task(
     config: BaseConfig, world: zero.World, ops: Ops
 ) -> tuple[Pretraining | Distillation, Iterable[int], Iterable[int]]:
     """And the steps in which every role is trained, before those that are to be measured."""
-    if isinstance(config, RunConfig):
+    if isinstance(config, PretrainConfig):
         return Pretraining(config, world, ops), (0,), (1,)
     assert isinstance(config, DistillConfig)
     cycle = config.cycle
-    first = range(cycle.before, cycle.before + cycle.round)
-    second = range(first.stop, first.stop + cycle.round)
+    first = range(cycle.first_round, cycle.first_round + cycle.updates_per_round)
+    second = range(first.stop, first.stop + cycle.updates_per_round)
     enough = max(config.training.steps, 2 * cycle.student)  # no step lies behind the end of a schedule
     config = replace(config, training=replace(config.training, steps=enough))
     with world.device:

@@ -14,7 +14,7 @@ from ...kernels.ops import KernelsConfig
 from ...models.audiox import AudioX, SamplingConfig
 from ...models.config import ModelConfig
 from ...models.sampler import guided, nfe, noise_levels, sample
-from ..core.hardware import describe, described, peak_flops
+from ..core.hardware import describe, description_lines, peak_flops
 from ..cost.operations import counted, forward_flops
 from ..engine import kernel_selection
 from ..engine.kernel_cases import Shape
@@ -179,7 +179,7 @@ def _ours(
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
-    lines = [*described(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
+    lines = [*description_lines(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
     lines += [
         f"{'steps':>6} {'NFE':>5} {'way':16} {'ms':>9} {'low':>9} {'high':>9} {'x plain':>8} {'RTF':>7} {'MFU':>6}"
     ]

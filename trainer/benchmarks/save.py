@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from ..checkpoint.save import Saver
-from ..core.config import RunConfig
+from ..core.config import PretrainConfig
 from ..core.files import sync
-from ..core.hardware import describe, described
+from ..core.hardware import describe, description_lines
 from ..engine import kernel_selection, zero
 from ..resilience.stop_signal import Stop
 from ..training.pretrain import Pretraining
@@ -21,7 +21,7 @@ STEPS = 5  # alone, in a turn
 BLOCK = 1 << 20
 
 
-def save(config: RunConfig, rounds: int, folder: Path | None) -> dict[str, Any]:
+def save(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[str, Any]:
     """Seconds that one checkpoint adds to a training that waits for it, and to one that goes on meanwhile; and those of
     a plain write of as many bytes. They take turns. What is added beside the training: the time in which it stood
     still, and what its steps took longer. All ranks call this; `folder` is where the files lie for a time.
@@ -104,7 +104,7 @@ def table(result: dict[str, Any]) -> list[str]:
     """Medians, lowest and highest."""
     turns = result["turns"]
     size = f"{result['ranks']} ranks, {turns[0]['bytes'] / 1e6:.0f} MB a checkpoint, {len(turns)} turns"
-    lines = [*described(result["host"]), size, "", "| | median (lowest to highest) |", "|---|---|"]
+    lines = [*description_lines(result["host"]), size, "", "| | median (lowest to highest) |", "|---|---|"]
     for key, name in ROWS.items():
         values = [turn[key] for turn in turns]
         lines.append(f"| {name} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) |")

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import torch
 
 from ...models.audiox import AudioX
-from ..core.config import BaseConfig, LoggingConfig, RunConfig
-from ..core.hardware import describe, described, peak_flops
+from ..core.config import BaseConfig, LoggingConfig, PretrainConfig
+from ..core.hardware import describe, description_lines, peak_flops
 from ..cost.operations import counted, forward_flops, training_flops
 from ..data.batches import Batch, Conditions
 from ..engine import kernel_selection, zero
@@ -29,7 +29,9 @@ C = TypeVar("C", bound=BaseConfig)
 Maker = Callable[[], dict[str, Callable[[], None]]]  # of variants that share a model, by name
 
 
-def train(config: RunConfig, rounds: int, inner: int, only: str = "", batches: Sequence[int] = ()) -> dict[str, Any]:
+def train(
+    config: PretrainConfig, rounds: int, inner: int, only: str = "", batches: Sequence[int] = ()
+) -> dict[str, Any]:
     """Training steps through DeepSpeed, with the operations that the configuration's `kernels` say, against a plain
     PyTorch loop over the same model (reference operations, autocast, fused AdamW, clipping), both with the
     configuration's compilation and recomputation. With `only` of one variant alone. DeepSpeed's model also takes steps
@@ -124,7 +126,7 @@ def apart(
     return seconds, peaks
 
 
-def _plain(config: RunConfig, world: zero.World, batch: Batch, on_gpu: bool) -> dict[str, Maker]:
+def _plain(config: PretrainConfig, world: zero.World, batch: Batch, on_gpu: bool) -> dict[str, Maker]:
     """What makes loops without DeepSpeed, by name."""
     training = config.training
     loops = {"plain": (training.precision, training.compile)}
@@ -158,7 +160,9 @@ def _alone(call: Callable[[], None], world: zero.World) -> Callable[[], None]:
 class PlainLoop:
     """A training step without DeepSpeed, as the alternative to measure against."""
 
-    def __init__(self, config: RunConfig, device: torch.device, precision: str, compiled: bool, batch: Batch) -> None:
+    def __init__(
+        self, config: PretrainConfig, device: torch.device, precision: str, compiled: bool, batch: Batch
+    ) -> None:
         torch.manual_seed(config.training.seed)
         self.config, self.device, self.batch = config, device, batch
         with device:
@@ -230,7 +234,7 @@ def _discard(_: object) -> None:
 
 def table(result: dict[str, Any]) -> list[str]:
     """Lines to print."""
-    lines = [*described(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
+    lines = [*description_lines(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
     lines.append(f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'x plain':>8} {'MFU':>6} {'peak GB':>8}")
     for row in result["rows"]:
         speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..core.cli import ExitCode, code_of
+from ..core.cli import ExitCode, exit_code_of
 from ..core.integrity import ManifestError, file_fault, read_manifest
 from ..engine.ema import Ema
 from ..engine.fragment import Fragment
@@ -226,7 +226,7 @@ def everywhere(failure: str, act: Callable[[], T]) -> list[T]:
     try:
         result = act()
     except (OSError, RuntimeError, SafetensorError) as caught:  # the last is how safetensors reports a full disk
-        error, code = f"rank {dist.get_rank()}: {caught}", code_of(caught)
+        error, code = f"rank {dist.get_rank()}: {caught}", exit_code_of(caught)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (result, error, code))
     errors = [e for _, e, _ in gathered if e]

@@ -1,4 +1,4 @@
-"""Addresses of what lies elsewhere, as fsspec writes them."""
+"""Addresses of remote files, in the syntax of fsspec."""
 
 import re
 

@@ -20,7 +20,7 @@ from .tasks import TASKS
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """A folder of shards and the tasks it serves; its share of the samples is the sum of its tasks' weights."""
+    """A folder of shards and its tasks. The weights of the tasks add up to its share of the samples."""
 
     path: str
     tasks: dict[str, float]
@@ -174,7 +174,7 @@ class LoggingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseConfig:
-    """What pretraining and distillation have in common."""
+    """The sections that pretraining and distillation share."""
 
     model: ModelConfig
     data: DataConfig
@@ -189,8 +189,8 @@ class BaseConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(BaseConfig):
-    """Everything a pretraining run does."""
+class PretrainConfig(BaseConfig):
+    """A pretraining run."""
 
     training: TrainingConfig
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -198,13 +198,13 @@ class RunConfig(BaseConfig):
     zero: ZeroConfig = field(default_factory=ZeroConfig)
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_pretrain_config(path: str | Path, overrides: Sequence[str] = ()) -> PretrainConfig:
     """Read the configuration of a pretraining."""
-    return parse_file(RunConfig, path, overrides)
+    return parse_file(PretrainConfig, path, overrides)
 
 
 def check_ranks(training: LoopConfig, ranks: int) -> int:
-    """Micro-batches a rank and step. Raises ValueError when ranks and micro-batch do not divide the global batch."""
+    """Micro-batches per rank and step. Raises ValueError when ranks and micro-batch do not divide the global batch."""
     share = ranks * training.micro_batch
     if training.global_batch % share:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Credentials come from the environment alone: a configuration that holds one is refused, a message shows none."""
+"""Credentials come from the environment only: a configuration that holds one is refused, and no message shows one."""
 
 import os
 import re
@@ -15,22 +15,22 @@ PATTERNS = (
 )
 NAMES = re.compile(r"(?i)(?:^|_)(?:secret|token|password|api_key|access_key)(?:_|$)")  # of keys and of variables
 
-ADDRESSES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # which may be nobody else's business
+ADDRESSES = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")  # addresses that may be private
 
 
 def refuse(data: Any, where: str) -> None:
-    """Raises ValueError where a JSON value holds a credential; names the place, never the value."""
+    """Raises ValueError if a JSON value holds a credential. Names the key, never the value."""
     for path, value in _strings(data, ""):
         if any(pattern.search(value) for pattern in PATTERNS) or (value and NAMES.search(path.rsplit(".", 1)[-1])):
             raise ValueError(
-                f"{where}: {path}: holds a credential, which logs and checkpoints would keep; take it out and set it "
-                f"in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile)"
+                f"{where}: {path}: holds a credential, which would end up in logs and checkpoints; remove it here "
+                f"and set it in the environment (AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or a profile)"
             )
 
 
 def redacted(text: str) -> str:
-    """A message without what looks like a credential, and without the values of variables that hold one, or an address
-    that libraries print."""
+    """Replace everything in a message that looks like a credential, and the values of environment variables that hold a
+    credential or a private address."""
     for name, value in os.environ.items():
         if name in ADDRESSES and value:
             text = text.replace(value, f"[{name}]")

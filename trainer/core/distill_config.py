@@ -7,14 +7,14 @@ from typing import Literal
 
 from ...models.audiox import SamplingConfig
 from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat
-from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_config
+from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_pretrain_config
 from .config_reader import parse_file, read_config
 from .schedule import Cycle
 
 
 @dataclass(frozen=True)
 class RoleConfig:
-    """How one of student, fake model and discriminator is trained. Its schedule counts its own updates."""
+    """Training of the student, the fake model or the discriminator. The schedule counts the model's own updates."""
 
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -28,14 +28,14 @@ class RoleConfig:
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """The frozen teacher, whose first blocks are the discriminator's trunk."""
+    """The frozen teacher. The discriminator reads the output of its first blocks."""
 
-    sharded: bool = False  # by ZeRO-3 over the ranks, rather than a copy on each
+    sharded: bool = False  # sharded over the ranks by ZeRO-3; by default every rank has a copy
     precision: Literal["fp32", "bf16"] = "bf16"
 
 
-def in_precision(precision: str) -> list[str]:
-    """Overrides with which every role computes in it."""
+def precision_overrides(precision: str) -> list[str]:
+    """Overrides that make every model compute in this precision."""
     return [f"{role}.precision={precision}" for role in ("student", "fake", "discriminator", "teacher")]
 
 
@@ -44,24 +44,24 @@ PRESETS: dict[str, tuple[int, int, int]] = {"paper": (5, 1, 1), "dmd2": (1, 5, 1
 
 @dataclass(frozen=True)
 class UpdatesConfig:
-    """Updates of each role in a round (section VI-A), and of the fake model alone before the first."""
+    """Updates of each model per round (section VI-A), and of the fake model alone before the first round."""
 
     preset: Literal["paper", "dmd2", "even"] = "paper"  # 5:1:1, 1:5:1, 1:1:1
-    student: Positive | None = None  # instead of the preset's
+    student: Positive | None = None  # by default the preset's
     fake: Positive | None = None
     discriminator: Positive | None = None
     fake_warm_up: NonNegative = 0
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Of student, fake model and discriminator in a round."""
+        """Updates per round of student, fake model and discriminator."""
         student, fake, discriminator = PRESETS[self.preset]
         return self.student or student, self.fake or fake, self.discriminator or discriminator
 
 
 @dataclass(frozen=True)
 class WarmStartConfig:
-    """Regression of the student on the teacher's guided ODE endpoints, before anything else."""
+    """Regression of the student on the endpoints of the teacher's guided ODE, before the first round."""
 
     updates: NonNegative = 0
     pairs: str = ""  # folder made by launch/pairs.py; without one every update solves its own ODE
@@ -73,21 +73,21 @@ class WarmStartConfig:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """The student's objective (section V). Its noise levels are those of `sampling`."""
+    """The student's objective (section V)."""
 
     step_probabilities: tuple[float, ...] = (
         0.25,
         0.25,
         0.25,
         0.25,
-    )  # of the student's steps in rounds, the noisiest first
-    teacher_guidance: float = 6.0  # of the teacher, so that the student needs none
+    )  # of training each step, the noisiest first
+    teacher_guidance: float = 6.0  # the student learns guided sampling, and needs none itself
     loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
     loss_weight: Literal["one", "kl"] = "one"  # ω_τ
-    noise_range: tuple[float, ...] = (0.02, 0.98)  # lowest and highest level at which teacher and fake model are asked
-    adversarial_weight: NonNegativeFloat = 1.0  # λ_adv; at 0 the discriminator has no turn either
-    discriminator_noise_range: tuple[float, ...] = (0.0, 0.2)  # lowest and highest t_d
-    discriminator_blocks: Positive = 6  # of the teacher, which the discriminator stands on
+    noise_range: tuple[float, ...] = (0.02, 0.98)  # noise levels τ of teacher and fake model
+    adversarial_weight: NonNegativeFloat = 1.0  # λ_adv; at 0 the discriminator is not trained either
+    discriminator_noise_range: tuple[float, ...] = (0.0, 0.2)  # noise levels t_d of the discriminator
+    discriminator_blocks: Positive = 6  # of the teacher, before the discriminator's head
 
     def __post_init__(self) -> None:
         if min(self.step_probabilities) < 0 or abs(sum(self.step_probabilities) - 1) > 1e-6:
@@ -102,11 +102,11 @@ class DistillationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(BaseConfig):
-    """Everything a distillation does. `training.steps` counts the student's updates in rounds; what comes every so many
-    steps (checkpoints, lines of the log, sounds) counts updates of all roles."""
+    """A distillation run. `training.steps` counts the student's updates in rounds. Intervals of checkpoints, logs and
+    previews count the updates of all models."""
 
-    # Of the student, which samples in training as later: "renoise" is the paper's (Eq. 5); "euler" brings back what
-    # noise a step found, so that all of a sample follows from its first.
+    # The student samples in training as it does later. "renoise" is the paper's (Eq. 5); with "euler" a step reuses the
+    # noise that the previous one estimated.
     sampling: SamplingConfig
     student: RoleConfig = field(default_factory=RoleConfig)
     fake: RoleConfig = field(default_factory=RoleConfig)
@@ -117,36 +117,38 @@ class DistillConfig(BaseConfig):
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
 
     def __post_init__(self) -> None:
-        steps, given = self.sampling.steps, len(self.distillation.step_probabilities)
+        steps, count = self.sampling.steps, len(self.distillation.step_probabilities)
         if self.sampling.guidance != 1:
-            raise ValueError(f"sampling.guidance: {self.sampling.guidance:g}; a student samples without: give 1")
-        if given != steps:
             raise ValueError(
-                f"distillation.step_probabilities: {given} values for the {steps} steps of sampling.steps; "
-                f"give one for each"
+                f"sampling.guidance: {self.sampling.guidance:g}; a student samples without guidance: set 1"
+            )
+        if count != steps:
+            raise ValueError(
+                f"distillation.step_probabilities: {count} values for the {steps} steps of sampling.steps; "
+                f"give one per step"
             )
         blocks, depth = self.distillation.discriminator_blocks, self.model.backbone.depth
         if blocks > depth:
             raise ValueError(
                 f"distillation.discriminator_blocks: {blocks} of a teacher with model.backbone.depth {depth}; "
-                f"take at most that many"
+                f"use at most that many"
             )
         each = self.updates.counts[0]
         if self.training.steps % each:
             raise ValueError(
-                f"training.steps: {self.training.steps} is not a multiple of the student's {each} updates a round; "
+                f"training.steps: {self.training.steps} is not a multiple of the student's {each} updates per round; "
                 f"change one of them"
             )
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
-        """In which all roles can compute: fp32 where one of them does."""
+        """The precision of all models together: fp32 if one of them uses it."""
         roles = (self.student, self.fake, self.teacher)
         return "fp32" if any(role.precision == "fp32" for role in roles) else "bf16"
 
     @property
     def paired_updates(self) -> int:
-        """Updates of the warm start that take their batches from pairs."""
+        """Updates of the warm start that read their batches from pairs."""
         return self.warm_start.updates if self.warm_start.pairs else 0
 
     @property
@@ -162,6 +164,10 @@ def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> Dist
     return parse_file(DistillConfig, path, overrides)
 
 
-def load_training(path: Path, overrides: Sequence[str] = ()) -> BaseConfig:
+def load_training_config(path: Path, overrides: Sequence[str] = ()) -> BaseConfig:
     """Read the configuration of a pretraining or, if it has a student, of a distillation."""
-    return load_distill_config(path, overrides) if "student" in read_config(path) else load_config(path, overrides)
+    return (
+        load_distill_config(path, overrides)
+        if "student" in read_config(path)
+        else load_pretrain_config(path, overrides)
+    )

@@ -1,24 +1,24 @@
-"""What GPUs can do by their makers' data sheets: what a plan reckons with, and what MFU is measured against."""
+"""Data sheets of GPUs: the planner computes with them, and MFU is relative to them."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """Bytes and bytes or operations a second, as the data sheet has them."""
+    """Bytes, and bytes or operations per second, as in the data sheet."""
 
     title: str
-    marks: tuple[str, ...]  # one of them stands in the name that the driver reports
+    driver_names: tuple[str, ...]  # the name that the driver reports contains one of them
     memory: float
     flops: float  # dense bf16 with tensor cores
-    fp32: float  # without them: torch takes TF32 only where it is allowed to, and nothing here allows it
-    bandwidth: float  # of its own memory
-    link: float  # to the other GPUs of a node, one direction
-    network: float  # out of a node, one direction: not of the data sheet, but of a usual node of eight
+    fp32: float  # without tensor cores: torch uses TF32 only if it is allowed to, and nothing here allows it
+    memory_bandwidth: float
+    link_bandwidth: float  # to the other GPUs of a node, in one direction
+    node_bandwidth: float  # out of a usual node of eight, in one direction; not from the data sheet
 
 
 G, T = 1e9, 1e12
-IB400, IB200, ETHERNET = 400 * G, 200 * G, 12.5 * G  # 8 ports of 400 or 200 Gbit/s a node; one of 100 Gbit/s
+IB400, IB200, ETHERNET = 400 * G, 200 * G, 12.5 * G  # per node 8 ports of 400 or 200 Gbit/s; one of 100 Gbit/s
 
 GPUS = {
     # NVIDIA H100 Tensor Core GPU datasheet, SXM5: 1,979 TFLOP/s with sparsity, half without; NVLink 900 GB/s both ways.
@@ -43,12 +43,12 @@ GPUS = {
     "l40s": Gpu("L40S 48 GB", ("L40S",), 48 * G, 362 * T, 91.6 * T, 864 * G, 32 * G, ETHERNET),
     # NVIDIA HGX B200 datasheet: a share of eight; 36 PFLOP/s of bf16 with sparsity; NVLink 1.8 TB/s both ways.
     "b200": Gpu("B200 180 GB", ("B200",), 180 * G, 2250 * T, 75 * T, 8000 * G, 900 * G, IB400),
-    # AMD Instinct MI300X data sheet: Infinity Fabric, seven links of 128 GB/s both ways. Nothing here was tried on one.
+    # AMD Instinct MI300X data sheet: Infinity Fabric, seven links of 128 GB/s both ways. Untested.
     "mi300x": Gpu("MI300X 192 GB", ("MI300X",), 192 * G, 1307.4 * T, 163.4 * T, 5300 * G, 448 * G, IB400),
 }
 
 
-def known(name: str) -> Gpu | None:
-    """The entry of a GPU by the name that its driver reports, as "NVIDIA H100 80GB HBM3": that of the longest mark."""
-    found = [(len(mark), gpu) for gpu in GPUS.values() for mark in gpu.marks if mark in name]
-    return max(found, key=lambda pair: pair[0])[1] if found else None
+def find_gpu(name: str) -> Gpu | None:
+    """Look a GPU up by the name that its driver reports, as "NVIDIA H100 80GB HBM3". The longest match wins."""
+    matches = [(len(part), gpu) for gpu in GPUS.values() for part in gpu.driver_names if part in name]
+    return max(matches, key=lambda match: match[0])[1] if matches else None

@@ -1,4 +1,4 @@
-"""What this machine is and what it can compute."""
+"""This machine: its description, devices, precisions and peak speed."""
 
 import ctypes
 import os
@@ -13,23 +13,22 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .gpu_specs import known
+from .gpu_specs import find_gpu
 
 PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "flash-attn", "torchao", "numpy")
 DRIVER = Path("/sys/module/nvidia/version")
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on now."""
+    """A port of this machine that is free at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
 
 
 def keep_freed_memory() -> None:
-    """Lets the C library keep what is freed for what is allocated next. By itself it gives large blocks back to the
-    kernel at once, and a training step on a CPU spends a tenth of its time on thousands of page faults. Where the
-    environment sets either threshold (`MALLOC_TRIM_THRESHOLD_`) it stays."""
+    """Let the C library reuse freed memory. By default it returns large blocks to the kernel at once, and a training
+    step on a CPU then spends a tenth of its time on page faults. Thresholds set in the environment are left alone."""
     if platform.libc_ver()[0] == "glibc" and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & set(os.environ):
         mmap_threshold, trim_threshold = -3, -1  # malloc.h
         library = ctypes.CDLL(None)
@@ -37,14 +36,14 @@ def keep_freed_memory() -> None:
         library.mallopt(trim_threshold, 2**30)
 
 
-def quick_precision() -> Literal["fp32", "bf16"]:
-    """In which this machine computes fastest."""
+def fastest_precision() -> Literal["fp32", "bf16"]:
+    """The precision in which this machine computes fastest."""
     return "bf16" if torch.cuda.is_available() or cpu_has_bf16() else "fp32"
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the CPU has instructions for bf16. Without them it takes four times as long as in fp32 if it has AVX-512,
-    tens of times if not. On x86 oneDNN calls bf16 supported in the former case too."""
+    """Whether the CPU has instructions for bf16. Without them bf16 is 4 times slower than fp32 with AVX-512, and
+    tens of times slower without. On x86, oneDNN reports support for bf16 with AVX-512 alone."""
     if platform.machine() in ("x86_64", "AMD64"):
         return torch.cpu._is_avx512_bf16_supported()
     return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
@@ -55,13 +54,13 @@ def pinned(x: Tensor) -> Tensor:
     return x.pin_memory() if x.device.type == "cpu" else x
 
 
-def sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device, by a copy that the host does not wait for: to a GPU that takes pinned memory."""
+def to_device(x: Tensor, device: torch.device) -> Tensor:
+    """Copy `x` to the device asynchronously; a copy to a GPU goes through pinned memory."""
     return pinned(x).to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 def describe() -> dict[str, str]:
-    """Processor, accelerator, versions and the commit, for every report."""
+    """Processor, GPU, versions and commit, for reports."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -80,15 +79,15 @@ def describe() -> dict[str, str]:
     return facts | {"commit": _commit()}
 
 
-def described(host: dict[str, str]) -> list[str]:
-    """What `describe` found, as lines above a table."""
+def description_lines(host: dict[str, str]) -> list[str]:
+    """The result of `describe`, as lines above a table."""
     first = [host[name] for name in ("gpu", "cpu") if name in host]
     rest = [f"{name} {value}" for name, value in host.items() if name not in ("gpu", "cpu") and value != "absent"]
     return ["; ".join(first), ", ".join(rest)]
 
 
 def _commit() -> str:
-    """Of this source, with "-dirty" where it was changed; "unknown" where git does not say."""
+    """The commit of this source, with "-dirty" if it was changed; "unknown" without git."""
     ask = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--exclude", "*"]
     try:
         done = subprocess.run(ask, capture_output=True, text=True, timeout=10)
@@ -98,10 +97,9 @@ def _commit() -> str:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s that MFU is measured against: the data sheet's for a known GPU, otherwise the best of a few large matrix
-    products on this device."""
+    """FLOP/s that MFU is relative to: from the data sheet of a known GPU, else measured on large matrix products."""
     if device.type == "cuda":
-        gpu = known(torch.cuda.get_device_name(device))
+        gpu = find_gpu(torch.cuda.get_device_name(device))
         if gpu is not None:
             return gpu.flops if dtype == torch.bfloat16 else gpu.fp32
     a = torch.randn(1024, 1024, device=device, dtype=dtype)
@@ -116,7 +114,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def choose_device(name: torch.device | str | None) -> torch.device:
-    """The GPU where there is one, unless a device is named. Raises ValueError where that is not here."""
+    """The named device; by default the GPU if there is one. Raises ValueError if this machine does not have it."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

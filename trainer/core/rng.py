@@ -1,7 +1,7 @@
-"""Randomness that belongs to a sample, never to a rank.
+"""Random numbers that belong to a sample, never to a rank.
 
-Every draw is a function of (seed, step, place in the global batch, purpose), so that a run draws the same numbers for
-the same samples however many ranks share the work, and after any resume.
+Every draw is a function of (seed, step, index in the global batch, purpose). A run therefore draws the same numbers for
+the same samples on any number of ranks, and after resuming.
 """
 
 from enum import IntEnum
@@ -10,17 +10,17 @@ import numpy as np
 
 
 class Purpose(IntEnum):
-    """What the numbers are for; each purpose has its own stream."""
+    """Use of the numbers. Each purpose has its own stream."""
 
     CONDITIONS = 0  # task, caption, masks, dropout
     NOISE = 1  # noise and noise levels of flow matching
-    LATENT = 2  # the draw from a latent's mean and deviation
-    ROLLOUT = 3  # a student's noise, step by step
-    PERTURBATION = 4  # noise and noise levels at which teacher and fake model are asked
-    CRITIC = 5  # the same for the discriminator
-    INTERVAL = 6  # which of a student's steps an update trains; of place 0 for all samples
+    LATENT = 2  # sampling a latent from its mean and deviation
+    ROLLOUT = 3  # the noise of each of a student's steps
+    PERTURBATION = 4  # noise and noise levels for teacher and fake model
+    CRITIC = 5  # noise and noise levels for the discriminator
+    INTERVAL = 6  # which of the student's steps an update trains; drawn once per update, with index 0
 
 
-def sample_rng(seed: int, step: int, place: int, purpose: Purpose) -> np.random.Generator:
+def sample_rng(seed: int, step: int, index: int, purpose: Purpose) -> np.random.Generator:
     """An independent generator for one sample of one step (Philox, counter-based)."""
-    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, place, step]))
+    return np.random.Generator(np.random.Philox(key=[seed, purpose], counter=[0, 0, index, step]))

@@ -1,4 +1,4 @@
-"""Whose turn it is, and learning rates."""
+"""Learning rates, and the order of a distillation's updates."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -7,7 +7,7 @@ from .config import ScheduleConfig
 
 
 def learning_rate(config: ScheduleConfig, base: float, step: int, steps: int) -> float:
-    """The rate of update `step` (from 0) of `steps` (section VI-A, InverseLR; `cooldown` is ours)."""
+    """The learning rate of update `step` (from 0) of `steps`: InverseLR (section VI-A), and our `cooldown`."""
     ramp = 1 - config.warmup ** (step + 1)
     rate = ramp * max(config.final_lr, base * (1 + step / config.inv_gamma) ** -config.power)
     start = steps * (1 - config.cooldown)
@@ -15,10 +15,10 @@ def learning_rate(config: ScheduleConfig, base: float, step: int, steps: int) ->
 
 
 class Phase(Enum):
-    """What an update of distillation trains, and how."""
+    """The model that an update trains, and its objective."""
 
-    WARM_START = "warm_start"  # the student, on the teacher's ODE endpoints
-    FAKE_WARM_UP = "fake_warm_up"  # the fake model alone, until it has caught up with the student
+    WARM_START = "warm_start"  # the student, by regression on the teacher's ODE endpoints
+    FAKE_WARM_UP = "fake_warm_up"  # the fake model alone, until it follows the student
     STUDENT = "student"
     FAKE = "fake"
     DISCRIMINATOR = "discriminator"
@@ -26,8 +26,8 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class Cycle:
-    """The order of a distillation's updates: warm start, the fake model's warm-up, then rounds of `student` updates of
-    the student, `fake` of the fake model and `discriminator` of the discriminator, in this order (section VI-A)."""
+    """The order of a distillation's updates (section VI-A): warm start, warm-up of the fake model, then rounds. A
+    round is `student` updates of the student, `fake` of the fake model and `discriminator` of the discriminator."""
 
     student: int
     fake: int
@@ -36,28 +36,28 @@ class Cycle:
     fake_warm_up: int = 0
 
     @property
-    def round(self) -> int:
+    def updates_per_round(self) -> int:
         return self.student + self.fake + self.discriminator
 
     @property
-    def before(self) -> int:
-        """Updates before the first round."""
+    def first_round(self) -> int:
+        """The update that begins the first round."""
         return self.warm_start + self.fake_warm_up
 
     def phase(self, update: int) -> Phase:
-        """What update number `update` (from 0) does."""
-        if update < self.before:
+        """The phase of update number `update` (from 0)."""
+        if update < self.first_round:
             return Phase.WARM_START if update < self.warm_start else Phase.FAKE_WARM_UP
-        place = (update - self.before) % self.round
+        place = (update - self.first_round) % self.updates_per_round
         if place < self.student:
             return Phase.STUDENT
         return Phase.FAKE if place < self.student + self.fake else Phase.DISCRIMINATOR
 
-    def turns(self, phases: tuple[Phase, ...], update: int) -> int:
-        """How many updates before number `update` were of these phases: the place in a role's own schedule."""
+    def count(self, phases: tuple[Phase, ...], update: int) -> int:
+        """Updates of these phases before number `update`: the position in a role's own schedule."""
         done = {Phase.WARM_START: min(update, self.warm_start)}
-        done[Phase.FAKE_WARM_UP] = min(update, self.before) - done[Phase.WARM_START]
-        rounds, place = divmod(max(0, update - self.before), self.round)
+        done[Phase.FAKE_WARM_UP] = min(update, self.first_round) - done[Phase.WARM_START]
+        rounds, place = divmod(max(0, update - self.first_round), self.updates_per_round)
         first = 0
         for phase, each in (
             (Phase.STUDENT, self.student),
@@ -69,10 +69,10 @@ class Cycle:
         return sum(done[phase] for phase in phases)
 
     def ends_round(self, update: int) -> bool:
-        """Whether update `update` completes a round, or comes before the first."""
-        done = update + 1 - self.before
-        return done <= 0 or done % self.round == 0
+        """Whether this update completes a round, or comes before the first one."""
+        done = update + 1 - self.first_round
+        return done <= 0 or done % self.updates_per_round == 0
 
-    def total(self, steps: int) -> int:
-        """Updates of all roles until the student has had `steps` in rounds, the last of which is whole."""
-        return self.before + -(-steps // self.student) * self.round
+    def total_updates(self, steps: int) -> int:
+        """Updates of all roles until the student has had `steps` of its own in rounds; the last round is complete."""
+        return self.first_round + -(-steps // self.student) * self.updates_per_round

@@ -1,4 +1,4 @@
-"""The eight tasks (section IV-B, Table A.1): one table for data, prompts, evaluation and reports."""
+"""The eight tasks (section IV-B, Table A.1): the one table that data, prompts, evaluation and reports read."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -10,16 +10,16 @@ DOMAINS: tuple[Domain, ...] = get_args(Domain)
 
 @dataclass(frozen=True)
 class Task:
-    """What a task conditions on, and what stands in for a text that it does not have.
+    """The conditions of a task, and the text that replaces one it does not have.
 
-    `hours` is the training audio that Table A.1 lists for the task: its share of a full-size run.
+    `hours` is the task's training audio in Table A.1, which is its share of a full-size run.
     """
 
     name: TaskName
     domain: Domain
-    text: bool  # conditions on a text of its own
+    text: bool  # has a text of its own
     video: bool
-    audio: Literal[None, "around a hole", "preceding"] = None  # the part of the sound that is given
+    audio: Literal[None, "around a hole", "preceding"] = None  # which part of the sound is given
     default_text: str | None = None  # section IV-B: a task without a text gets a natural-language description
     hours: float = 0.0
 
@@ -41,5 +41,5 @@ assert tuple(TASKS) == get_args(TaskName)
 
 
 def tasks_of_domain(domain: str) -> list[Task]:
-    """In the order of Table A.1."""
+    """The tasks of a domain, in the order of Table A.1."""
     return [task for task in TASKS.values() if task.domain == domain]

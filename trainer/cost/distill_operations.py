@@ -38,8 +38,8 @@ def rounds_within(config: DistillConfig, budget: float, text_tokens: int) -> int
         return sum(p * update_flops(config, phase, k, text_tokens) for k, p in enumerate(shares))
 
     cycle = config.cycle
-    before = sum(expected(cycle.phase(update)) for update in range(cycle.before))
-    each = sum(expected(cycle.phase(cycle.before + update)) for update in range(cycle.round))
+    before = sum(expected(cycle.phase(update)) for update in range(cycle.first_round))
+    each = sum(expected(cycle.phase(cycle.first_round + update)) for update in range(cycle.updates_per_round))
     return max(1, int((budget - before) / each))
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Literal
 
 from ...models.audiox import count_parameters
-from ..core.config import BaseConfig, LoopConfig, RunConfig
+from ..core.config import BaseConfig, LoopConfig, PretrainConfig
 from ..core.distill_config import DistillConfig
 from ..core.gpu_specs import Gpu
 from ..core.schedule import Phase
@@ -87,8 +87,8 @@ def workload(config: BaseConfig, on_gpu: bool = True, tokens: int = 0) -> Worklo
     tokens = tokens or config.model.text.max_tokens
     if not 0 < tokens <= config.model.text.max_tokens:
         raise ValueError(f"{tokens} text tokens: give 1 to model.text.max_tokens, {config.model.text.max_tokens}")
-    assert isinstance(config, RunConfig | DistillConfig)
-    precision = config.training.precision if isinstance(config, RunConfig) else config.precision
+    assert isinstance(config, PretrainConfig | DistillConfig)
+    precision = config.training.precision if isinstance(config, PretrainConfig) else config.precision
     simulated = Simulated(config.model, precision, config.kernels if on_gpu else None, tokens)
     head = [parameter.numel() for parameter in simulated.head.parameters()]
     models = roles(config, simulated.sizes(), head)
@@ -138,9 +138,9 @@ def _distillation(config: DistillConfig, simulated: Simulated, tokens: int) -> l
     own, student = _line(simulated.training), _line(lambda n, again: simulated.student(config, n, again))
     whole, part = _blocks(config, tokens), _blocks(config, tokens, settings.discriminator_blocks)
     again = {Phase.STUDENT: whole + trunk * part, Phase.DISCRIMINATOR: 0}
-    total, found = cycle.total(config.training.steps), []
+    total, found = cycle.total_updates(config.training.steps), []
     for phase, (role, passes) in through.items():
-        if count := cycle.turns((phase,), total):
+        if count := cycle.count((phase,), total):
             flops = sum(chance * update_flops(config, phase, k, tokens) for k, chance in enumerate(chances))
             kept = student if phase is Phase.STUDENT else own
             found.append(Update(phase.value, role, count, flops, again.get(phase, whole), passes, kept))

@@ -27,8 +27,8 @@ def figures(work: Workload, cluster: Cluster) -> dict[str, Any]:
         "assumed": {
             "mfu": cluster.mfu,
             "efficiency_of_links": EFFICIENCY,
-            "link_gb_s": gpu.link / 1e9,
-            "network_gb_s": (cluster.network or gpu.network) / 1e9,
+            "link_gb_s": gpu.link_bandwidth / 1e9,
+            "network_gb_s": (cluster.network or gpu.node_bandwidth) / 1e9,
             "storage_gb_s": cluster.storage / 1e9,
             "reserved": RESERVED,
             "text_tokens": work.tokens,

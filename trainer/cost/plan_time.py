@@ -45,7 +45,11 @@ class Cluster:
     @property
     def speed(self) -> float:
         """Bytes/s of the slowest link of a ring."""
-        return self.gpu.link if self.nodes == 1 else min(self.gpu.link, self.network or self.gpu.network)
+        return (
+            self.gpu.link_bandwidth
+            if self.nodes == 1
+            else min(self.gpu.link_bandwidth, self.network or self.gpu.node_bandwidth)
+        )
 
     def seconds(self, sent: float, calls: int) -> float:
         """For collective operations in which each GPU sends so many bytes in all."""
@@ -103,7 +107,7 @@ def spent(work: Workload, update: Update, plan: Arrangement, cluster: Cluster) -
     sent = reductions * reduced.sent + plan.accumulation * gathered.sent + after.sent
     return Spent(
         plan.accumulation * passes,
-        role.count * STATE / cluster.gpu.bandwidth / (plan.gpus if stage else 1),
+        role.count * STATE / cluster.gpu.memory_bandwidth / (plan.gpus if stage else 1),
         reductions * seconds[0] + plan.accumulation * seconds[1] + seconds[2],
         exposed,
         sent,

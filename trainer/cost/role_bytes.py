@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.config import BaseConfig, RunConfig, ZeroConfig
+from ..core.config import BaseConfig, PretrainConfig, ZeroConfig
 from ..core.distill_config import DistillConfig
 
 PERSISTENT = 100_000  # DeepSpeed's default of stage3_param_persistence_threshold
@@ -185,7 +185,7 @@ def roles(config: BaseConfig, model: Sequence[int], head: Sequence[int]) -> list
         "group": ("sub_group_size", GROUP),
     }
     more: dict[str, Any] = {field: int(own.get(name, default)) for field, (name, default) in names.items()}
-    if isinstance(config, RunConfig):
+    if isinstance(config, PretrainConfig):
         return [Role("model", tuple(model), config.training.precision, config.zero, ema=True, **more)]
     assert isinstance(config, DistillConfig)
     teacher = config.teacher

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.hardware import sent
+from ..core.hardware import to_device
 from ..core.rng import Purpose, sample_rng
 from .batches import Batch
 
@@ -54,4 +54,4 @@ class DistillDraws:
         rngs = [sample_rng(self.seed, update, place, purpose) for place in batch.places.tolist()]
         uniform = torch.tensor([rng.uniform(levels[0], levels[1]) for rng in rngs], dtype=torch.float32)
         noise = np.stack([rng.standard_normal((count, *shape), dtype=np.float32) for rng in rngs], axis=1)
-        return sent(torch.from_numpy(noise), self.device), sent(uniform, self.device)
+        return to_device(torch.from_numpy(noise), self.device), to_device(uniform, self.device)

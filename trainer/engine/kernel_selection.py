@@ -16,7 +16,7 @@ from ...kernels.ops import BACKENDS, OPS, KernelsConfig, Ops, available, missing
 from ...models.config import ModelConfig
 from ..core.config import BaseConfig
 from ..core.files import write_json
-from ..core.hardware import quick_precision
+from ..core.hardware import fastest_precision
 from .kernel_cases import FRESH, Case, Shape, cases
 from .timing import captured, interleaved, replayed
 
@@ -74,7 +74,7 @@ def chosen(config: BaseConfig, world: "World", precision: str, output: Path | No
         if measured and held:
             write_json(held, {"rows": [*(table or []), *measured]})
         print("kernels: " + "; ".join(choice.lines()), flush=True)
-        if precision == "bf16" and quick_precision() == "fp32":
+        if precision == "bf16" and fastest_precision() == "fp32":
             print("this CPU has no instructions for bf16: with every `precision` fp32 it is much faster", flush=True)
         found = [choice]
     torch.distributed.broadcast_object_list(found)

@@ -14,11 +14,11 @@ from typing import Any
 
 from ...models import strict
 from ...models.audiox import WEIGHTS
-from ..core.config import RunConfig, load_config
+from ..core.config import PretrainConfig, load_pretrain_config
 from ..core.config_reader import read_json
-from ..core.distill_config import in_precision, load_distill_config
+from ..core.distill_config import load_distill_config, precision_overrides
 from ..core.files import hash_file, write_json, write_text
-from ..core.hardware import quick_precision
+from ..core.hardware import fastest_precision
 from ..cost.distill_operations import rounds_within
 from ..cost.operations import training_flops
 from ..data.pairs import check_pairs
@@ -112,7 +112,7 @@ class Ablations:
         self.results: dict[str, dict[str, Any]] = {}
         self.settled = {
             "distillation": strict.to_dict(base),
-            "pretraining": strict.to_dict(load_config(plan.pretraining, plan.common)),
+            "pretraining": strict.to_dict(load_pretrain_config(plan.pretraining, plan.common)),
             "teacher": hash_file(plan.teacher / WEIGHTS) if (plan.teacher / WEIGHTS).exists() else "",
             "samples": plan.samples,
             "prompts": plan.prompts,
@@ -145,9 +145,9 @@ class Ablations:
         """What a run sets in the base configuration of its kind."""
         own = [f"training.seed={seed}", f"training.steps={self.steps(variant)}"]
         if variant.teacher:
-            own.append(f"training.precision={quick_precision()}")
+            own.append(f"training.precision={fastest_precision()}")
         else:
-            own += [f"warm_start.pairs={self.plan.pairs}", *in_precision(quick_precision())]
+            own += [f"warm_start.pairs={self.plan.pairs}", *precision_overrides(fastest_precision())]
         return [*own, *self.plan.common, *variant.overrides]
 
     def add(self, name: str, prompts: int, report: dict[str, Any]) -> None:
@@ -167,17 +167,21 @@ class Ablations:
             return
         from ..training.distill import load_teacher  # imports DeepSpeed, which tables need not wait for
 
-        overrides = [f"warm_start.pairs={self.plan.pairs}", *in_precision(quick_precision()), *self.plan.common]
+        overrides = [
+            f"warm_start.pairs={self.plan.pairs}",
+            *precision_overrides(fastest_precision()),
+            *self.plan.common,
+        ]
         base = load_distill_config(self.plan.student, overrides)
         check_pairs(base, load_teacher(base, self.plan.teacher)[1])
 
     def steps(self, variant: Variant) -> int:
         """Training steps that the budget pays."""
         overrides = [*self.plan.common, *variant.overrides]
-        reference = load_config(self.plan.pretraining, self.plan.common)
+        reference = load_pretrain_config(self.plan.pretraining, self.plan.common)
         budget = self.plan.samples * training_flops(reference.model, reference.model.text.max_tokens)
         if variant.teacher:
-            config: RunConfig = load_config(self.plan.pretraining, overrides)
+            config: PretrainConfig = load_pretrain_config(self.plan.pretraining, overrides)
             each = training_flops(config.model, config.model.text.max_tokens) * config.training.global_batch
             return max(1, round(budget / each))
         distillation = load_distill_config(self.plan.student, [f"warm_start.pairs={self.plan.pairs}", *overrides])

@@ -23,7 +23,7 @@ from typing import Any, Self
 import torch
 import torch.distributed as dist
 
-from ..core.cli import ExitCode, code_of
+from ..core.cli import ExitCode, exit_code_of
 from ..core.config import TimeoutsConfig
 from ..core.credentials import redacted
 from .rank_location import whereabouts
@@ -137,7 +137,7 @@ class Watchdog:
             self._announce(error, f"rank {self.rank}: {error}")
         elif isinstance(error, RuntimeError) and self.store is not None:
             # Often the consequence of another rank's end: who is silent now is the cause.
-            self.place = replace(self.place, failed=_named(error), code=code_of(error))
+            self.place = replace(self.place, failed=_named(error), code=exit_code_of(error))
         else:
             self._announce(error, f"rank {self.rank}: {_named(error)}")
 
@@ -149,7 +149,7 @@ class Watchdog:
         def end() -> None:
             if not self.over.is_set():  # else the main thread has said it
                 print(f"\nerror: {redacted(str(error))}", file=sys.stderr, flush=True)
-            os._exit(code_of(error))
+            os._exit(exit_code_of(error))
 
         self.reaper = threading.Timer(self.bounds.step, end)
         self.reaper.daemon = True
@@ -161,7 +161,7 @@ class Watchdog:
         self._reap(error)
         if self.store is None:
             return
-        teller = threading.Thread(target=self._tell, args=(code_of(error), sentence), daemon=True)
+        teller = threading.Thread(target=self._tell, args=(exit_code_of(error), sentence), daemon=True)
         teller.start()
         teller.join(5 * self.pause)
         self._heard_by_all()

@@ -52,7 +52,7 @@ class Distillation:
     def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World, ops: Ops | None = None) -> None:
         """`teacher` holds the weights that student and fake model begin with, and is frozen itself."""
         self.config, self.world, self.cycle, self.sampling = config, world, config.cycle, teacher.sampling
-        self.total = self.cycle.total(config.training.steps)
+        self.total = self.cycle.total_updates(config.training.steps)
         self.times = noise_levels(config.sampling)[:-1]
         self.accumulation = check_ranks(config.training, world.ranks)
         torch.manual_seed(config.training.seed)
@@ -183,8 +183,8 @@ class Distillation:
     def _rate(self, name: str, phase: Phase, update: int) -> float:
         role, own = self._role(name), self.config.warm_start.lr
         lr = own if phase is Phase.WARM_START and own else role.optimizer.lr
-        turn = self.cycle.turns(TURNS[name], update)
-        return learning_rate(role.schedule, lr, turn, self.cycle.turns(TURNS[name], self.total))
+        turn = self.cycle.count(TURNS[name], update)
+        return learning_rate(role.schedule, lr, turn, self.cycle.count(TURNS[name], self.total))
 
     # The losses of one micro-batch: each is a scalar whose gradient reaches one role.
 

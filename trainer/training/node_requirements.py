@@ -9,7 +9,7 @@ import torch
 
 from ..checkpoint import load
 from ..core.config import BaseConfig
-from ..core.gpu_specs import known
+from ..core.gpu_specs import find_gpu
 from ..cost.plan import Arrangement, arranged, workload
 from ..cost.plan_time import Cluster
 from ..resilience.preflight import Wanted
@@ -37,7 +37,7 @@ def from_config(wanted: Wanted, config: BaseConfig, given: Collection[str]) -> W
             ranks, None, training.micro_batch, training.global_batch, training.activation_checkpointing
         )
         needs["memory"] = MEMORY * arranged(work, layout).total / 1e9
-        gpu = known(torch.cuda.get_device_name())
+        gpu = find_gpu(torch.cuda.get_device_name())
         if gpu is not None:
             needs["bandwidth"] = SPEED * Cluster(gpu, ranks, each).speed / 1e9
     rest: dict[str, Any] = {name: float(f"{need:.3g}") for name, need in needs.items() if name not in given}

@@ -11,8 +11,8 @@ from ...models import strict
 from ...models.audiox import AudioX
 from ...models.encoders.build import build_text_encoder
 from ..checkpoint.load import Role
-from ..core.config import LoopConfig, RunConfig, TrainingConfig, check_ranks
-from ..core.hardware import peak_flops, sent
+from ..core.config import LoopConfig, PretrainConfig, TrainingConfig, check_ranks
+from ..core.hardware import peak_flops, to_device
 from ..core.rng import Purpose, sample_rng
 from ..core.schedule import learning_rate
 from ..cost.operations import training_flops
@@ -33,7 +33,7 @@ class Pretraining:
 
     shown: tuple[str, ...] = ("loss", "lr", "samples_per_s")
 
-    def __init__(self, config: RunConfig, world: zero.World, ops: Ops | None = None) -> None:
+    def __init__(self, config: PretrainConfig, world: zero.World, ops: Ops | None = None) -> None:
         self.config, self.world = config, world
         training = config.training
         torch.manual_seed(training.seed)
@@ -73,8 +73,8 @@ class Pretraining:
         """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
         z1, uniform = draw_noise(self.config.training.seed, step, batch)
         device, dtype = self.world.device, self.engine.dtype
-        z0, z1 = batch.latents.to(device, non_blocking=True), sent(z1, device)
-        t = sent(noise_levels(uniform, self.config.training), device)
+        z0, z1 = batch.latents.to(device, non_blocking=True), to_device(z1, device)
+        t = to_device(noise_levels(uniform, self.config.training), device)
         conditions = batch.conditions.to(device, dtype)
         v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
         return flow_matching_loss(v, z0, z1), t
@@ -134,7 +134,7 @@ def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
         module.compile()
 
 
-def pretrain(config: RunConfig, output: Path, resume: bool) -> None:
+def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:
     """Train to `training.steps`, writing into `output`.
 
     Everything that can be wrong with the configuration, the shards or the folder is refused before a process group is

@@ -19,7 +19,7 @@ from audiox_trainer.models.encoders.oobleck import OobleckCodec
 from audiox_trainer.models.encoders.runtime import Runtime
 from audiox_trainer.models.encoders.t5 import T5TextEncoder
 from audiox_trainer.trainer.checkpoint.import_encoders import convert_clip
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.encoder_weights import random_frames, save_clip, save_oobleck, save_synchformer, save_t5
 
 pytestmark = pytest.mark.slow  # importing the libraries takes seconds
@@ -225,7 +225,7 @@ def test_parameter_counts_at_the_true_sizes():
 
 def test_ten_seconds_give_215_latents_of_64_channels(root):
     """Shapes alone, at the true size: Oobleck's padding gives exactly one latent for 2,048 samples."""
-    config = load_config(root / "configs/2p7b.json", []).model.codec
+    config = load_pretrain_config(root / "configs/2p7b.json", []).model.codec
     with torch.device("meta"):
         model = OobleckCodec(diffusers().AutoencoderOobleck(), Runtime(torch.device("meta"), torch.float32))
     mean, std = model.encode(torch.empty(1, 2, config.samples, device="meta"))

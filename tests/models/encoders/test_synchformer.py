@@ -19,7 +19,7 @@ from audiox_trainer.models.encoders.released import from_released, released_name
 from audiox_trainer.models.encoders.runtime import Runtime
 from audiox_trainer.models.encoders.synchformer import SyncEncoder, Synchformer, SynchformerConfig, segments_in
 from audiox_trainer.trainer.checkpoint.import_encoders import convert_synchformer
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.data.batches import nearest_images
 from tests.helpers.encoder_weights import SYNCHFORMER, random_frames, save_synchformer
 
@@ -195,7 +195,7 @@ def test_compiled_blocks_agree():
 
 def test_segments_and_times_of_ten_seconds(root):
     """250 frames of 10 s give 30 segments of 16, 8 frames apart, and 240 features; each stands for two frames."""
-    config = load_config(root / "configs/2p7b.json", []).model
+    config = load_pretrain_config(root / "configs/2p7b.json", []).model
     assert segments_in(250) == 30
     assert config.video.steps == 8 * segments_in(250)
     seconds = video_seconds(config)
@@ -211,7 +211,7 @@ def test_segments_and_times_of_ten_seconds(root):
 
 def test_each_motion_feature_is_given_the_image_nearest_in_time(root):
     """Images are seen at i / 5 s, frames at j / 25 s, and a feature is made from two neighbouring frames."""
-    config = load_config(root / "configs/2p7b.json", []).model
+    config = load_pretrain_config(root / "configs/2p7b.json", []).model
     nearest = nearest_images(config)
     for step in range(240):
         frames = [8 * (step // 8) + 2 * (step % 8) + k for k in (0, 1)]
@@ -301,7 +301,7 @@ def test_true_size_from_the_command_line(root, tmp_path):
     done = subprocess.run([*command, "--out", tmp_path / "sync"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "121.9 M parameters" in done.stdout
-    video = load_config(root / "configs/2p7b.json", []).model.video
+    video = load_pretrain_config(root / "configs/2p7b.json", []).model.video
     encode = SyncEncoder.load(replace(video, motion_weights=str(tmp_path / "sync")), CPU)
     weight = encode.model.blocks[11].mlp[2].bias
     assert torch.equal(weight, expanded["vfeat_extractor.blocks.11.mlp.fc2.bias"])

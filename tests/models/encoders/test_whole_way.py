@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from audiox_trainer.models.config import ModelConfig
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.data.record import from_columns
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
 from tests.helpers.encoder_weights import film, save_all
@@ -51,7 +51,7 @@ def test_from_media_to_sound(root, tmp_path):
     )
     config = tmp_path / "real.json"
     config.write_text(json.dumps(data))
-    model: ModelConfig = load_config(config, []).model
+    model: ModelConfig = load_pretrain_config(config, []).model
 
     run(root, "launch/prepare.py", "files", "--manifest", tmp_path / "clips.jsonl", "--config", config,
         "--out", tmp_path / "data", "--workers", 1)  # fmt: skip

@@ -1,8 +1,8 @@
 """Say which goals the results of launch/bench.py in a folder meet, and draw them.
 
 examples:
-  bash launch/measure.sh runs/measured && python launch/measured.py runs/measured
-  python launch/measured.py runs/measured --charts docs/images
+  bash launch/measure.sh runs/measured && python launch/check_goals.py runs/measured
+  python launch/check_goals.py runs/measured --charts docs/images
 """
 
 import argparse
@@ -30,7 +30,7 @@ def main() -> int:
         if arguments.charts:
             print(*draw(results, arguments.charts), sep="\n")
 
-    return cli.exit_code(run)
+    return cli.run(run)
 
 
 if __name__ == "__main__":
