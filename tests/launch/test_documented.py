@@ -241,7 +241,7 @@ def keys() -> set[str]:
         for name, inner in tree.items() if isinstance(tree, dict) else ():
             yield from walk(inner, f"{path}.{name}" if path else name)
 
-    trees = load_config("2p7b"), load_distill_config("distill_2p7b")
+    trees = load_pretrain_config("2p7b"), load_distill_config("distill_2p7b")
     return {key for tree in trees for key in walk(strict.to_dict(tree), "")}
 
 
