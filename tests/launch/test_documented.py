@@ -309,6 +309,14 @@ def test_messages_are_those_of_the_sources():
     assert not lost, lost
 
 
+def test_the_demo_prints_what_readme_shows():
+    """Each step of the expected output is one of the demo's, with options that exist."""
+    (shown,) = [block for block in blocks(ROOT / "README.md", "") if block.startswith("-- shards")]
+    names = {word for text in strings(ROOT / "launch/demo.py") for word in text.split()}
+    assert {line.split()[1] for line in shown.splitlines() if line.startswith("-- ")} <= names
+    assert set(_options(shown)) <= options()
+
+
 def test_results_stay_short():
     """What decides fits on two screens, in tables of at most ten rows; the rest goes to docs/lab/."""
     lines = (ROOT / "docs/results.md").read_text().splitlines()
