@@ -1,0 +1,198 @@
+"""Compiles every launch of the Triton kernels for GPUs that need not be here, and reads the machine code.
+
+The kernels' own host functions are called on tensors without memory, at the sizes of configs/2p7b.json in bfloat16, and
+each launch is compiled instead: with the argument types, specialization, constants and warps of a real one.
+
+    python tests/kernels/machine_code.py 90 100   # JSON: a row per kernel and compute capability
+    python tests/kernels/machine_code.py --write  # the table of docs/lab/performance.md
+"""
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+if __name__ == "__main__":  # decided when kernels are imported
+    os.environ.pop("TRITON_INTERPRET", None)
+
+import triton
+from triton.backends import nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from audiox_trainer.kernels import adaln, gated_residual, joint_attention, swiglu
+from audiox_trainer.trainer.core.config import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+TABLE = ROOT / "docs" / "lab" / "performance.md"
+GPUS = {80: "A100", 90: "H100", 100: "B200"}
+MARK = re.compile(r"(?<=<!-- machine code, Triton )(\S+) -->\n.*?(?=\n\n)", re.S)
+SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes of a multiprocessor
+REGISTERS, WARPS, BLOCKS, RESERVED = 65536, 64, 32, 1024  # of a multiprocessor; bytes that each block takes by itself
+TENSOR_CORES = r"\bHGMMA|\bHMMA|\bUTC\w*MMA"  # on 90, 80 and 100
+
+
+@dataclass(frozen=True)
+class Code:
+    """What a kernel needs on a GPU."""
+
+    sm: int  # compute capability
+    kernel: str
+    warps: int
+    registers: int  # per thread
+    shared: int  # bytes per block
+    blocks: int  # per multiprocessor
+    stack: int  # bytes per thread: what registers did not hold
+    products: int  # instructions of the tensor cores
+    multiplies: bool  # has products in its source
+
+    def cell(self) -> str:
+        """In the table: registers, KiB of shared memory, blocks per multiprocessor, and what does not fit."""
+        spilled = f", {self.stack} bytes of stack" if self.stack else ""
+        return f"{self.registers}, {round(self.shared / 1024, 1):g}, {self.blocks}{spilled}"
+
+
+class _Driver:
+    """What Triton asks of a driver before it compiles. One device per architecture, since it keeps one kernel each."""
+
+    def __init__(self, sm: int) -> None:
+        self.sm = sm
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.sm, 32)
+
+    def get_current_device(self) -> int:
+        return self.sm
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def launch_all(head: int) -> None:
+    """Each host function of the kernels, on the latent and on the condition stream."""
+    model = load_config(ROOT / "configs" / "2p7b.json").model
+    width, hidden, heads = model.backbone.width, model.backbone.mlp_hidden, model.backbone.width // head
+    batch, latent = 30, model.codec.frames
+    condition = latent + model.video.tokens + model.text.max_tokens
+
+    def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.empty(shape, dtype=dtype, device="meta")
+
+    streams: list[torch.Tensor] = []
+    for n in (latent, condition):
+        x, both = tensor(batch, n, width), tensor(batch, n, 2 * hidden)
+        shift, scale, gate, *_ = tensor(batch, 6 * width, dtype=torch.float32).chunk(6, dim=-1)  # as in a block
+        mean, rstd = (tensor(batch, n, dtype=torch.float32) for _ in range(2))
+        adaln._layer_norm_modulate._init_fn(x, shift, scale)
+        adaln._layer_norm_modulate_backward._init_fn(x, x, scale, mean, rstd)
+        gated_residual._gated_residual._init_fn(x, x, gate)
+        gated_residual._gated_residual_backward._init_fn(x, x, gate)
+        gated_residual._gated_residual_norm._init_fn(x, x, gate, shift, scale)
+        gated_residual._gated_residual_norm_backward._init_fn(x, x, gate, scale, mean, rstd, x, x)
+        swiglu._swiglu._init_fn(both)
+        swiglu._swiglu_backward._init_fn(both, tensor(batch, n, hidden))
+        tables = [tensor(n, head // 2, dtype=torch.float32) for _ in range(2)]
+        streams += [tensor(batch, n, 3, heads, head), tensor(head), tensor(head), *tables]
+    lengths = tensor(batch, dtype=torch.int32)
+    x, c, lse = joint_attention._joint_attention._init_fn(*streams, lengths)
+    joint_attention._joint_attention_backward._init_fn(*streams, lengths, x, c, lse, x, c)
+
+
+def compiled(sm: int, head: int) -> list[Code]:
+    """A row per kernel and set of flags: of several specializations the one that needs most registers."""
+    found: dict[int, tuple[str, Any]] = {}
+    original = JITFunction.run
+
+    def run(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
+        kernel = original(self, *args, grid=grid, warmup=True, **constants)
+        given = dict(zip(self.arg_names, args, strict=False)) | constants
+        flags = [f"{name}={value}" for name, value in given.items() if isinstance(value, bool)]
+        where = f"{self.fn.__module__.split('.')[-1]}.{self.fn.__name__}"
+        found[id(kernel)] = " ".join([where, *flags]), kernel
+
+    driver.set_active(_Driver(sm))
+    JITFunction.run = run
+    try:
+        launch_all(head)
+    finally:
+        JITFunction.run = original
+    codes: dict[str, Code] = {}
+    for name, kernel in found.values():
+        code = read(sm, name, kernel)
+        codes[name] = max(codes.get(name, code), code, key=lambda code: (code.stack, code.registers))
+    return list(codes.values())
+
+
+def read(sm: int, name: str, kernel: Any) -> Code:
+    """What the assembler made of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        code = _tool("nvdisasm", "-c", file.name)
+    said = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
+    assert said, usage
+    registers, stack, local = (int(number) for number in said.groups())
+    if re.search(r"\b(LDL|STL)\b", code):  # local memory, which is what spills go to
+        stack = max(stack, 1)
+    shared, warps = kernel.metadata.shared, kernel.metadata.num_warps
+    by_registers = REGISTERS // (-(-registers // 8) * 8 * 32) // warps
+    blocks = min(by_registers, SHARED[sm] // (shared + RESERVED), WARPS // warps, BLOCKS)
+    products, multiplies = len(re.findall(TENSOR_CORES, code)), "tt.dot" in kernel.asm["ttir"]
+    return Code(sm, name, warps, registers, shared, blocks, stack + local, products, multiplies)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """Output of one of the assembler's tools, which come with Triton."""
+    command = [str(Path(nvidia.__file__).parent / "bin" / name), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def table(codes: list[Code]) -> list[str]:
+    """Lines of Markdown, a row per kernel, without a head."""
+    rows: dict[str, list[Code]] = {}
+    for code in codes:
+        rows.setdefault(code.kernel, []).append(code)
+    return [f"| `{name}` | {row[0].warps} | {' | '.join(code.cell() for code in row)} |" for name, row in rows.items()]
+
+
+def recorded() -> tuple[str, dict[str, dict[str, str]]]:
+    """The release of Triton that the table in docs/lab/performance.md is of, and each kernel's cells by column."""
+    block = MARK.search(TABLE.read_text())
+    assert block, f"{TABLE} has no table of machine code"
+    lines = [line for line in block[0].splitlines() if line.startswith("|")]
+    head, _, *rows = ([cell.strip() for cell in line.strip("|").split("|")] for line in lines)
+    return block[1], {row[0].strip("`"): dict(zip(head, row, strict=True)) for row in rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="what the assembler makes of the Triton kernels")
+    parser.add_argument("capabilities", nargs="*", type=int, default=list(GPUS), help="80, 90, 100")
+    parser.add_argument("--head", type=int, default=64, help="width of the attention's heads")
+    parser.add_argument("--write", action="store_true", help=f"rewrite the table in {TABLE.relative_to(ROOT)}")
+    arguments = parser.parse_args()
+    codes = [code for sm in arguments.capabilities for code in compiled(sm, arguments.head)]
+    if not arguments.write:
+        print(
+            json.dumps(
+                {"triton": triton.__version__, "codes": [asdict(code) | {"cell": code.cell()} for code in codes]}
+            )
+        )
+        return
+    columns = ["kernel", "warps", *(GPUS[sm] for sm in arguments.capabilities)]
+    lines = [f"{triton.__version__} -->", f"| {' | '.join(columns)} |", "|---" * len(columns) + "|", *table(codes)]
+    text, count = MARK.subn(lambda _: "\n".join(lines), TABLE.read_text())
+    assert count == 1, f"{TABLE} has {count} tables of machine code"
+    TABLE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

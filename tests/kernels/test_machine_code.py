@@ -1,0 +1,74 @@
+"""The Triton kernels, compiled for GPUs without one: what the 2p7b shape runs fits into registers, multiplies on the
+tensor cores, and needs what the table of docs/lab/performance.md says."""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.kernels.machine_code import GPUS, recorded
+
+REWRITE = "python tests/kernels/machine_code.py --write"
+
+
+@pytest.fixture(scope="module")
+def codes(root, pytestconfig):
+    """A call of the script: kernels by name, and the release of Triton that compiled them, once for all runs."""
+    environment = os.environ | {"TRITON_CACHE_DIR": str(pytestconfig.cache.mkdir("triton"))}
+
+    @functools.cache
+    def call(sm, head):
+        command = [sys.executable, root / "tests/kernels/machine_code.py", str(sm), "--head", str(head)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
+        assert done.returncode == 0, done.stderr[-2000:]
+        answer = json.loads(done.stdout)
+        return {code["kernel"]: code for code in answer["codes"]}, answer["triton"]
+
+    return call
+
+
+def check_products(kernels):
+    multiply = {name for name, code in kernels.items() if code["multiplies"]}
+    assert len(multiply) == 6
+    for name in multiply:
+        assert kernels[name]["products"], f"{name} does not use the tensor cores"
+
+
+def check_table(kernels, triton, sm):
+    release, rows = recorded()
+    if triton != release:
+        pytest.skip(f"the table is of Triton {release}, this is {triton}; to rewrite it: {REWRITE}")
+    assert {name: code["cell"] for name, code in kernels.items()} == {
+        name: row[GPUS[sm]] for name, row in rows.items()
+    }, f"if the change is meant: {REWRITE}"
+    assert {name: str(code["warps"]) for name, code in kernels.items()} == {
+        name: row["warps"] for name, row in rows.items()
+    }
+
+
+@pytest.mark.slow
+def test_on_an_h100_nothing_is_spilled(codes):
+    kernels, triton = codes(90, 64)
+    assert len(kernels) == 16
+    assert {name for name, code in kernels.items() if code["stack"]} == set()
+    check_products(kernels)
+    check_table(kernels, triton, 90)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sm", [80, 100])
+def test_on_other_gpus_the_table_says_what_is_spilled(codes, sm):
+    kernels, triton = codes(sm, 64)
+    check_products(kernels)
+    check_table(kernels, triton, sm)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sm", list(GPUS))
+def test_the_narrowest_heads_compile(codes, sm):
+    kernels, _ = codes(sm, 32)
+    assert {name for name, code in kernels.items() if code["stack"]} == set()
+    check_products(kernels)
