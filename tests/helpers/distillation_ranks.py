@@ -1,4 +1,4 @@
-"""One rank of a launch of tests/distillation: scenarios of distillation."""
+"""One rank of a launch of tests/training/distillation: scenarios of distillation."""
 
 from collections.abc import Collection
 from dataclasses import asdict, replace

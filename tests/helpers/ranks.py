@@ -1,4 +1,4 @@
-"""One rank of a launch of tests/training or tests/distillation: what their scenarios share.
+"""One rank of a launch of tests/training, pretraining or distillation: what their scenarios share.
 
 A scenario is a function of a folder and keyword arguments; all ranks run it. What it returns on each rank is written to
 `FOLDER/rank_N.json`.
