@@ -42,6 +42,7 @@ from tests.helpers.documents import (
 )
 from tests.helpers.media_files import film
 from tests.helpers.small_config import ROOT
+from tests.test_architecture import ROOMS
 
 OURS = [command for command in commands() if command.script]
 WHOLE = [command for command in OURS if not command.partial]
@@ -331,6 +332,11 @@ def test_extras_exist():
         extra for path in DOCUMENTS for extra in re.findall(r"(?:audiox-trainer|\s'?`?\.)\[(\w+)\]", path.read_text())
     }
     assert shown <= extras and len(shown) > 3
+
+
+def test_the_rooms_stand_in_their_order():
+    rows = re.findall(r"^\| `(\w+)/` \|", (ROOT / "docs/architecture.md").read_text(), re.MULTILINE)
+    assert tuple(row for row in rows if row in ROOMS) == ROOMS
 
 
 def test_every_dependency_is_listed_with_its_licence():
