@@ -29,7 +29,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from audiox_trainer.kernels import adaln, gated_residual, joint_attention, swiglu
-from audiox_trainer.trainer.core.config import load_config
+from audiox_trainer.trainer.core.config import load_pretrain_config
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "lab" / "performance.md"
@@ -78,7 +78,7 @@ class _Driver:
 
 def launch_all(head: int) -> None:
     """Each host function of the kernels, on the latent and on the condition stream."""
-    model = load_config(ROOT / "configs" / "2p7b.json").model
+    model = load_pretrain_config(ROOT / "configs" / "2p7b.json").model
     width, hidden, heads = model.backbone.width, model.backbone.mlp_hidden, model.backbone.width // head
     batch, latent = 30, model.codec.frames
     condition = latent + model.video.tokens + model.text.max_tokens
