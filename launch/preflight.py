@@ -1,6 +1,6 @@
-"""Check every node before a long run: GPUs and their free memory, disk, clocks, an all-reduce against its limit.
+"""Check every node before a long run: GPUs and their free memory, disk, clocks, the speed of an all-reduce.
 
-Ends with code 76 and a sentence that names the node which lacks something; launch/slurm/ runs it before every job.
+Ends with code 76 and a message that names a node which lacks something. launch/slurm/ runs it before every job.
 
 examples:
   torchrun --nproc-per-node 8 launch/preflight.py --output runs/2p7b --of launch/pretrain.py --config configs/2p7b.json
@@ -17,11 +17,13 @@ from audiox_trainer.trainer.core import cli
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("--output", type=Path, default=Path("."), help="folder that checkpoints will go to")
+    parser.add_argument("--output", type=Path, default=Path("."), help="folder of the checkpoints")
     parser.add_argument("--disk", type=float, help="GB that must be free there (default: what --of needs)")
     parser.add_argument("--memory", type=float, help="GB that must be free on every GPU (default: what --of needs)")
-    parser.add_argument("--clock", type=float, default=5.0, help="seconds that clocks may differ by (default 5)")
-    parser.add_argument("--bandwidth", type=float, help="GB/s an all-reduce must reach (default: a quarter of plans')")
+    parser.add_argument("--clock", type=float, default=5.0, help="seconds that clocks may differ (default 5)")
+    parser.add_argument(
+        "--bandwidth", type=float, help="least GB/s of an all-reduce (default: a quarter of the plan's)"
+    )
     parser.add_argument("--megabytes", type=int, default=64, help="size of that all-reduce (default 64)")
     parser.add_argument(
         "--patience",
@@ -34,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         nargs=argparse.REMAINDER,
         default=[],
         metavar="COMMAND",
-        help="a command of launch/, last: if it trains, nodes must have what its configuration needs",
+        help="a command of launch/, as the last option; if it trains, the nodes must have what its configuration needs",
     )
     cli.add_local_rank(parser)
     arguments = parser.parse_args(argv)
@@ -47,11 +49,11 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        from audiox_trainer.trainer.resilience.preflight import Wanted, preflight, report
+        from audiox_trainer.trainer.resilience.preflight import NodeRequirements, preflight, report
 
         names = ("output", "disk", "memory", "clock", "bandwidth", "megabytes", "patience")
         given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
-        wanted = Wanted(**given)
+        needs = NodeRequirements(**given)
         if arguments.of and Path(arguments.of[0]).stem in ("pretrain", "distill"):
             from audiox_trainer.trainer.core.distill_config import load_training_config
             from audiox_trainer.trainer.training.node_requirements import from_config
@@ -59,8 +61,8 @@ def main() -> int:
             of = cli.parser(None)
             cli.add_config(of)
             training, _ = of.parse_known_args(arguments.of)
-            wanted = from_config(wanted, load_training_config(training.config, training.set), given)
-        report(preflight(wanted))
+            needs = from_config(needs, load_training_config(training.config, training.set), given)
+        report(preflight(needs))
 
     return cli.run(run)
 

@@ -11,7 +11,7 @@ import torch
 from audiox_trainer.kernels.ops import OPS
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.benchmarks import data, distill, memory, sample, train
-from audiox_trainer.trainer.core.schedule import Phase
+from audiox_trainer.trainer.core.update_cycle import Phase
 from audiox_trainer.trainer.engine import kernel_selection
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 

@@ -24,7 +24,7 @@ from audiox_trainer.trainer.checkpoint.load import CheckpointError
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
-from audiox_trainer.trainer.core.schedule import learning_rate
+from audiox_trainer.trainer.training.learning_rate import learning_rate
 from tests.helpers.rank_launches import CURVE, OTHERS, differing
 from tests.helpers.ranks import made_up
 from tests.helpers.small_config import ROOT, small_config, small_json
@@ -41,7 +41,7 @@ class TestResume:
 
     def test_asked_to_stop_saves_the_step_it_is_in(self, two):
         """One rank is asked in step 4, then both in step 8, and nothing else makes it save there."""
-        said = [f"asked to stop: step {step} of 12 is saved; go on with --resume" for step in (5, 9)]
+        said = [f"asked to stop: step {step} of 12 is saved; continue with --resume" for step in (5, 9)]
         ends = [{"said": words, "code": ExitCode.STOPPED} for words in said]
         assert two.results("asked") == 2 * [{"ends": [*ends, {}]}]
         assert differing(two.checkpoint("fp32 through", 12), two.checkpoint("asked", 12)) == []
@@ -139,7 +139,7 @@ class TestBesideTraining:
             assert rank["seen"][5] == rank["seen"][6] == ["step_00000004.partial"]
             assert "step_00000004" in rank["seen"][8]
         for step in (4, 8, 12):
-            assert load.verify(two.checkpoint("beside", step)) == ""
+            assert load.find_fault(two.checkpoint("beside", step)) == ""
             assert differing(two.checkpoint("fp32 through", step), two.checkpoint("beside", step)) == []
 
     def test_where_a_rank_cannot_write_all_say_so_and_nothing_half_written_stays(self, two):
@@ -204,7 +204,7 @@ class TestFullDisk:
         for result in two.results("file too large"):
             assert "step_00000002: rank 1: " in result["found"][1][0]
         for step in (1, 3):
-            assert load.verify(two.checkpoint("file too large", step)) == ""
+            assert load.find_fault(two.checkpoint("file too large", step)) == ""
 
 
 @pytest.fixture
@@ -252,8 +252,8 @@ class TestDamage:
         newest = run / "checkpoints" / "step_00000012"
         damage(newest)
         heard: list[str] = []
-        assert load.newest(run, heard.append) == run / "checkpoints" / "step_00000008"
-        assert len(heard) == 1 and heard[0].startswith("damaged checkpoint passed over: ")
+        assert load.newest_intact(run, heard.append) == run / "checkpoints" / "step_00000008"
+        assert len(heard) == 1 and heard[0].startswith("skipped a damaged checkpoint: ")
         with pytest.raises(CheckpointError, match=message):
             raise CheckpointError(heard[0])
         with pytest.raises(CheckpointError, match=message + r".*Older checkpoints .*: step_00000008, step_00000004"):
@@ -266,30 +266,30 @@ class TestDamage:
         for at in np.random.default_rng(0).integers(0, len(text), 300):
             flip(file, int(at))
             if bytes([text[at]]).strip() and file.read_bytes()[at : at + 1].strip():
-                assert load.verify(file.parent), f"byte {at}"
+                assert load.find_fault(file.parent), f"byte {at}"
             file.write_bytes(text)
 
     def test_all_damaged_is_no_new_beginning(self, run, group):
-        for folder in load.complete(run):
+        for folder in load.list_checkpoints(run):
             os.truncate(folder / "model" / "rank_00000.safetensors", 10)
         heard: list[str] = []
-        with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged; restore one, or begin anew"):
-            load.newest(run, heard.append)
+        with pytest.raises(CheckpointError, match="all 3 checkpoints are damaged; restore one, or start again"):
+            load.newest_intact(run, heard.append)
         assert len(heard) == 3
 
     def test_none_at_all(self, tmp_path, group):
-        assert load.newest(tmp_path, pytest.fail) is None
+        assert load.newest_intact(tmp_path, pytest.fail) is None
 
     def test_an_unfinished_one_does_not_count(self, run, group):
         folders = run / "checkpoints"
         (folders / "step_00000012").rename(folders / "step_00000012.partial")
         (run / load.LATEST).write_text('{"step": 8}')  # it is written last
-        assert load.newest(run, pytest.fail) == folders / "step_00000008"
+        assert load.newest_intact(run, pytest.fail) == folders / "step_00000008"
 
     def test_what_was_saved_last_is_gone(self, run, group):
         shutil.rmtree(run / "checkpoints" / "step_00000012")
         said = []
-        assert load.newest(run, said.append) == run / "checkpoints" / "step_00000008"
+        assert load.newest_intact(run, said.append) == run / "checkpoints" / "step_00000008"
         assert len(said) == 1 and "step 12 was saved last, and its checkpoint is gone" in said[0]
 
     def test_another_model(self, two):

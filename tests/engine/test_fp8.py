@@ -9,7 +9,7 @@ import torch
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss, interpolate
 from audiox_trainer.trainer.training import run_folder
-from audiox_trainer.trainer.training.pretrain import prepared
+from audiox_trainer.trainer.training.pretrain import configure_model
 from tests.helpers.small_config import small_config
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -17,7 +17,7 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 def test_the_blocks_products_are_converted_and_nothing_else():
     config = small_config(None, "training.fp8=true")
-    plain, model = AudioX(config.model), prepared(AudioX(config.model), config.training)
+    plain, model = AudioX(config.model), configure_model(AudioX(config.model), config.training)
     converted = {name for name, module in model.named_modules() if type(module).__name__ == "Float8Linear"}
     depth = config.model.backbone.depth
     # QKV, output projection and two of the MLP in each stream; the last condition stream ends at its QKV.
@@ -33,7 +33,7 @@ def test_training_in_8_bits_keeps_up():
     for fp8 in ("false", "true"):
         config = small_config(None, f"training.fp8={fp8}")
         torch.manual_seed(0)
-        model = prepared(AudioX(config.model), config.training).to(DEVICE)
+        model = configure_model(AudioX(config.model), config.training).to(DEVICE)
         adamw = torch.optim.AdamW(model.parameters(), 2e-3)
         generator, losses = torch.Generator().manual_seed(1), []
         codec, video, text = config.model.codec, config.model.video, config.model.text

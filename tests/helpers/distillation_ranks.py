@@ -15,7 +15,7 @@ from audiox_trainer.trainer.core.cli import exit_code_of
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from audiox_trainer.trainer.training.distill_updates import Distillation
-from audiox_trainer.trainer.training.loop import Batches, restore, train
+from audiox_trainer.trainer.training.loop import BatchSource, restore, train
 from tests.helpers import ranks
 from tests.helpers.random_weights import stirred
 from tests.helpers.ranks import MadeUp, Stopped, StoppedAt, about, ask, digest, save
@@ -95,7 +95,7 @@ def whole(
     task = begun(config)
     if asked:
         ask(task, *asked)
-    reader: Batches = MadeUp(config)
+    reader: BatchSource = MadeUp(config)
     if stop:
         reader = StoppedAt(reader, stop)
     try:

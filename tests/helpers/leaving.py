@@ -67,7 +67,7 @@ def check_left(run: Run, fault: Fault) -> None:
             says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
             assert re.search(f"[eE]rror: .*{says}", run.said(rank)), run.said(rank)[-3000:]
     if fault.steps:
-        assert [load.step_of(f) for f in reversed(load.complete(run.folder))] == list(fault.steps)
+        assert [load.step_of(f) for f in reversed(load.list_checkpoints(run.folder))] == list(fault.steps)
 
 
 def gone_on(run: Run) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from audiox_trainer.trainer.checkpoint import load
 def chosen(run: Path) -> list[object]:
     heard: list[str] = []
     try:
-        folder = load.newest(run, heard.append)
+        folder = load.newest_intact(run, heard.append)
         return [folder and folder.name, heard]
     except load.CheckpointError as error:
         return [type(error).__name__, [*heard, str(error)]]

@@ -18,12 +18,12 @@ import torch
 import xxhash
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.checkpoint.load import Role
+from audiox_trainer.trainer.checkpoint.load import TrainedModel
 from audiox_trainer.trainer.checkpoint.save import Saver
 from audiox_trainer.trainer.core.config import BaseConfig
 from audiox_trainer.trainer.data.batches import Batch, Conditions
 from audiox_trainer.trainer.engine import zero
-from audiox_trainer.trainer.training.loop import Batches, Step, Task
+from audiox_trainer.trainer.training.loop import BatchSource, StepResult, Trainer
 
 WORLD: zero.World
 
@@ -81,7 +81,7 @@ class MadeUp:
 class StoppedAt:
     """The batches of another reader up to a step."""
 
-    def __init__(self, reader: Batches, step: int) -> None:
+    def __init__(self, reader: BatchSource, step: int) -> None:
         self.reader, self.step = reader, step
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -94,7 +94,7 @@ class StoppedAt:
 class Recorded:
     """The batches of another reader, which samples they hold written to a file."""
 
-    def __init__(self, reader: Batches, file: Path) -> None:
+    def __init__(self, reader: BatchSource, file: Path) -> None:
         self.reader, self.file = reader, file
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -115,18 +115,18 @@ def about(config: BaseConfig) -> dict[str, Any]:
     return {"config": strict.to_dict(config)}
 
 
-def save(folder: Path, step: int, roles: dict[str, Role], config: BaseConfig) -> None:
+def save(folder: Path, step: int, roles: dict[str, TrainedModel], config: BaseConfig) -> None:
     """A checkpoint that training waits for."""
     with Saver(folder, roles, about(config)) as saver:
         saver.begin(step)
         saver.finish()
 
 
-def ask(task: Task, at: int, ranks: list[int]) -> None:
+def ask(task: Trainer, at: int, ranks: list[int]) -> None:
     """These ranks get a batch system's signal in the middle of this step."""
     step = task.step
 
-    def stepped(number: int, batch: Batch) -> Step:
+    def stepped(number: int, batch: Batch) -> StepResult:
         if number == at and WORLD.rank in ranks:
             os.kill(os.getpid(), signal.SIGUSR2)
         return step(number, batch)
@@ -137,7 +137,7 @@ def ask(task: Task, at: int, ranks: list[int]) -> None:
 def main(scenarios: dict[str, Callable[..., dict[str, Any]]], configure: Callable[..., Any]) -> None:
     """Argument: a JSON file with a list of {scenario, folder, scenes, overrides, arguments}."""
     global WORLD
-    WORLD = zero.start()
+    WORLD = zero.init_process_group()
     torch.set_num_threads(1)
     for item in json.loads(Path(sys.argv[1]).read_text()):
         folder = Path(item["folder"])

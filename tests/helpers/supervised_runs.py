@@ -102,7 +102,7 @@ class Run:
 
     def resumable(self) -> int:
         """The step that it has to go on from: of its newest undamaged checkpoint."""
-        whole = (f for f in load.complete(self.folder) if not load.verify(f))
+        whole = (f for f in load.list_checkpoints(self.folder) if not load.find_fault(f))
         return next((int(load.read_manifest(f)["step"]) for f in whole), 0)
 
     def end(self) -> dict[str, Any]:

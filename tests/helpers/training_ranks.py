@@ -24,7 +24,7 @@ from audiox_trainer.trainer.cost import role_bytes
 from audiox_trainer.trainer.data.batches import Batch
 from audiox_trainer.trainer.data.reader import Reader
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
-from audiox_trainer.trainer.training.loop import Batches, Step, restore, train
+from audiox_trainer.trainer.training.loop import BatchSource, StepResult, restore, train
 from audiox_trainer.trainer.training.pretrain import Pretraining
 from tests.helpers import ranks
 from tests.helpers.ranks import MadeUp, Recorded, Stopped, StoppedAt, about, ask, digest, save
@@ -64,7 +64,7 @@ def whole(
     task = Pretraining(config, ranks.WORLD)
     if asked:
         ask(task, *asked)
-    reader: Batches = Reader(config, build_text_encoder(config.model.text), ranks.WORLD.rank, ranks.WORLD.ranks)
+    reader: BatchSource = Reader(config, build_text_encoder(config.model.text), ranks.WORLD.rank, ranks.WORLD.ranks)
     if poison:
         reader = MadeUp(config, {step: 1 for step in range(3, 99)})
     if record:
@@ -96,7 +96,7 @@ def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[st
     task, seen, gate, write = Pretraining(config, ranks.WORLD), [], threading.Event(), saving.save_file
     step = task.step
 
-    def stepped(number: int, batch: Batch) -> Step:
+    def stepped(number: int, batch: Batch) -> StepResult:
         seen.append(sorted(p.name for p in (folder / load.FOLDER).glob("*")))
         if number == 6:
             gate.set()

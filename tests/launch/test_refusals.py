@@ -82,7 +82,7 @@ LAUNCHES = {
         r"made with codec\.sample_rate 8000, the model needs 16000", ("model.codec.sample_rate=16000",)
     ),
     "too few": Refusal(r"74 samples are fewer than training\.global_batch 80", ("training.global_batch=80",)),
-    "holds a run": Refusal(r"out holds a run already: give --resume to go on with it", running=True),
+    "holds a run": Refusal(r"out holds a run already: give --resume to continue it", running=True),
     "other model": Refusal(
         r"model\.backbone\.depth: the run in .*out has 2, this configuration 3",
         ("model.backbone.depth=3",),

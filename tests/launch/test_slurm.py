@@ -177,7 +177,7 @@ def test_pairs_and_distillation(slurm, base, tmp_path):
     arguments = (str(base / "distill.json"), str(base / "teacher"), "--set", "training.steps=10")
     job = slurm.submit(output, "distill", *arguments, PAIRS="16", PREFLIGHT="no")
     assert job.wait(PATIENCE)["JobState"] == "COMPLETED", job.said()
-    assert (output / "pairs" / "pairs.json").exists() and load.complete(output)
+    assert (output / "pairs" / "pairs.json").exists() and load.list_checkpoints(output)
     assert f"done; next: python launch/convert.py {output}" in job.said()
 
 

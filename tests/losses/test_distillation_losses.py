@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from audiox_trainer.trainer.core.schedule import Cycle, Phase
+from audiox_trainer.trainer.core.update_cycle import Phase, UpdateCycle
 from audiox_trainer.trainer.losses.dmd import dmd_loss, eq10_loss, eq10_sg_teacher_loss, weight
 from audiox_trainer.trainer.losses.flow_matching import interpolate
 from audiox_trainer.trainer.losses.gan import adversarial_loss, discriminator_loss
@@ -96,18 +96,18 @@ class TestCycle:
     """Whose turn it is, as a function of the number of updates alone."""
 
     def test_five_to_one_to_one_after_both_warm_ups(self):
-        cycle = Cycle(5, 1, 1, warm_start=2, fake_warm_up=3)
+        cycle = UpdateCycle(5, 1, 1, warm_start=2, fake_warm_up=3)
         names = [cycle.phase(i).value for i in range(5 + 14)]
         assert names[:5] == ["warm_start"] * 2 + ["fake_warm_up"] * 3
         assert names[5:] == 2 * (["student"] * 5 + ["fake", "discriminator"])
 
     def test_rounds_end_where_the_next_begins(self):
-        cycle = Cycle(1, 5, 1, fake_warm_up=2)
+        cycle = UpdateCycle(1, 5, 1, fake_warm_up=2)
         assert [i for i in range(20) if cycle.ends_round(i)] == [0, 1, 8, 15]
 
     @pytest.mark.parametrize(("steps", "rounds"), [(10, 2), (11, 3), (1, 1)])
     def test_the_last_round_is_whole(self, steps, rounds):
-        cycle = Cycle(5, 1, 1, warm_start=4)
+        cycle = UpdateCycle(5, 1, 1, warm_start=4)
         assert cycle.total_updates(steps) == 4 + 7 * rounds
         turns = [cycle.phase(i) for i in range(cycle.total_updates(steps))]
         assert turns.count(Phase.STUDENT) == 5 * rounds >= steps
@@ -115,6 +115,6 @@ class TestCycle:
 
     @pytest.mark.parametrize("phases", [(p,) for p in Phase] + [(Phase.FAKE_WARM_UP, Phase.FAKE)])
     def test_turns_are_counted(self, phases):
-        cycle = Cycle(3, 2, 1, warm_start=4, fake_warm_up=5)
+        cycle = UpdateCycle(3, 2, 1, warm_start=4, fake_warm_up=5)
         for update in range(30):
             assert cycle.count(phases, update) == sum(cycle.phase(i) in phases for i in range(update))

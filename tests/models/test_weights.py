@@ -105,7 +105,7 @@ class TestWeightsFolder:
     @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
     def test_files_that_are_missing(self, folder, name):
         (folder / name).unlink()
-        with pytest.raises(ValueError, match=rf"{name} is missing: .* is no weights folder"):
+        with pytest.raises(ValueError, match=rf"{name} is missing: .* is not a weights folder"):
             load_weights(folder)
 
     @pytest.mark.slow

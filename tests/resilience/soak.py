@@ -140,7 +140,7 @@ def soak_one(
         kill, rng = draw(seed, number), np.random.default_rng([seed, number, 1])
         line = {"kill": number, "kind": kind, "async_save": beside, **asdict(kill)}
         line |= disturb(run, kill, reference["step"])
-        folders = load.complete(run.folder)
+        folders = load.list_checkpoints(run.folder)
         if kill.damage == "shard":
             line |= refused(run, rng)
         elif len(folders) > 1:

@@ -100,5 +100,5 @@ def test_both_ranks_choose_the_same(answers, name):
     _, step = DAMAGE[name]
     assert first == second == (f"step_{step:08d}" if step else "NothingLeftError"), answers[name]
     assert heard == also_heard
-    passed = [line for line in heard if line.startswith("damaged checkpoint passed over: ")]
+    passed = [line for line in heard if line.startswith("skipped a damaged checkpoint: ")]
     assert len(passed) == {15: 0, 10: 1, 0: 3}[step], heard

@@ -83,8 +83,8 @@ def test_every_rank_leaves(base, ready, name, monkeypatch):
     assert not holding, "a credential of the environment reaches no file of a run"
 
 
-START = "audiox_trainer.trainer.engine.zero:start"
-BUILD = "audiox_trainer.trainer.training.pretrain:prepared"
+START = "audiox_trainer.trainer.engine.zero:init_process_group"
+BUILD = "audiox_trainer.trainer.training.pretrain:configure_model"
 WAITED = (
     r"rank 0 (has waited 20 s in start-up for the other ranks|of 2 found no process group at .*is every rank there)"
 )

@@ -66,7 +66,7 @@ class TestCheckpoints:
     def test_the_last_ones_and_every_nth_are_kept(self, tmp_path, group, keep, keep_every, left):
         for step in range(1, 11):
             publish(tmp_path, step, keep, keep_every)
-        assert [load.step_of(f) for f in reversed(load.complete(tmp_path))] == left
+        assert [load.step_of(f) for f in reversed(load.list_checkpoints(tmp_path))] == left
         assert not list((tmp_path / load.FOLDER).glob("*.partial"))
 
     def test_the_first_after_each_multiple_is_kept_where_a_round_ends(self, tmp_path, group):
@@ -80,7 +80,7 @@ class TestCheckpoints:
                 due, saved = False, [*saved, update + 1]
         expected = [next(step for step in saved if step >= multiple) for multiple in range(50, saved[-1] + 1, 50)]
         assert expected[:2] == [52, 101], "no multiples themselves"
-        found = [load.step_of(f) for f in reversed(load.complete(tmp_path))]
+        found = [load.step_of(f) for f in reversed(load.list_checkpoints(tmp_path))]
         assert found == sorted({*expected, saved[-1]})
 
     @pytest.mark.parametrize("content", [None, "", "{", '{"step": "x"}', '{"step": 2}', "[]"])
@@ -91,13 +91,13 @@ class TestCheckpoints:
         latest.unlink()
         if content is not None:
             latest.write_text(content)
-        assert load.newest(tmp_path, pytest.fail) == newest
+        assert load.newest_intact(tmp_path, pytest.fail) == newest
 
     def test_a_checkpoint_that_latest_knows_and_that_is_gone_is_named(self, tmp_path, group):
         before = publish(tmp_path, 2)
         shutil.rmtree(publish(tmp_path, 4))
         heard: list[str] = []
-        assert load.newest(tmp_path, heard.append) == before
+        assert load.newest_intact(tmp_path, heard.append) == before
         assert heard == [f"{tmp_path / load.LATEST}: step 4 was saved last, and its checkpoint is gone"]
 
     @pytest.mark.parametrize("content", ['{"step": 4}', "", "{"])
@@ -106,7 +106,7 @@ class TestCheckpoints:
         shutil.rmtree(tmp_path / load.FOLDER)
         (tmp_path / load.LATEST).write_text(content)
         with pytest.raises(NothingLeftError, match="it was saved, and its checkpoints are gone; restore") as caught:
-            load.newest(tmp_path, lambda text: None)
+            load.newest_intact(tmp_path, lambda text: None)
         assert exit_code_of(caught.value) == ExitCode.CORRUPT
 
     def test_every_flipped_bit_is_found(self, tmp_path, group):
@@ -115,9 +115,9 @@ class TestCheckpoints:
         for _ in range(100):
             at, bit = int(rng.integers(5000)), int(rng.integers(8))
             flip(file, at, bit)
-            assert load.verify(folder) == f"{file} has changed: its hash is not the manifest's"
+            assert load.find_fault(folder) == f"{file} has changed: its hash is not the manifest's"
             flip(file, at, bit)
-        assert load.verify(folder) == ""
+        assert load.find_fault(folder) == ""
 
     def test_one_that_is_made_again_never_stands_half(self, tmp_path, group, monkeypatch):
         """Of a run that went back: what is removed of the former checkpoint does not bear a good name any more."""
@@ -125,7 +125,7 @@ class TestCheckpoints:
         removed, remove = [], shutil.rmtree
         monkeypatch.setattr(files.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
         newest = publish(tmp_path, 1)
-        assert removed == ["step_00000001.old.partial"] and load.verify(newest) == ""
+        assert removed == ["step_00000001.old.partial"] and load.find_fault(newest) == ""
         assert [f.name for f in (tmp_path / load.FOLDER).iterdir()] == ["step_00000001"]
 
     @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
@@ -138,16 +138,16 @@ class TestCheckpoints:
             return files.hash_file(file, **named)
 
         monkeypatch.setattr(integrity, "hash_file", read)
-        assert load.newest(tmp_path, heard.append) == before
+        assert load.newest_intact(tmp_path, heard.append) == before
         file = newest / "model" / "rank_00000.safetensors"
         reason = f"{file} cannot be read: {os.strerror(number).lower()}"
-        assert heard == [f"damaged checkpoint passed over: {reason}"]
+        assert heard == [f"skipped a damaged checkpoint: {reason}"]
 
     def test_a_manifest_that_cannot_be_read_is_passed_over(self, tmp_path, group):
         before, newest, heard = publish(tmp_path, 1), publish(tmp_path, 2), []
         (newest / "manifest.json").unlink()
         (newest / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
-        assert load.newest(tmp_path, heard.append) == before
+        assert load.newest_intact(tmp_path, heard.append) == before
         assert "manifest.json cannot be read: input/output error" in heard[0]
         assert load.newest_manifest(tmp_path)["step"] == 1
 
@@ -161,7 +161,7 @@ class TestCheckpoints:
                 raise error
 
             with pytest.raises(OSError, match=f"could not save: rank 0: {error}") as caught:
-                load.everywhere("could not save", act)
+                load.on_all_ranks("could not save", act)
             assert exit_code_of(caught.value) is code
 
 

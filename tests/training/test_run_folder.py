@@ -51,21 +51,19 @@ SAID_OF_A_STUDENT = (
 
 
 def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_folder, "PATIENCE", 0.1)
-    with run_folder.alone(tmp_path / "new", False, 0):
-        with pytest.raises(
-            run_folder.TakenError, match=r"another run is at work in .*new .*: stop it, or give"
-        ) as caught:
-            run_folder.alone(tmp_path / "new", False, 0).__enter__()
+    monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.1)
+    with run_folder.exclusive(tmp_path / "new", False, 0):
+        with pytest.raises(run_folder.TakenError, match=r"another run uses .*new .*: stop it, or give") as caught:
+            run_folder.exclusive(tmp_path / "new", False, 0).__enter__()
         assert exit_code_of(caught.value) is ExitCode.HUNG, "a node that died may still hold it"
         assert "waiting up to 0.1 s for it to end" in capsys.readouterr().out
-        with run_folder.alone(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
+        with run_folder.exclusive(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
             pass
-    with run_folder.alone(tmp_path / "new", False, 0):  # the first has ended
+    with run_folder.exclusive(tmp_path / "new", False, 0):  # the first has ended
         (tmp_path / "new" / "config.json").touch()
     with pytest.raises(ValueError, match="holds a run already: give --resume"):  # one that waited meanwhile
-        run_folder.alone(tmp_path / "new", False, 0).__enter__()
-    with run_folder.alone(tmp_path / "new", True, 0):
+        run_folder.exclusive(tmp_path / "new", False, 0).__enter__()
+    with run_folder.exclusive(tmp_path / "new", True, 0):
         pass
 
 
@@ -85,10 +83,10 @@ def test_a_file_system_without_locks_is_said_and_does(tmp_path, monkeypatch, cap
         raise OSError(errno.ENOSYS, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with run_folder.alone(tmp_path / "new", False, 0):
-        assert "its file system has no locks, so nothing keeps a second run out" in capsys.readouterr().out
+    with run_folder.exclusive(tmp_path / "new", False, 0):
+        assert "its file system has no locks, so nothing prevents a second run in it" in capsys.readouterr().out
     (tmp_path / "new" / "config.json").touch()
-    with run_folder.alone(tmp_path / "new", True, 0):
+    with run_folder.exclusive(tmp_path / "new", True, 0):
         pass
 
 
@@ -170,9 +168,9 @@ class TestASilentBeginning:
             NothingLeftError,
             match=r"metrics reach step 5, and before step 5 there was a checkpoint, which is gone; restore",
         ):
-            run_folder.check_beginning(tmp_path, 4)
-        run_folder.check_beginning(tmp_path, 5)  # killed in its first save
-        run_folder.check_beginning(tmp_path / "nowhere", 4)
+            run_folder.check_no_checkpoint_lost(tmp_path, 4)
+        run_folder.check_no_checkpoint_lost(tmp_path, 5)  # killed in its first save
+        run_folder.check_no_checkpoint_lost(tmp_path / "nowhere", 4)
         assert exit_code_of(NothingLeftError("")) == ExitCode.CORRUPT
 
     @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
@@ -180,7 +178,7 @@ class TestASilentBeginning:
         """Of rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. A save beside
         the steps may have been cut short until the next begins."""
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        task, first = SimpleNamespace(rests=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
+        task, first = SimpleNamespace(can_checkpoint_after=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
         try:
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure}}}\n')
             assert loop.restore(task, tmp_path, True, first, 10, beside) == 0
@@ -193,6 +191,6 @@ class TestASilentBeginning:
 
     def test_the_run_s_own_rhythm_counts(self, tmp_path):
         asked = small_config(None, "checkpoint.every=2")
-        assert run_folder.rhythm(tmp_path, asked) == (2, False)
+        assert run_folder.save_settings(tmp_path, asked) == (2, False)
         run_folder.write_config(tmp_path, small_config(None, "checkpoint.async_save=true"))
-        assert run_folder.rhythm(tmp_path, asked) == (4, True)
+        assert run_folder.save_settings(tmp_path, asked) == (4, True)

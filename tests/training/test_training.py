@@ -15,8 +15,8 @@ from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.config import ScheduleConfig, load_pretrain_config
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
-from audiox_trainer.trainer.core.schedule import learning_rate
-from audiox_trainer.trainer.training.loop import Previews
+from audiox_trainer.trainer.training.learning_rate import learning_rate
+from audiox_trainer.trainer.training.previews import Previews
 from tests.helpers.rank_launches import CURVE, FOUR_RANKS, KINDS, ONE_RANK, TWO_RANKS, TWO_RANKS_LONG, UNREAD
 from tests.helpers.ranks import made_up
 from tests.helpers.small_config import ROOT, small_config
@@ -130,7 +130,7 @@ class TestNonFinite:
             assert "2 steps in a row, to step 4, had a loss or gradient that is not finite" in result["error"]
         lines = (two.folders["poison on"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["loss"] is None for line in lines] == [False, False, False, True]
-        assert [f.name for f in load.complete(two.folders["poison on"])] == ["step_00000004"]
+        assert [f.name for f in load.list_checkpoints(two.folders["poison on"])] == ["step_00000004"]
 
 
 class TestMovingAverage:

@@ -39,7 +39,7 @@ def data(
     """
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     config = without_weights(config)
-    world = zero.start(config.training.cpu_threads)
+    world = zero.init_process_group(config.training.cpu_threads)
     with _streams(config, samples, folder) as config:
         rows, each = _rates(config, rounds, world)
         facts = {"host": describe(), "ranks": world.ranks, "workers": config.data.workers}

@@ -16,16 +16,16 @@ from ...models.discriminator import DiscriminatorHead
 from ..core.config import OptimizerConfig
 from ..core.distill_config import DistillConfig, RoleConfig
 from ..core.hardware import describe, description_lines, peak_flops
-from ..core.schedule import Phase
+from ..core.update_cycle import Phase
 from ..cost.distill_operations import update_flops
 from ..cost.operations import counted, forward_flops
 from ..data.batches import Batch
 from ..engine import kernel_selection, zero
 from ..engine.fp8 import check_fp8
 from ..losses.flow_matching import flow_matching_loss
-from ..losses.guidance import through
+from ..losses.guidance import predict_velocity
 from ..training.distill_updates import Distillation
-from ..training.pretrain import prepared
+from ..training.pretrain import configure_model
 from .train import chosen_names, random_batch, without_weights
 
 WARM_UPS = 2  # rounds, which compile
@@ -61,7 +61,7 @@ def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
     enough = (WARM_UPS + rounds) * config.updates.counts[0]  # no round lies behind the end of the schedules
     training = replace(config.training, steps=max(config.training.steps, enough))
     config = without_weights(replace(config, training=training))
-    world, batch = zero.start(config.training.cpu_threads), random_batch(config)
+    world, batch = zero.init_process_group(config.training.cpu_threads), random_batch(config)
     choice = kernel_selection.chosen(config, world, config.precision)
     on_gpu, tokens = world.device.type == "cuda", batch.conditions.text.shape[1]
     if on_gpu:
@@ -137,15 +137,15 @@ class Parts:
         with device:
             student, fake, teacher = (AudioX(config.model) for _ in range(3))
         models: dict[str, nn.Module] = {
-            "student": prepared(student, config.training, ops),
-            "fake": prepared(fake, config.training, ops),
+            "student": configure_model(student, config.training, ops),
+            "fake": configure_model(fake, config.training, ops),
             "discriminator": DiscriminatorHead(config.model.backbone.width),
         }
         roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
         self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()} | {
             "teacher": _dtype(config.teacher.precision)
         }
-        models["teacher"] = prepared(teacher, replace(config.training, fp8=False), ops).requires_grad_(False)
+        models["teacher"] = configure_model(teacher, replace(config.training, fp8=False), ops).requires_grad_(False)
         self.models = {name: model.to(device, self.dtypes[name]) for name, model in models.items()}
         self.optimizers = {name: Optimizer(self.models[name], role.optimizer) for name, role in roles.items()}
 
@@ -166,7 +166,7 @@ class Parts:
         return found | {f"{name} optimizer": _timed(step) for name, step in self.optimizers.items()}
 
     def _through(self, name: str, z: Tensor, **options: int) -> Tensor:
-        return through(self.models[name], self.dtypes[name], z, self.t, self.batch.conditions, **options)
+        return predict_velocity(self.models[name], self.dtypes[name], z, self.t, self.batch.conditions, **options)
 
     @torch.no_grad()
     def _forward(self, name: str, z: Tensor, **options: int) -> None:
@@ -177,7 +177,9 @@ class Parts:
 
     @torch.no_grad()
     def _guided(self) -> None:
-        through(self.models["teacher"], self.dtypes["teacher"], self.z.repeat(2, 1, 1), self.t.repeat(2), self.both)
+        predict_velocity(
+            self.models["teacher"], self.dtypes["teacher"], self.z.repeat(2, 1, 1), self.t.repeat(2), self.both
+        )
 
     def _critic(self) -> None:
         z = self.z.clone().requires_grad_()

@@ -53,7 +53,7 @@ def measured(config: BaseConfig) -> dict[str, Any]:
     if config.training.fp8:
         check_fp8()
     config = without_weights(config)
-    world, training = zero.start(config.training.cpu_threads), config.training
+    world, training = zero.init_process_group(config.training.cpu_threads), config.training
     on_gpu, accumulation = world.device.type == "cuda", check_ranks(training, world.ranks)
     batch = random_batch(config).split(training.global_batch // world.ranks)[world.rank]
     ops = kernel_selection.chosen(config, world, precision).ops()  # measured before, so that its memory does not count

@@ -13,7 +13,7 @@ from ..core.config import PretrainConfig
 from ..core.files import sync
 from ..core.hardware import describe, description_lines
 from ..engine import kernel_selection, zero
-from ..resilience.stop_signal import Stop
+from ..resilience.stop_signal import StopSignal
 from ..training.pretrain import Pretraining
 from .train import random_batch, shared_folder, without_weights
 
@@ -30,11 +30,11 @@ def save(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[str, 
     """
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     config = without_weights(config)
-    world = zero.start(config.training.cpu_threads)
+    world = zero.init_process_group(config.training.cpu_threads)
     task = Pretraining(config, world, kernel_selection.chosen(config, world, config.training.precision).ops())
     batch = random_batch(config)
     batch = batch.split(len(batch) // world.ranks)[world.rank]
-    stop, step, turns = Stop(), 0, []
+    stop, step, turns = StopSignal(), 0, []
 
     def steps(enough: int = 0) -> tuple[int, float]:
         """So many, or as long as some rank writes: how many, and their seconds."""
@@ -45,7 +45,7 @@ def save(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[str, 
             if world.device.type == "cuda":
                 torch.cuda.synchronize()
             step += 1
-            writing = stop.agreed(saver.writes)[1]
+            writing = stop.agree(saver.is_writing)[1]
             if step - first >= enough if enough else not writing:
                 return step - first, time.perf_counter() - begin
 
@@ -59,7 +59,7 @@ def save(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[str, 
             size = sum(file.stat().st_size for file in place.rglob("*.safetensors"))
             steps(1)
             begin = time.perf_counter()
-            saver.begin(step, beside=True)
+            saver.begin(step, in_background=True)
             still = time.perf_counter() - begin
             count, seconds = steps()
             begin = time.perf_counter()

@@ -22,7 +22,7 @@ from ..engine import kernel_selection, zero
 from ..engine.fp8 import check_fp8
 from ..engine.timing import interleaved
 from ..losses.flow_matching import flow_matching_loss, interpolate
-from ..training.pretrain import Pretraining, draw_noise, noise_levels, prepared
+from ..training.pretrain import Pretraining, configure_model, draw_noise, noise_levels
 from .matmuls import products_of
 
 C = TypeVar("C", bound=BaseConfig)
@@ -50,7 +50,7 @@ def train(
     if batches and not 0 < min(batches) <= max(batches) <= config.training.micro_batch:
         raise ValueError(f"--batches {max(batches)}: between 1 and training.micro_batch, {config.training.micro_batch}")
     config = without_weights(config)
-    world = zero.start(config.training.cpu_threads)
+    world = zero.init_process_group(config.training.cpu_threads)
     batch = random_batch(config)
     mine = batch.split(len(batch) // world.ranks)[world.rank]
     dtype = torch.bfloat16 if config.training.precision == "bf16" and config.zero.stage else torch.float32
@@ -167,7 +167,7 @@ class PlainLoop:
         self.config, self.device, self.batch = config, device, batch
         with device:
             model = AudioX(config.model)
-        self.model = prepared(model, replace(config.training, compile=compiled, fp8=False)).to(device)
+        self.model = configure_model(model, replace(config.training, compile=compiled, fp8=False)).to(device)
         o = config.optimizer
         self.adamw = torch.optim.AdamW(
             self.model.parameters(), o.lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay, fused=True

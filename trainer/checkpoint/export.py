@@ -1,6 +1,6 @@
-"""A run's checkpoint to inference weights, without DeepSpeed.
+"""Conversion of a run's checkpoint to inference weights, without DeepSpeed.
 
-model.safetensors   config.json   manifest.json   hashes of the two, and which step's they are
+model.safetensors   config.json   manifest.json (hashes of the two, and the step)
 """
 
 from pathlib import Path
@@ -16,14 +16,13 @@ from .load import CheckpointError
 
 
 def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
-    """Gather a pretraining's weights, or those of a distillation's student, from the newest undamaged checkpoint (or
-    that of `step`) into the folder `out`.
+    """Writes the weights of a pretraining's model or a distillation's student into the new folder `out`, from the
+    newest checkpoint or that of `step`.
 
-    Returns the checkpoint's folder. The folder appears only when it is complete. Raises ValueError when there is no
-    checkpoint, it is damaged, or `out` exists.
+    Returns the checkpoint's folder. Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists.
     """
     refuse_existing(out)
-    folder = choose(run, step)
+    folder = choose_checkpoint(run, step)
     manifest = load.read_manifest(folder)
     config = manifest["config"]
     model = AudioX(config["model"], config["sampling"])
@@ -38,15 +37,15 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     return folder
 
 
-def choose(run: Path, step: int | None) -> Path:
-    """The checkpoint to export. Raises CheckpointError when there is none, or it is damaged."""
-    folders = load.complete(run)
+def choose_checkpoint(run: Path, step: int | None) -> Path:
+    """The checkpoint to export. Raises CheckpointError if there is none, or it is damaged."""
+    folders = load.list_checkpoints(run)
     if step is not None:
         folders = [f for f in folders if load.step_of(f) == step]
     if not folders:
-        wanted = "" if step is None else f" of step {step}"
-        raise CheckpointError(f"{run} holds no complete checkpoint{wanted}; is it the folder of a run?")
-    fault = load.verify(folders[0])
+        of_step = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{run} holds no complete checkpoint{of_step}; is it the folder of a run?")
+    fault = load.find_fault(folders[0])
     if fault:
         older = ", ".join(f.name for f in folders[1:]) or "none"
         raise CheckpointError(f"{fault}. Older checkpoints of this run: {older}; take one with --step")
@@ -54,14 +53,11 @@ def choose(run: Path, step: int | None) -> Path:
 
 
 def load_weights(folder: Path) -> AudioX:
-    """A weights folder written by `launch/convert.py`.
-
-    Raises ValueError naming what is missing or does not fit.
-    """
+    """Loads a weights folder made by `launch/convert.py`. Raises ValueError naming what is missing or does not fit."""
     for name in ("config.json", "model.safetensors"):
         if not (folder / name).is_file():
             raise ValueError(
-                f"{folder / name} is missing: {folder} is no weights folder; make one with launch/convert.py"
+                f"{folder / name} is missing: {folder} is not a weights folder; make one with launch/convert.py"
             )
     try:
         return AudioX.from_pretrained(folder)

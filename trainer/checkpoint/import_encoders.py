@@ -1,6 +1,6 @@
-"""Released files of encoder weights that are pickles, once and for all to safetensors.
+"""Conversion of released encoder weights from pickles to safetensors, once and for all.
 
-This is the only place that unpickles anything, and only tensors: whatever else a pickle can do is refused.
+This is the only place that unpickles anything, and only tensors: everything else in a pickle is refused.
 """
 
 import json
@@ -22,9 +22,9 @@ VISION = "vision_model."  # CLIP's image encoder among its weights
 
 
 def convert_synchformer(file: Path, out: Path, config: SynchformerConfig | None = None) -> int:
-    """The visual branch of Synchformer's released file into the folder `out`, which appears when it is complete.
+    """Writes the visual branch of Synchformer's released file into the new folder `out`.
 
-    Returns the number of parameters. Raises ValueError where the file is another one or `out` exists.
+    Returns the number of parameters. Raises ValueError if it is another file or `out` exists.
     """
     config = config or SynchformerConfig()
     refuse_existing(out)
@@ -41,15 +41,16 @@ def convert_synchformer(file: Path, out: Path, config: SynchformerConfig | None 
 
 
 def convert_clip(file: Path, out: Path) -> int:
-    """The image encoder of a `pytorch_model.bin` of transformers' CLIP, with the config.json that lies beside it.
+    """Writes the image encoder of a `pytorch_model.bin` of transformers' CLIP, and the config.json from its folder,
+    into the new folder `out`.
 
-    Returns the number of parameters. Raises ValueError where the file is another one or `out` exists.
+    Returns the number of parameters. Raises ValueError if it is another file or `out` exists.
     """
     refuse_existing(out)
     config = file.with_name(CONFIG)
     if not config.is_file():
-        raise ValueError(f"{config} is missing; it belongs to the weights, fetch it from where {file.name} came from")
-    # Old files hold a list of positions too, which is no weight.
+        raise ValueError(f"{config} is missing; it belongs to the weights, get it from where {file.name} came from")
+    # Old files also hold a list of positions, which is not a weight.
     weights = {n: t for n, t in unpickled(file).items() if n.startswith(VISION) and t.is_floating_point()}
     if not weights:
         raise ValueError(f"{file}: holds no weights named {VISION}*; is it CLIP's pytorch_model.bin?")
@@ -58,15 +59,15 @@ def convert_clip(file: Path, out: Path) -> int:
 
 
 def unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of `torch.save`, by name; they stay on the disk until they are used.
+    """The tensors of a file of `torch.save`, by name. They stay on the disk until they are used.
 
-    Raises ValueError where it holds anything but tensors, or is no such file.
+    Raises ValueError if the file holds anything but tensors, or is not such a file.
     """
     if not file.is_file():
-        raise ValueError(f"{file} is no file; docs/encoders.md says where the released weights are")
+        raise ValueError(f"{file} is not a file; docs/encoders.md says where the released weights are")
     try:
         data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # of many kinds, as the damage is
+    except Exception as error:  # damage raises many kinds of errors
         reason = str(error).strip().split("\n")[0][:200]
         raise ValueError(
             f"{file}: cannot be read as tensors alone ({reason}); take the file that docs/encoders.md names"

@@ -1,13 +1,13 @@
-"""Checkpoints: every rank's fragments in safetensors, hashed, published by one rename.
+"""Finding and loading checkpoints, also on another number of ranks: how a run resumes.
 
     run/latest.json                                             which step was saved last
-    run/checkpoints/step_00001000/manifest.json                 what is in it: step, configuration, hashes
+    run/checkpoints/step_00001000/manifest.json                 step, configuration, hashes of the files
                                   model/rank_00000.safetensors  this rank's fragments of weights, moments and EMA
 
-A folder without the `.partial` ending is complete: it is renamed when every rank has written and the manifest is there.
+A folder without the ending `.partial` is complete: it is renamed once every rank has written and the manifest is there.
 Fragments are found by parameter name and position, so any number of ranks and any ZeRO stage can load what any other
-wrote. Nothing is unpickled. What is there counts, not what `latest.json` says: it only tells a run whose checkpoints
-are gone from one that never had any.
+wrote. Nothing is unpickled. The folders count, not `latest.json`, which only distinguishes a run whose checkpoints were
+lost from one that never had any.
 """
 
 import json
@@ -40,26 +40,26 @@ class CheckpointError(ValueError):
 
 
 class NothingLeftError(CheckpointError):
-    """A run was saved, and nothing of it can be loaded."""
+    """A run has saved checkpoints, and none can be loaded."""
 
     exit_code = ExitCode.CORRUPT
 
 
-class LostDeviceError(OSError):
-    """A GPU, or the network between GPUs, failed on some rank while all were saving."""
+class DeviceLostError(OSError):
+    """A GPU, or the network between GPUs, failed on a rank during a save."""
 
-    exit_code = ExitCode.HUNG  # it may go well another time
+    exit_code = ExitCode.HUNG  # a retry may succeed
 
 
 @dataclass
-class Role:
-    """A trained model whose state belongs into a checkpoint."""
+class TrainedModel:
+    """A trained model, whose state goes into checkpoints."""
 
     engine: "Engine"
     ema: Ema | None
 
     def state(self) -> dict[str, list[Tensor]]:
-        """Everything that is laid out like the engine's shards."""
+        """All tensors with the layout of the engine's shards."""
         state = {"weights": self.engine.shards(), **self.engine.moments()}
         return state | ({"ema": self.ema.values} if self.ema else {})
 
@@ -69,29 +69,29 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    """Of a published checkpoint, for what needs no more than its name."""
+    """The step of a published checkpoint, from its name. What is loaded takes the step from the manifest."""
     digits = folder.name.removeprefix("step_")
     return int(digits) if digits.isdigit() else -1
 
 
-def complete(run: Path) -> list[Path]:
+def list_checkpoints(run: Path) -> list[Path]:
     """The run's published checkpoints, newest first."""
     found = (run / FOLDER).glob("step_*") if (run / FOLDER).is_dir() else ()
     return sorted((p for p in found if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
 
 
 def newest_manifest(run: Path) -> dict[str, Any] | None:
-    """Of the newest checkpoint whose manifest can be read."""
-    for folder in complete(run):
+    """The manifest of the newest checkpoint whose manifest can be read."""
+    for folder in list_checkpoints(run):
         try:
             return read_manifest(folder)
         except ManifestError:
-            continue  # `newest` passes it over too, and says so
+            continue  # `newest_intact` skips it too, and reports it
     return None
 
 
-def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
-    """What is wrong with every `parts`-th file of a checkpoint, or "" if nothing is."""
+def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str:
+    """The first fault in every `parts`-th file of a checkpoint; "" if there is none."""
     try:
         files = sorted(read_manifest(folder)["files"].items())
     except ManifestError as error:
@@ -102,34 +102,35 @@ def verify(folder: Path, part: int = 0, parts: int = 1) -> str:
     return ""
 
 
-def newest(run: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest undamaged checkpoint, the same on all ranks, which share the reading; `report` hears of damaged ones.
+def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
+    """The newest intact checkpoint, the same on all ranks, which share the reading. `report` is called for damaged
+    ones.
 
-    None where the run never had a checkpoint. Raises NothingLeftError where it had some and all are damaged or gone.
+    None if the run never had a checkpoint. Raises NothingLeftError if it had some and all are damaged or gone.
     """
-    candidates, last = _from_first(lambda: (complete(run), _last_saved(run)))
+    candidates, last = _from_rank_0(lambda: (list_checkpoints(run), _last_saved_step(run)))
     if last and not (candidates and step_of(candidates[0]) >= int(last)):
         report(f"{run / LATEST}: step {last} was saved last, and its checkpoint is gone")
     for folder in candidates:
-        faults = everywhere("", partial(verify, folder, dist.get_rank(), dist.get_world_size()))
+        faults = on_all_ranks("", partial(find_fault, folder, dist.get_rank(), dist.get_world_size()))
         fault = next((f for f in faults if f), "")
         if not fault:
             return folder
-        report(f"damaged checkpoint passed over: {fault}")
+        report(f"skipped a damaged checkpoint: {fault}")
     if candidates:
         raise NothingLeftError(
-            f"{run}: all {len(candidates)} checkpoints are damaged; restore one, or begin anew in another --output"
+            f"{run}: all {len(candidates)} checkpoints are damaged; restore one, or start again in another --output"
         )
     if last is not None:
         raise NothingLeftError(
-            f"{run}: it was saved, and its checkpoints are gone; restore {run / FOLDER}, or begin anew in another "
+            f"{run}: it was saved, and its checkpoints are gone; restore {run / FOLDER}, or start again in another "
             f"--output"
         )
     return None
 
 
-def _last_saved(run: Path) -> str | None:
-    """The step in `latest.json`; "" where the file says nothing of use, None where there is none."""
+def _last_saved_step(run: Path) -> str | None:
+    """The step in `latest.json`; "" if the file is damaged, None if there is none."""
     try:
         return str(int(json.loads((run / LATEST).read_text())["step"]))
     except FileNotFoundError:
@@ -138,26 +139,26 @@ def _last_saved(run: Path) -> str | None:
         return ""
 
 
-def load(folder: Path, roles: dict[str, Role]) -> dict[str, Any]:
-    """Put a checkpoint's state into the roles, on any number of ranks and at any ZeRO stage; returns the manifest.
+def load(folder: Path, roles: dict[str, TrainedModel]) -> dict[str, Any]:
+    """Loads a checkpoint into the roles, on any number of ranks and at any ZeRO stage. Returns the manifest.
 
-    Random states come back where the number of ranks is the same. Raises CheckpointError when shapes differ.
+    Random states are restored if the number of ranks is the same. Raises CheckpointError when shapes differ.
     """
     manifest = read_manifest(folder)
     if manifest["roles"].keys() != roles.keys():
         raise CheckpointError(f"{folder} holds the roles {sorted(manifest['roles'])}, the run has {sorted(roles)}")
     for name, role in roles.items():
         check_shapes(f"{folder}: {name}", manifest["roles"][name]["shapes"], role.engine.shapes)
-        pieces = _Pieces(folder, name, manifest)
+        files = _FragmentFiles(folder, name, manifest)
         updates = manifest["roles"][name]["updates"]
         role.engine.set_updates(updates)
         with torch.no_grad():
             for kind, shards in role.state().items():
                 for fragment in role.engine.fragments():
-                    pieces.copy(kind, fragment, fragment.view(shards))
-        role.engine.publish()
+                    files.copy(kind, fragment, fragment.view(shards))
+        role.engine.refresh_model()
         if manifest["ranks"] == dist.get_world_size():
-            pieces.restore_random(dist.get_rank())
+            files.restore_random(dist.get_rank())
     return manifest
 
 
@@ -170,7 +171,7 @@ def check_shapes(where: str, theirs: dict[str, list[int]], ours: dict[str, tuple
 
 
 def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
-    """Whole parameters by name, put together from all ranks' fragments; `kind` is "weights" or "ema".
+    """Whole parameters by name, assembled from all ranks' fragments. `kind` is "weights" or "ema".
 
     Raises CheckpointError when the checkpoint does not hold them.
     """
@@ -178,16 +179,16 @@ def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
     shapes = manifest["roles"].get(role, {}).get("shapes")
     if shapes is None:
         raise CheckpointError(f"{folder} has no role {role!r}")
-    pieces, result = _Pieces(folder, role, manifest), {}
+    files, result = _FragmentFiles(folder, role, manifest), {}
     for name, shape in shapes.items():
         flat = torch.empty(int(torch.Size(shape).numel()))
-        pieces.copy(kind, Fragment(name, tuple(shape), 0, flat.numel(), 0, 0), flat)
+        files.copy(kind, Fragment(name, tuple(shape), 0, flat.numel(), 0, 0), flat)
         result[name] = flat.view(shape)
     return result
 
 
-class _Pieces:
-    """All ranks' files of a role that the manifest lists: which piece of which parameter lies where."""
+class _FragmentFiles:
+    """All ranks' files of a role, and where the fragments of each parameter are in them."""
 
     def __init__(self, folder: Path, role: str, manifest: dict[str, Any]) -> None:
         self.folder = folder / role
@@ -219,25 +220,25 @@ class _Pieces:
             torch.cuda.set_rng_state(self.files[rank].get_tensor("random/cuda"))
 
 
-def everywhere(failure: str, act: Callable[[], T]) -> list[T]:
-    """Run on every rank and collect what each returns; an error on any rank is raised on all of them, as an OSError."""
+def on_all_ranks(failure: str, act: Callable[[], T]) -> list[T]:
+    """Runs `act` on every rank and collects the results. An error on any rank is raised on all, as an OSError."""
     result: Any = None
     error, code = "", ExitCode.DONE
     try:
         result = act()
-    except (OSError, RuntimeError, SafetensorError) as caught:  # the last is how safetensors reports a full disk
+    except (OSError, RuntimeError, SafetensorError) as caught:  # SafetensorError is a full disk
         error, code = f"rank {dist.get_rank()}: {caught}", exit_code_of(caught)
     gathered: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(gathered, (result, error, code))
     errors = [e for _, e, _ in gathered if e]
     if errors:
-        kind = LostDeviceError if any(code == ExitCode.HUNG for *_, code in gathered) else OSError
+        kind = DeviceLostError if any(code == ExitCode.HUNG for *_, code in gathered) else OSError
         raise kind(f"{failure}: {'; '.join(errors)}")
     return [r for r, *_ in gathered]
 
 
-def _from_first(act: Callable[[], T]) -> T:
-    """What rank 0 returns, on every rank."""
+def _from_rank_0(act: Callable[[], T]) -> T:
+    """The result of rank 0, on every rank."""
     box: list[Any] = [act() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)
     return box[0]

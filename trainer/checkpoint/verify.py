@@ -99,7 +99,7 @@ def _folders(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Iterator[Part]
     else:
         if (path / pairs.PAIRS_FILE).exists():
             yield path / pairs.PAIRS_FILE, iter([_small(path / pairs.PAIRS_FILE, lambda: _pairs_fault(path))])
-        if (path / load.LATEST).exists() or load.complete(path):
+        if (path / load.LATEST).exists() or load.list_checkpoints(path):
             yield path / load.LATEST, iter([_small(path / load.LATEST, lambda: _latest_fault(path))])
         for folder in sorted(path.iterdir()):
             if not (folder.name.startswith(".") or ".partial" in folder.name):  # never finished: nobody reads it
@@ -163,7 +163,7 @@ def _pairs_fault(folder: Path) -> str:
 
 def _latest_fault(run: Path) -> str:
     """Of `latest.json`: a step that was saved last, and is gone."""
-    file, newest = run / load.LATEST, next(iter(load.complete(run)), None)
+    file, newest = run / load.LATEST, next(iter(load.list_checkpoints(run)), None)
     step = int(json.loads(file.read_text())["step"])
     if newest is None or load.step_of(newest) < step:
         return f"{file}: step {step} was saved last, and its checkpoint is gone"

@@ -9,7 +9,7 @@ from ...models.audiox import SamplingConfig
 from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat
 from .config import BaseConfig, OptimizerConfig, ScheduleConfig, ZeroConfig, load_pretrain_config
 from .config_reader import parse_file, read_config
-from .schedule import Cycle
+from .update_cycle import UpdateCycle
 
 
 @dataclass(frozen=True)
@@ -152,11 +152,11 @@ class DistillConfig(BaseConfig):
         return self.warm_start.updates if self.warm_start.pairs else 0
 
     @property
-    def cycle(self) -> Cycle:
+    def cycle(self) -> UpdateCycle:
         student, fake, discriminator = self.updates.counts
         if not self.distillation.adversarial_weight:
             discriminator = 0
-        return Cycle(student, fake, discriminator, self.warm_start.updates, self.updates.fake_warm_up)
+        return UpdateCycle(student, fake, discriminator, self.warm_start.updates, self.updates.fake_warm_up)
 
 
 def load_distill_config(path: str | Path, overrides: Sequence[str] = ()) -> DistillConfig:

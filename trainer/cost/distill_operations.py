@@ -4,7 +4,7 @@ from dataclasses import replace
 from statistics import mean
 
 from ..core.distill_config import DistillConfig
-from ..core.schedule import Phase
+from ..core.update_cycle import Phase
 from .operations import forward_flops
 
 PAIRS, PASSES = 0.98, 4  # the share of a small budget for pairs and the regression on them, which passes so often

@@ -12,7 +12,7 @@ from ...models.audiox import count_parameters
 from ..core.config import BaseConfig, LoopConfig, PretrainConfig
 from ..core.distill_config import DistillConfig
 from ..core.gpu_specs import Gpu
-from ..core.schedule import Phase
+from ..core.update_cycle import Phase
 from .distill_operations import update_flops
 from .operations import forward_flops, training_flops
 from .role_bytes import Role, RoleBytes, roles

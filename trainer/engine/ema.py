@@ -1,4 +1,4 @@
-"""Exponential moving average of the fp32 shards that a rank owns: one multi-tensor update, nothing is gathered."""
+"""Exponential moving average of the fp32 shards that a rank owns. One multi-tensor update; nothing is gathered."""
 
 import torch
 from torch import Tensor
@@ -7,7 +7,7 @@ from ..core.config import EmaConfig
 
 
 class Ema:
-    """Follows `shards` (flat fp32 tensors); `values` are laid out like them."""
+    """The average of `shards` (flat fp32 tensors). `values` have the same layout."""
 
     def __init__(self, config: EmaConfig, shards: list[Tensor]) -> None:
         self.config = config

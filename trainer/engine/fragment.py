@@ -1,4 +1,4 @@
-"""The part of a parameter that lies in a rank's shard: what checkpoints are made of. Knows nothing of DeepSpeed."""
+"""The part of a parameter in a rank's shard, which checkpoints consist of. Does not know DeepSpeed."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
-"""The one module that knows DeepSpeed: process group, engine, and the fp32 shards that each rank owns.
+"""The only module that imports DeepSpeed: process group, ZeRO set-up, and the fp32 shards that each rank owns.
 
-Checkpoints, EMA and export are written in terms of fragments of these shards, which makes them the same at every ZeRO
-stage and for every number of ranks.
+Checkpoints, EMA and export work on fragments of these shards, so they are the same at every ZeRO stage and for every
+number of ranks.
 """
 
 import math
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..core.cli import ExitCode
 from ..core.config import OptimizerConfig, ZeroConfig
+from ..core.config_reader import merged
 from ..core.hardware import free_port, keep_freed_memory
 from ..cost import role_bytes
 from .fragment import Fragment
@@ -28,7 +29,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 @dataclass(frozen=True)
 class World:
-    """This process among all."""
+    """The rank of this process, and its device."""
 
     rank: int
     ranks: int
@@ -36,16 +37,22 @@ class World:
     device: torch.device
 
 
-def start(threads: int = 0, timeout: float = 1800.0) -> World:
-    """Join the process group that torchrun, deepspeed or Slurm describe; alone if nobody does.
+def init_process_group(threads: int = 0, timeout: float = 1800.0) -> World:
+    """Joins the process group that torchrun, deepspeed or Slurm describe. Without a launcher there is one rank.
 
-    `threads` of a rank on a CPU; with 0 the ranks share those that torch would use. Raises OSError where the group
-    is not complete within `timeout` seconds, or its port is taken.
+    `threads` per rank on a CPU; with 0 the ranks share those that torch would use. Raises MissingRanksError where the
+    group is not complete within `timeout` seconds, OSError where its port is taken.
     """
     if threads:
         torch.set_num_threads(threads)
-    here = os.environ.get("LOCAL_SIZE", "1")  # DeepSpeed's launcher calls LOCAL_WORLD_SIZE that
-    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": here, "MASTER_ADDR": "127.0.0.1"}
+    local_size = os.environ.get("LOCAL_SIZE", "1")  # the name of LOCAL_WORLD_SIZE in DeepSpeed's launcher
+    defaults = {
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": local_size,
+        "MASTER_ADDR": "127.0.0.1",
+    }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
@@ -56,9 +63,9 @@ def start(threads: int = 0, timeout: float = 1800.0) -> World:
         accelerator.set_device(local)
     else:
         keep_freed_memory()
-        if not threads and "OMP_NUM_THREADS" not in os.environ:  # else every rank would use every core
+        if not threads and "OMP_NUM_THREADS" not in os.environ:  # otherwise every rank uses every core
             torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ["LOCAL_WORLD_SIZE"])))
-    # On a CPU DeepSpeed would now compile an operation of inference, for 45 s, that training never calls.
+    # On a CPU DeepSpeed would compile an inference operation for 45 s, which training never calls.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = accelerator.communication_backend_name()
     try:
@@ -68,7 +75,7 @@ def start(threads: int = 0, timeout: float = 1800.0) -> World:
         reason = str(error).strip().split("\n")[0]
         taken = "EADDRINUSE" in reason or "address already in use" in reason
         remedy = "another program has the port: set another MASTER_PORT" if taken else "is every rank there?"
-        kind = OSError if taken else AbsentError
+        kind = OSError if taken else MissingRanksError
         raise kind(
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no process group at {where}: {remedy} "
             f"({reason})"
@@ -77,14 +84,14 @@ def start(threads: int = 0, timeout: float = 1800.0) -> World:
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
 
 
-class AbsentError(OSError):
-    """Some rank did not come, or died before all had met."""
+class MissingRanksError(OSError):
+    """A rank did not start, or died before all had joined."""
 
-    exit_code = ExitCode.HUNG  # it may go well another time
+    exit_code = ExitCode.HUNG  # a retry may succeed
 
 
 class Engine:
-    """One trained model under DeepSpeed: backward, step, and access to what its optimizer owns."""
+    """One trained model under DeepSpeed: backward, step, and access to the shards that its optimizer owns."""
 
     def __init__(
         self,
@@ -106,27 +113,30 @@ class Engine:
             weight_decay=optimizer.weight_decay,
             fused=not zero.offload_optimizer,
         )
-        config = merged(
-            deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation), overrides
-        )
+        settings = deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation)
+        config = merged(settings, overrides)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
         self.module: nn.Module = self.engine.module
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
-        self.sharded = hasattr(self.optimizer, "optimizer")  # else plain AdamW on replicated fp32 parameters
+        self.sharded = hasattr(self.optimizer, "optimizer")  # otherwise plain AdamW on replicated fp32 parameters
         self.clip, self.offload = optimizer.max_grad_norm, zero.offload_optimizer
-        self.norm = float("nan")  # of the last gradient, where nothing is sharded
+        self.norm = float("nan")  # the last gradient's, where nothing is sharded
         self._updates = 0
         self._gradient_bytes = 0
         if hasattr(self.optimizer, "check_grad_overflow"):
             self.optimizer.check_grad_overflow = True  # DeepSpeed looks for non-finite gradients in low precision only
 
-    def backward(self, loss: Tensor, rate: float) -> bool:
-        """Backward of one micro-batch; at the end of an accumulation the optimizer steps with this learning rate.
-
-        Returns whether weights changed. Where any rank has a non-finite gradient no rank does.
-        """
+    def backward(self, loss: Tensor) -> None:
+        """The backward pass of one micro-batch."""
         self.engine.backward(loss)
+
+    def step(self, rate: float) -> bool:
+        """To be called after every micro-batch. After the last one of a step the optimizer updates the weights with
+        this learning rate.
+
+        Returns whether the weights changed. Where any rank has a non-finite gradient, no rank updates.
+        """
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary and not self._gradient_bytes:
             self._gradient_bytes = role_bytes.held(self._gradients())
@@ -141,7 +151,7 @@ class Engine:
         return applied
 
     def bytes(self, ema: Sequence[Tensor] = ()) -> role_bytes.RoleBytes:
-        """What the role's tensors take on this rank, counted, with offload on its host too; gradients as they were in
+        """Counts the bytes of the model's tensors on this rank, and with offload on its host. Gradients are counted in
         the first update."""
         optimizer = [t for state in self.adamw.state.values() for t in state.values() if isinstance(t, Tensor)]
         copies = getattr(self.optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", ())
@@ -188,8 +198,8 @@ class Engine:
         return [p.data for p in self.module.parameters()]
 
     def fragments(self) -> list[Fragment]:
-        """Where this rank's parts of the parameters lie in `shards()`."""
-        # Any: DeepSpeed hangs its own attributes on the parameters.
+        """Where this rank's parts of the parameters are in `shards()`."""
+        # Any: DeepSpeed sets attributes of its own on the parameters.
         parameters: list[tuple[str, Any]] = [(self.names[id(p)], p) for p in self.module.parameters()]
         if not self.sharded:
             return [Fragment(name, tuple(p.shape), 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters)]
@@ -205,9 +215,9 @@ class Engine:
 
     def _stage3_fragment(self, name: str, parameter: Any) -> Fragment | None:
         group, offset, share = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
-        start = torch.distributed.get_rank() * parameter.partition_numel()
-        length = min(share, parameter.ds_numel - start)
-        return Fragment(name, self.shapes[name], start, length, group, offset) if length > 0 else None
+        init_process_group = torch.distributed.get_rank() * parameter.partition_numel()
+        length = min(share, parameter.ds_numel - init_process_group)
+        return Fragment(name, self.shapes[name], init_process_group, length, group, offset) if length > 0 else None
 
     def moments(self) -> dict[str, list[Tensor]]:
         """AdamW's moments, laid out like `shards()`; zeros before the first step."""
@@ -232,8 +242,8 @@ class Engine:
     def _optimizer_keys(self) -> list[Tensor]:
         return self.shards() if self.sharded else list(self.module.parameters())
 
-    def publish(self) -> None:
-        """Make the model compute with what the shards now hold. All ranks call this."""
+    def refresh_model(self) -> None:
+        """Copies the shards into the weights that the model computes with. All ranks call this."""
         opt = self.optimizer
         if hasattr(opt, "update_lp_params"):
             opt.update_lp_params()
@@ -245,8 +255,8 @@ class Engine:
                 opt.persistent_parameters[0].all_gather(opt.persistent_parameters)
 
     @contextmanager
-    def computing_with(self, shards: list[Tensor]) -> Iterator[nn.Module]:
-        """The module with other weights (the EMA's) for the time of a `with`. All ranks enter and leave together."""
+    def swapped_weights(self, shards: list[Tensor]) -> Iterator[nn.Module]:
+        """The module with other weights, such as the EMA's, inside a `with`. All ranks enter and leave together."""
         own = [s.detach().clone() for s in self.shards()]
         self._exchange(shards)
         try:
@@ -258,16 +268,16 @@ class Engine:
         with torch.no_grad():
             for mine, other in zip(self.shards(), shards, strict=True):
                 mine.copy_(other)
-        self.publish()
+        self.refresh_model()
 
     def destroy(self) -> None:
         self.engine.destroy()
 
 
-class Frozen:
-    """A model that nobody trains: a copy on every rank, or its weights sharded over them by ZeRO-3.
+class FrozenModel:
+    """A model that is not trained: a copy on every rank, or sharded over the ranks by ZeRO-3.
 
-    Gradients pass through it to its inputs. Every rank calls it equally often.
+    Gradients pass through it to its inputs. Every rank calls it the same number of times.
     """
 
     def __init__(self, model: nn.Module, precision: str, sharded: bool, device: torch.device) -> None:
@@ -276,7 +286,7 @@ class Frozen:
         if not sharded:
             self.module: nn.Module = model.to(self.dtype)
             return
-        # Small weights are shared out too: after a backward to the inputs DeepSpeed keeps only some of them gathered.
+        # Small weights are sharded too: after a backward to the inputs DeepSpeed keeps only some of them gathered.
         shared = {"stage": 3, "stage3_param_persistence_threshold": 0}
         config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": shared}
         config["steps_per_print"] = 10**9
@@ -286,30 +296,21 @@ class Frozen:
         self.module = self.engine.module
 
     def bytes(self) -> role_bytes.RoleBytes:
-        """What its weights take on this rank, counted."""
+        """Counts the bytes of its weights on this rank."""
         return role_bytes.RoleBytes(role_bytes.held(_weights(self.module)), 0, 0, 0)
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor | None]:
-    """What a model computes with: its parameters, and at stage 3 this rank's part of each."""
+    """The tensors a model computes with: its parameters, and at stage 3 this rank's part of each."""
     for parameter in model.parameters():
         yield parameter.data
         yield getattr(parameter, "ds_tensor", None)
 
 
-def merged(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """`base` with values replaced key by key, also inside its sections."""
-    result = dict(base)
-    for key, value in overrides.items():
-        inner = result.get(key)
-        result[key] = merged(inner, value) if isinstance(inner, dict) and isinstance(value, dict) else value
-    return result
-
-
 def deepspeed_config(
     zero: ZeroConfig, clip: float, precision: str, micro_batch: int, accumulation: int
 ) -> dict[str, Any]:
-    """What DeepSpeed is told. Gradients are accumulated in fp32 at every stage."""
+    """DeepSpeed's configuration. Gradients are accumulated in fp32 at every stage."""
     on_gpu = get_accelerator().device_name() != "cpu"
     stage: dict[str, Any] = {
         "stage": zero.stage,

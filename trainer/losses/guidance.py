@@ -1,6 +1,6 @@
-"""Velocities of a whole model, conditioner included, on a batch's conditions.
+"""Velocities of a whole model, conditioner included, with and without classifier-free guidance.
 
-Everything goes through `forward`, which ZeRO-3 needs to gather weights. B batch, L latent frames, C latent channels.
+Everything calls `forward`, which ZeRO-3 needs to gather weights. B batch, L latent frames, C latent channels.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,21 @@ from ..data.batches import Conditions
 Model = Callable[..., Tensor]
 
 
-def through(model: Model, dtype: torch.dtype, z: Tensor, t: Tensor, conditions: Conditions, **options: int) -> Tensor:
-    """A model's answer at z (B, L, C) and noise levels t (B,), computed in `dtype`."""
+def predict_velocity(
+    model: Model, dtype: torch.dtype, z: Tensor, t: Tensor, conditions: Conditions, **options: int
+) -> Tensor:
+    """The model's output at z (B, L, C) and noise levels t (B,), computed in `dtype`."""
     return model(z.to(dtype), t, *conditions.to(z.device, dtype).tensors(), **options)
 
 
-class Nothing:
-    """The absence of every condition, which the unconditional branch of guidance is given."""
+class NullConditions:
+    """No video, no audio and an empty text: the input of the unconditional branch of guidance."""
 
     def __init__(self, encode_text: TextEncoder) -> None:
         self.text, self.length = encode_text([""])
 
-    def beside(self, conditions: Conditions) -> Conditions:
-        """Of 2·B samples: the conditions of B, then nothing."""
+    def appended_to(self, conditions: Conditions) -> Conditions:
+        """2·B samples: the conditions of B, then B without any."""
         n, tokens = conditions.text.shape[:2]
         self.text, self.length = (x.to(conditions.text.device) for x in (self.text, self.length))  # copied once
         text = F.pad(self.text, (0, 0, 0, max(0, tokens - self.text.shape[1])))[:, :tokens].to(conditions.text.dtype)
@@ -41,11 +43,11 @@ class Nothing:
 
 
 def guided_velocity(
-    model: Model, dtype: torch.dtype, conditions: Conditions, nothing: Nothing, guidance: float
+    model: Model, dtype: torch.dtype, conditions: Conditions, null: NullConditions, guidance: float
 ) -> Velocity:
-    """v_uncond + guidance·(v_cond - v_uncond) (section VI-A), both branches in one forward; with guidance 1 only the
-    condition is evaluated."""
+    """v_uncond + guidance·(v_cond - v_uncond) (section VI-A), both branches in one forward. Guidance 1 evaluates the
+    conditional branch only."""
     if guidance == 1:
-        return lambda z, t: through(model, dtype, z, t, conditions).float()
-    both = nothing.beside(conditions)
-    return lambda z, t: combined(through(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both), guidance)
+        return lambda z, t: predict_velocity(model, dtype, z, t, conditions).float()
+    both = null.appended_to(conditions)
+    return lambda z, t: combined(predict_velocity(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both), guidance)

@@ -22,7 +22,7 @@ from ..core.hardware import choose_device
 from ..data.storage import Store, open_store
 from ..manifest.manifest import ManifestEntry, read_manifest
 from ..media.source import Reason
-from ..resilience.stop_signal import Stop, StoppedError
+from ..resilience.stop_signal import StoppedError, StopSignal
 from .blocks import (
     FileInProgress,
     PreparePlan,
@@ -160,7 +160,7 @@ def _prepare_blocks(
         WorkerPool(function, workers, place.limit) as pool,
         Ranks(store, place.rank, place.ranks, place.patience) as ranks,
         store.scratch() as spool,
-        Stop() as stop,
+        StopSignal() as stop,
     ):
         work = _RankWork(store, plan, entries, encoders, ranks, spool, place.unreachable)
         ranks.show(plan.lines, sum(len(plan.lines_of(number)) for number in work.finished))
@@ -181,7 +181,7 @@ def _prepare_blocks(
                 _wait(stop, store, work.poll)
 
 
-def _wait(stop: Stop, store: Store, seconds: float) -> None:
+def _wait(stop: StopSignal, store: Store, seconds: float) -> None:
     """Until it is time to look again what others have left."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -189,7 +189,7 @@ def _wait(stop: Stop, store: Store, seconds: float) -> None:
         time.sleep(0.1)
 
 
-def _check(stop: Stop, store: Store) -> None:
+def _check(stop: StopSignal, store: Store) -> None:
     if stop.asked:
         raise StoppedError(f"asked to stop; what is finished stays in {store}, and the same command goes on from there")
 

@@ -1,4 +1,4 @@
-"""Where in this project a process stands, for the sentence that it leaves with."""
+"""The line of this project that a rank's main thread is in, for the last message of a rank that hangs."""
 
 import faulthandler
 import os
@@ -12,11 +12,11 @@ COLLECTIVES = "distributed_c10d.py"  # torch's file of collective operations
 THREAD, FRAME = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+)"), re.compile(r'  File "(.*)", line (\d+) in ')
 
 
-def whereabouts() -> tuple[str, bool]:
-    """The innermost line of this project that the main thread is in, and whether some thread waits for other ranks.
+def rank_location() -> tuple[str, bool]:
+    """The innermost line of this project in the main thread's stack, and whether a thread waits for other ranks.
 
-    For a process that stands still: Python 3.11 breaks off (SIGSEGV) where stacks are read while a thread of C++, as
-    gloo's, attaches itself, whose state is in the list before it is filled (as in python/cpython#116008).
+    Call it only when the process makes no progress: Python 3.11 crashes (SIGSEGV) if stacks are read while a C++
+    thread, such as gloo's, attaches itself (as in python/cpython#116008).
     """
     line, waits, main = "", False, False
     for text in _stacks().splitlines():
@@ -31,7 +31,7 @@ def whereabouts() -> tuple[str, bool]:
 
 
 def _stacks() -> str:
-    """Of all threads, the innermost frame first."""
+    """The stacks of all threads, innermost frame first."""
     with os.fdopen(os.memfd_create("stacks"), "w+b") as file:
         faulthandler.dump_traceback(file, all_threads=True)
         file.seek(0)

@@ -1,4 +1,4 @@
-"""A distillation from its configuration to its end."""
+"""Runs a distillation from its configuration to its end."""
 
 import itertools
 from collections.abc import Iterator
@@ -27,10 +27,10 @@ from .loop import train
 
 
 def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
-    """Train to `training.steps` of the student in rounds, writing into `output`.
+    """Trains to `training.steps` updates of the student in rounds and writes into `output`.
 
-    Everything that can be wrong with the configuration, the teacher, the shards or the folder is refused before a
-    process group is made. Raises ValueError or OSError.
+    Checks the configuration, the teacher, the shards and the folder before it makes a process group. Raises ValueError
+    or OSError.
     """
     run_folder.check(config, output, resume)
     kernel_selection.check(config.kernels, config.precision, config.model)
@@ -38,32 +38,32 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     before = load.newest_manifest(output)
     if before and before["teacher"] != digest:
         raise ValueError(
-            f"{output} was begun with another teacher than {teacher}: give --teacher that one, or another --output"
+            f"{output} was started with another teacher than {teacher}: give that one as --teacher, or another --output"
         )
     if config.paired_updates and (before is None or before["step"] < config.paired_updates):
         check_pairs(config, digest)
-    about = {"config": strict.to_dict(config), "teacher": digest}
+    metadata = {"config": strict.to_dict(config), "teacher": digest}
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.start(config.training.cpu_threads, config.timeouts.start)
+        world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
-        task = Distillation(config, weights, world, kernel_selection.choose(config, world, output, config.precision))
+        trainer = Distillation(config, weights, world, kernel_selection.choose(config, world, output, config.precision))
         if world.rank == 0:
-            print("\n".join(memory_lines(task)), flush=True)
-        reader = Source(config, world)
-        peak = peak_flops(world.device, task.engines["student"].dtype) * world.ranks
-        train(task, reader, config, world, output, resume, peak, about, watchdog)
+            print("\n".join(memory_lines(trainer)), flush=True)
+        reader = DistillationReader(config, world)
+        peak = peak_flops(world.device, trainer.engines["student"].dtype) * world.ranks
+        train(trainer, reader, config, world, output, resume, peak, metadata, watchdog)
 
 
-def memory_lines(task: Distillation) -> Iterator[str]:
-    """What each role will take, for people."""
-    for name, planned in task.planned_bytes().items():
-        where = ", its host included" if name in task.engines and task.engines[name].offload else ""
+def memory_lines(trainer: Distillation) -> Iterator[str]:
+    """One line per role with the memory that it will take."""
+    for name, planned in trainer.planned_bytes().items():
+        where = ", its host included" if name in trainer.engines and trainer.engines[name].offload else ""
         parts = ", ".join(f"{part} {readable(count)}" for part, count in asdict(planned).items() if count)
-        yield f"{name}: {readable(planned.total)} a rank{where} ({parts})"
+        yield f"{name}: {readable(planned.total)} per rank{where} ({parts})"
 
 
-class Source:
-    """Where an update's batch comes from: pairs in the warm start, if there are any, and the data."""
+class DistillationReader:
+    """The batches of a distillation: pairs in the warm start, if there are any, then the data."""
 
     def __init__(self, config: DistillConfig, world: zero.World) -> None:
         self.config = config
@@ -82,14 +82,14 @@ class Source:
 def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
     """The weights that a distillation starts from, and their hash.
 
-    Raises ValueError where their architecture is not the configuration's, naming the first difference, ChangedError
-    where they are not those that were exported.
+    Raises ValueError with the first difference where their architecture is not the configuration's, ChangedError where
+    they have changed since their export.
     """
     teacher = load_weights(folder)
     theirs, ours = without_weight_paths(teacher.config), without_weight_paths(config.model)
     if theirs != ours:
         where, a, b = strict.difference("model", theirs, ours)
-        raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them one")
+        raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them equal")
     digest = hash_file(folder / WEIGHTS)
     if (folder / MANIFEST).exists() and read_manifest(folder)["files"][WEIGHTS]["xxh3"] != digest:
         raise ChangedError(f"{folder / WEIGHTS} has changed since its export: its hash is not its manifest's")

@@ -1,5 +1,5 @@
-"""Distillation of AudioX-Base into AudioX-Turbo (section V): student, fake model and discriminator head are trained
-around a frozen teacher, one role an update; all of them are on every rank.
+"""Distillation of AudioX-Base into AudioX-Turbo (section V). A student, a fake model and a discriminator head are
+trained with a frozen teacher, one role per update. Every rank has all of them.
 
 B batch, L latent frames, C latent channels.
 """
@@ -16,10 +16,10 @@ from ...models.audiox import AudioX
 from ...models.discriminator import DiscriminatorHead
 from ...models.encoders.build import build_text_encoder
 from ...models.sampler import changed, levels, noise_levels
-from ..checkpoint.load import Role
+from ..checkpoint.load import TrainedModel
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig, RoleConfig
-from ..core.schedule import Phase, learning_rate
+from ..core.update_cycle import Phase
 from ..cost.distill_operations import update_flops
 from ..cost.role_bytes import RoleBytes, roles
 from ..data.batches import Batch
@@ -29,15 +29,17 @@ from ..engine.ema import Ema
 from ..losses.dmd import matching_loss, weight
 from ..losses.flow_matching import clean_estimate, flow_matching_loss, interpolate, noise_estimate
 from ..losses.gan import adversarial_loss, discriminator_loss
-from ..losses.guidance import through
-from .loop import Previews, Step
+from ..losses.guidance import predict_velocity
+from .learning_rate import learning_rate
+from .loop import StepResult
 from .meter import Meter
-from .pretrain import prepared
+from .pretrain import configure_model
+from .previews import Previews
 from .teacher import Teacher
 
-COLLAPSED = 0.3  # of the data's spread
-WON = 0.05  # hinge loss, which is 2 where nothing is told apart
-TURNS: dict[str, tuple[Phase, ...]] = {
+COLLAPSED_SPREAD = 0.3  # of the data's spread
+DISCRIMINATOR_WON = 0.05  # hinge loss, which is 2 for a discriminator that guesses
+ROLE_PHASES: dict[str, tuple[Phase, ...]] = {
     "student": (Phase.WARM_START, Phase.STUDENT),
     "fake": (Phase.FAKE_WARM_UP, Phase.FAKE),
     "discriminator": (Phase.DISCRIMINATOR,),
@@ -45,12 +47,12 @@ TURNS: dict[str, tuple[Phase, ...]] = {
 
 
 class Distillation:
-    """The roles, and what an update does with them."""
+    """The roles, their updates and their metrics."""
 
     shown: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
 
     def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World, ops: Ops | None = None) -> None:
-        """`teacher` holds the weights that student and fake model begin with, and is frozen itself."""
+        """Student and fake model start with copies of `teacher`, which is frozen."""
         self.config, self.world, self.cycle, self.sampling = config, world, config.cycle, teacher.sampling
         self.total = self.cycle.total_updates(config.training.steps)
         self.times = noise_levels(config.sampling)[:-1]
@@ -58,11 +60,13 @@ class Distillation:
         torch.manual_seed(config.training.seed)
         self.engines = {"discriminator": self._engine("discriminator", DiscriminatorHead(config.model.backbone.width))}
         for name in ("student", "fake"):
-            self.engines[name] = self._engine(name, prepared(copy.deepcopy(teacher), config.training, ops))
-        precise = prepared(teacher, replace(config.training, fp8=False), ops)
-        frozen = zero.Frozen(precise, config.teacher.precision, config.teacher.sharded, world.device)
+            self.engines[name] = self._engine(name, configure_model(copy.deepcopy(teacher), config.training, ops))
+        precise = configure_model(teacher, replace(config.training, fp8=False), ops)
+        frozen = zero.FrozenModel(precise, config.teacher.precision, config.teacher.sharded, world.device)
         self.ema = Ema(config.ema, self.engines["student"].shards())
-        self.roles = {name: Role(e, self.ema if name == "student" else None) for name, e in self.engines.items()}
+        self.roles = {
+            name: TrainedModel(e, self.ema if name == "student" else None) for name, e in self.engines.items()
+        }
         d = config.distillation
         self.teacher = Teacher(
             frozen, build_text_encoder(config.model.text), d.teacher_guidance, d.discriminator_blocks
@@ -70,7 +74,7 @@ class Distillation:
         self.draws = DistillDraws(config.training.seed, world.device)
         self.meter = Meter()
         self.previews = Previews(config)
-        self.heard: dict[str, Tensor] = {}  # of the teacher, which stays as it is
+        self.teacher_previews: dict[str, Tensor] = {}  # sampled once, because the teacher does not change
 
     def _engine(self, name: str, model: nn.Module) -> zero.Engine:
         training, role = self.config.training, self._role(name)
@@ -84,10 +88,10 @@ class Distillation:
             self.config.deepspeed,
         )
 
-    def step(self, update: int, batch: Batch) -> Step:
-        """Update number `update` of all roles' together, on this rank's share of its own fresh batch."""
+    def step(self, update: int, batch: Batch) -> StepResult:
+        """Update number `update`, counted over all roles, on this rank's share of a new batch."""
         phase = self.cycle.phase(update)
-        name = next(name for name, phases in TURNS.items() if phase in phases)
+        name = next(name for name, phases in ROLE_PHASES.items() if phase in phases)
         engine, rate = self.engines[name], self._rate(name, phase, update)
         loss = {
             Phase.WARM_START: self._warm_start,
@@ -98,11 +102,12 @@ class Distillation:
         }[phase]
         applied = False
         for micro in batch.split(self.config.training.micro_batch):
-            applied = engine.backward(loss(update, micro.to(self.world.device)), rate)
+            engine.backward(loss(update, micro.to(self.world.device)))
+            applied = engine.step(rate)
         if applied and name == "student":
             self.ema.update(engine.shards(), engine.updates())
         flops = update_flops(self.config, phase, self._interval(update), batch.conditions.text.shape[1])
-        return Step(name, applied, {f"{name}_lr": rate}, flops)
+        return StepResult(name, applied, {f"{name}_lr": rate}, flops)
 
     def destroy(self) -> None:
         for engine in self.engines.values():
@@ -111,24 +116,23 @@ class Distillation:
     def kind(self, update: int) -> str:
         return self.cycle.phase(update).value
 
-    def rests(self, update: int) -> bool:
-        """Whether a round is complete after this update, so that a checkpoint may follow."""
+    def can_checkpoint_after(self, update: int) -> bool:
         return self.cycle.ends_round(update)
 
     def planned_bytes(self) -> dict[str, RoleBytes]:
-        """What each role's tensors will take on this rank, by arithmetic."""
+        """The bytes that each role's tensors will take on this rank, by arithmetic."""
         sizes = {name: [math.prod(shape) for shape in engine.shapes.values()] for name, engine in self.engines.items()}
         planned = roles(self.config, sizes["student"], sizes["discriminator"])
         where = self.world.rank, self.world.ranks, self.accumulation > 1
         return {role.name: role.bytes(*where) for role in planned}
 
     def bytes(self) -> dict[str, RoleBytes]:
-        """What each role's tensors take on this rank, counted."""
+        """The bytes that each role's tensors take on this rank, counted."""
         roles = {name: role.engine.bytes(role.ema.values if role.ema else ()) for name, role in self.roles.items()}
         return roles | {"teacher": self.teacher.frozen.bytes()}
 
     def metrics(self) -> dict[str, float]:
-        """Means since the last call; each role's last gradient norm, and what it holds on this rank now. All ranks call
+        """Means since the last call, and each role's last gradient norm and current bytes on this rank. All ranks call
         this."""
         values = self.meter.read()
         if "adversarial" in values:
@@ -139,20 +143,20 @@ class Distillation:
         return values | {f"bytes/{name}": float(held.total) for name, held in self.bytes().items()}
 
     def warnings(self, values: dict[str, float]) -> list[str]:
-        """Collapse, and a discriminator that has nothing left to teach. Raises KeyError where the student had its turn
-        and a value that tells is not among them."""
+        """Warns of a collapsed student and of a discriminator that has won. Raises KeyError where the student was
+        trained and a value that is needed is missing."""
         found = []
         watched = {"distance": "like one another", "deviation": "silent or flat"} if "dm" in values else {}
         if self.config.training.micro_batch == 1:
             watched.pop("distance", None)  # one sample has no neighbour
         for what, words in watched.items():
             share = values[f"{what}_samples"] / max(values[f"{what}_data"], 1e-9)
-            if share < COLLAPSED:
+            if share < COLLAPSED_SPREAD:
                 found.append(
                     f"the student's samples become {words}: their {what} is {share:.2f} of the data's; lower "
                     f"student.optimizer.lr, raise fake.optimizer.lr or lower distillation.adversarial_weight"
                 )
-        if "discriminator" in values and values["discriminator"] < WON:
+        if "discriminator" in values and values["discriminator"] < DISCRIMINATOR_WON:
             found.append(
                 f"the discriminator tells every sample from data (hinge loss {values['discriminator']:.3f}): lower "
                 f"discriminator.optimizer.lr or distillation.adversarial_weight"
@@ -160,18 +164,19 @@ class Distillation:
         return found
 
     def preview(self) -> tuple[list[str], Tensor]:
-        """The teacher at 50 steps and at the student's number, as its weights are sampled, and the student. All ranks
-        call this."""
+        """Samples of the teacher at 50 steps and at the student's number of steps, and of the student. All ranks call
+        this."""
         device, own = self.world.device, self.config.sampling
-        if not self.heard:
+        if not self.teacher_previews:
             frozen = self.teacher.frozen
             for steps in (50, own.steps):
                 sampling = changed(self.sampling, steps, None)
-                self.heard[f"teacher {steps}"] = self.previews.make(frozen.module, sampling, device, frozen.dtype)
+                latents = self.previews.sample(frozen.module, sampling, device, frozen.dtype)
+                self.teacher_previews[f"teacher {steps}"] = latents
         engine = self.engines["student"]
-        with engine.computing_with(self.ema.values) as model:
-            student = self.previews.make(model, own, device, engine.dtype)
-        kinds = self.heard | {f"student {own.steps}": student}
+        with engine.swapped_weights(self.ema.values) as model:
+            student = self.previews.sample(model, own, device, engine.dtype)
+        kinds = self.teacher_previews | {f"student {own.steps}": student}
         latents = torch.cat(list(kinds.values()))
         names = [f"{name}/{kind}" for kind in kinds for name in self.previews.names]
         return names, self.previews.codec.decode(latents)
@@ -183,15 +188,15 @@ class Distillation:
     def _rate(self, name: str, phase: Phase, update: int) -> float:
         role, own = self._role(name), self.config.warm_start.lr
         lr = own if phase is Phase.WARM_START and own else role.optimizer.lr
-        turn = self.cycle.count(TURNS[name], update)
-        return learning_rate(role.schedule, lr, turn, self.cycle.count(TURNS[name], self.total))
+        turn = self.cycle.count(ROLE_PHASES[name], update)
+        return learning_rate(role.schedule, lr, turn, self.cycle.count(ROLE_PHASES[name], self.total))
 
-    # The losses of one micro-batch: each is a scalar whose gradient reaches one role.
+    # The losses of one micro-batch. Each is a scalar whose gradient reaches one role.
 
     def _warm_start(self, update: int, batch: Batch) -> Tensor:
-        """Regression on the endpoint of the teacher's guided ODE, at one of the student's levels. It begins with the
-        endpoint noised with what it came from (below the first level with fresh noise, unless the student samples by
-        Euler's method), or, with `warm_start.rollout`, with what the student's own steps make of that noise."""
+        """Regression on the endpoint of the teacher's guided ODE, at one of the student's levels. Its input is the
+        endpoint, noised with the noise it came from; below the first level with fresh noise, unless the student samples
+        by Euler's method. With `warm_start.rollout` its input is where the student's own steps lead from that noise."""
         warm, k = self.config.warm_start, self._interval(update)
         noise = self.draws.rollout(update, batch, k)
         if batch.noise is None:
@@ -210,13 +215,13 @@ class Distillation:
         return losses.mean()
 
     def _student(self, update: int, batch: Batch) -> Tensor:
-        """Eq. 15, as a product whose gradient at ẑ_0 is the objective's: the student's graph and those of teacher, fake
-        model and discriminator never meet, and nothing is accumulated at their weights."""
+        """Eq. 15, as a product whose gradient at ẑ_0 is the objective's. So the student's graph stays apart from those
+        of teacher, fake model and discriminator, whose weights get no gradient."""
         k = self._interval(update)
         with torch.no_grad():
             z = self._rollout(self.draws.rollout(update, batch, k), batch)
         t = self._level(k, batch)
-        estimate = kept(clean_estimate(z, self._trained("student", z, t, batch).float(), t), batch)
+        estimate = restore_given(clean_estimate(z, self._trained("student", z, t, batch).float(), t), batch)
         leaf = estimate.detach().requires_grad_()
         direction = self._matching(update, batch, leaf)
         if self.config.distillation.adversarial_weight:
@@ -233,11 +238,11 @@ class Distillation:
         with torch.set_grad_enabled(settings.loss == "eq10"):
             v_teacher = self.teacher.velocity(batch.conditions)(z_tau, tau)
         with torch.set_grad_enabled(settings.loss != "dmd"):
-            v_fake = through(fake.module, fake.dtype, z_tau, tau, batch.conditions)
+            v_fake = predict_velocity(fake.module, fake.dtype, z_tau, tau, batch.conditions)
         losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.loss_weight)
         (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("dm", losses)
-        self.meter.add("dm_gradient", lengths(direction))
+        self.meter.add("dm_gradient", per_sample_grad_norm(direction))
         return direction
 
     def _adversarial(self, update: int, batch: Batch, leaf: Tensor) -> Tensor:
@@ -248,7 +253,7 @@ class Distillation:
         losses = adversarial_loss(engine.module(features.to(engine.dtype)))
         (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("adversarial", losses)
-        self.meter.add("adversarial_gradient", lengths(direction))
+        self.meter.add("adversarial_gradient", per_sample_grad_norm(direction))
         return direction
 
     def _fake(self, update: int, batch: Batch) -> Tensor:
@@ -260,7 +265,7 @@ class Distillation:
         return losses.mean()
 
     def _discriminator(self, update: int, batch: Batch) -> Tensor:
-        """Eq. 13: real latents against the student's samples, each pair under one condition and one noise level."""
+        """Eq. 13: real latents against the student's samples. Each pair has one condition and one noise level."""
         pair = batch.latents, self._sample(update, batch)
         noise, t = self.draws.critic(update, batch, self.config.distillation.discriminator_noise_range)
         engine = self.engines["discriminator"]
@@ -277,7 +282,7 @@ class Distillation:
     # The student's samples.
 
     def _interval(self, update: int) -> int:
-        """The student's step that an update is about; the warm start takes all alike."""
+        """The sampling step of the student that an update trains. The warm start draws all with equal probability."""
         shares = self.config.distillation.step_probabilities
         equal = self.cycle.phase(update) is Phase.WARM_START
         return self.draws.interval(update, [1 / len(shares)] * len(shares) if equal else shares)
@@ -286,44 +291,46 @@ class Distillation:
         return torch.full((len(batch),), self.times[k], device=self.world.device)
 
     def _rollout(self, noise: Tensor, batch: Batch) -> Tensor:
-        """z at the student's step k by the sampler's steps before it, from noise (k + 1, B, L, C): each denoises, and
-        brings back, at the next level, the noise that it found in z, or fresh noise."""
+        """z at the student's step k, by the sampler's steps before it, from noise (k + 1, B, L, C). Each step denoises,
+        then adds the noise of the next level: for Euler's method the noise that was in z, otherwise fresh noise."""
         z = noise[0]
         for i, fresh in enumerate(noise[1:]):
             t = self._level(i, batch)
             clean = self._denoised(z, t, batch)
-            found = noise_estimate(z, clean, t) if self.config.sampling.sampler == "euler" else fresh
-            z = interpolate(clean, found, self._level(i + 1, batch))
+            next_noise = noise_estimate(z, clean, t) if self.config.sampling.sampler == "euler" else fresh
+            z = interpolate(clean, next_noise, self._level(i + 1, batch))
         return z
 
     @torch.no_grad()
     def _sample(self, update: int, batch: Batch) -> Tensor:
-        """ẑ_0 without a gradient."""
+        """ẑ_0 of the student, without a gradient."""
         k = self._interval(update)
         return self._denoised(self._rollout(self.draws.rollout(update, batch, k), batch), self._level(k, batch), batch)
 
     def _denoised(self, z: Tensor, t: Tensor, batch: Batch) -> Tensor:
         engine = self.engines["student"]
-        return kept(clean_estimate(z, through(engine.module, engine.dtype, z, t, batch.conditions).float(), t), batch)
+        return restore_given(
+            clean_estimate(z, predict_velocity(engine.module, engine.dtype, z, t, batch.conditions).float(), t), batch
+        )
 
     def _trained(self, name: str, z: Tensor, t: Tensor, batch: Batch) -> Tensor:
-        """Velocity of a role whose update this is."""
+        """The velocity of the role that is trained in this update."""
         engine = self.engines[name]
-        return through(engine.engine, engine.dtype, z, t, batch.conditions)
+        return predict_velocity(engine.engine, engine.dtype, z, t, batch.conditions)
 
     def _watch(self, estimate: Tensor, batch: Batch) -> None:
-        """Spread within samples and between neighbours, beside the data's."""
+        """Records the spread within samples and between neighbours, and the same of the data."""
         for name, z in (("samples", estimate), ("data", batch.latents)):
             self.meter.add(f"deviation_{name}", z.flatten(1).std(1))
             if len(z) > 1:
                 self.meter.add(f"distance_{name}", (z - z.roll(1, 0)).flatten(1).square().mean(1).sqrt())
 
 
-def kept(clean: Tensor, batch: Batch) -> Tensor:
-    """A clean estimate (B, L, C) with the latents that are given put back, as a sampler does."""
+def restore_given(clean: Tensor, batch: Batch) -> Tensor:
+    """A clean estimate (B, L, C) with the given latents put back, as a sampler does."""
     return torch.where(batch.given.unsqueeze(-1) > 0, batch.latents, clean)
 
 
-def lengths(gradient: Tensor) -> Tensor:
-    """Each sample's gradient norm (B,) from the gradient (B, L, C) of a mean over the samples."""
+def per_sample_grad_norm(gradient: Tensor) -> Tensor:
+    """Each sample's gradient norm (B,), from the gradient (B, L, C) of a mean over the samples."""
     return gradient.flatten(1).norm(dim=1) * len(gradient)

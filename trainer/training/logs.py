@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a progress bar, TensorBoard, metrics.jsonl. On rank 0 only."""
+"""Progress bar, TensorBoard and metrics.jsonl of a run, on rank 0 only."""
 
 import json
 import math
@@ -18,7 +18,7 @@ from ..pages.embedded_media import spectrogram
 
 
 class Lines:
-    """A progress bar's states one below another: a file has no cursor to go back."""
+    """Writes each state of a progress bar on a line of its own, because a file has no cursor."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
@@ -29,17 +29,17 @@ class Lines:
 
 
 def progress(total: int, title: str, unit: str, start: int = 0, active: bool = True) -> tqdm:
-    """A bar on a terminal; a line a minute in a file."""
+    """A progress bar: on a terminal a bar, in a file a line per minute."""
     looks = {"dynamic_ncols": True, "mininterval": 0.5} if sys.stderr.isatty() else {"file": Lines(), "mininterval": 60}
     return tqdm(total=total, initial=start, desc=title, unit=unit, disable=not active, **looks)
 
 
 class Logs:
-    """Bar, event files and metrics.jsonl of a run; on other ranks than 0 everything is silent."""
+    """Progress bar, event files and metrics.jsonl of a run. Silent on all ranks but 0."""
 
     def __init__(self, folder: Path, active: bool, start: int, steps: int, title: str) -> None:
         self.active = active
-        self.begun = time.perf_counter()
+        self.started = time.perf_counter()
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -69,10 +69,10 @@ class Logs:
             self.bar.write(text)
 
     def metrics(self, step: int, values: dict[str, float], shown: tuple[str, ...]) -> None:
-        """One line of metrics.jsonl and one point of every curve; `shown` ones stand in the bar."""
+        """Writes one line of metrics.jsonl and one point of every curve. Values in `shown` also go into the bar."""
         if not self.active:
             return
-        line: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.begun, 3)}
+        line: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)}
         line |= {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
         self.file.write(json.dumps(line, allow_nan=False) + "\n")
         self.file.flush()
@@ -81,7 +81,7 @@ class Logs:
         self.bar.set_postfix({n.split("/")[-1]: f"{values[n]:.4g}" for n in shown if n in values}, refresh=False)
 
     def sounds(self, step: int, names: list[str], waves: Tensor, sample_rate: int) -> None:
-        """waves (B, channels, samples) in [-1, 1] of what the weights make now, each with its spectrogram."""
+        """Writes waves (B, channels, samples) in [-1, 1], each with its spectrogram."""
         if not self.active:
             return
         for name, wave in zip(names, waves, strict=True):
@@ -90,7 +90,7 @@ class Logs:
 
 
 class NoiseBins:
-    """Mean loss by noise level, summed on the device and read only when it is logged."""
+    """Mean loss by noise level, summed on the device and read only for the log."""
 
     COUNT = 10
 
@@ -116,17 +116,17 @@ class NoiseBins:
 
 
 def last_step(folder: Path) -> int:
-    """Of those in a run's metrics; 0 for none."""
+    """The last step in a run's metrics, or 0."""
     return max((line["step"] for line in _lines(folder / "metrics.jsonl")), default=0)
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop lines of steps that a resumed run will write again."""
+    """Drops the lines of steps that a resumed run will write again."""
     if path.exists():
         write_text(path, "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Those that are whole: a process that is killed may leave half of one."""
+    """The complete lines: a killed process may leave half of one."""
     text = path.read_text() if path.exists() else ""
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]

@@ -1,6 +1,5 @@
-"""The loop that pretraining and distillation share: fetch, step, log, save."""
+"""The training loop of pretraining and distillation: fetch, step, log, save, resume."""
 
-import functools
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -8,176 +7,171 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...models.audiox import SamplingConfig
-from ...models.encoders.base import AudioCodec
-from ...models.encoders.build import build_codec, build_text_encoder
-from ...models.sampler import sample
 from ..checkpoint import load
-from ..checkpoint.load import Role
+from ..checkpoint.load import TrainedModel
 from ..checkpoint.save import Saver
 from ..core.config import BaseConfig
-from ..data.batches import Batch, Conditions
+from ..data.batches import Batch
 from ..data.prefetch import Prefetcher
 from ..engine.zero import World
-from ..losses.guidance import Nothing, guided_velocity
-from ..resilience.stop_signal import Stop, StoppedError
+from ..resilience.stop_signal import StoppedError, StopSignal
 from ..resilience.watchdog import Watchdog
 from . import run_folder
 from .logs import Logs
 from .meter import Pace
+from .previews import Previews
 
 
 @dataclass(frozen=True)
-class Step:
-    """What a training step tells the loop."""
+class StepResult:
+    """What the loop needs to know of a training step."""
 
-    role: str  # which was trained
-    applied: bool  # false where a gradient was not finite and the weights stayed
+    role: str  # which model was trained
+    applied: bool  # false where a gradient was not finite and the weights were not updated
     values: dict[str, float]
     flops_per_sample: int
 
 
-class Task(Protocol):
-    """What is trained."""
+class Trainer(Protocol):
+    """A training method, `Pretraining` or `Distillation`. All ranks make the same calls."""
 
-    shown: tuple[str, ...]  # values that stand in the progress bar
-    roles: dict[str, Role]
+    shown: tuple[str, ...]  # the values in the progress bar
+    roles: dict[str, TrainedModel]
     total: int  # steps of the whole run
+    previews: Previews
 
-    def step(self, step: int, batch: Batch) -> Step: ...
+    def step(self, step: int, batch: Batch) -> StepResult: ...
 
     def kind(self, step: int) -> str:
-        """What a step does: the first of each kind compiles, and may take its time."""
+        """The kind of a step. The first of each kind compiles and may take longer."""
         ...
 
-    def rests(self, step: int) -> bool:
-        """Whether a checkpoint may follow this step."""
-        ...
+    def can_checkpoint_after(self, step: int) -> bool: ...
 
     def metrics(self) -> dict[str, float]: ...
 
     def warnings(self, values: dict[str, float]) -> list[str]:
-        """What a person should know of these values, in plain words."""
+        """What a person should know about these values, in plain words."""
         ...
-
-    previews: "Previews"
 
     def preview(self) -> tuple[list[str], Tensor]:
-        """Names and waves (B, channels, samples) of what the EMA weights make now."""
+        """Names and waves (B, channels, samples) sampled from the current EMA weights."""
         ...
 
 
-class Batches(Protocol):
-    """Where samples come from."""
-
-    def batches(self, start: int) -> Iterator[Batch]: ...
+class BatchSource(Protocol):
+    def batches(self, start: int) -> Iterator[Batch]:
+        """This rank's batches from step `start` on, without end."""
+        ...
 
 
 def train(
-    task: Task,
-    reader: Batches,
+    trainer: Trainer,
+    reader: BatchSource,
     config: BaseConfig,
     world: World,
     output: Path,
     resume: bool,
     peak: float,
-    about: dict[str, Any],
+    metadata: dict[str, Any],
     watchdog: Watchdog | None = None,
 ) -> None:
-    """Run `task` from where its folder stands to its end; `peak` is all ranks' FLOP/s, for MFU.
+    """Runs `trainer` from the state of its folder to its end. `peak` is the FLOP/s of all ranks together, for MFU;
+    `metadata` goes into every checkpoint's manifest.
 
-    Raises StoppedError when the run was asked to stop before its end, saved; ValueError where another run is at work in
+    Raises StoppedError when the run was asked to stop before its end and has saved; ValueError where another run uses
     the folder.
     """
-    watchdog = watchdog or Watchdog(config.timeouts)  # which nobody started, and watches nothing
-    steps, every = task.total, config.logging.every
-    with run_folder.alone(output, resume, world.rank), ExitStack() as entered:
-        start = restore(task, output, resume, world, *run_folder.rhythm(output, config))
-        task.previews.load()
-        about = about | {"shards": run_folder.indexes(config)}
+    watchdog = watchdog or Watchdog(config.timeouts)  # one that is not started, and watches nothing
+    steps, every = trainer.total, config.logging.every
+    with run_folder.exclusive(output, resume, world.rank), ExitStack() as contexts:
+        start = restore(trainer, output, resume, world, *run_folder.save_settings(output, config))
+        trainer.previews.load()
+        metadata = metadata | {"shards": run_folder.indexes(config)}
         if world.rank == 0:
             run_folder.write_config(output, config)
-        stop = entered.enter_context(Stop())
-        logs = entered.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
-        kept = config.checkpoint.keep_last, config.checkpoint.keep_every
-        saver = entered.enter_context(Saver(output, task.roles, about, *kept))
-        batches = entered.enter_context(Prefetcher(reader.batches(start), world.device))
-        entered.push(watchdog.failing)
-        skipped, kinds, due = dict.fromkeys(task.roles, 0), set[str](), False
+        stop = contexts.enter_context(StopSignal())
+        logs = contexts.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
+        retention = config.checkpoint.keep_last, config.checkpoint.keep_every
+        saver = contexts.enter_context(Saver(output, trainer.roles, metadata, *retention))
+        batches = contexts.enter_context(Prefetcher(reader.batches(start), world.device))
+        contexts.push(watchdog.failing)
+        skipped, kinds, due = dict.fromkeys(trainer.roles, 0), set[str](), False
         pace = Pace(config.training.global_batch, peak)
         for step in range(start, steps):
-            kind = task.kind(step)
+            kind = trainer.kind(step)
             watchdog.enter("step" if kind in kinds else "first step", step)
             kinds.add(kind)
             batch = next(batches)
-            result = task.step(step, batch)
+            result = trainer.step(step, batch)
             done = step + 1
             _count_skipped(skipped, result, step, batch, config.training.max_skipped_steps, logs)
             logs.advance()
             pace.step(result.flops_per_sample)
             if done % every == 0 or done == steps:
-                values = task.metrics() | result.values | pace.read(batches.waited_since())
-                logs.metrics(done, values, task.shown)
-                for warning in task.warnings(values):
+                values = trainer.metrics() | result.values | pace.read(batches.waited_since())
+                logs.metrics(done, values, trainer.shown)
+                for warning in trainer.warnings(values):
                     logs.say(f"step {done}: {warning}")
             if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
                 watchdog.enter("sounds of step", done)
-                logs.sounds(done, *task.preview(), config.model.codec.sample_rate)
-            stopping, writing = stop.agreed(saver.writes)
+                logs.sounds(done, *trainer.preview(), config.model.codec.sample_rate)
+            stopping, writing = stop.agree(saver.is_writing)
             due = due or stopping or done % config.checkpoint.every == 0 or done == steps
-            saves = due and task.rests(step)
-            if saver.begun and (saves or not writing):
+            saves = due and trainer.can_checkpoint_after(step)
+            if saver.pending and (saves or not writing):
                 watchdog.enter("saving step", done)
                 logs.say(saver.finish())
             if saves:
                 watchdog.enter("saving step", done)
                 waits = stopping or done == steps or not config.checkpoint.async_save
-                saver.begin(done, beside=not waits)
+                saver.begin(done, in_background=not waits)
                 if waits:
                     logs.say(saver.finish())
                 due = False
                 if stopping and done < steps:
-                    raise StoppedError(f"asked to stop: step {done} of {steps} is saved; go on with --resume")
+                    raise StoppedError(f"asked to stop: step {done} of {steps} is saved; continue with --resume")
 
 
-def restore(task: Task, output: Path, resume: bool, world: World, every: int, beside: bool) -> int:
-    """The step to go on from: that of the newest undamaged checkpoint, or 0 in a folder without any.
+def restore(trainer: Trainer, output: Path, resume: bool, world: World, every: int, async_save: bool) -> int:
+    """Loads the newest intact checkpoint and returns the step to continue at: 0 in a folder without checkpoints.
 
-    Raises NothingLeftError where some were saved and none can be loaded; `every` and `beside` are the run's
-    `checkpoint.every` and `async_save`.
+    `every` and `async_save` are the settings that the run saved with. Raises NothingLeftError where checkpoints were
+    saved and none can be loaded.
     """
 
     def report(text: str) -> None:
         if world.rank == 0:
             print(text, flush=True)
 
-    folder = load.newest(output, report) if resume else None
+    folder = load.newest_intact(output, report) if resume else None
     if folder is None:
         if resume:
-            run_folder.check_beginning(output, _surely_saved(task, every, beside))
+            run_folder.check_no_checkpoint_lost(output, _first_save_done_by(trainer, every, async_save))
             report(f"{output} has no checkpoint yet: starting at step 0")
         return 0
-    step = int(load.load(folder, task.roles)["step"])
+    step = int(load.load(folder, trainer.roles)["step"])
     report(f"resumed from {folder} at step {step}")
     return step
 
 
-def _surely_saved(task: Task, every: int, beside: bool) -> int:
-    """The step at whose end the first checkpoint is there: the first save, which one that is written beside the steps
-    may not be through with before the second."""
+def _first_save_done_by(trainer: Trainer, every: int, async_save: bool) -> int:
+    """The step at whose end the first checkpoint is surely there. A save in the background may last until the second
+    one begins."""
     done = 0
-    for _ in range(2 if beside else 1):
+    for _ in range(2 if async_save else 1):
         due = (done // every + 1) * every
-        done = 1 + next(step for step in itertools.count(due - 1) if task.rests(step))
+        done = 1 + next(step for step in itertools.count(due - 1) if trainer.can_checkpoint_after(step))
     return done
 
 
-def _count_skipped(skipped: dict[str, int], result: Step, step: int, batch: Batch, limit: int, logs: Logs) -> None:
-    """Counts each role's non-finite steps in a row. Raises FloatingPointError when one has had `limit` of them
-    (`training.max_skipped_steps`)."""
+def _count_skipped(
+    skipped: dict[str, int], result: StepResult, step: int, batch: Batch, limit: int, logs: Logs
+) -> None:
+    """Counts each role's consecutive non-finite steps. Raises FloatingPointError at `training.max_skipped_steps` of
+    them."""
     if result.applied:
         skipped[result.role] = 0
         return
@@ -189,45 +183,3 @@ def _count_skipped(skipped: dict[str, int], result: Step, step: int, batch: Batc
             f"{limit} steps in a row, to step {step}, had a loss or gradient that is not finite; rank 0's last samples "
             f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower {role}optimizer.lr, or look at them"
         )
-
-
-class Previews:
-    """Sound for fixed prompts from weights in training, for TensorBoard."""
-
-    def __init__(self, config: BaseConfig) -> None:
-        self.config = config
-        self.names = [f"{i} {prompt}" for i, prompt in enumerate(config.logging.preview_prompts)]
-
-    def load(self) -> None:
-        """Text encoder and codec, before training rather than at the first sounds; a run that makes none needs neither
-        one's weights. Raises ValueError where they are missing."""
-        if self.names and self.config.logging.preview_every:
-            try:
-                _ = self.asked, self.codec
-            except ValueError as error:
-                raise ValueError(f"{error}; or set logging.preview_every to 0, which makes no sounds") from None
-
-    @functools.cached_property
-    def codec(self) -> AudioCodec:
-        return build_codec(self.config.model.codec)
-
-    @functools.cached_property
-    def asked(self) -> tuple[Conditions, Nothing]:
-        """What the prompts are encoded as, and the absence of everything."""
-        model, prompts = self.config.model, list(self.config.logging.preview_prompts)
-        encode_text = build_text_encoder(model.text)
-        video = torch.zeros(len(prompts), model.video.steps, model.video.dim)
-        audio = torch.zeros(len(prompts), model.codec.frames, model.codec.latent_channels)
-        return Conditions(video, audio, *encode_text(prompts)), Nothing(encode_text)
-
-    @torch.no_grad()
-    def make(self, model: nn.Module, sampling: SamplingConfig, device: torch.device, dtype: torch.dtype) -> Tensor:
-        """Latents (B, L, C) of the prompts, from the same noise every time."""
-        shape = len(self.names), self.config.model.codec.frames, self.config.model.codec.latent_channels
-        if not self.names:
-            return torch.zeros(shape)
-        generator = torch.Generator().manual_seed(0)
-        conditions, nothing = self.asked
-        velocity = guided_velocity(model, dtype, conditions.to(device, dtype), nothing, sampling.guidance)
-        with torch.compiler.set_stance("force_eager"):
-            return sample(velocity, lambda: torch.randn(shape, generator=generator).to(device), sampling).cpu()

@@ -1,4 +1,4 @@
-"""Makes the pairs of `data/pairs.py`: every rank solves the teacher's ODE for its share of every batch."""
+"""Makes the pairs of `data/pairs.py`. Every rank solves the teacher's ODE for its share of every batch."""
 
 import itertools
 import os
@@ -22,21 +22,21 @@ from ..data.reader import Reader, StepSamples, check_no_pairs, check_streams
 from ..data.record import Record
 from ..data.shards import ShardWriter
 from ..engine import kernel_selection, zero
-from ..resilience.stop_signal import Stop, StoppedError
+from ..resilience.stop_signal import StoppedError, StopSignal
 from ..resilience.watchdog import Watchdog
 from .distill import load_teacher
 from .logs import progress
-from .pretrain import prepared
+from .pretrain import configure_model
 from .teacher import Teacher
 
-PART = 4  # global batches a folder: what an interruption costs at most, and what a stop waits for
+PART = 4  # global batches per folder: the most that an interruption costs, and what a stop waits for
 
 
 def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> int:
-    """At least `count` pairs in `out`; what is there already is kept. Returns how many there are.
+    """Makes at least `count` pairs in `out` and keeps those that are there. Returns how many there are.
 
-    Raises ValueError or OSError where something is wrong with the configuration, the teacher or the shards, or where
-    `out` was begun otherwise.
+    Raises ValueError or OSError if something is wrong with the configuration, the teacher or the shards, or if `out`
+    was started with other settings.
     """
     ranks, batch = int(os.environ.get("WORLD_SIZE", "1")), config.training.global_batch
     check_ranks(config.training, ranks)
@@ -56,30 +56,30 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     )
     check_resumable(out, facts)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.start(config.training.cpu_threads, config.timeouts.start)
+        world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
         if world.rank == 0:
             write_json(out / PAIRS_FILE, strict.to_dict(facts))
-        held = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
-        torch.distributed.barrier()  # every rank has looked before any writes
-        missing = [part for part, shares in enumerate(held) if not all(shares)]
+        present = [[facts.folder(out, part, rank).is_dir() for rank in range(ranks)] for part in range(facts.parts)]
+        torch.distributed.barrier()  # every rank has looked before any rank writes
+        missing = [part for part, shares in enumerate(present) if not all(shares)]
         if missing:
             ops = kernel_selection.choose(config, world, out, config.teacher.precision)
-            model = prepared(weights, replace(config.training, fp8=False), ops)
-            frozen = zero.Frozen(model, config.teacher.precision, config.teacher.sharded, world.device)
-            _Making(config, facts, frozen, world, out, watchdog).parts(missing)
+            model = configure_model(weights, replace(config.training, fp8=False), ops)
+            frozen = zero.FrozenModel(model, config.teacher.precision, config.teacher.sharded, world.device)
+            _PairMaker(config, facts, frozen, world, out, watchdog).parts(missing)
         torch.distributed.barrier()
     return batches * batch
 
 
-class _Making:
-    """One rank's share of every part."""
+class _PairMaker:
+    """Makes one rank's share of every part."""
 
     def __init__(
         self,
         config: DistillConfig,
         facts: PairSettings,
-        frozen: zero.Frozen,
+        frozen: zero.FrozenModel,
         world: zero.World,
         out: Path,
         watchdog: Watchdog,
@@ -92,10 +92,10 @@ class _Making:
         self.reader = Reader(config, encode_text, world.rank, world.ranks)
         self.draws = DistillDraws(facts.seed, world.device)
         self.times = levels(facts.steps, facts.shift)
-        self.stop, self.begun = Stop(), False
+        self.stop, self.compiled = StopSignal(), False
 
     def parts(self, missing: list[int]) -> None:
-        """Makes these parts, which lie in the order of the data. Raises StoppedError when asked to stop."""
+        """Makes these parts, in the order of the data. Raises StoppedError when asked to stop."""
         facts, first = self.facts, missing[0]
         samples, each = self.reader.samples(first * facts.each), facts.global_batch
         left = facts.batches - first * facts.each
@@ -106,17 +106,18 @@ class _Making:
                     bar.update(each * sum(1 for _ in taken))
                     continue
                 self._part(part, taken, bar)
-                if self.stop.agreed()[0] and part != missing[-1]:
+                if self.stop.agree()[0] and part != missing[-1]:
                     raise StoppedError(f"asked to stop: {part + 1} of {facts.parts} parts are made; run it again")
 
     def _part(self, part: int, samples: Iterator[StepSamples], bar: tqdm) -> None:
-        """All ranks compute, which a sharded teacher needs; a rank writes what it has not written before."""
+        """All ranks compute, because a sharded teacher needs them. A rank writes only what it has not written
+        before."""
         folder, model = self.facts.folder(self.out, part, self.world.rank), self.config.model
         writer = nullcontext() if folder.is_dir() else ShardWriter(folder, model.codec, model.text, model.video)
         with writer as shards:
             for s in samples:
-                self.watchdog.enter("step" if self.begun else "first step", s.step)
-                self.begun = True
+                self.watchdog.enter("step" if self.compiled else "first step", s.step)
+                self.compiled = True
                 for record in self._pairs(s):
                     if shards is not None:
                         shards.write(record)

@@ -1,4 +1,4 @@
-"""What is read of training steps only when it is logged: means over samples and ranks, and how fast they were."""
+"""Means over samples and ranks, and speeds, of the steps since the last line of the log."""
 
 import time
 
@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums stay on the device; all ranks add the same names in the same order."""
+    """Means of named values. Sums stay on the device; all ranks add the same names in the same order."""
 
     def __init__(self) -> None:
         self.sums: dict[str, Tensor] = {}
 
     def add(self, name: str, values: Tensor) -> None:
-        """values (B,), one a sample."""
+        """Adds values (B,), one per sample."""
         values = values.detach().float()
         total = torch.stack((values.sum(), torch.full_like(values[0], len(values))))
         self.sums[name] = self.sums[name] + total if name in self.sums else total
@@ -30,10 +30,10 @@ class Meter:
 
 
 class Pace:
-    """How fast the steps since the last line of the log were."""
+    """The speed of the steps since the last line of the log."""
 
     def __init__(self, batch: int, peak: float) -> None:
-        """Of steps of `batch` samples, on ranks that can do `peak` FLOP/s together."""
+        """Steps have `batch` samples, and all ranks together can do `peak` FLOP/s."""
         self.batch, self.peak = batch, peak
         self.steps, self.flops, self.since = 0, 0, time.perf_counter()
 
@@ -42,7 +42,8 @@ class Pace:
         self.flops += flops_per_sample * self.batch
 
     def read(self, waited: float) -> dict[str, float]:
-        """Samples a second, MFU, and the share of the time that was `waited` (seconds) for batches; begins anew."""
+        """Samples per second, MFU, and the share of the time that was `waited` (seconds) for batches. Resets the
+        meter."""
         now = time.perf_counter()
         seconds, steps, flops = now - self.since, self.steps, self.flops
         self.steps, self.flops, self.since = 0, 0, now

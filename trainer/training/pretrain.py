@@ -10,11 +10,10 @@ from ...kernels.ops import Ops
 from ...models import strict
 from ...models.audiox import AudioX
 from ...models.encoders.build import build_text_encoder
-from ..checkpoint.load import Role
+from ..checkpoint.load import TrainedModel
 from ..core.config import LoopConfig, PretrainConfig, TrainingConfig, check_ranks
 from ..core.hardware import peak_flops, to_device
 from ..core.rng import Purpose, sample_rng
-from ..core.schedule import learning_rate
 from ..cost.operations import training_flops
 from ..data.batches import Batch
 from ..data.reader import Reader
@@ -23,13 +22,15 @@ from ..engine.ema import Ema
 from ..engine.fp8 import use_fp8
 from ..losses.flow_matching import flow_matching_loss, interpolate, noise_level
 from ..resilience.watchdog import Watchdog
+from ..training.learning_rate import learning_rate
 from . import run_folder
 from .logs import NoiseBins
-from .loop import Previews, Step, train
+from .loop import StepResult, train
+from .previews import Previews
 
 
 class Pretraining:
-    """The teacher's training step, its state and what is logged of it."""
+    """The teacher's training step, its state and its metrics."""
 
     shown: tuple[str, ...] = ("loss", "lr", "samples_per_s")
 
@@ -37,9 +38,9 @@ class Pretraining:
         self.config, self.world = config, world
         training = config.training
         torch.manual_seed(training.seed)
-        with world.device:  # on a GPU billions of random numbers take no time
+        with world.device:  # a GPU draws billions of random numbers in no time
             model = AudioX(config.model, config.sampling)
-        self.model = prepared(model, training, ops)
+        self.model = configure_model(model, training, ops)
         accumulation = check_ranks(training, world.ranks)
         self.engine = zero.Engine(
             self.model.to(world.device),
@@ -51,23 +52,24 @@ class Pretraining:
             config.deepspeed,
         )
         self.ema = Ema(config.ema, self.engine.shards())
-        self.roles = {"model": Role(self.engine, self.ema)}
+        self.roles = {"model": TrainedModel(self.engine, self.ema)}
         self.bins = NoiseBins(world.device)
         self.total = training.steps
         self.previews = Previews(config)
 
-    def step(self, step: int, batch: Batch) -> Step:
+    def step(self, step: int, batch: Batch) -> StepResult:
         """One optimizer step on this rank's share of the global batch."""
         rate = learning_rate(self.config.schedule, self.config.optimizer.lr, step, self.config.training.steps)
         applied = False
         for micro in batch.split(self.config.training.micro_batch):
             losses, t = self.losses(step, micro)
             self.bins.add(losses, t)
-            applied = self.engine.backward(losses.mean(), rate)
+            self.engine.backward(losses.mean())
+            applied = self.engine.step(rate)
         if applied:
             self.ema.update(self.engine.shards(), self.engine.updates())
-        values = {"lr": rate, "skipped": float(step + 1 - self.engine.updates())}  # skipped since the run began
-        return Step("model", applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
+        values = {"lr": rate, "skipped": float(step + 1 - self.engine.updates())}  # skipped since the start of the run
+        return StepResult("model", applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
 
     def losses(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
@@ -86,7 +88,7 @@ class Pretraining:
     def kind(self, step: int) -> str:
         return "model"
 
-    def rests(self, step: int) -> bool:
+    def can_checkpoint_after(self, step: int) -> bool:
         return True
 
     def warnings(self, values: dict[str, float]) -> list[str]:
@@ -94,13 +96,13 @@ class Pretraining:
 
     def preview(self) -> tuple[list[str], Tensor]:
         """All ranks call this."""
-        with self.engine.computing_with(self.ema.values) as model:
-            latents = self.previews.make(model, self.config.sampling, self.world.device, self.engine.dtype)
+        with self.engine.swapped_weights(self.ema.values) as model:
+            latents = self.previews.sample(model, self.config.sampling, self.world.device, self.engine.dtype)
         return self.previews.names, self.previews.codec.decode(latents)
 
 
 def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Noise like the batch's latents and uniform numbers (B,), each sample's from its own generator."""
+    """Noise of the latents' shape, and uniform numbers (B,). Each sample has its own generator."""
     rngs = [sample_rng(seed, step, place, Purpose.NOISE) for place in batch.places.tolist()]
     shape = tuple(batch.latents.shape[1:])
     noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
@@ -114,8 +116,8 @@ def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
     )
 
 
-def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> AudioX:
-    """A model that recomputes and compiles its blocks as the configuration says, with these operations in them."""
+def configure_model(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> AudioX:
+    """Sets up recomputation, compilation and kernels of a model's blocks, as the configuration says."""
     if ops is not None:
         model.use(ops)
     if training.fp8:
@@ -127,25 +129,24 @@ def prepared(model: AudioX, training: LoopConfig, ops: Ops | None = None) -> Aud
 
 
 def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
-    """torch.compile for each transformer block: blocks of one shape share their code, so it is compiled once. With
-    `conditioner` its temporal transformers and its fusion too, each as a whole."""
+    """Compiles each transformer block. Blocks of one shape share their code, so it is compiled once. With `conditioner`
+    its temporal transformers and its fusion are compiled too, each as a whole."""
     parts = [model.conditioner.video, model.conditioner.audio, model.conditioner.fusion] if conditioner else []
     for module in (*model.backbone.blocks, *parts):
         module.compile()
 
 
 def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:
-    """Train to `training.steps`, writing into `output`.
+    """Trains to `training.steps` and writes into `output`.
 
-    Everything that can be wrong with the configuration, the shards or the folder is refused before a process group is
-    made. Raises ValueError or OSError.
+    Checks the configuration, the shards and the folder before it makes a process group. Raises ValueError or OSError.
     """
     run_folder.check(config, output, resume)
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.start(config.training.cpu_threads, config.timeouts.start)
+        world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
-        task = Pretraining(config, world, kernel_selection.choose(config, world, output, config.training.precision))
+        trainer = Pretraining(config, world, kernel_selection.choose(config, world, output, config.training.precision))
         reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
-        peak = peak_flops(world.device, task.engine.dtype) * world.ranks
-        train(task, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)}, watchdog)
+        peak = peak_flops(world.device, trainer.engine.dtype) * world.ranks
+        train(trainer, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)}, watchdog)

@@ -1,4 +1,4 @@
-"""A run's folder: refused where it holds another run, resumed where that is asked for.
+"""A run's folder: what may change when a run resumes, and the lock against a second run.
 
 RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
 """
@@ -29,11 +29,11 @@ from .logs import last_step
 
 SHARDS = "shards.json"
 LOCK = ".lock"
-# Seconds: processes of a run that was killed may need a moment to be gone, and a file server 90 to give up on a node.
-PATIENCE = 100.0
-WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # a file system, as Lustre mounted without "flock"
-# What may not change between a checkpoint and the run that goes on from it: the model, and what settles which samples a
-# step takes, what is drawn for them, and which phase of a distillation it is in. Everything else may, and is said.
+# Seconds. Processes of a killed run may need a moment to end, and a file server 90 s to give up on a node.
+LOCK_TIMEOUT = 100.0
+WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems such as Lustre mounted without "flock"
+# May not change when a run resumes: the model, and whatever decides which samples a step takes, what is drawn for them,
+# and which phase of a distillation it is. Everything else may change, and is printed.
 FIXED = (
     "model",
     "data.streams",
@@ -46,7 +46,7 @@ FIXED = (
     "training.timestep_sampling",
     "training.timestep_logit_mean",
     "training.timestep_uniform_share",
-    "updates",  # of a distillation, as all below
+    "updates",  # of a distillation, like all below
     "warm_start.updates",
     "warm_start.pairs",
     "distillation.step_probabilities",
@@ -58,15 +58,12 @@ ACCEPTED = (
     "data.dropout",
     "data.inpainting_hole",
     "data.completion_prefix",
-)  # with data.accept_changed_data
-TURNS = "distillation.adversarial_weight"  # above 0 the discriminator has turns, which make a round longer
+)  # may change with data.accept_changed_data
+ADVERSARIAL = "distillation.adversarial_weight"  # above 0 the discriminator has turns, which make a round longer
 
 
 def check(config: BaseConfig, output: Path, resume: bool) -> None:
-    """All that can be wrong with ranks, folder, shards and text encoder, before a process group is made.
-
-    Raises ValueError.
-    """
+    """Checks ranks, folder, shards and text encoder before there is a process group. Raises ValueError."""
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
     if config.training.fp8:
         check_fp8()
@@ -75,16 +72,16 @@ def check(config: BaseConfig, output: Path, resume: bool) -> None:
     check_same_shards(output, config)
     check_no_pairs(config)
     check_streams(config, hashes=False)
-    check_same_shards(output, config)  # of a stream in a bucket the index is here only now
+    check_same_shards(output, config)  # the index of a stream in a bucket is here only now
     check_text_encoder(config.model.text)
     if changes and os.environ.get("RANK", "0") == "0":
-        print("\n".join([f"{output} goes on with another configuration:", *changes]), flush=True)
+        print("\n".join([f"{output} resumes with another configuration:", *changes]), flush=True)
 
 
 def check_output(folder: Path, resume: bool) -> None:
-    """Raises ValueError where the folder holds a run and `resume` is not set. Nothing is written."""
-    if not resume and ((folder / "config.json").exists() or load.complete(folder)):
-        raise ValueError(f"{folder} holds a run already: give --resume to go on with it, or another --output")
+    """Raises ValueError if the folder holds a run and `resume` is not set. Writes nothing."""
+    if not resume and ((folder / "config.json").exists() or load.list_checkpoints(folder)):
+        raise ValueError(f"{folder} holds a run already: give --resume to continue it, or another --output")
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; give another --output")
 
@@ -96,30 +93,30 @@ class TakenError(ValueError):
 
 
 @contextlib.contextmanager
-def alone(folder: Path, resume: bool, rank: int) -> Iterator[None]:
-    """Rank 0 keeps other runs out of the folder: two that save into one would remove each other's checkpoints.
+def exclusive(folder: Path, resume: bool, rank: int) -> Iterator[None]:
+    """Rank 0 locks the folder against other runs: two runs in one folder would remove each other's checkpoints.
 
-    Raises TakenError where another run is at work there, ValueError where one has come and gone since `check_output`.
+    Raises TakenError if another run uses it, ValueError if another run has used it since `check_output`.
     """
     if rank != 0:
         yield
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # that one would outlive a run that was killed
+    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a soft lock outlives a killed run
     try:
         with contextlib.suppress(Timeout):
-            lock.acquire(timeout=min(1.0, PATIENCE))
+            lock.acquire(timeout=min(1.0, LOCK_TIMEOUT))
         if not lock.is_locked:
-            print(f"another run holds {folder / LOCK}: waiting up to {PATIENCE:g} s for it to end", flush=True)
-            lock.acquire(timeout=PATIENCE)
+            print(f"another run holds {folder / LOCK}: waiting up to {LOCK_TIMEOUT:g} s for it to end", flush=True)
+            lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout:
         raise TakenError(
-            f"another run is at work in {folder} (it holds {folder / LOCK}): stop it, or give another --output"
+            f"another run uses {folder} (it holds {folder / LOCK}): stop it, or give another --output"
         ) from None
     except OSError as error:
         if error.errno not in WITHOUT_LOCKS:
             raise
-        print(f"{folder}: its file system has no locks, so nothing keeps a second run out of it", flush=True)
+        print(f"{folder}: its file system has no locks, so nothing prevents a second run in it", flush=True)
     try:
         check_output(folder, resume)
         yield
@@ -128,12 +125,12 @@ def alone(folder: Path, resume: bool, rank: int) -> Iterator[None]:
 
 
 def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
-    """What differs from the configuration of the run in the folder, a line for each value.
+    """The differences from the configuration of the run in the folder, a line for each value.
 
-    The newest checkpoint's own counts, and of a run that has none `config.json`. Raises ValueError when something of
-    `FIXED` differs, with both values; `data.accept_changed_data` lets `ACCEPTED` pass.
+    Compares with the configuration in the newest checkpoint, or with `config.json` if there is none. Raises ValueError
+    with both values if one of `FIXED` differs; `data.accept_changed_data` allows `ACCEPTED`.
     """
-    before, now = _begun(folder), strict.to_dict(config)
+    before, now = _previous_config(folder), strict.to_dict(config)
     if before is None:
         return []
     for path in FIXED:
@@ -144,15 +141,15 @@ def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
             old, new = without_weight_paths(old), without_weight_paths(new)
         if old != new:
             raise ValueError(_refusal(folder, *strict.difference(path, old, new)))
-    old, new = _at(before, TURNS), _at(now, TURNS)
+    old, new = _at(before, ADVERSARIAL), _at(now, ADVERSARIAL)
     if bool(old) != bool(new):
-        raise ValueError(_refusal(folder, TURNS, old, new))
+        raise ValueError(_refusal(folder, ADVERSARIAL, old, new))
     return [f"  {where}: {a!r} before, {b!r} now" for where, a, b in strict.differences("", before, now)]
 
 
 def check_same_shards(folder: Path, config: BaseConfig) -> None:
-    """Raises ValueError when the shards of a stream, or the pairs of a warm start that goes on, are others than those
-    that the run in the folder was trained on. `data.accept_changed_data` lets them pass."""
+    """Raises ValueError if the shards of a stream, or the pairs of an unfinished warm start, are not those that the run
+    in the folder was trained on, unless `data.accept_changed_data` allows it."""
     manifest = load.newest_manifest(folder) or {}
     before = manifest.get("shards")
     if before is None:
@@ -163,27 +160,26 @@ def check_same_shards(folder: Path, config: BaseConfig) -> None:
         if before.get(path, index) != index:
             raise ValueError(
                 f"{path}: its shards are not those that the run in {folder} was trained on (another index.json); "
-                f"bring them back, or go on with these by --set data.accept_changed_data=true"
+                f"restore them, or continue with these by --set data.accept_changed_data=true"
             )
 
 
-def check_beginning(folder: Path, saved: int) -> None:
-    """Raises NothingLeftError in a folder without checkpoints whose metrics say that there was one: steps were made
-    after step `saved`, and none is until a first checkpoint is there."""
-    made = last_step(folder)
-    if made > saved:
+def check_no_checkpoint_lost(folder: Path, saved: int) -> None:
+    """Raises NothingLeftError in a folder without checkpoints whose metrics go beyond step `saved`, which no run
+    reaches before its first checkpoint is there."""
+    last = last_step(folder)
+    if last > saved:
         raise load.NothingLeftError(
-            f"{folder}: its metrics reach step {made}, and before step {saved + 1} there was a checkpoint, which is "
-            f"gone; restore {folder / load.FOLDER}, or begin anew in another --output"
+            f"{folder}: its metrics reach step {last}, and before step {saved + 1} there was a checkpoint, which is "
+            f"gone; restore {folder / load.FOLDER}, or start again in another --output"
         )
 
 
-def rhythm(folder: Path, config: BaseConfig) -> tuple[int, bool]:
-    """`checkpoint.every` and `async_save` with which the run in the folder was started last; where those are unknown
-    this one's."""
+def save_settings(folder: Path, config: BaseConfig) -> tuple[int, bool]:
+    """`checkpoint.every` and `async_save` of the last start of the run in the folder; if unknown, those of `config`."""
     try:
-        begun = read_json(folder / "config.json")["checkpoint"]
-        return int(begun["every"]), bool(begun["async_save"])
+        before = read_json(folder / "config.json")["checkpoint"]
+        return int(before["every"]), bool(before["async_save"])
     except (OSError, ValueError, KeyError, TypeError):
         return config.checkpoint.every, config.checkpoint.async_save
 
@@ -194,30 +190,30 @@ def write_config(folder: Path, config: BaseConfig) -> None:
 
 
 def indexes(config: BaseConfig, step: int = 0) -> dict[str, str]:
-    """The hash of each stream's index, which holds those of its shards; and one of all indexes of the pairs that are
-    trained on from `step` on."""
+    """The hash of each stream's index, which contains those of its shards, and one of all indexes of the pairs if steps
+    from `step` on use them."""
     data = config.data
     files = {stream.path: cache_folder(stream.path, data.cache) / "index.json" for stream in data.streams}
-    found = {path: hash_file(file) for path, file in files.items() if file.is_file()}
+    hashes = {path: hash_file(file) for path, file in files.items() if file.is_file()}
     if isinstance(config, DistillConfig) and step < config.paired_updates:
         pairs = Path(config.warm_start.pairs)
-        hashes = [hash_file(file) for file in sorted(pairs.glob("part_*/index.json"))]
-        found |= {str(pairs): xxh3_128(" ".join(hashes)).hexdigest()} if hashes else {}
-    return found
+        parts = [hash_file(file) for file in sorted(pairs.glob("part_*/index.json"))]
+        hashes |= {str(pairs): xxh3_128(" ".join(parts)).hexdigest()} if parts else {}
+    return hashes
 
 
-def _begun(folder: Path) -> dict[str, Any] | None:
-    """The configuration of the run in a folder: the one that is sealed in its newest checkpoint."""
-    sealed: dict[str, Any] | None = (load.newest_manifest(folder) or {}).get("config")
-    if sealed is None and (folder / "config.json").exists():
+def _previous_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run in a folder: the one in its newest checkpoint, whose manifest has a hash."""
+    hashed: dict[str, Any] | None = (load.newest_manifest(folder) or {}).get("config")
+    if hashed is None and (folder / "config.json").exists():
         return read_json(folder / "config.json")
-    return sealed
+    return hashed
 
 
 def _refusal(folder: Path, where: str, old: Any, new: Any) -> str:
     return (
-        f"{where}: the run in {folder} has {old!r}, this configuration {new!r}; go on with the former, or start a new "
-        f"run in another --output"
+        f"{where}: the run in {folder} has {old!r}, this configuration {new!r}; keep the former, or start a new run in "
+        f"another --output"
     )
 
 

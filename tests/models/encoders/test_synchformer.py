@@ -282,7 +282,7 @@ class TestConversion:
         (tmp_path / "broken.pth").write_bytes(b"PK\3\4 not a checkpoint")
         with pytest.raises(ValueError, match=r"broken.pth: cannot be read as tensors alone"):
             convert_synchformer(tmp_path / "broken.pth", tmp_path / "sync")
-        with pytest.raises(ValueError, match=r"is no file"):
+        with pytest.raises(ValueError, match=r"is not a file"):
             convert_synchformer(tmp_path / "nothing.pth", tmp_path / "sync")
         (tmp_path / "there").mkdir()
         with pytest.raises(ValueError, match=r"exists already and is left as it is"):

@@ -54,8 +54,8 @@ def test_lines_say_where_memory_is_taken():
     planned = {"fake": RoleBytes(4 << 20, 2 << 20, 0, 0), "teacher": RoleBytes(1 << 20, 0, 0, 0)}
     task = SimpleNamespace(planned_bytes=lambda: planned, engines={"fake": SimpleNamespace(offload=True)})
     assert list(memory_lines(task)) == [
-        "fake: 6.0 MiB a rank, its host included (weights 4.0 MiB, gradients 2.0 MiB)",
-        "teacher: 1.0 MiB a rank (weights 1.0 MiB)",
+        "fake: 6.0 MiB per rank, its host included (weights 4.0 MiB, gradients 2.0 MiB)",
+        "teacher: 1.0 MiB per rank (weights 1.0 MiB)",
     ]
     task.engines["fake"].offload = False
     assert "host" not in "".join(memory_lines(task))

@@ -160,7 +160,7 @@ def test_from_pairs_to_sound(commands):
     resumed = commands.run(
         "distill", "--config", commands.folder / "config.json", "--teacher", other, "--output", out, "--resume"
     )
-    assert resumed.returncode == 1 and "was begun with another teacher" in resumed.stderr
+    assert resumed.returncode == 1 and "was started with another teacher" in resumed.stderr
 
 
 def test_a_run_broken_off_among_the_pairs_ends_as_if_it_had_not(commands):

@@ -1,17 +1,7 @@
-"""Learning rates, and the order of a distillation's updates."""
+"""Whose turn an update of distillation is."""
 
 from dataclasses import dataclass
 from enum import Enum
-
-from .config import ScheduleConfig
-
-
-def learning_rate(config: ScheduleConfig, base: float, step: int, steps: int) -> float:
-    """The learning rate of update `step` (from 0) of `steps`: InverseLR (section VI-A), and our `cooldown`."""
-    ramp = 1 - config.warmup ** (step + 1)
-    rate = ramp * max(config.final_lr, base * (1 + step / config.inv_gamma) ** -config.power)
-    start = steps * (1 - config.cooldown)
-    return rate * (steps - step) / (steps - start) if step > start else rate
 
 
 class Phase(Enum):
@@ -25,7 +15,7 @@ class Phase(Enum):
 
 
 @dataclass(frozen=True)
-class Cycle:
+class UpdateCycle:
     """The order of a distillation's updates (section VI-A): warm start, warm-up of the fake model, then rounds. A
     round is `student` updates of the student, `fake` of the fake model and `discriminator` of the discriminator."""
 
