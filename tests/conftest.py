@@ -120,27 +120,27 @@ def media(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def two(scenes, tmp_path_factory):
-    from tests.helpers.rank_launches import TWO_RANKS, Launch
+    from tests.helpers.scenario_results import TWO_RANKS, Launch
 
     return Launch(2, scenes, tmp_path_factory.mktemp("training"), TWO_RANKS)
 
 
 @pytest.fixture(scope="session")
 def two_long(scenes, tmp_path_factory):
-    from tests.helpers.rank_launches import TWO_RANKS_LONG, Launch
+    from tests.helpers.scenario_results import TWO_RANKS_LONG, Launch
 
     return Launch(2, scenes, tmp_path_factory.mktemp("training"), TWO_RANKS_LONG)
 
 
 @pytest.fixture(scope="session")
 def four(scenes, two):
-    from tests.helpers.rank_launches import FOUR_RANKS, Launch
+    from tests.helpers.scenario_results import FOUR_RANKS, Launch
 
     return Launch(4, scenes, two.base, FOUR_RANKS)
 
 
 @pytest.fixture(scope="session")
 def one(scenes, two):
-    from tests.helpers.rank_launches import ONE_RANK, Launch
+    from tests.helpers.scenario_results import ONE_RANK, Launch
 
     return Launch(1, scenes, two.base, ONE_RANK)

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from audiox_trainer.trainer.checkpoint import load
-from tests.helpers.rank_launches import KINDS, Item, Launch, differing, stage, state
+from tests.helpers.scenario_results import KINDS, Item, Launch, differing, stage, state
 from tests.training.distillation.conftest import ROLES
 from tests.training.distillation.conftest import stage as distill_stage
 
@@ -81,7 +81,7 @@ def test_the_end_is_that_of_one_number_of_ranks(pretraining, precision):
 
 
 def test_distillation(scenes, tmp_path_factory):
-    base, module = tmp_path_factory.mktemp("resized"), "tests.helpers.distillation_ranks"
+    base, module = tmp_path_factory.mktemp("resized"), "tests.helpers.distillation_scenarios"
     two = [Item("through", "whole", ROUNDS), Item("resized", "whole", ROUNDS, arguments={"stop": 3})]
     first = Launch(2, scenes, base, two, module)
     again = {"source": "resized"}

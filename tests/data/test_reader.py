@@ -21,8 +21,8 @@ from audiox_trainer.trainer.data.reader import global_places
 from audiox_trainer.trainer.data.record import Record
 from audiox_trainer.trainer.data.shards import ShardError
 from audiox_trainer.trainer.data.streaming_library import World
+from tests.helpers.launch_ranks import launch_ranks
 from tests.helpers.reader_ranks import describe, open_reader, read
-from tests.helpers.run_ranks import run_ranks
 from tests.helpers.small_config import CLIPS, small_config
 
 STEPS = 27  # three epochs of nine steps
@@ -77,7 +77,7 @@ class TestOrder:
     ):
         start = 4  # and so resumed, across two epochs' ends
         arguments = [str(scenes), str(tmp_path / "rank"), str(start), str(STEPS - start), "training.micro_batch=2"]
-        run_ranks(ranks, "tests.helpers.reader_ranks", *arguments)
+        launch_ranks(ranks, "tests.helpers.reader_ranks", *arguments)
         found = [json.loads((tmp_path / f"rank.{rank}").read_text()) for rank in range(ranks)]
         for step in range(start, STEPS):
             rows = [{int(place): row for place, row in rank[step - start].items()} for rank in found]

@@ -21,7 +21,7 @@ from audiox_trainer.trainer.evaluation.ablations import (
     folder_name,
     tables,
 )
-from tests.helpers.distillation_ranks import teacher
+from tests.helpers.distillation_scenarios import teacher
 from tests.helpers.random_weights import untrained_judge
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 

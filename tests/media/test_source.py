@@ -20,7 +20,7 @@ from audiox_trainer.trainer.media.clips import read_clips, read_sound
 from audiox_trainer.trainer.media.source import MediaError, Reason, open_media
 from tests.helpers.media_files import CODED, numbered_film, sine
 
-MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, channels=128)
+MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, latent_channels=128)
 SEEN = VideoConfig("frames", dim=64, image_rate=5.0, motion_rate=25.0, size=CODED, steps=32, pool=2)
 
 

@@ -78,7 +78,7 @@ def answers(tmp_path_factory):
             [
                 sys.executable,
                 "-m",
-                "tests.helpers.newest_checkpoint",
+                "tests.helpers.newest_checkpoint_rank",
                 str(rank),
                 "2",
                 str(base / "store"),

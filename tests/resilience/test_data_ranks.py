@@ -13,7 +13,7 @@ import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.data.reader import SHARED_MEMORY
-from tests.helpers.leaving import FETCH, Fault, check_left, gone_on
+from tests.helpers.exit_checks import FETCH, Fault, check_left, gone_on
 from tests.helpers.slurm import alone, not_alone
 from tests.helpers.supervised_runs import KINDS, RANKS, Run, begin
 

@@ -7,7 +7,7 @@ import signal
 import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
-from tests.helpers.leaving import FETCH, Fault, check_left, gone_on
+from tests.helpers.exit_checks import FETCH, Fault, check_left, gone_on
 from tests.helpers.supervised_runs import Run
 
 pytestmark = pytest.mark.slow

@@ -7,7 +7,7 @@ from audiox_trainer.trainer.cost.plan import Arrangement, workload
 from audiox_trainer.trainer.cost.plan_time import Cluster, spent
 from audiox_trainer.trainer.cost.role_bytes import roles
 from audiox_trainer.trainer.cost.simulated_memory import Simulated
-from tests.helpers.rank_launches import OFFLOADED, PLANNED
+from tests.helpers.scenario_results import OFFLOADED, PLANNED
 from tests.helpers.small_config import small_config
 
 

@@ -1,7 +1,7 @@
 """That training is right: the same numbers at every ZeRO stage and for every number of ranks as in plain PyTorch.
 
-Two launches, of one rank and of two, run all scenarios of training_ranks.py that are needed; the tests read what they
-left. What takes longer is in a third, for `make test-long`.
+Two launches, of one rank and of two, run all scenarios of training_scenarios.py that are needed; the tests read what
+they left. What takes longer is in a third, for `make test-long`.
 """
 
 import json
@@ -17,8 +17,8 @@ from audiox_trainer.trainer.core.config import ScheduleConfig, load_pretrain_con
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
 from audiox_trainer.trainer.training.learning_rate import learning_rate
 from audiox_trainer.trainer.training.previews import Previews
-from tests.helpers.rank_launches import CURVE, FOUR_RANKS, KINDS, ONE_RANK, TWO_RANKS, TWO_RANKS_LONG, UNREAD
-from tests.helpers.ranks import made_up
+from tests.helpers.scenario_results import CURVE, FOUR_RANKS, KINDS, ONE_RANK, TWO_RANKS, TWO_RANKS_LONG, UNREAD
+from tests.helpers.scenarios import made_up
 from tests.helpers.small_config import ROOT, small_config
 
 pytestmark = pytest.mark.slow

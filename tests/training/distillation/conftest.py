@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.helpers.rank_launches import SHARES, Item, Launch
+from tests.helpers.scenario_results import SHARES, Item, Launch
 
 ROLES = ("student", "fake", "discriminator")
 
@@ -76,4 +76,4 @@ TWO_RANKS = [
 
 @pytest.fixture(scope="session")
 def two(scenes, tmp_path_factory):
-    return Launch(2, scenes, tmp_path_factory.mktemp("distillation"), TWO_RANKS, "tests.helpers.distillation_ranks")
+    return Launch(2, scenes, tmp_path_factory.mktemp("distillation"), TWO_RANKS, "tests.helpers.distillation_scenarios")

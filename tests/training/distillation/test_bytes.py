@@ -6,7 +6,7 @@ import pytest
 
 from audiox_trainer.trainer.cost.role_bytes import RoleBytes
 from audiox_trainer.trainer.training.distill import memory_lines
-from tests.helpers.rank_launches import Item, Launch
+from tests.helpers.scenario_results import Item, Launch
 
 ROLES = (
     "student.zero.stage=3",
@@ -24,7 +24,7 @@ OFFLOAD = ("fake.zero.offload_optimizer=true", "discriminator.zero.offload_optim
 @pytest.fixture(scope="module")
 def two(scenes, tmp_path_factory):
     items = [Item("rounds offloaded", "rounds", (*ROLES, *OFFLOAD)), Item("rounds", "rounds", ROLES)]
-    return Launch(2, scenes, tmp_path_factory.mktemp("bytes"), items, "tests.helpers.distillation_ranks")
+    return Launch(2, scenes, tmp_path_factory.mktemp("bytes"), items, "tests.helpers.distillation_scenarios")
 
 
 @pytest.mark.slow

@@ -26,9 +26,9 @@ from audiox_trainer.trainer.data.pairs import PairReader
 from audiox_trainer.trainer.data.record import from_columns
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
 from audiox_trainer.trainer.training.teacher import Teacher
-from tests.helpers.distillation_ranks import teacher
-from tests.helpers.rank_launches import KINDS, differing
-from tests.helpers.run_ranks import run_ranks
+from tests.helpers.distillation_scenarios import teacher
+from tests.helpers.launch_ranks import launch_ranks
+from tests.helpers.scenario_results import KINDS, differing
 from tests.helpers.small_config import ROOT, small_distill_config
 from tests.training.distillation.conftest import ROLES
 
@@ -185,7 +185,7 @@ def test_two_ranks_make_the_pairs_of_one_in_parts(commands, scenes):
     for ranks in (1, 2):
         out = commands.folder / f"pairs_{ranks}"
         arguments = ("--config", commands.folder / "config.json", "--teacher", commands.folder / "teacher")
-        run_ranks(ranks, "launch.pairs", *map(str, (*arguments, "--out", out, "--count", 17 * 8)))
+        launch_ranks(ranks, "launch.pairs", *map(str, (*arguments, "--out", out, "--count", 17 * 8)))
         folders = sorted(folder.name for folder in out.glob("part_*"))
         assert folders == [f"part_{part:05d}_of_00005_rank_{rank:05d}" for part in range(5) for rank in range(ranks)]
         read = [StreamingDataset(local=str(out / name), shuffle=False, batch_size=1) for name in folders]

@@ -14,8 +14,8 @@ from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.update_cycle import Phase
 from audiox_trainer.trainer.cost.distill_operations import update_flops
 from audiox_trainer.trainer.training.distill_updates import Distillation
-from tests.helpers.plain_distillation import TRAINED, Plain
-from tests.helpers.rank_launches import KINDS, Item, Launch, differing
+from tests.helpers.reference_distillation import TRAINED, Plain
+from tests.helpers.scenario_results import KINDS, Item, Launch, differing
 from tests.helpers.small_config import small_distill_config
 from tests.training.distillation.conftest import BF16, ENDS, MIDWAY, ROLES, TWO_RANKS
 
@@ -185,7 +185,7 @@ def test_operations_are_counted_to_a_twentieth(scenes, tmp_path):
 
     pairs = itertools.product(COUNTED, (4, 8))
     items = [Item(f"{name} {batch}", "operations", (*COUNTED[name], *sized(batch))) for name, batch in pairs]
-    launch, found = Launch(1, scenes, tmp_path, items, "tests.helpers.distillation_ranks"), set()
+    launch, found = Launch(1, scenes, tmp_path, items, "tests.helpers.distillation_scenarios"), set()
     for name, how in COUNTED.items():
         four, eight = (launch.results(f"{name} {batch}")[0]["rows"] for batch in (4, 8))
         for a, b in zip(four, eight, strict=True):

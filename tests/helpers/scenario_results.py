@@ -1,4 +1,4 @@
-"""Launches of training_ranks.py whose results several test files read, and how checkpoints are compared."""
+"""Launches of training_scenarios.py whose results several test files share, and comparisons of checkpoints."""
 
 import json
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from audiox_trainer.trainer.checkpoint import load
-from tests.helpers.run_ranks import run_ranks
+from tests.helpers.launch_ranks import launch_ranks
 
 KINDS = ("weights", "exp_avg", "exp_avg_sq", "ema")
 CURVE = (
@@ -39,7 +39,12 @@ class Launch:
     """What a launch left: results of the ranks and folders, by the items' names."""
 
     def __init__(
-        self, ranks: int, scenes: Path, base: Path, items: Sequence[Item], module: str = "tests.helpers.training_ranks"
+        self,
+        ranks: int,
+        scenes: Path,
+        base: Path,
+        items: Sequence[Item],
+        module: str = "tests.helpers.training_scenarios",
     ) -> None:
         self.base, self.ranks = base, ranks
         self.folders = {item.name: base / (item.folder or item.name) for item in items}
@@ -54,7 +59,7 @@ class Launch:
             for item in items
         ]
         (base / f"plan_{ranks}.json").write_text(json.dumps(plan))
-        run_ranks(ranks, module, str(base / f"plan_{ranks}.json"), timeout=1500)
+        launch_ranks(ranks, module, str(base / f"plan_{ranks}.json"), timeout=1500)
 
     def results(self, name: str) -> list[dict[str, Any]]:
         return [json.loads((self.folders[name] / f"rank_{rank}.json").read_text()) for rank in range(self.ranks)]

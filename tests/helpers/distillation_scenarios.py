@@ -16,9 +16,9 @@ from audiox_trainer.trainer.core.distill_config import DistillConfig
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from audiox_trainer.trainer.training.distill_updates import Distillation
 from audiox_trainer.trainer.training.loop import BatchSource, restore, train
-from tests.helpers import ranks
+from tests.helpers import scenarios
 from tests.helpers.random_weights import stirred
-from tests.helpers.ranks import MadeUp, Stopped, StoppedAt, about, ask, digest, save
+from tests.helpers.scenarios import MadeUp, Stopped, StoppedAt, about, ask, digest, save
 from tests.helpers.small_config import small_distill_config
 
 
@@ -29,7 +29,7 @@ def teacher(config: DistillConfig) -> AudioX:
 
 
 def begun(config: DistillConfig) -> Distillation:
-    return Distillation(config, teacher(config), ranks.WORLD)
+    return Distillation(config, teacher(config), scenarios.WORLD)
 
 
 def digests(task: Distillation) -> dict[str, str]:
@@ -99,7 +99,7 @@ def whole(
     if stop:
         reader = StoppedAt(reader, stop)
     try:
-        train(task, reader, config, ranks.WORLD, folder, resume, 1e12, about(config))
+        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config))
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
@@ -151,7 +151,7 @@ def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]
 def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
     """Load another run's newest checkpoint of all roles, and save it as it is held here."""
     task = begun(config)
-    step = restore(task, folder.parent / source, True, ranks.WORLD, config.checkpoint.every, False)
+    step = restore(task, folder.parent / source, True, scenarios.WORLD, config.checkpoint.every, False)
     save(folder, step, task.roles, config)
     task.destroy()
     return {"step": step}
@@ -186,6 +186,6 @@ def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    ranks.main(
+    scenarios.main(
         {f.__name__: f for f in (rounds, whole, midway, collapsed, asked, reload, operations)}, small_distill_config
     )

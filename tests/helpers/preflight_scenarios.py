@@ -1,4 +1,5 @@
-"""Ranks of launch/preflight.py, each a node of its own, some with something wrong: `-m tests.helpers.preflight_ranks`.
+"""Ranks of launch/preflight.py, each a node of its own, some with something wrong: `-m
+tests.helpers.preflight_scenarios`.
 
 Reads a JSON object of scenarios from standard input, carries all of them out at once, and prints what each rank said.
 Forked before torch has computed anything: it is imported once for all.

@@ -1,5 +1,5 @@
-"""The small model's distillation in one process, written down from section V: no engine, no rank, no surrogate for the
-student's gradient."""
+"""A reference for the small model's distillation, written from section V: one process, no engine, no ranks, no
+surrogate for the student's gradient."""
 
 import copy
 import itertools
@@ -12,8 +12,8 @@ from audiox_trainer.models.discriminator import DiscriminatorHead
 from audiox_trainer.models.encoders.build import build_text_encoder
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
-from tests.helpers.distillation_ranks import teacher
-from tests.helpers.ranks import made_up
+from tests.helpers.distillation_scenarios import teacher
+from tests.helpers.scenarios import made_up
 
 TRAINED = {
     "warm_start": "student",

@@ -1,4 +1,4 @@
-"""A fault on a rank of a run, how every rank leaves, and how the run goes on."""
+"""Faults on a rank of a run, and checks of how every rank exits and how the run resumes."""
 
 import json
 import re

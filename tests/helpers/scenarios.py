@@ -1,6 +1,6 @@
-"""One rank of a launch of tests/training, pretraining or distillation: what their scenarios share.
+"""The parts that training_scenarios.py and distillation_scenarios.py share.
 
-A scenario is a function of a folder and keyword arguments; all ranks run it. What it returns on each rank is written to
+A scenario is a function of a folder and keyword arguments that all ranks run. Its result on each rank is written to
 `FOLDER/rank_N.json`.
 """
 

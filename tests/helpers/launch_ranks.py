@@ -1,4 +1,4 @@
-"""Several ranks of a script on this machine, as torchrun starts them, without torchrun's own seconds."""
+"""Starts several ranks of a script on this machine as torchrun does, but without torchrun's start-up time."""
 
 import os
 import subprocess
@@ -11,10 +11,10 @@ from audiox_trainer.trainer.core.hardware import free_port
 from tests.helpers.small_config import ROOT
 
 
-def run_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> None:
-    """Start `python -m module` once for each rank and wait for all; when one fails the others are ended.
+def launch_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> None:
+    """Starts `python -m module` once per rank and waits for all. When one fails, the others are killed.
 
-    Raises AssertionError with what the ranks that failed have printed.
+    Raises AssertionError with the output of the ranks that failed.
     """
     common = {
         "WORLD_SIZE": str(ranks),

@@ -1,6 +1,6 @@
-"""A rank that looks for the newest checkpoint of runs: `-m tests.helpers.newest_checkpoint RANK RANKS STORE RUN ...`.
+"""A rank that finds the newest checkpoint of runs: `-m tests.helpers.newest_checkpoint_rank RANK RANKS STORE RUN ...`.
 
-Prints a JSON list of [name of the folder chosen, or the error's class; what was heard].
+Prints a JSON list of [name of the folder chosen, or the error's class; what was reported].
 """
 
 import json

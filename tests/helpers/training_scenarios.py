@@ -26,8 +26,8 @@ from audiox_trainer.trainer.data.reader import Reader
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from audiox_trainer.trainer.training.loop import BatchSource, StepResult, restore, train
 from audiox_trainer.trainer.training.pretrain import Pretraining
-from tests.helpers import ranks
-from tests.helpers.ranks import MadeUp, Recorded, Stopped, StoppedAt, about, ask, digest, save
+from tests.helpers import scenarios
+from tests.helpers.scenarios import MadeUp, Recorded, Stopped, StoppedAt, about, ask, digest, save
 from tests.helpers.small_config import small_config
 
 
@@ -39,7 +39,7 @@ def digests(task: Pretraining) -> dict[str, str]:
 
 def losses(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Train on made-up samples; the mean loss of all ranks and the gradient's norm at every step."""
-    task, curve = Pretraining(config, ranks.WORLD), []
+    task, curve = Pretraining(config, scenarios.WORLD), []
     batches = MadeUp(config).batches(0)
     for step in range(config.training.steps):
         task.step(step, next(batches))
@@ -61,19 +61,20 @@ def whole(
 ) -> dict[str, Any]:
     """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step, with `asked` some
     ranks are asked to stop in a step."""
-    task = Pretraining(config, ranks.WORLD)
+    task = Pretraining(config, scenarios.WORLD)
     if asked:
         ask(task, *asked)
-    reader: BatchSource = Reader(config, build_text_encoder(config.model.text), ranks.WORLD.rank, ranks.WORLD.ranks)
+    world = scenarios.WORLD
+    reader: BatchSource = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
     if poison:
         reader = MadeUp(config, {step: 1 for step in range(3, 99)})
     if record:
         last = stop or config.training.steps  # the loop fetches a batch more than it takes
-        reader = Recorded(StoppedAt(reader, last), folder / f"samples_{ranks.WORLD.ranks}_{ranks.WORLD.rank}.jsonl")
+        reader = Recorded(StoppedAt(reader, last), folder / f"samples_{world.ranks}_{world.rank}.jsonl")
     if stop:
         reader = StoppedAt(reader, stop)
     try:
-        train(task, reader, config, ranks.WORLD, folder, resume, 1e12, about(config))
+        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config))
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
@@ -93,7 +94,7 @@ def asked(folder: Path, config: PretrainConfig, asks: list[tuple[int, list[int]]
 def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[str, Any]:
     """A run that saves beside its steps. Rank 1 writes the first checkpoint not before its seventh step, or cannot;
     what stood there at the beginning of each step."""
-    task, seen, gate, write = Pretraining(config, ranks.WORLD), [], threading.Event(), saving.save_file
+    task, seen, gate, write = Pretraining(config, scenarios.WORLD), [], threading.Event(), saving.save_file
     step = task.step
 
     def stepped(number: int, batch: Batch) -> StepResult:
@@ -103,16 +104,16 @@ def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[st
         return step(number, batch)
 
     def written(*arguments: Any) -> None:
-        if ranks.WORLD.rank == 1 and not gate.wait(60):
+        if scenarios.WORLD.rank == 1 and not gate.wait(60):
             raise TimeoutError("training does not go on")
-        if ranks.WORLD.rank == 1 and fails:
+        if scenarios.WORLD.rank == 1 and fails:
             raise OSError("no space left")
         write(*arguments)
 
     task.step, saving.save_file = stepped, written
-    reader = Reader(config, build_text_encoder(config.model.text), ranks.WORLD.rank, ranks.WORLD.ranks)
+    reader = Reader(config, build_text_encoder(config.model.text), scenarios.WORLD.rank, scenarios.WORLD.ranks)
     try:
-        train(task, reader, config, ranks.WORLD, folder, False, 1e12, about(config))
+        train(task, reader, config, scenarios.WORLD, folder, False, 1e12, about(config))
     except OSError as error:
         torch.distributed.barrier()  # rank 0 removes it
         return {"seen": seen, "error": str(error), "left": [p.name for p in (folder / load.FOLDER).iterdir()]}
@@ -124,9 +125,9 @@ def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[st
 
 def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) -> dict[str, Any]:
     """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
-    task = Pretraining(config, ranks.WORLD)
+    task = Pretraining(config, scenarios.WORLD)
     origin = folder.parent / source
-    start = restore(task, origin, True, ranks.WORLD, config.checkpoint.every, False)
+    start = restore(task, origin, True, scenarios.WORLD, config.checkpoint.every, False)
     batches, curve = MadeUp(config).batches(start), []
     for step in range(start, start + steps):
         task.step(step, next(batches))
@@ -138,7 +139,7 @@ def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) ->
 
 def poisoned(folder: Path, config: PretrainConfig, at: int, place: int) -> dict[str, Any]:
     """Six steps, in one of which one sample is NaN: digests after every step, and whether it was applied."""
-    task, rows = Pretraining(config, ranks.WORLD), []
+    task, rows = Pretraining(config, scenarios.WORLD), []
     batches = MadeUp(config, {at: place}).batches(0)
     rows.append([None, digests(task)])
     for step in range(6):
@@ -153,7 +154,7 @@ def save_three_times(
     folder: Path, config: PretrainConfig, before: Callable[[], None], after: Callable[[], None]
 ) -> list[Any]:
     """Save after each of three steps; before the second one something happens, after it something else."""
-    task = Pretraining(config, ranks.WORLD)
+    task = Pretraining(config, scenarios.WORLD)
     batches, found = MadeUp(config).batches(0), []
     for step in range(3):
         task.step(step, next(batches))
@@ -177,7 +178,7 @@ def save_three_times(
 def file_too_large(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Rank 1 may not write what it has to, once."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    small = (20_000 if ranks.WORLD.rank == 1 else limits[0], limits[1])
+    small = (20_000 if scenarios.WORLD.rank == 1 else limits[0], limits[1])
 
     def limit(to: tuple[int, int]) -> Callable[[], None]:
         return partial(resource.setrlimit, resource.RLIMIT_FSIZE, to)
@@ -190,33 +191,33 @@ def full_disk(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     disk = folder / load.FOLDER
     disk.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
-    mounted = [ranks.WORLD.rank == 0 and subprocess.run(mount, capture_output=True).returncode == 0]
+    mounted = [scenarios.WORLD.rank == 0 and subprocess.run(mount, capture_output=True).returncode == 0]
     torch.distributed.broadcast_object_list(mounted, src=0)
     if not mounted[0]:
         return {"found": None}
     filler = disk / "filler"
 
     def fill() -> None:
-        if ranks.WORLD.rank == 0:
+        if scenarios.WORLD.rank == 0:
             free = os.statvfs(disk)
             filler.write_bytes(bytes(free.f_bavail * free.f_bsize - 100_000))
 
     def free() -> None:
-        if ranks.WORLD.rank == 0:
+        if scenarios.WORLD.rank == 0:
             filler.unlink()
         torch.distributed.barrier()
 
     try:
         return {"found": save_three_times(folder, config, fill, free)}
     finally:
-        if ranks.WORLD.rank == 0:
+        if scenarios.WORLD.rank == 0:
             subprocess.run(["umount", str(disk)], check=True)
 
 
 def preview(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Sound of the EMA weights in the middle of training changes no weight."""
     logging = replace(config.logging, preview_prompts=("a bell rings", "a dog barks"))
-    task = Pretraining(replace(config, logging=logging), ranks.WORLD)
+    task = Pretraining(replace(config, logging=logging), scenarios.WORLD)
     batches = MadeUp(config).batches(0)
     for step in range(3):
         task.step(step, next(batches))
@@ -243,7 +244,7 @@ class Waits(TorchDispatchMode):
 
 def waits(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Of the fourth step: what a host would wait for in forward and backward, and in the optimizer's step."""
-    task, batches, mode = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0), Waits()
+    task, batches, mode = Pretraining(config, scenarios.WORLD), MadeUp(config).batches(0), Waits()
     step = task.engine.engine.step
 
     def stepped(*arguments: Any) -> None:
@@ -263,7 +264,7 @@ def waits(folder: Path, config: PretrainConfig) -> dict[str, Any]:
 def counted(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Of a rank's second step: bytes of its tensors, of gradients that stay after it, of DeepSpeed's buffers and of its
     collective operations."""
-    task, batches = Pretraining(config, ranks.WORLD), MadeUp(config).batches(0)
+    task, batches = Pretraining(config, scenarios.WORLD), MadeUp(config).batches(0)
     first, buffers = next(task.model.parameters()), [0]
 
     def look(gradient: torch.Tensor) -> None:  # the buffers are there in the backward pass
@@ -303,4 +304,4 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 if __name__ == "__main__":
-    ranks.main(SCENARIOS, small_config)
+    scenarios.main(SCENARIOS, small_config)
