@@ -1,25 +1,25 @@
 # shellcheck shell=bash
-# What the batch scripts beside this file share; they source it. Submit from the root of the repository.
+# Shared by the batch scripts in this folder, which source it. Submit from the root of the repository.
 #
 # Variables that a submission may set (OUTPUT=runs/a sbatch ..., or sbatch --export=ALL,OUTPUT=runs/a ...):
 #   OUTPUT        folder of the run
 #   PYTHON        the interpreter (default: .venv/bin/python if there is one, else python)
 #   PREFLIGHT     options of launch/preflight.py, e.g. "--memory 75 --bandwidth 200"; "no" leaves it out
 #   MAX_RETRIES   starts in a row that save nothing new before a job gives up (default 5)
-#   WAIT          seconds that the other ranks have to leave in, once one has ended (default 15)
+#   WAIT          seconds that the other ranks have to leave once one has ended (default 15)
 #   MASTER_ADDR   where the ranks meet (default: the first node)
 
 set -uo pipefail
 cd "$SLURM_SUBMIT_DIR" || exit 1
-if [ -n "${CONFIG:-}" ] && [ ! -f "$CONFIG" ]; then # before the nodes are looked at
+if [ -n "${CONFIG:-}" ] && [ ! -f "$CONFIG" ]; then # before the check of nodes
   echo "error: there is no configuration $CONFIG in $PWD" && exit 1
 fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python)}
 NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
 MASTER_ADDR=${MASTER_ADDR:-${NODES%% *}}
-# Every launch has a port of its own: the one before it may still be closing. Below what systems hand out themselves.
+# Every launch has a port of its own, because the former one may still be closing; below those that systems assign.
 MASTER_PORT=$((10000 + (SLURM_JOB_ID * 97 + ${SLURM_RESTART_COUNT:-0} * 13) % 20000))
-export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own, apart from ExitCode of trainer/core/cli.py
+export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own code, none of trainer/core/cli.py
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
 
 LIMIT_NEAR=
@@ -30,12 +30,12 @@ trap 'LIMIT_NEAR=yes' USR2 # from Slurm before the time limit, or from a person:
 say() { echo "[$(date '+%F %T')] job $SLURM_JOB_ID: $*"; }
 say "start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_NTASKS tasks of $NODES"
 
-next_port() { # nobody listens on it on this node, which is the first
+next_port() { # a port on which nobody listens on this node, the first
   export MASTER_PORT=$((MASTER_PORT + 1))
   while (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 }
 
-ranks() { # COMMAND...: on every task; its code is that of the first that a person has to look at, the highest, or srun's
+ranks() { # COMMAND...: runs on every task; returns the code of the first rank that needs a person, else the highest or srun's
   next_port
   export FIRST=$OUTPUT/ended # made by the first rank that fails
   rm -rf "$FIRST"
@@ -47,11 +47,11 @@ ranks() { # COMMAND...: on every task; its code is that of the first that a pers
       wait $pid # until it ends, or until the limit is near
     else # more than once: a rank that is still starting does not listen yet
       if [ -z "$told" ]; then
-        say "asked to stop before the time limit: the ranks keep what they have and leave"
+        say "asked to stop before the time limit: the ranks save what they have and leave"
         told=yes end=$(limit)
       fi
       scancel --signal="$ASK" "$SLURM_JOB_ID" 2>/dev/null
-      # What Slurm itself ends at the limit it does not put back into the queue.
+      # Slurm does not requeue a job that it ends at the limit itself.
       [ "$(date +%s)" -lt $((end - MARGIN)) ] || again 75 "not all ranks have left in time"
       sleep 2
     fi
@@ -89,12 +89,12 @@ lost() { # CODE: hung, or 128 + the number of the signal that ended a rank
   [ "$1" = 78 ] || { [ "$1" -gt 128 ] && [ "$1" -le 192 ]; }
 }
 
-leave() { # CODE: ends the job, which goes back into the queue where another time may go well; see docs/cluster.md
+leave() { # CODE: ends the job, or requeues it if another start may succeed; see docs/cluster.md
   case $1 in
-    75) again "$1" "stopped as it was asked to, and saved" ;;
-    1) say "failed: mend what the sentence after 'error:' says, then submit again" ;;
+    75) again "$1" "stopped as requested, and saved" ;;
+    1) say "failed: fix what the sentence after 'error:' says, then submit again" ;;
     2) say "failed: the command line is wrong" ;;
-    76) say "a node is not as it should be: see the line above, and submit again without it, sbatch --exclude=NODE ..." ;;
+    76) say "a node failed the check: see the line above, and submit again without it: sbatch --exclude=NODE ..." ;;
     77) say "data or checkpoints are damaged: launch/verify.py lists what; restore it, then submit again" ;;
     79) say "diverged: see the line above" ;;
     *)
@@ -104,12 +104,12 @@ leave() { # CODE: ends the job, which goes back into the queue where another tim
       again "$1" "Slurm could not start the ranks (code $1); is a node gone?"
       ;;
   esac
-  say "ends with code $1; it is not put back into the queue"
+  say "ends with code $1 and is not requeued"
   exit "$1"
 }
 
 again() { # CODE, WHY
-  say "$2; goes back into the queue and on from the last checkpoint"
+  say "$2; requeues itself and will resume from the last checkpoint"
   scontrol requeue "$SLURM_JOB_ID" && exit "$1"
   say "Slurm does not requeue it: submit it again by the same command"
   exit "$1"
@@ -122,7 +122,7 @@ count_start() { # WORK: gives up after MAX_RETRIES starts in a row that saved no
   [ -f "$file" ] && read -r count before <"$file"
   if [ -n "$before" ] && [ "${before%% *}" != "$SLURM_JOB_ID" ] &&
     squeue -h -t RUNNING -j "${before%% *}" 2>/dev/null | grep -q .; then
-    say "job ${before%% *} is at work in $OUTPUT: cancel that one first, or give another OUTPUT"
+    say "job ${before%% *} is running in $OUTPUT: cancel that one first, or give another OUTPUT"
     exit 1
   fi
   [ "$before" = "$here" ] || count=0
@@ -134,16 +134,16 @@ count_start() { # WORK: gives up after MAX_RETRIES starts in a row that saved no
   [ "$count" = 0 ] || say "attempt $((count + 1)) of at most $limit from the same point"
 }
 
-progress() { # what has been saved: which checkpoint is the last, which finished files lie in the folder that a script names
+progress() { # what has been saved: which checkpoint is the last, which finished files are in the folder that a script names
   cat "$OUTPUT/latest.json" 2>/dev/null
   case ${KEPT:-} in
     '') ;;
-    *://*) date +%F ;; # nobody looks into a bucket: as many starts in a day
+    *://*) date +%F ;; # a bucket is not listed: so many starts per day
     *) find "$KEPT" \( -name compiled -o -name temporary -o -name '.?*' \) -prune -o -type f -print 2>/dev/null | sort ;;
   esac
 }
 
-check_nodes() { # COMMAND...: what it is started with says what a node must have
+check_nodes() { # COMMAND...: its configuration says what a node must have
   [ "${PREFLIGHT:-}" = no ] && return
   # shellcheck disable=SC2086  # several options
   ranks launch/preflight.py --output "$OUTPUT" ${PREFLIGHT:-} --of "$@" || leave $?

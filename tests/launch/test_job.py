@@ -89,16 +89,16 @@ def desk(tmp_path):
     ("codes", "code", "requeued", "starts", "words"),
     [
         ([0], 0, False, 1, "done; next: python launch/convert.py"),
-        ([75], 75, True, 1, "stopped as it was asked to, and saved; goes back into the queue"),
-        ([1], 1, False, 1, "mend what the sentence after 'error:' says"),
+        ([75], 75, True, 1, "stopped as requested, and saved; requeues itself"),
+        ([1], 1, False, 1, "fix what the sentence after 'error:' says"),
         ([2], 2, False, 1, "the command line is wrong"),
-        ([76], 76, False, 1, "submit again without it, sbatch --exclude=NODE"),
+        ([76], 76, False, 1, "submit again without it: sbatch --exclude=NODE"),
         ([77], 77, False, 1, "launch/verify.py lists what"),
         ([79], 79, False, 1, "diverged"),
         ([78, 0], 0, False, 2, "a rank was lost (code 78"),
         ([137, 139, 0], 0, False, 3, "a rank was lost (code 139"),
         (["137after77"], 77, False, 1, "launch/verify.py lists what"),
-        (["137after1"], 1, False, 1, "mend what the sentence after 'error:' says"),
+        (["137after1"], 1, False, 1, "fix what the sentence after 'error:' says"),
         (["78after137", "137after78", 0], 0, False, 3, "a rank was lost (code 137"),
         (["137after76", 137], 76, False, 1, "submit again without it"),
         ([80], 80, True, 1, "Slurm could not start the ranks (code 80)"),
@@ -112,7 +112,7 @@ def test_what_a_code_leads_to(desk, codes, code, requeued, starts, words):
     assert ended == code and words in said, said
     assert desk.calls("scontrol requeue") == (["scontrol requeue 7"] if requeued else [])
     assert len(desk.calls("srun")) == starts
-    assert ("not put back" in said) == (code not in (0, 75, 80, 233) and "gives up" not in words)
+    assert ("not requeued" in said) == (code not in (0, 75, 80, 233) and "gives up" not in words)
 
 
 def test_what_slurm_does_not_requeue_is_to_be_submitted_again(desk):
@@ -138,7 +138,7 @@ def test_what_is_misspelt_is_named_before_anything_starts(desk):
 def test_two_jobs_do_not_share_a_folder(desk):
     assert desk.run([1])[0] == 1
     code, said = desk.run([0], SLURM_JOB_ID="8", RUNNING="7 all pretrain R")
-    assert code == 1 and f"job 7 is at work in {desk.output}" in said
+    assert code == 1 and f"job 7 is running in {desk.output}" in said
     assert len(desk.calls("srun")) == 1
 
 
@@ -170,7 +170,7 @@ def test_a_job_whose_ranks_do_not_leave_goes_back_before_its_limit(desk):
     until(lambda: bool(desk.calls("srun")), 10)
     process.send_signal(signal.SIGUSR2)
     said, _ = process.communicate(timeout=30)
-    assert process.returncode == 75 and "not all ranks have left in time; goes back into the queue" in said
+    assert process.returncode == 75 and "not all ranks have left in time; requeues itself" in said
     assert desk.calls("scontrol requeue") == ["scontrol requeue 7"] and datetime.now() < end - timedelta(seconds=30)
 
 

@@ -78,7 +78,7 @@ def test_asked_to_stop_it_saves_comes_back_and_ends(slurm, base):
     training = Training(slurm, base, "asked", "--set", "training.steps=40", "--set", "checkpoint.every=1000")
     training.reaches(3)
     slurm.run("scancel", "--batch", "--signal=USR2", training.job.number)
-    training.says("stopped as it was asked to, and saved; goes back into the queue")
+    training.says("stopped as requested, and saved; requeues itself")
     saved = training.run.resumable()
     assert saved == training.run.step() >= 3
     assert f"asked to stop: step {saved} of 40 is saved" in training.job.said()
@@ -92,7 +92,7 @@ def test_a_wrong_configuration_is_not_tried_again(slurm, base):
     state = training.job.wait(PATIENCE)
     assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("FAILED", "0", "1:0")
     assert re.search(r"0: error: .*optimizer\.lr.*fast", training.job.said()), training.job.said()
-    assert "not put back into the queue" in training.job.said()
+    assert "is not requeued" in training.job.said()
 
 
 @pytest.mark.long
@@ -114,7 +114,7 @@ def test_a_time_limit(slurm, base):
     options = ("--time=1", "--signal=B:USR2@30")
     training = Training(slurm, base, "limited", *settings, options=options)
     training.says("asked to stop before the time limit")
-    training.says("goes back into the queue")
+    training.says("requeues itself")
     assert training.job.state()["JobState"] in ("PENDING", "COMPLETING")
     slurm.run("scontrol", "update", f"JobId={training.job.number}", "TimeLimit=60")
     training.checks_end(restarts=1, reference=undisturbed(base, "limited", *settings))
