@@ -53,6 +53,7 @@ setup(
         "pydantic>=2.10,<3",
         "filelock>=4.2.11",
         "openai>=1.50",
+        "tenacity>=9",
         "inflect>=5.6,<6",  # later ones check their own types at import, which takes two seconds
     ],
     extras_require={

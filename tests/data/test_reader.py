@@ -238,8 +238,8 @@ class TestConditions:
 
     def test_holes(self, small):
         model = replace(small.model, codec=replace(small.model.codec, frames=100))
-        make = assembler(model, inpaint=(0.2, 0.6))
-        masks = torch.stack([make.given("inpainting", np.random.default_rng(i)) for i in range(500)])
+        make = assembler(model, inpainting_hole=(0.2, 0.6))
+        masks = torch.stack([make.draw_given_mask("inpainting", np.random.default_rng(i)) for i in range(500)])
         assert set(masks.unique().tolist()) == {0, 1}
         holes = (masks == 0).sum(1)
         assert 20 <= holes.min() <= 22 and 58 <= holes.max() <= 60 and abs(holes.float().mean() - 40) < 2
@@ -249,8 +249,8 @@ class TestConditions:
 
     def test_prefixes(self, small):
         model = replace(small.model, codec=replace(small.model.codec, frames=100))
-        make = assembler(model, prefix=(0.3, 0.6))
-        masks = torch.stack([make.given("completion", np.random.default_rng(i)) for i in range(500)])
+        make = assembler(model, completion_prefix=(0.3, 0.6))
+        masks = torch.stack([make.draw_given_mask("completion", np.random.default_rng(i)) for i in range(500)])
         lengths = masks.sum(1).long()
         assert 30 <= lengths.min() <= 31 and 59 <= lengths.max() <= 60 and abs(lengths.float().mean() - 45) < 1.5
         assert all(m[:n].all() and not m[n:].any() for m, n in zip(masks, lengths, strict=True))

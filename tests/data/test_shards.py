@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from audiox_trainer.models.config import CodecConfig, TextConfig, VideoConfig
+from audiox_trainer.trainer.core.files import hash_file, hash_json
 from audiox_trainer.trainer.data.record import COLUMNS, Record, from_columns
 from audiox_trainer.trainer.data.shards import DamagedError, ShardError, ShardWriter, check_shards, read_features
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
@@ -110,7 +111,7 @@ def test_a_record_that_does_not_fit(tmp_path, changes, message):
 
 def test_repeated_id_and_nothing_written(tmp_path):
     with (
-        pytest.raises(ValueError, match="'clip-0' was written"),
+        pytest.raises(ValueError, match="'clip-0' was already written"),
         ShardWriter(tmp_path / "out", CODEC, TEXT, VIDEO) as writer,
     ):
         writer.write(record())
@@ -178,9 +179,12 @@ def edit(path, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def unseal(folder):
-    features = json.loads((folder / "features.json").read_text())
-    (folder / "features.json").write_text(json.dumps({k: v for k, v in features.items() if k not in ("index", "seal")}))
+def reseal(folder):
+    """As another program would have written it: the hashes fit what is there."""
+    index, features = folder / "index.json", folder / "features.json"
+    if index.is_file() and features.is_file():
+        edit(features, index_hash=hash_file(index))
+        edit(features, checksum=hash_json(json.loads(features.read_text()), "checksum"))
 
 
 DAMAGE = {
@@ -191,7 +195,7 @@ DAMAGE = {
     "index empty": (lambda f: edit(f / "index.json", shards=[]), r"index\.json: lists no shards"),
     "index foreign": (lambda f: edit(f / "index.json", shards=[{"a": 1}]), r"index\.json: no MDS index"),
     "features foreign": (lambda f: edit(f / "features.json", colour=1), r"features\.json: colour: unknown key"),
-    "features old": (lambda f: edit(f / "features.json", format=0), r"features\.json: format 0, this version reads 1"),
+    "features old": (lambda f: edit(f / "features.json", format=0), r"features\.json: format 0, not 2; prepare"),
     "samples differ": (lambda f: edit(f / "features.json", samples=9), r"index\.json counts 20 samples.* 9"),
     "no shard": (lambda f: (f / "shard.00001.mds").unlink(), r"shard\.00001\.mds is missing"),
     "shard cut": (lambda f: os.truncate(f / "shard.00001.mds", 999), r"shard\.00001\.mds has 999 bytes, its index"),
@@ -203,10 +207,9 @@ DAMAGE = {
 @pytest.mark.parametrize("kind", DAMAGE)
 @pytest.mark.parametrize("hashes", [False, True])
 def test_damage_is_named(folder, kind, hashes):
-    """In a folder without seals, as earlier versions wrote it."""
     damage, message = DAMAGE[kind]
-    unseal(folder)
     damage(folder)
+    reseal(folder)
     with pytest.raises(ShardError, match=message):
         check_shards(folder, hashes)
 
@@ -215,10 +218,10 @@ def test_damage_is_named(folder, kind, hashes):
     ("damage", "message"),
     [
         (lambda f: edit(f / "index.json", version=3), r"index\.json has changed: its hash is not that in features"),
-        (lambda f: edit(f / "features.json", seconds=4.0), r"features\.json has changed: its seal"),
+        (lambda f: edit(f / "features.json", seconds=4.0), r"features\.json has changed: its checksum"),
     ],
 )
-def test_what_is_sealed_cannot_change(folder, damage, message):
+def test_index_and_features_cannot_change(folder, damage, message):
     damage(folder)
     with pytest.raises(DamagedError, match=message):
         check_shards(folder, hashes=False)
@@ -242,8 +245,8 @@ def test_no_folder_and_an_empty_one(tmp_path):
 def test_an_index_cannot_lead_elsewhere(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["raw_data"]["basename"] = "../copy/shard.00000.mds"
-    unseal(folder)
     (folder / "index.json").write_text(json.dumps(index))
+    reseal(folder)
     with pytest.raises(ShardError, match="is missing"):
         check_shards(folder, hashes=False)
 
@@ -256,8 +259,8 @@ def test_samples_without_latents(folder):
             place = shard["column_names"].index(column)
             for values in (shard["column_names"], shard["column_encodings"], shard["column_sizes"]):
                 del values[place]
-    unseal(folder)
     (folder / "index.json").write_text(json.dumps(index))
+    reseal(folder)
     with pytest.raises(ShardError, match=r"index\.json: no column latent_mean, latent_std, there are .*prepare the"):
         check_shards(folder, hashes=False)
 
@@ -265,7 +268,7 @@ def test_samples_without_latents(folder):
 def test_columns_of_another_program(folder):
     index = json.loads((folder / "index.json").read_text())
     index["shards"][0]["column_encodings"][0] = "pkl"
-    unseal(folder)
     (folder / "index.json").write_text(json.dumps(index))
+    reseal(folder)
     with pytest.raises(ShardError, match=r"index\.json: columns .*'pkl'"):
         check_shards(folder, hashes=False)

@@ -137,7 +137,7 @@ def collapsed(folder: Path, config: DistillConfig, size: float) -> dict[str, Any
     task.engines["student"].module.register_forward_hook(answer)
     task.engines["discriminator"].module.register_forward_hook(scores)
     for update, batch in zip(range(task.total), MadeUp(config).batches(0), strict=False):
-        task.step(update, replace(batch, given=torch.zeros_like(batch.given)))
+        task.step(update, replace(batch, given_mask=torch.zeros_like(batch.given_mask)))
         said.append({"phase": task.kind(update), "said": task.warnings(task.metrics())})
     task.destroy()
     return {"rows": said}

@@ -105,7 +105,7 @@ class Plain:
 
     def estimate(self, z, t, batch):
         clean = z - t * self.velocity(self.student, z, t, batch)
-        return torch.where(batch.given[:, :, None] > 0, batch.latents, clean)
+        return torch.where(batch.given_mask[:, :, None] > 0, batch.latents, clean)
 
     def sample(self, u, batch, k):
         """ẑ_0 at step k; only the last step keeps its gradient."""
@@ -114,7 +114,7 @@ class Plain:
 
     @torch.no_grad()
     def rollout(self, noise, batch):
-        z, given = noise[0], batch.given[:, :, None] > 0
+        z, given = noise[0], batch.given_mask[:, :, None] > 0
         for fresh, (t, to) in zip(noise[1:], itertools.pairwise(self.times), strict=False):
             if self.euler:
                 z = z + (to - t) * self.velocity(self.student, z, t, batch)
@@ -127,7 +127,7 @@ class Plain:
         return self.head(self.velocity(self.teacher, z, t, batch, n_blocks=1))
 
     def endpoint(self, z, batch):
-        noise, given = z, batch.given[:, :, None] > 0
+        noise, given = z, batch.given_mask[:, :, None] > 0
         with torch.no_grad():
             for t, to in ((1.0, 2 / 3), (2 / 3, 1 / 3), (1 / 3, 0.0)):
                 z = z + (to - t) * self.guided(z, t, batch)

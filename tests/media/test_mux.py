@@ -97,7 +97,7 @@ def test_what_cannot_be_written_is_refused_and_harms_nothing(videos, wave, tmp_p
         with pytest.raises(ValueError, match=complaint):
             write_media(tmp_path / out, wave, RATE, video)
     before = (videos / "a.mp4").read_bytes()
-    with pytest.raises(ValueError, match="is the given video itself"):
+    with pytest.raises(ValueError, match="is the video itself"):
         write_media(videos / "a.mp4", wave, RATE, videos / "a.mp4")
     assert (videos / "a.mp4").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["sound.wav", "text.mp4"]

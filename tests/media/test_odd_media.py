@@ -104,7 +104,7 @@ CUT = {
     "b.mkv": ("libx264", "aac", "declares 4.0. s and ends after"),
     "a.mka": (None, "aac", "declares 4.0. s and ends after"),
     "a.webm": ("libvpx", "libopus", "declares 4.0. s and ends after"),
-    "a.flv": ("flv", "aac", "(declares 4.0. s and ends after|the last packet is cut)"),
+    "a.flv": ("flv", "aac", "(declares 4.0. s and ends after|the last packet is truncated)"),
     "a.avi": ("mpeg4", "libmp3lame", r"declares \d+ bytes and holds"),
     "a.w64": (None, "pcm_s16le", r"declares \d+ bytes and holds"),
     "a.wma": (None, "wmav2", r"declares \d+ bytes and holds"),

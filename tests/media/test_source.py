@@ -103,7 +103,7 @@ def test_what_is_too_large_to_fetch_is_read_in_parts(tmp_path, shelf, monkeypatc
     np.testing.assert_array_equal(
         read_sound(f"{shelf.address}/parts/a.wav", MONO), read_sound(tmp_path / "a.wav", MONO)
     )
-    with refused(Reason.UNREADABLE, r"holds more than 100000 bytes, and its server neither says .*fetch it beforehand"):
+    with refused(Reason.UNREADABLE, r"holds more than 100000 bytes, and its server gives neither .*download it first"):
         read_sound(f"{shelf.address}/nolength/a.wav", MONO)
 
 

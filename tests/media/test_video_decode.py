@@ -120,7 +120,7 @@ def test_the_last_picture_lasts_as_long_as_it_is_shown(tmp_path):
     with FrameReader(path, CODED) as reader:
         reader.nearest([0.0, 3.0])
         reader.check_reaches(1.4)
-        with pytest.raises(MediaError, match=r"the pictures end at 1\.00 s, the sound goes on to 1\.60 s") as caught:
+        with pytest.raises(MediaError, match=r"the pictures end at 1\.00 s, the sound at 1\.60 s") as caught:
             reader.check_reaches(1.6)
     assert caught.value.reason is Reason.TRUNCATED
 

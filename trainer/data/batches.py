@@ -1,4 +1,4 @@
-"""The eight tasks: which conditions a sample gets, holes and prefixes, dropout (section IV-B, Table A.1).
+"""Assemble batches: the task of each sample, its conditions, holes and prefixes, dropout (section IV-B, Table A.1).
 
 B batch, L latent frames, C latent channels, S motion steps, D feature width, T text tokens.
 """
@@ -25,16 +25,16 @@ from ..core.rng import Purpose, sample_rng
 from ..core.tasks import TASKS
 from .record import Record
 
-# What a shard is decoded to cannot be written, and nobody here does.
+# Arrays decoded from a shard are read-only, and nothing here writes to them.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What the conditioner takes."""
+    """The input of the conditioner."""
 
-    video: Tensor  # (B, S, D), zeros where there is none; float16 until it is moved
-    audio: Tensor  # (B, L, C), zeros where nothing is given
+    video: Tensor  # (B, S, D), zeros without a video; float16 until moved to a device
+    audio: Tensor  # (B, L, C), zeros where the sound is not given
     text: Tensor  # (B, T, Dt)
     text_length: Tensor  # (B,) int64
 
@@ -42,7 +42,7 @@ class Conditions:
         return self.video, self.audio, self.text, self.text_length
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Conditions":
-        """Features in `dtype`, lengths as they are."""
+        """Move to a device, with features in `dtype`."""
 
         def move(x: Tensor) -> Tensor:
             return x.to(device=device, dtype=dtype, non_blocking=True)
@@ -53,26 +53,26 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's samples of one rank."""
+    """The samples of one rank in one step."""
 
     latents: Tensor  # (B, L, C) float32, drawn from mean and deviation
     conditions: Conditions
-    given: Tensor  # (B, L), 1 where the latents are a condition, which a sampler keeps
-    places: Tensor  # (B,) int64, each sample's place in the global batch
+    given_mask: Tensor  # (B, L), 1 where the latents are a condition, which a sampler keeps
+    places: Tensor  # (B,) int64: the place of each sample in the global batch
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
-    noise: Tensor | None = None  # (B, L, C), where the latents are the endpoints of a teacher's ODE from it
+    noise: Tensor | None = None  # (B, L, C), if the latents are endpoints of a teacher's ODE that starts from it
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """The same samples there; their places stay."""
+        """Move to a device; places stay on the host."""
         return replace(
             self,
             latents=self.latents.to(device, non_blocking=True),
             conditions=self.conditions.to(device, self.latents.dtype),
-            given=self.given.to(device, non_blocking=True),
+            given_mask=self.given_mask.to(device, non_blocking=True),
             noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
         )
 
@@ -82,34 +82,34 @@ class Batch:
             self,
             latents=pinned(self.latents),
             conditions=Conditions(*(pinned(x) for x in self.conditions.tensors())),
-            given=pinned(self.given),
+            given_mask=pinned(self.given_mask),
             noise=None if self.noise is None else pinned(self.noise),
         )
 
     def split(self, size: int) -> list["Batch"]:
-        """Micro-batches of `size` samples."""
-        parts = []
+        """Split into micro-batches of `size` samples."""
+        batches = []
         for i in range(0, len(self), size):
             cut = slice(i, i + size)
             conditions = Conditions(*(x[cut] for x in self.conditions.tensors()))
-            tensors = self.latents[cut], conditions, self.given[cut], self.places[cut]
+            tensors = self.latents[cut], conditions, self.given_mask[cut], self.places[cut]
             noise = None if self.noise is None else self.noise[cut]
-            parts.append(Batch(*tensors, self.tasks[cut], self.ids[cut], noise))
-        return parts
+            batches.append(Batch(*tensors, self.tasks[cut], self.ids[cut], noise))
+        return batches
 
 
 @dataclass(frozen=True)
 class SampleConditions:
-    """What of a record a sample is conditioned on."""
+    """The conditions that were drawn for a sample."""
 
     task: str
     text: str
     video: bool
-    given: Tensor  # (L,), 1 where the latents are
+    given_mask: Tensor  # (L,), 1 where the latents are a condition
 
 
 class BatchAssembler:
-    """Records to batches: draws each sample's task, caption, hole, prefix and dropout, and encodes the texts."""
+    """Turns records into batches: draws task, caption, hole, prefix and dropout per sample, and encodes the texts."""
 
     def __init__(self, model: ModelConfig, data: DataConfig, encode_text: TextEncoder, seed: int) -> None:
         self.model = model
@@ -122,17 +122,17 @@ class BatchAssembler:
     def __call__(
         self, records: Sequence[Record], tasks: Sequence[dict[str, float]], step: int, places: Sequence[int]
     ) -> Batch:
-        """`tasks` holds the weights of each record's stream, `places` its place in the global batch.
+        """tasks: for each record the task weights of its stream. places: the place of each in the global batch.
 
-        Raises ValueError when a record lacks what all its possible tasks need.
+        Raises ValueError when a record can serve none of its stream's tasks.
         """
         choices = [self.choose(r, w, step, p) for r, w, p in zip(records, tasks, places, strict=True)]
         return self.batch(records, choices, self.latents(records, step, places), places)
 
     def latents(self, records: Sequence[Record], step: int, places: Sequence[int]) -> Tensor:
-        """(B, L, C) float32, drawn from the records' means and deviations."""
+        """Draw (B, L, C) float32 from the records' means and deviations."""
         latents = _stacked([r.latent_mean for r in records]).float()
-        # Not every codec has a deviation, and among bytes a value is found several times as fast as among numbers.
+        # Some codecs have no deviation. Searching bytes is several times as fast as searching numbers.
         drawn = [i for i, record in enumerate(records) if record.latent_std.view(np.uint8).any()]
         if drawn:
             noise = np.zeros(latents.shape, np.float32)
@@ -142,7 +142,7 @@ class BatchAssembler:
                     rng = sample_rng(self.seed, step, places[i], Purpose.LATENT)
                     rng.standard_normal(dtype=np.float32, out=noise[i])
 
-            # Drawing normal numbers is most of a batch's time and leaves Python free: half of it in another thread.
+            # Most of a batch's time is spent on normal numbers, which release the GIL: a thread draws half of them.
             other = self.thread.submit(draw, drawn[::2])
             draw(drawn[1::2])
             other.result()
@@ -150,45 +150,45 @@ class BatchAssembler:
         return latents
 
     def choose(self, record: Record, tasks: dict[str, float], step: int, place: int) -> SampleConditions:
-        """What a sample is conditioned on, dropout included."""
+        """Draw the conditions of a sample, with dropout."""
         rng = sample_rng(self.seed, step, place, Purpose.CONDITIONS)
         task = choose_task(record, tasks, rng)
         drop_text, drop_video, drop_audio = self._dropout(rng)
         text = choose_text(record, task, rng)
-        given = self.given(task, rng)
+        given_mask = self.draw_given_mask(task, rng)
         return SampleConditions(
             task,
             "" if drop_text else text,
             TASKS[task].video and not drop_video,
-            torch.zeros_like(given) if drop_audio else given,
+            torch.zeros_like(given_mask) if drop_audio else given_mask,
         )
 
     def batch(
         self, records: Sequence[Record], choices: Sequence[SampleConditions], latents: Tensor, places: Sequence[int]
     ) -> Batch:
-        """The choices carried out on latents (B, L, C)."""
+        """Put latents (B, L, C) and the drawn conditions together."""
         videos = torch.zeros(len(records), self.model.video.steps, self.model.video.dim, dtype=torch.float16)
         for row, record, choice in zip(videos, records, choices, strict=True):
             if choice.video:
-                self._show(record, row)
+                self._add_video(record, row)
         text, length = self.encode_text([c.text for c in choices])
-        given = torch.stack([c.given for c in choices])
-        conditions = Conditions(videos, latents * given[:, :, None], text, length)
+        given_mask = torch.stack([c.given_mask for c in choices])
+        conditions = Conditions(videos, latents * given_mask[:, :, None], text, length)
         tasks, ids = tuple(c.task for c in choices), tuple(r.id for r in records)
-        return Batch(latents, conditions, given, torch.tensor(places), tasks, ids)
+        return Batch(latents, conditions, given_mask, torch.tensor(places), tasks, ids)
 
     def video(self, record: Record) -> Tensor:
-        """Image and motion features on one time grid, added (section IV-A): (S, D) float16; zeros without a video."""
+        """Image plus motion features on one time grid (section IV-A): (S, D) float16; zeros without a video."""
         video = torch.zeros(self.model.video.steps, self.model.video.dim, dtype=torch.float16)
-        self._show(record, video)
+        self._add_video(record, video)
         return video
 
-    def _show(self, record: Record, video: Tensor) -> None:
+    def _add_video(self, record: Record, video: Tensor) -> None:
         if len(record.motion):
             add_video_features(_tensor(record.image), _tensor(record.motion), self.nearest, video)
 
-    def given(self, task: str, rng: np.random.Generator) -> Tensor:
-        """1 where the task gives the sound's latents as a condition, 0 elsewhere: (L,)."""
+    def draw_given_mask(self, task: str, rng: np.random.Generator) -> Tensor:
+        """Draw where the task gives the latents as a condition: 1 there, 0 elsewhere, (L,)."""
         frames = self.model.codec.frames
         mask = torch.zeros(frames)
         if task == "inpainting":
@@ -210,10 +210,10 @@ class BatchAssembler:
 
 
 def nearest_images(model: ModelConfig) -> Tensor:
-    """The image nearest in time to each motion feature (S,); of two as near, the earlier one.
+    """The image nearest in time to each motion feature (S,); the earlier one of two at the same distance.
 
-    Image i was seen at i / image_rate and motion frame j at j / motion_rate. What a feature stands for lasts until its
-    last frame ends, so half a frame before the middle of it lies the middle of the moments that it was made from.
+    Image i is at i / image_rate and motion frame j at j / motion_rate. A feature lasts until its last frame ends, so
+    its frames are centred half a frame before its middle.
     """
     video = model.video
     moments = video_seconds(model) - 0.5 / video.motion_rate
@@ -221,14 +221,14 @@ def nearest_images(model: ModelConfig) -> Tensor:
 
 
 def add_video_features(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
-    """Image features (N, D) and motion features (S, D), added on the motion's time grid, to `video` (S, D) float16."""
-    images = images.half()  # as it lies in a shard; what never lay there is float32
+    """Write image features (N, D) plus motion features (S, D), on the motion's time grid, to `video` (S, D)."""
+    images = images.half()  # as in a shard; features from elsewhere are float32
     torch.index_select(images, 0, nearest.clamp(max=len(images) - 1), out=video)
     video += motion.half()
 
 
 def _tensor(array: NDArray[np.floating[Any]]) -> Tensor:
-    """Torch converts float16 several times as fast as NumPy. The memory stays a shard's, and is only read."""
+    """Share the memory of a shard. Torch converts float16 several times as fast as NumPy."""
     return torch.from_numpy(array)
 
 
@@ -237,7 +237,7 @@ def _stacked(arrays: Sequence[NDArray[np.floating[Any]]]) -> Tensor:
 
 
 def choose_task(record: Record, weights: dict[str, float], rng: np.random.Generator) -> str:
-    """One of the stream's tasks that the record can serve, by weight."""
+    """Draw one of the stream's tasks that the record can serve, by weight."""
     names, bounds = _usable_tasks(tuple(weights.items()), bool(record.captions), len(record.motion) > 0)
     if not names:
         raise ValueError(f"sample {record.id!r} serves none of the tasks {', '.join(weights)}: no caption or no video")
@@ -262,9 +262,9 @@ def _can_serve(text: bool, video: bool, task: str) -> bool:
 
 
 def choose_text(record: Record, task: str, rng: np.random.Generator) -> str:
-    """One of the captions, or the task's description where the task has no text of its own (section IV-B).
+    """Draw one of the captions, or take the task's default text if it has no text of its own (section IV-B).
 
-    Inpainting and completion have either, evenly: a caption helps where the user gives one.
+    Inpainting and completion get a caption half of the time, because users may give one.
     """
     pick = int(rng.integers(max(1, len(record.captions))))
     described = bool(rng.random() < 0.5)

@@ -1,4 +1,4 @@
-"""Streams in a bucket: index and features are fetched at the start, shards when they are first read, each checked."""
+"""Streams in a bucket: index and features are fetched at the start, shards when first read; all are checked."""
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -10,19 +10,19 @@ SMALL_FILES = ("features.json", "index.json")
 
 
 def cache_folder(path: str, cache: str) -> Path:
-    """Where a stream's files lie on this machine: its own folder, or below `cache`."""
+    """The folder of a stream on this machine: its own, or one below `cache`."""
     return Path(cache, *path.split("://")) if is_remote(path) else Path(path)
 
 
 def fetch_stream(path: str, cache: str, hashes: bool) -> Path:
-    """Brings what is small of a stream in a bucket here, and checks the shards that are here already.
+    """Fetch the small files of a stream in a bucket, and check the shards that are already in the cache.
 
-    With `hashes` every byte of them is read. Processes that do this at once write the same.
+    With `hashes` every byte of them is read. Processes may do this at once, because they write the same files.
 
     Raises:
-        ShardError: the stream is another one now, or something of it is damaged; names the file.
+        ShardError: the bucket holds another stream now, or a file is damaged; names the file.
         UnansweredError: the bucket does not answer.
-        OSError: it refuses, or there is no room.
+        OSError: the bucket refuses, or the disk is full.
     """
     folder = cache_folder(path, cache)
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,8 +44,8 @@ def fetch_stream(path: str, cache: str, hashes: bool) -> Path:
 
 
 def damaged_in_cache(error: DamagedError, url: str) -> DamagedError:
-    """The same of a file that was fetched from `url`, with what to do about that."""
+    """The same error for a file that was fetched from `url`, with the remedy for that case."""
     what, _, _ = str(error).rpartition("; ")
     return DamagedError(
-        f"{what}; remove it, it is fetched again; if it comes back so, {url} is damaged: prepare it again"
+        f"{what}; remove it, it is fetched again; if that does not help, {url} is damaged: prepare it again"
     )

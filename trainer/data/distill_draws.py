@@ -1,4 +1,4 @@
-"""The random numbers of a distillation, each sample's from its own generators (`rng.py`).
+"""The random numbers of distillation. Every sample has generators of its own (`core/rng.py`).
 
 B batch, L latent frames, C latent channels.
 """
@@ -15,25 +15,25 @@ from .batches import Batch
 
 
 class DistillDraws:
-    """Functions of the seed, the update and the places of a batch in the global batch."""
+    """Random numbers as functions of the seed, the update, and the places of a batch in the global batch."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
 
     def interval(self, update: int, probabilities: Sequence[float]) -> int:
-        """Which of the student's steps an update is about: one for all samples and ranks."""
+        """Draw the step of the student that an update trains: one for all samples and ranks."""
         rng = sample_rng(self.seed, update, 0, Purpose.INTERVAL)
         return int(rng.choice(len(probabilities), p=np.array(probabilities) / sum(probabilities)))
 
     @staticmethod
-    def first(seed: int, update: int, place: int, shape: tuple[int, ...]) -> Tensor:
-        """A sample's first noise (L, C), which is `rollout`'s whatever `k` is."""
+    def first_noise(seed: int, update: int, place: int, shape: tuple[int, ...]) -> Tensor:
+        """The first noise (L, C) of a sample, the same as in `rollout` for every `k`."""
         rng = sample_rng(seed, update, place, Purpose.ROLLOUT)
-        rng.uniform()  # the level that `_draw` takes
+        rng.uniform()  # `_draw` takes a level first
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
     def rollout(self, update: int, batch: Batch, k: int) -> Tensor:
-        """The student's first noise and what its `k` renoisings take: (k + 1, B, L, C)."""
+        """The student's first noise and that of its `k` renoisings: (k + 1, B, L, C)."""
         noise, _ = self._draw(update, batch, Purpose.ROLLOUT, k + 1, (0.0, 1.0))
         return noise
 

@@ -1,10 +1,10 @@
-"""Pairs of noise and the endpoint that a teacher's ODE leads to from it, in shards, for the warm start of a student.
+"""Pairs for the warm start of a student: noise, and the endpoint of a teacher's ODE that starts from it.
 
-    PAIRS/pairs.json                              what was made, and how
+    PAIRS/pairs.json                              the settings that the pairs were made with
           part_00000_of_00008_rank_00003/         a folder of shards: one rank's share of some batches
 
-A pair is an ordinary record whose latents are the endpoint; its annotation holds what it was conditioned on, and the
-numbers that the noise was drawn from. B batch, L latent frames, C latent channels.
+A pair is an ordinary record whose latents are the endpoint. Its annotation holds the conditions, and the numbers that
+the noise is drawn from. B batch, L latent frames, C latent channels.
 """
 
 from collections.abc import Iterator
@@ -30,23 +30,23 @@ from .shards import ShardError
 
 @dataclass(frozen=True)
 class PairSettings:
-    """`pairs.json`: what has to be the same for a folder to be gone on with, and how many parts make it whole."""
+    """`pairs.json`: the settings that must be the same to resume a folder, and the number of its parts."""
 
-    teacher: str  # hash of the weights
+    teacher: str  # hash of its weights
     precision: str
     guidance: float
     steps: int
     shift: float
-    data: DataConfig  # which samples, and how they are conditioned
+    data: DataConfig  # the samples and their conditions
     seed: int
     global_batch: int
     ranks: int
     batches: int  # global batches in all
-    each: int  # and in a part; the last may have fewer
+    batches_per_part: int  # the last part may have fewer
 
     @property
     def parts(self) -> int:
-        return -(-self.batches // self.each)
+        return -(-self.batches // self.batches_per_part)
 
     def folder(self, base: Path, part: int, rank: int) -> Path:
         return base / f"part_{part:05d}_of_{self.parts:05d}_rank_{rank:05d}"
@@ -56,7 +56,7 @@ class PairSettings:
 
 
 def solver_settings(config: DistillConfig, teacher: str) -> dict[str, Any]:
-    """The facts that a configuration and the hash of a teacher's weights settle of how pairs are solved."""
+    """The part of the settings that the configuration and the hash of the teacher's weights decide."""
     warm = config.warm_start
     return {
         "teacher": teacher,
@@ -68,47 +68,48 @@ def solver_settings(config: DistillConfig, teacher: str) -> dict[str, Any]:
 
 
 def read_pair_settings(base: Path) -> PairSettings:
-    """Raises ShardError where the folder holds no pairs, or is not whole."""
+    """Raises ShardError if the folder holds no pairs or is incomplete."""
     if not (base / PAIRS_FILE).is_file():
-        raise ShardError(f"{base / PAIRS_FILE} is missing: no folder of launch/pairs.py")
+        raise ShardError(f"{base / PAIRS_FILE} is missing: this is no folder of launch/pairs.py")
     facts: PairSettings = strict.parse(PairSettings, read_json(base / PAIRS_FILE))
     missing = [folder.name for folder in facts.folders(base) if not folder.is_dir()]
     if missing:
         raise ShardError(
             f"{base}: {len(missing)} of {facts.parts * facts.ranks} parts are missing, the first is {missing[0]}; run "
-            f"launch/pairs.py again, it goes on where it stopped"
+            f"launch/pairs.py again, it resumes where it stopped"
         )
     return facts
 
 
 def check_pairs(config: DistillConfig, teacher: str) -> None:
-    """Raises ValueError where the pairs were solved with another teacher or otherwise than the configuration says."""
+    """Raises ValueError if the pairs were made with another teacher or other solver settings."""
     base = Path(config.warm_start.pairs)
     facts = read_pair_settings(base)
     for name, value in solver_settings(config, teacher).items():
         if getattr(facts, name) != value:
             raise ValueError(
-                f"{base} was made with {name} {getattr(facts, name)!r}, now it is {value!r}; make pairs of this "
-                f"teacher and configuration with launch/pairs.py"
+                f"{base} was made with {name} {getattr(facts, name)!r}, now it is {value!r}; make pairs with this "
+                f"teacher and configuration by launch/pairs.py"
             )
 
 
 def check_resumable(base: Path, facts: PairSettings) -> None:
-    """Raises ValueError where a folder of pairs was begun otherwise, naming what differs."""
+    """Raises ValueError if a folder of pairs was started with other settings; names the difference."""
     if not (base / PAIRS_FILE).exists():
         return
     before, now = read_json(base / PAIRS_FILE), strict.to_dict(facts)
     for name in now:
         if before.get(name) != now[name]:
             raise ValueError(
-                f"{base} was begun with {name} {before.get(name)!r}, now it is {now[name]!r}; go on with the "
+                f"{base} was started with {name} {before.get(name)!r}, now it is {now[name]!r}; keep the "
                 f"former, or give another --out"
             )
 
 
 def pair_record(record: Record, choice: SampleConditions, endpoint: Tensor, origin: tuple[int, int, int]) -> Record:
-    """The record of a pair; `endpoint` (L, C), `origin` is the seed, step and place of its noise."""
-    condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": choice.given.int().tolist()}
+    """The record of a pair. endpoint: (L, C). origin: seed, step and place of its noise."""
+    given = choice.given_mask.int().tolist()
+    condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": given}
     latents = endpoint.numpy().astype(np.float32)
     return replace(
         record,
@@ -121,30 +122,30 @@ def pair_record(record: Record, choice: SampleConditions, endpoint: Tensor, orig
 
 
 class PairReader:
-    """Batches of pairs, in an order and with resuming as `Reader` has them."""
+    """Batches of pairs, in the order of a `Reader`, with exact resume."""
 
     def __init__(self, config: DistillConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
-        """Raises ShardError or ValueError where the folder is damaged, not whole, or made with other encoders."""
+        """Raises ShardError or ValueError if the folder is damaged, incomplete, or made with other encoders."""
         base = Path(config.warm_start.pairs)
         streams = tuple(StreamConfig(str(f), {"T2A": 1.0}) for f in read_pair_settings(base).folders(base))
         data = replace(config.data, streams=streams)
         self.reader = Reader(replace(config, data=data), encode_text, rank, ranks)
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This rank's batches from update `start` on, without end."""
+        """Yield this rank's batches from update `start` on, forever."""
         for samples in self.reader.samples(start):
             yield pair_batch(self.reader.assemble, samples)
 
 
 def pair_batch(assembler: BatchAssembler, samples: StepSamples) -> Batch:
-    """Endpoints as latents, with the conditions and the noise that they were made from."""
+    """A batch with endpoints as latents, and with the conditions and the noise that they were made from."""
     choices, noises = [], []
     for record in samples.records:
         condition: dict[str, Any] = record.annotation["condition"]
         given = torch.tensor(condition["given"], dtype=torch.float32)
         choices.append(SampleConditions(condition["task"], condition["text"], condition["video"], given))
         seed, step, place = record.annotation["noise"]
-        noises.append(DistillDraws.first(seed, step, place, record.latent_mean.shape))
+        noises.append(DistillDraws.first_noise(seed, step, place, record.latent_mean.shape))
     latents = torch.from_numpy(np.stack([record.latent_mean for record in samples.records])).float()
     batch = assembler.batch(samples.records, choices, latents, samples.places)
     return replace(batch, noise=torch.stack(noises))

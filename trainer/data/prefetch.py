@@ -1,4 +1,4 @@
-"""Batches that are ready before a step wants them."""
+"""Prepare batches before a step needs them."""
 
 import time
 from collections import deque
@@ -11,27 +11,27 @@ import torch
 
 from .batches import Batch
 
-DEPTH = 2  # at the end of an epoch the next one's order is made, which takes longer than a step of a small model
+DEPTH = 2  # computing the order of the next epoch takes longer than a step of a small model
 
 
 class Prefetcher:
-    """The same batches in the same order, fetched and assembled by a thread while those before them are trained on.
+    """Fetches and assembles the next batches in a thread while earlier ones are trained on. Order and content stay.
 
-    What a batch raises comes when it is its turn. For a GPU batches lie in pinned memory: only from there are they
-    copied without the host waiting for the device.
+    An exception is raised when the batch that caused it is due. For a GPU, batches are put into pinned memory, from
+    which they are copied without blocking the host.
     """
 
     def __init__(self, batches: Iterator[Batch], device: torch.device) -> None:
         self.batches = batches
         self.pinned = device.type == "cuda"
-        self.waited = 0.0  # seconds that training waited for batches
-        self.busy = 0.0  # processor seconds of the thread
+        self.waited = 0.0  # seconds that training has waited for batches
+        self.busy = 0.0  # CPU seconds of the thread
         self._reported = 0.0
         self.thread = ThreadPoolExecutor(1, "reader")
-        if device.type == "cpu":  # whose cores the step is computed on
+        if device.type == "cpu":  # the step needs its cores
             threads = torch.get_num_threads()
             self.thread.submit(_use_one_thread).result()
-            torch.set_num_threads(threads)  # for threads that are yet to come; those that run have numbers of their own
+            torch.set_num_threads(threads)  # for later threads; running ones keep their own number
         self.coming: deque[Future[Batch | None]] = deque(self.thread.submit(self._fetch) for _ in range(DEPTH))
 
     def __enter__(self) -> Self:
@@ -55,7 +55,7 @@ class Prefetcher:
         return batch
 
     def waited_since(self) -> float:
-        """Seconds of waiting since the last call."""
+        """Seconds of waiting since the previous call."""
         since, self._reported = self.waited - self._reported, self.waited
         return since
 
@@ -69,6 +69,6 @@ class Prefetcher:
 
 
 def _use_one_thread() -> None:
-    """Operations of this thread are its own work: two teams of threads on the same cores would wait for each other."""
+    """Compute without helper threads: two teams of threads on the same cores would wait for each other."""
     torch.set_num_threads(1)
-    torch.get_num_threads()  # else the first operation would take the number that all threads begin with
+    torch.get_num_threads()  # otherwise the first operation would reset the number to the default

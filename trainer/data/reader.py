@@ -1,4 +1,4 @@
-"""Shards to batches: weighted streams, one order of samples for every number of ranks, exact resume."""
+"""Read shards: weighted streams, one order of samples for every number of ranks, exact resume."""
 
 import contextlib
 import os
@@ -25,35 +25,34 @@ from .shards import SHARD_HASH, DamagedError, ShardError, check_hash, check_shar
 from .storage import is_missing, is_remote, is_unanswered
 from .streaming_library import Stream, StreamingDataLoader, StreamingDataset, World
 
-SHARED_MEMORY = Path("/dev/shm")  # where streaming's segments lie, of all jobs on a machine
+SHARED_MEMORY = Path("/dev/shm")  # streaming's shared memory of all jobs on a machine
 LOCK = Path(SHARED_MEMORY if SHARED_MEMORY.is_dir() else tempfile.gettempdir(), f"audiox-trainer-{os.getuid()}.lock")
-LOCK_PATIENCE = 60.0  # seconds
-PAIRS_FILE = "pairs.json"  # in the folder above those that launch/pairs.py wrote
+LOCK_PATIENCE = 60.0  # seconds to wait for another job of the same user
+PAIRS_FILE = "pairs.json"  # in the folder of launch/pairs.py, above its shards
 
 
 class LoaderError(ShardError):
-    """A loader process was killed; the shards are whole."""
+    """A loader process was killed; the shards are intact."""
 
-    exit_code = ExitCode.HUNG  # it may go well another time
+    exit_code = ExitCode.HUNG  # a restart may succeed
 
 
 class BucketError(ShardError):
-    """A bucket failed, or did not answer; nothing is known of its shards."""
+    """A bucket failed or did not answer; nothing is known about its shards."""
 
-    exit_code = ExitCode.HUNG  # it may go well another time
+    exit_code = ExitCode.HUNG  # a restart may succeed
 
 
 class _CheckedDataset(StreamingDataset):
-    """Adds the number of the stream that a sample came from; takes shards as they lie on the disk, or fetches them from
-    a bucket, and reads none that has changed."""
+    """Adds the number of its stream to every sample; reads shards of a disk or a bucket and refuses changed ones."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
-        self.checked: set[int] = set()  # shards that this process has compared with their hashes
-        self.failed: BaseException | None = None  # what ended one of streaming's threads
+        self.checked: set[int] = set()  # shards whose hash this process has compared
+        self.failed: BaseException | None = None  # the error that ended one of streaming's threads
 
     def __iter__(self) -> Iterator[Any]:
-        """Streaming ends an epoch in silence where a thread of its own, which fetches shards, has failed."""
+        """Raise the error of streaming's download thread, after which it would silently end the epoch."""
         try:
             yield from super().__iter__()
         except RuntimeError:
@@ -63,7 +62,7 @@ class _CheckedDataset(StreamingDataset):
             raise self.failed
 
     def _each_sample_id(self, it: Any) -> Iterator[int]:
-        """Streaming's threads of an epoch that is left early would look for its next sample 140 times a second."""
+        """Stop streaming's threads when an epoch is left early: they would poll for samples 140 times per second."""
         try:
             yield from super()._each_sample_id(it)
         except GeneratorExit:
@@ -71,16 +70,16 @@ class _CheckedDataset(StreamingDataset):
             raise
 
     def on_exception(self, future: Future[Any]) -> None:
-        """Keeps it, and has streaming's other threads end. A thread that failed has to be counted as ended: the epoch
-        waits for two of its three, and two may fail."""
+        """Keep the error and end streaming's other threads. A failed thread must count as ended: the epoch waits for
+        two of its three threads, and two may fail."""
         if error := future.exception():
             self.failed = error
             self._event.set()
             self._iterator.on_exit()
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Raises ShardError for a shard that is gone: streaming would want to download it, and can wait for that for
-        ever, where it knows of no bucket. Of a bucket that fails BucketError."""
+        """Raises ShardError for a missing shard, which streaming would try to download, and without a bucket would wait
+        for forever. Raises BucketError if the bucket fails."""
         file, _ = self._file(shard_id)
         if url := self._url(shard_id):
             try:
@@ -94,12 +93,12 @@ class _CheckedDataset(StreamingDataset):
             raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
 
     def _url(self, shard_id: int) -> str:
-        """Of a shard in a bucket; "" of one in a folder."""
+        """The address of a shard in a bucket; "" for one in a folder."""
         remote = self.streams[self.stream_per_shard[shard_id]].remote
         return f"{remote}/{self.shards[shard_id].file_pairs[0][0].basename}" if remote else ""
 
     def _file(self, shard_id: int) -> tuple[Path, str | None]:
-        """A shard and its hash."""
+        """The file of a shard and its hash."""
         raw, _ = self.shards[shard_id].file_pairs[0]
         stream = self.streams[self.stream_per_shard[shard_id]]
         return Path(stream.local, stream.split, raw.basename), raw.hashes.get(SHARD_HASH)
@@ -124,7 +123,7 @@ class _CheckedDataset(StreamingDataset):
 
 @dataclass(frozen=True)
 class StepSamples:
-    """The records of a step's batch, the weights of their streams' tasks, their places in the global batch."""
+    """The records of one rank in one step, their task weights, and their places in the global batch."""
 
     step: int
     records: list[Record]
@@ -135,12 +134,12 @@ class StepSamples:
 class Reader:
     """The training samples of one rank, step by step.
 
-    The order is a function of the seed alone: step s takes the same samples at the same places of the global batch
-    whatever the number of ranks and loader processes, and wherever the run was resumed.
+    The order depends on the seed alone: step s takes the same samples at the same places of the global batch for every
+    number of ranks and loader processes, and after every resume.
     """
 
     def __init__(self, config: BaseConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
-        """Raises ShardError or ValueError when the shards are damaged, too few, or made with other encoders."""
+        """Raises ShardError or ValueError if the shards are damaged, too few, or made with other encoders."""
         data, batch = config.data, config.training.global_batch
         self.config = config
         self.world = World.detect()
@@ -156,8 +155,8 @@ class Reader:
         with _machine_lock(self.world):
             found = {file.name for file in SHARED_MEMORY.glob("[0-9]*_*")} if SHARED_MEMORY.is_dir() else set()
             if torch.distributed.is_initialized():
-                # Streaming names its shared memory after what it finds on the machine: all ranks have to look at once,
-                # or another job that starts or ends meanwhile parts them.
+                # Streaming names its shared memory by what it finds on the machine. All ranks must look at the same
+                # moment, or a job that starts or ends in between makes their names differ.
                 torch.distributed.barrier()
             try:
                 self.dataset = _CheckedDataset(
@@ -168,13 +167,13 @@ class Reader:
                     shuffle_seed=config.training.seed,
                     num_canonical_nodes=data.canonical_nodes,
                 )
-            except TypeError as error:  # a segment is smaller than the one that it wants
-                complete = {name[:7] for name in found if name.endswith("_locals")}  # passed over
+            except TypeError as error:  # an existing segment is smaller than needed
+                complete = {name[:7] for name in found if name.endswith("_locals")}  # skipped by streaming
                 _refuse_stale({name for name in found if name[:7] not in complete})
                 raise ValueError(f"{SHARED_MEMORY}: {error}") from error
         prefix = f"{self.dataset._shm_prefix_int:06}_"
         _refuse_stale({name for name in found if name.startswith(prefix)})
-        # Processes are made anew for every epoch; what they import, for seconds, stays ready where they fork from.
+        # Every epoch starts new processes. They fork from a server that has done the imports, which take seconds.
         processes = get_context("forkserver")
         processes.set_forkserver_preload([__name__])
         self.assemble = BatchAssembler(config.model, data, encode_text, config.training.seed)
@@ -184,45 +183,45 @@ class Reader:
             num_workers=data.workers,
             collate_fn=list,
             drop_last=True,
-            # No time-out: with one, torch looks only at its end whether its processes live, without one every 5 s. One
-            # that is stuck is the watchdog's to find.
+            # No timeout: with one, torch checks its processes only when it expires, otherwise every 5 s. The watchdog
+            # finds a process that hangs.
             multiprocessing_context=processes if data.workers else None,
             persistent_workers=False,
-            # Every iterator draws a number. From torch's own generator that would make random states depend on how
-            # often a run was resumed.
+            # Every iterator draws a number. With torch's own generator, random states would depend on the number of
+            # resumes.
             generator=torch.Generator(),
         )
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This rank's batches from step `start` on, without end. Raises what `samples` does."""
+        """Yield this rank's batches from step `start` on, forever. Raises as `samples`."""
         for s in self.samples(start):
             yield self.assemble(s.records, s.tasks, s.step, s.places)
 
     def samples(self, start: int) -> Iterator[StepSamples]:
-        """What this rank's batches from step `start` on are made of, without end.
+        """Yield the samples of this rank's batches from step `start` on, forever.
 
-        Raises ShardError when an epoch yields fewer batches than it should; it names the damaged file.
+        Raises ShardError if an epoch ends early; it names the damaged file.
         """
         step = start
         while True:
             epoch, within = divmod(step, self.steps_per_epoch)
             end = (epoch + 1) * self.steps_per_epoch
             for samples in self._epoch(epoch, within):
-                if step < end:  # streaming pads canonical nodes to one length, which can make one more batch
+                if step < end:  # streaming pads canonical nodes to one length, which may add a batch
                     yield self._samples(samples, step)
                     step += 1
             if step < end:
-                raise self._fault(epoch, step, "streaming ended it without a reason")
+                raise self._fault(epoch, step, "streaming gave no reason")
 
     def _epoch(self, epoch: int, within: int) -> Iterator[list[dict[str, Any]]]:
-        """The samples of an epoch from its batch `within` on; exactly one iterator of the loader."""
+        """Yield the samples of an epoch from its batch `within` on, by one iterator of the loader."""
         self.dataset.load_state_dict(self._position(epoch, within))
         seen = within
         try:
             for samples in self.loader:
                 seen += 1
                 yield samples
-        except Exception as error:  # whatever streaming and its decoders run into
+        except Exception as error:  # streaming and its decoders raise many kinds
             reason = str(error).strip().splitlines()[-1] if str(error).strip() else repr(error)
             kind = type(error) if isinstance(error, ShardError) else ShardError
             if reason.startswith("DataLoader "):
@@ -230,9 +229,9 @@ class Reader:
             raise self._fault(epoch, epoch * self.steps_per_epoch + seen, reason, kind) from error
 
     def _fault(self, epoch: int, step: int, reason: str, kind: type[ShardError] = ShardError) -> ShardError:
-        """Why an epoch ended before `step`: the file that is damaged now, or what streaming says."""
+        """The error for an epoch that ended before `step`: a file that is damaged now, or streaming's own reason."""
         try:
-            if kind is not BucketError:  # which is asked for its indexes
+            if kind is not BucketError:  # the check would ask it for indexes
                 check_streams(self.config, hashes=False)
         except ValueError as error:
             reason, kind = str(error), DamagedError
@@ -261,15 +260,15 @@ class Reader:
 
 
 def global_places(world: World, samples: int) -> list[int]:
-    """Where a rank's samples stand in the global batch: mosaicml-streaming deals samples to nodes in turn, and those of
+    """The places of a rank's samples in the global batch. mosaicml-streaming deals samples to nodes in turn, and within
     a node to its ranks in turn."""
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
 
 
 @contextlib.contextmanager
 def _machine_lock(world: World) -> Iterator[None]:
-    """A user's jobs on a machine name their shared memory one after the other: two that look at once find the same name
-    free. A job that takes longer than `LOCK_PATIENCE`, because a rank of its does not come, is no longer waited for."""
+    """Let the jobs of a user on a machine name their shared memory one at a time: two at once would choose the same
+    name. After LOCK_PATIENCE seconds a job goes ahead; one rank of the other job may never have arrived."""
     lock = FileLock(LOCK)
     if world.is_local_leader:
         with contextlib.suppress(Timeout):
@@ -281,10 +280,10 @@ def _machine_lock(world: World) -> Iterator[None]:
 
 
 def _refuse_stale(taken: set[str]) -> None:
-    """Streaming attaches itself to a segment that has the name it chose. Of a job that broke off half-way some of the
-    names are taken; it is not known whether that job is dead, so nothing is removed.
+    """Raises ValueError if shared memory with the names of a new dataset existed before it.
 
-    Raises ValueError where some of the names that a dataset uses were taken before it was made.
+    Streaming would attach itself to it. An interrupted job leaves some names behind; nothing is removed, because that
+    job may still be alive.
     """
     if taken:
         names = ", ".join(str(SHARED_MEMORY / name) for name in sorted(taken))
@@ -295,8 +294,8 @@ def _refuse_stale(taken: set[str]) -> None:
 
 
 def check_no_pairs(config: BaseConfig) -> None:
-    """Raises ValueError where a stream is a part of a folder of pairs, which looks like any folder of shards, and holds
-    what a teacher made."""
+    """Raises ValueError if a stream is part of a folder of pairs. It looks like any folder of shards, but its latents
+    are a teacher's."""
     for place, stream in enumerate(config.data.streams):
         if not is_remote(stream.path) and (Path(stream.path).parent / PAIRS_FILE).is_file():
             raise ValueError(
@@ -306,7 +305,7 @@ def check_no_pairs(config: BaseConfig) -> None:
 
 
 def check_streams(config: BaseConfig, hashes: bool) -> int:
-    """StepSamples of all streams together, if they are complete, enough, and made with the model's encoders.
+    """Check that the streams are complete, large enough and made with the model's encoders; return their samples.
 
     With `hashes` every byte is read. Raises ShardError or ValueError.
     """

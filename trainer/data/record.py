@@ -1,9 +1,9 @@
-"""The schema of a record, that is of one clip as it lies in a shard.
+"""The schema of a record: one clip in a shard.
 
 L latent frames, C latent channels, N images, D width of a video feature.
 
 Without video the arrays `image` and `motion` have no rows. MDS arrays cannot be empty, so these two columns are raw
-bytes (little-endian float16, row by row), and `from_columns` shapes them.
+bytes (little-endian float16, row by row) that `from_columns` reshapes.
 """
 
 import json
@@ -32,7 +32,7 @@ COLUMNS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Record:
-    """One clip: latents (L, C), `image` (N, D), `motion` (steps, D), no rows without video; float16 when read."""
+    """One clip: latents (L, C), image (N, D), motion (steps, D); no rows without video; float16 when read."""
 
     id: str
     domain: str  # "audio" or "music"
@@ -46,7 +46,7 @@ class Record:
 
 
 def to_columns(record: Record) -> dict[str, Any]:
-    """The MDS sample of a record that has passed `validate`."""
+    """The MDS columns of a record that has passed `validate`."""
     columns = {field.name: getattr(record, field.name) for field in fields(Record)}
     for name in ("image", "motion"):
         columns[name] = columns[name].astype("<f2").tobytes()
@@ -62,7 +62,7 @@ def from_columns(columns: Mapping[str, Any], dim: int) -> Record:
 
 
 def validate(record: Record, codec: CodecConfig, video: VideoConfig) -> Record:
-    """The record with its features as float16, as it can be written.
+    """Check a record; return it with its features as float16, ready to be written.
 
     Raises:
         ValueError: a shape differs from the configuration, a value is not finite or beyond float16, or a text is empty.

@@ -1,7 +1,7 @@
-"""Folders of MDS shards: a writer that reads back what it wrote, and the checks before a run.
+"""Folders of MDS shards: a writer that verifies what it wrote, and the checks before a run.
 
-A folder appears under its name only when it is complete: the writer works in a hidden sibling, writes `features.json`
-as the last file, reads everything back, and renames. `record.py` has the schema.
+A folder appears under its name only when it is complete. The writer works in a hidden folder next to it, writes
+`features.json` last, reads everything back, and renames. `record.py` has the schema.
 """
 
 import json
@@ -22,26 +22,24 @@ from ..core.files import hash_file, hash_json, ignore, partial_path, publish, re
 from .record import COLUMNS, Record, to_columns, validate
 from .streaming_library import MDSWriter
 
-FORMAT = 1
-INDEX_KEYS = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in an index.json
-SHARD_HASH = (
-    "xxh64"  # guards against damage, not against an attacker; several GB/s, so that a run can check at its start
-)
+FORMAT = 2
+INDEX_KEYS = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in index.json
+SHARD_HASH = "xxh64"  # against damage, not attackers; several GB/s, so that a run can check at its start
 
 
 class ShardError(ValueError):
-    """A folder of shards is damaged, incomplete or not ours; the message names the file."""
+    """A folder of shards is damaged, incomplete or of another kind; the message names the file."""
 
 
 class DamagedError(ShardError):
-    """A shard is gone, truncated or changed."""
+    """A shard is missing, truncated or changed."""
 
     exit_code = ExitCode.CORRUPT
 
 
 @dataclass(frozen=True)
 class StreamFeatures:
-    """`features.json`: the encoders that made a folder's features, and what the folder holds."""
+    """`features.json`: the encoders that computed the features, and what the folder holds."""
 
     format: int
     codec: CodecConfig
@@ -50,13 +48,13 @@ class StreamFeatures:
     samples: int
     domains: dict[str, int]  # samples of each domain
     seconds: float  # sum of the true lengths
-    index: str = ""  # xxh3 of index.json, which has the shards' hashes; folders of earlier versions have none
-    seal: str = ""  # xxh3 of everything above
+    index_hash: str = ""  # xxh3 of index.json, which holds the hashes of the shards
+    checksum: str = ""  # xxh3 of everything above
 
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """Shards that were written: their entries for an index.json, and what they hold."""
+    """Finished shards: their entries for an index.json, and what they hold."""
 
     shards: tuple[dict[str, Any], ...]
     samples: int
@@ -65,12 +63,12 @@ class ShardGroup:
 
 
 class ShardGroupWriter:
-    """Writes records as MDS shards into a folder, without what makes a stream of it."""
+    """Writes records as MDS shards into a folder, which is no stream yet: it has no features.json."""
 
     def __init__(
         self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig, size_limit: int = 1 << 26
     ) -> None:
-        """Makes the folder. size_limit: bytes a shard, below 2**32."""
+        """Creates the folder. size_limit: bytes per shard, below 2**32."""
         self.folder = folder
         self.encoders = codec, text, video
         self._ids: set[str] = set()
@@ -83,18 +81,18 @@ class ShardGroupWriter:
         return len(self._ids)
 
     def write(self, record: Record) -> None:
-        """Raises ValueError for a record that does not fit (see `validate`) or whose id repeats; OSError."""
+        """Raises ValueError for a record that `validate` refuses or whose id repeats; OSError."""
         codec, _, video = self.encoders
         record = validate(record, codec, video)
         if record.id in self._ids:
-            raise ValueError(f"record {record.id!r} was written to {self.folder} before; ids must differ")
+            raise ValueError(f"record {record.id!r} was already written to {self.folder}; ids must differ")
         self._mds.write(to_columns(record))
         self._ids.add(record.id)
         self._domains[record.domain] += 1
         self._seconds += record.seconds
 
     def finish(self) -> ShardGroup:
-        """Writes what is left and an index.json, and reads every byte back. Raises OSError, ShardError."""
+        """Write the rest and an index.json, and read every byte back. Raises OSError, ShardError."""
         self._mds.finish()
         part = ShardGroup(tuple(self._mds.shards), len(self._ids), dict(self._domains), self._seconds)
         for shard in part.shards:
@@ -102,7 +100,7 @@ class ShardGroupWriter:
         return part
 
     def cancel(self) -> None:
-        """Once it is no longer written to. MDSWriter's own end would write an index over an unfinished folder."""
+        """Stop the writer, which would otherwise write an index into an unfinished folder at its end."""
         self._mds.cancel_future_jobs()
 
 
@@ -110,18 +108,18 @@ class ShardWriter:
     """Writes records into a new folder of MDS shards; a context manager.
 
     Leaving the context reads every shard back and then renames the finished folder to its name. When the body or the
-    check raises, the unfinished folder is removed and nothing appears under the name.
+    check raises, the unfinished folder is removed and nothing appears.
 
     Raises:
-        ValueError: the folder exists, a record does not fit (see `validate`), an id repeats, or nothing was written.
-        OSError: the disk is full or not writable; what existed before is as it was.
-        ShardError: what was read back is not what was written.
+        ValueError: the folder exists, `validate` refuses a record, an id repeats, or nothing was written.
+        OSError: the disk is full or not writable; existing files are untouched.
+        ShardError: the shards read back differ from what was written.
     """
 
     def __init__(
         self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig, size_limit: int = 1 << 26
     ) -> None:
-        """size_limit: bytes a shard, below 2**32."""
+        """size_limit: bytes per shard, below 2**32."""
         refuse_existing(folder)
         self._folder = folder
         self._partial = partial_path(folder)
@@ -163,25 +161,25 @@ class ShardWriter:
         return OSError(
             error.errno,
             f"{error.strerror or error}: could not write sample {len(self._part)} of {self._folder}. The unfinished "
-            f"folder is removed and nothing else was touched; free space there or choose another folder",
+            f"folder is removed and nothing else was touched; free space there, or choose another folder",
         )
 
 
 def index_json(parts: Iterable[ShardGroup]) -> str:
-    """The index.json of a folder that holds these shards, as MDSWriter and streaming's merge_index write one."""
+    """The index.json of a folder with these shards, as streaming's merge_index writes it."""
     return json.dumps({"version": 2, "shards": [shard for part in parts for shard in part.shards]}, sort_keys=True)
 
 
 def stream_features(
-    parts: Sequence[ShardGroup], codec: CodecConfig, text: TextConfig, video: VideoConfig, index: str
+    parts: Sequence[ShardGroup], codec: CodecConfig, text: TextConfig, video: VideoConfig, index_hash: str
 ) -> StreamFeatures:
-    """What belongs into the features.json beside an index.json of these parts, whose hash is `index`."""
+    """The features.json of a folder with these shards; `index_hash` is that of its index.json."""
     domains: Counter[str] = Counter()
     for part in parts:
         domains.update(part.domains)
     samples, seconds = sum(part.samples for part in parts), sum(part.seconds for part in parts)
-    features = StreamFeatures(FORMAT, codec, text, video, samples, dict(domains), seconds, index)
-    return replace(features, seal=hash_json(strict.to_dict(features), "seal"))
+    features = StreamFeatures(FORMAT, codec, text, video, samples, dict(domains), seconds, index_hash)
+    return replace(features, checksum=hash_json(strict.to_dict(features), "checksum"))
 
 
 def read_features(path: Path) -> StreamFeatures:
@@ -192,20 +190,21 @@ def read_features(path: Path) -> StreamFeatures:
     """
     raw = _read_json(path, "features.json")
     if raw.get("format") != FORMAT:
-        raise ShardError(f"{path / 'features.json'}: format {raw.get('format')!r}, this version reads {FORMAT}")
+        found = raw.get("format")
+        raise ShardError(f"{path / 'features.json'}: format {found!r}, not {FORMAT}; prepare the folder again")
     try:
         features: StreamFeatures = strict.parse(StreamFeatures, raw)
     except ValueError as error:
         raise ShardError(f"{path / 'features.json'}: {error}; prepare the folder again") from error
-    if features.seal and features.seal != hash_json(strict.to_dict(features), "seal"):
-        raise DamagedError(f"{path / 'features.json'} has changed: its seal is not the one in it; copy it again")
+    if features.checksum != hash_json(strict.to_dict(features), "checksum"):
+        raise DamagedError(f"{path / 'features.json'} has changed: its checksum is wrong; copy it again")
     return features
 
 
 def check_shards(path: Path, hashes: bool) -> None:
-    """Checks that a folder is complete: streaming itself ends an epoch early, silently, where a shard is damaged.
+    """Check that a folder is complete: streaming itself silently ends an epoch early if a shard is damaged.
 
-    Sizes and sample counts always; with `hashes` every byte is read and compared with the hash in the index.
+    Always checks sizes and sample counts; with `hashes` every byte is read and compared with the hash in the index.
 
     Raises:
         ShardError: names the first file that is missing, truncated, changed or not of this format.
@@ -215,14 +214,14 @@ def check_shards(path: Path, hashes: bool) -> None:
 
 
 def read_index(path: Path) -> list[dict[str, Any]]:
-    """The entries of `index.json`, which is as it was written and counts as `features.json` does.
+    """The shards in `index.json`, after checking it against `features.json`.
 
     Raises:
-        ShardError: one of the two is missing, changed or not of this format.
+        ShardError: one of the two files is missing, changed or of another format.
     """
     features = read_features(path)
     shards = _read_json(path, "index.json").get("shards")
-    if features.index and hash_file(path / "index.json") != features.index:
+    if hash_file(path / "index.json") != features.index_hash:
         raise DamagedError(f"{path / 'index.json'} has changed: its hash is not that in features.json; copy it again")
     if not isinstance(shards, list) or not shards:
         raise ShardError(f"{path / 'index.json'}: lists no shards; prepare the folder again")
@@ -236,8 +235,8 @@ def read_index(path: Path) -> list[dict[str, Any]]:
 
 
 def check_shard(path: Path, shard: dict[str, Any], hashes: bool, advance: Callable[[int], object] = ignore) -> None:
-    """Checks one shard of the folder `path` against its entry in the index; `advance` hears of bytes as they are read.
-    Raises what `check_shards` does."""
+    """Check one shard of the folder `path` against its entry in the index; `advance` is called with the bytes read.
+    Raises as `check_shards`."""
     found = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
     if missing := COLUMNS.keys() - found.keys():
         raise ShardError(
@@ -267,7 +266,7 @@ def check_shard(path: Path, shard: dict[str, Any], hashes: bool, advance: Callab
 
 
 def check_hash(file: Path, expected: str | None, advance: Callable[[int], object] = ignore) -> None:
-    """Reads every byte of a shard. Raises DamagedError when it is gone or its hash is not the index's."""
+    """Read every byte of a shard. Raises DamagedError if it is missing or its hash is not that of the index."""
     try:
         actual = hash_file(file, xxhash.xxh64, advance)
     except FileNotFoundError:

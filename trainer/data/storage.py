@@ -1,7 +1,9 @@
-"""Where a preparation is written: a folder, or a bucket with what mosaicml-streaming knows of it.
+"""Storage for a preparation: a folder, or a bucket through the client of mosaicml-streaming.
 
-Names have "/" between their parts, whatever the system. What is written appears whole or not at all, and replaces what
-had its name.
+Training reads buckets through that client in any case. fsspec would add a second one (s3fs), with retries, errors and
+credentials of its own, to save about forty lines.
+
+Names use "/" on every system. A file appears whole or not at all, and replaces one of the same name.
 """
 
 import hashlib
@@ -9,66 +11,70 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
+
+import tenacity
 
 from ..core.cli import ExitCode
-from ..core.files import sync
-from .streaming_library import CloudDownloader, CloudUploader, retry
+from ..core.files import partial_path, sync
+from .streaming_library import CloudDownloader, CloudUploader
 
-SCHEMES = ("s3", "gs", "oci", "alipan")  # of which mosaicml-streaming lists objects, too
-ATTEMPTS = 5  # at a bucket: 1, 2, 4 and 8 seconds apart
+SCHEMES = ("s3", "gs", "oci", "alipan")  # whose objects mosaicml-streaming can list
+ATTEMPTS = 5  # to reach a bucket: 1, 2, 4 and 8 seconds apart
 TEMPORARY = "work/temporary"
 
-
-# Of what storages' libraries raise where nobody answers, or somebody stops in the middle; each has its own.
+# Errors of storage libraries for no answer, or one that stops in the middle.
 UNANSWERED = {"ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "RetriesExceededError"}
 
 
-class UnansweredError(OSError):
-    """A storage failed or did not answer, for longer than it was asked again."""
+Result = TypeVar("Result")
 
-    exit_code = ExitCode.HUNG  # it may go well another time
+
+class UnansweredError(OSError):
+    """A storage failed or did not answer in several attempts."""
+
+    exit_code = ExitCode.HUNG  # a restart may succeed
 
 
 class Store(Protocol):
-    """Files that all ranks can reach."""
+    """Files that all ranks share."""
 
-    def names(self, under: str) -> set[str]:
-        """Of all files whose name begins so; what is not finished has no name."""
+    def names(self, prefix: str) -> set[str]:
+        """The names of all finished files that begin with `prefix`."""
         ...
 
     def has(self, name: str) -> bool: ...
 
     def read(self, name: str) -> bytes | None:
-        """None where there is no such file."""
+        """None if there is no such file."""
         ...
 
     def size(self, name: str) -> int | None:
-        """Bytes; None where there is no such file, or asking would take a request of its own."""
+        """Bytes; None if there is no such file, or if asking would take a request."""
         ...
 
-    def write(self, name: str, data: bytes, lasting: bool = True) -> None:
-        """What need not outlast a power cut is written faster. Raises OSError with a sentence."""
+    def write(self, name: str, data: bytes, durable: bool = True) -> None:
+        """A file that need not survive a power cut is written faster. Raises OSError with a sentence."""
         ...
 
     def put(self, file: Path, name: str) -> None:
-        """Moves a file from a `scratch` folder there. Raises OSError with a sentence."""
+        """Move a file from a `scratch` folder here. Raises OSError with a sentence."""
         ...
 
     def scratch(self) -> AbstractContextManager[Path]:
-        """A folder with room for what is to be written, gone afterwards."""
+        """A temporary folder for files that will be written."""
         ...
 
     def clean(self, living: Container[int]) -> None:
-        """Removes what killed ranks have left in their scratch folders."""
+        """Remove the scratch folders of killed ranks."""
         ...
 
 
 def open_store(path: str, rank: int) -> Store:
-    """Raises ValueError for an address of an unknown kind, OSError where a bucket does not answer."""
+    """Raises ValueError for an unknown kind of address, OSError if a bucket does not answer."""
     return BucketStore(path) if is_remote(path) else FolderStore(Path(path), rank)
 
 
@@ -77,7 +83,7 @@ def is_remote(path: str) -> bool:
 
 
 def scratch_folder(path: str) -> Path:
-    """On this machine, for what a preparation there need not keep. Of a bucket, one for each address."""
+    """A folder on this machine for files that need not be kept. For a bucket, one per address."""
     if not is_remote(path):
         return Path(path, "work")
     name = hashlib.sha256(path.rstrip("/").encode()).hexdigest()[:12]
@@ -85,7 +91,7 @@ def scratch_folder(path: str) -> Path:
 
 
 class FolderStore:
-    """On a disk, which ranks on several machines share."""
+    """A folder on a disk that all machines share."""
 
     def __init__(self, path: Path, rank: int) -> None:
         if path.exists() and not path.is_dir():
@@ -97,14 +103,14 @@ class FolderStore:
     def __str__(self) -> str:
         return str(self.path)
 
-    def names(self, under: str) -> set[str]:
-        top, names = self.path / under.rpartition("/")[0], set[str]()
+    def names(self, prefix: str) -> set[str]:
+        top, names = self.path / prefix.rpartition("/")[0], set[str]()
         for folder, folders, files in os.walk(top, onerror=_ignore_removed):
             place = Path(folder).relative_to(self.path).as_posix()
             if place == Path(TEMPORARY).parent.as_posix():
                 folders[:] = [name for name in folders if name != Path(TEMPORARY).name]
             names |= {name if place == "." else f"{place}/{name}" for name in files}
-        return {name for name in names if name.startswith(under)}
+        return {name for name in names if name.startswith(prefix)}
 
     def has(self, name: str) -> bool:
         return (self.path / name).is_file()
@@ -121,26 +127,26 @@ class FolderStore:
         except FileNotFoundError:
             return None
 
-    def write(self, name: str, data: bytes, lasting: bool = True) -> None:
+    def write(self, name: str, data: bytes, durable: bool = True) -> None:
         with self.scratch() as folder:
             file = folder / "file"
-            with self._saying(name):
+            with self._explain(name):
                 file.write_bytes(data)
-            self.put(file, name, lasting)
+            self.put(file, name, durable)
 
-    def put(self, file: Path, name: str, lasting: bool = True) -> None:
+    def put(self, file: Path, name: str, durable: bool = True) -> None:
         target = self.path / name
-        with self._saying(name):
+        with self._explain(name):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if lasting:
+            if durable:
                 sync(file)
-            file.replace(target)  # a power cut may undo it, and then the same command does it again
+            file.replace(target)  # after a power cut the same command repeats it
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """On the same disk, so that a rename moves a file to its place."""
+        """On the same disk, so that a file is moved by a rename."""
         folder = self._scratch / uuid.uuid4().hex[:8]
-        with self._saying(TEMPORARY):
+        with self._explain(TEMPORARY):
             folder.mkdir(parents=True)
         try:
             yield folder
@@ -153,7 +159,7 @@ class FolderStore:
                 shutil.rmtree(folder, ignore_errors=True)
 
     @contextmanager
-    def _saying(self, name: str) -> Iterator[None]:
+    def _explain(self, name: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -161,30 +167,30 @@ class FolderStore:
 
 
 def _ignore_removed(error: OSError) -> None:
-    """Another rank may remove a folder while it is looked through; what else keeps from looking is told."""
+    """Another rank may remove a folder during the walk; any other error is raised."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
 
 class BucketStore:
-    """Of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
+    """A bucket of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
         if scheme not in SCHEMES or not rest.strip("/"):
             schemes = ", ".join(f"{name}://" for name in SCHEMES)
-            raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER behind one of {schemes}")
+            raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER after one of {schemes}")
         self.url = url.rstrip("/")
         self._local = tempfile.TemporaryDirectory(prefix="prepare-")
-        with self._saying("reach"):
+        with self._explain("reach"):
             self._uploader = CloudUploader.get((self._local.name, self.url), retry=ATTEMPTS, exist_ok=True)
 
     def __str__(self) -> str:
         return self.url
 
-    def names(self, under: str) -> set[str]:
-        with self._saying("list", under):
-            keys: list[str] = retry(num_attempts=ATTEMPTS)(lambda: self._uploader.list_objects(under))()
+    def names(self, prefix: str) -> set[str]:
+        with self._explain("list", prefix):
+            keys: list[str] = _retry(lambda: self._uploader.list_objects(prefix))
         base = self.url.partition("://")[2].partition("/")[2]
         return {key.removeprefix(base).lstrip("/") for key in keys}
 
@@ -201,18 +207,18 @@ class BucketStore:
     def size(self, name: str) -> int | None:
         return None
 
-    def write(self, name: str, data: bytes, lasting: bool = True) -> None:
+    def write(self, name: str, data: bytes, durable: bool = True) -> None:
         with self.scratch() as folder:
             file = folder / "file"
             file.write_bytes(data)
             self.put(file, name)
 
     def put(self, file: Path, name: str) -> None:
-        # The uploader knows a file by its place under its own folder, and removes it.
+        # The uploader takes files from its own folder and removes them.
         place = Path(self._local.name, name)
         place.parent.mkdir(parents=True, exist_ok=True)
         file.replace(place)
-        with self._saying("write", name):
+        with self._explain("write", name):
             self._uploader.upload_file(name)
 
     @contextmanager
@@ -221,41 +227,46 @@ class BucketStore:
             yield Path(folder)
 
     def clean(self, living: Container[int]) -> None:
-        """What a killed rank has left lies in the system's temporary folder on its own machine."""
+        """Nothing: the scratch folder of a killed rank is in the temporary folder of its machine."""
 
     @contextmanager
-    def _saying(self, what: str, name: str = "") -> Iterator[None]:
+    def _explain(self, what: str, name: str = "") -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # each storage has its own
+        except Exception as error:  # every storage has its own kinds
             raise OSError(f"{error}: could not {what} {self.url}/{name}") from error
 
 
 def download(url: str, file: Path) -> None:
-    """Raises OSError with a sentence; the file is whole or not there."""
-    beside = file.with_name(f"{file.name}.{uuid.uuid4().hex[:8]}")
+    """Fetch a file whole or not at all. Raises OSError with a sentence."""
+    partial = partial_path(file)
     try:
-        retry(num_attempts=ATTEMPTS)(lambda: CloudDownloader.direct_download(url, str(beside)))()
-        beside.replace(file)
-    except Exception as error:  # each storage has its own
+        _retry(lambda: CloudDownloader.direct_download(url, str(partial)))
+        partial.replace(file)
+    except Exception as error:  # every storage has its own kinds
         kind = UnansweredError if is_unanswered(error) else OSError
         raise kind(f"{error}: could not read {url}") from error
     finally:
-        beside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+def _retry(action: Callable[[], Result]) -> Result:
+    attempts, wait = tenacity.stop_after_attempt(ATTEMPTS), tenacity.wait_exponential()
+    return tenacity.Retrying(stop=attempts, wait=wait, reraise=True)(action)
 
 
 def is_unanswered(error: Exception) -> bool:
-    """Whether a storage's error may not come another time: its own (5xx), too many requests, or no answer."""
+    """Whether an error may be temporary: a server error (5xx), too many requests, or no answer."""
     status = _status(error)
     return status >= 500 or status == 429 or any(kind.__name__ in UNANSWERED for kind in type(error).__mro__)
 
 
 def is_missing(error: Exception) -> bool:
-    """Whether a storage says that it holds no such file."""
+    """Whether a storage has no such file."""
     return _status(error) == 404
 
 
 def _status(error: Exception) -> int:
-    """HTTP's, of an error of S3; 0 for none."""
+    """The HTTP status in an error of S3; 0 if there is none."""
     response = getattr(error, "response", None)
     return int(response["ResponseMetadata"].get("HTTPStatusCode", 0)) if isinstance(response, dict) else 0

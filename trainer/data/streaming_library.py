@@ -10,7 +10,6 @@ declare_torchvision()
 from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset  # noqa: E402
 from streaming.base.storage.download import CloudDownloader  # noqa: E402
 from streaming.base.storage.upload import CloudUploader  # noqa: E402
-from streaming.base.util import retry  # noqa: E402
 from streaming.base.world import World  # noqa: E402
 
 __all__ = [
@@ -21,5 +20,4 @@ __all__ = [
     "StreamingDataLoader",
     "StreamingDataset",
     "World",
-    "retry",
 ]

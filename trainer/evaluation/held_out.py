@@ -69,8 +69,8 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
         records=records,
         latents=torch.from_numpy(np.stack([record.latent_mean for record in records])),
         video=torch.stack([assemble.video(record) for record in records]),
-        hole=torch.stack([assemble.given("inpainting", rng) for rng in rngs]),
-        prefix=torch.stack([assemble.given("completion", rng) for rng in rngs]),
+        hole=torch.stack([assemble.draw_given_mask("inpainting", rng) for rng in rngs]),
+        prefix=torch.stack([assemble.draw_given_mask("completion", rng) for rng in rngs]),
     )
 
 

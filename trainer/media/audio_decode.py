@@ -1,10 +1,10 @@
-"""Sound from a source: decoded, mixed, resampled, and cut into blocks of a clip's length.
+"""Decode sound: mix it, resample it and cut it into blocks of a clip's length.
 
-What FFmpeg lets pass is looked for here: a flac frame with a wrong checksum, a file that yields less sound than it
-declares, sound that its time stamps say is missing. A file that declares no length (raw aac, mp3 without a Xing header,
-MPEG streams) can be cut without anybody noticing; it counts as a short file.
+This module also finds damage that FFmpeg tolerates: a flac frame with a wrong checksum, less sound than the file
+declares, gaps between time stamps. A truncated file that declares no length (raw aac, mp3 without a Xing header, MPEG
+streams) cannot be told from a short one.
 
-Shapes: c channels, n samples.
+c channels, n samples.
 """
 
 import math
@@ -22,30 +22,28 @@ from numpy.typing import NDArray
 from ...models.config import CodecConfig
 from .source import MediaError, MediaSource, Reason, check_decoder, file_start, seek_before
 
-FULL_SCALE = 0.98  # from here on neighbours of one value have run into a limit
-REMAINDER = 0.1  # of a clip: what a file of several clips leaves over is kept from this length on
-SLACK = 0.05  # seconds that a file may lack of its declared length: encoders round, damage is longer
-PREROLL = 1.0  # seconds before a segment at which decoding begins: codecs carry sound over from frame to frame
-ROUNDING = 1e-3  # seconds: containers that round their time stamps round to this
+FULL_SCALE = 0.98  # from this level on, equal neighbouring samples are clipped
+REMAINDER = 0.1  # of a clip: the shortest remainder of a longer file that is kept
+SLACK = 0.05  # seconds that a file may be shorter than declared: encoders round, and damage is longer
+PREROLL = 1.0  # seconds before a segment where decoding begins: codecs carry sound over from frame to frame
+ROUNDING = 1e-3  # seconds to which some containers round their time stamps
 # Containers whose stream duration is a count and not a guess from the bit rate.
 _COUNTED = {"flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "aiff", "caf", "wv"}
-# Containers that declare the length of the longest track, which need not be the sound.
+# Containers that declare the length of their longest track, which may not be the sound.
 _LONGEST = {"matroska,webm", "flv"}
-LONGEST_SLACK = (
-    0.5  # seconds that such a file with other tracks may lack: the last picture need not say how long it is shown
-)
+LONGEST_SLACK = 0.5  # seconds for such a file with several tracks: the last picture may not say how long it is shown
 
 Wave = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class SoundSegment:
-    """Which part of a file's sound is wanted."""
+    """A part of a file's sound."""
 
-    start: float = 0.0  # seconds after the file's own beginning
+    start: float = 0.0  # seconds after the beginning of the file
     end: float | None = None  # None: to the end
-    synced: bool = False  # pictures are taken beside it, by their time stamps
-    slack: float = SLACK  # seconds that the file may lack
+    synced: bool = False  # there are pictures, which are found by time stamp
+    slack: float = SLACK  # seconds that the file may be shorter than declared
 
 
 @dataclass(frozen=True)
@@ -55,20 +53,20 @@ class SoundPiece:
     start: float  # seconds after the segment's start
     seconds: float  # true length
     wave: Wave  # (audio_channels, samples), peak at most 1
-    clipped: float  # share of the samples, as they were decoded, that ran into full scale
+    clipped: float  # share of the decoded samples at full scale
 
 
 def decode_clips(source: MediaSource, codec: CodecConfig, segment: SoundSegment) -> Iterator[SoundPiece]:
-    """Consecutive pieces of the codec's length; the last one is padded with zeros, and left out when it is not the only
-    one and shorter than REMAINDER of a clip. Raises MediaError."""
+    """Yield consecutive pieces of the codec's length. The last one is padded with zeros, or dropped if it is shorter
+    than REMAINDER of a clip and not the only one. Raises MediaError."""
     block_of_clip = np.zeros((codec.samples, codec.audio_channels), np.float32)
-    filled, count, decoded = 0, 0, _ClippingMeter()
+    filled, count, meter = 0, 0, _ClippingMeter()
 
     def piece(length: int) -> SoundPiece:
         wave = _levelled(block_of_clip, source.name)
-        return SoundPiece(count * codec.seconds, length / codec.sample_rate, wave, decoded.take())
+        return SoundPiece(count * codec.seconds, length / codec.sample_rate, wave, meter.reset())
 
-    for block in _resampled(source, codec, segment, decoded):
+    for block in _resampled(source, codec, segment, meter):
         while len(block):
             taken = block[: codec.samples - filled]
             block_of_clip[filled : filled + len(taken)] = taken
@@ -86,11 +84,11 @@ def decode_clips(source: MediaSource, codec: CodecConfig, segment: SoundSegment)
 def decode_all(
     source: MediaSource, codec: CodecConfig, segment: SoundSegment | None = None, longest: float | None = None
 ) -> Wave:
-    """All of a segment (default: of the file), (audio_channels, n), scaled where its peak is above 1.
+    """Decode a whole segment (default: the file), (audio_channels, n), scaled if its peak is above 1.
 
     Raises:
-        MediaError: it is damaged or empty.
-        ValueError: it is longer than `longest` seconds; no more than these are decoded.
+        MediaError: the file is damaged or empty.
+        ValueError: the segment is longer than `longest` seconds; decoding stops there.
     """
     blocks, samples = [], 0
     for block in _resampled(source, codec, segment or SoundSegment(), _ClippingMeter()):
@@ -105,21 +103,21 @@ def decode_all(
 
 @dataclass
 class _ClippingMeter:
-    """Samples of all channels since the last clip was cut: at most one frame of them is the next one's."""
+    """Counts samples since the last clip was cut. At most one frame of them belongs to the next clip."""
 
     samples: int = 0
     clipped: int = 0
 
     def add(self, block: Wave) -> None:
-        """block (c, n), as it was decoded."""
+        """block: decoded samples (c, n)."""
         level = np.abs(block)
         flat = (level[:, 1:] >= FULL_SCALE) & (block[:, 1:] == block[:, :-1])
-        over = level[:, 1:] > 1  # lossy codecs overshoot where they were given a flat top
+        over = level[:, 1:] > 1  # lossy codecs overshoot clipped input
         self.samples += block.size
         self.clipped += int(np.count_nonzero(flat | over))
 
-    def take(self) -> float:
-        """The clipped share, and begins anew."""
+    def reset(self) -> float:
+        """Return the clipped share and start again."""
         share = self.clipped / max(self.samples, 1)
         self.samples = self.clipped = 0
         return share
@@ -132,12 +130,10 @@ def _levelled(block: Wave, name: str) -> Wave:
     return np.ascontiguousarray(block.T) / np.float32(max(1.0, np.abs(block).max()))
 
 
-def _resampled(
-    source: MediaSource, codec: CodecConfig, segment: SoundSegment, decoded: _ClippingMeter
-) -> Iterator[Wave]:
-    """Blocks (n, audio_channels) at the codec's rate; counts in `decoded`."""
+def _resampled(source: MediaSource, codec: CodecConfig, segment: SoundSegment, meter: _ClippingMeter) -> Iterator[Wave]:
+    """Yield blocks (n, audio_channels) at the codec's rate."""
     resampler: soxr.ResampleStream | None = None
-    for rate, block in _segment(source, codec.audio_channels, segment, decoded):
+    for rate, block in _segment(source, codec.audio_channels, segment, meter):
         if rate == codec.sample_rate:
             yield block
             continue
@@ -149,12 +145,12 @@ def _resampled(
 
 
 def _segment(
-    source: MediaSource, channels: int, segment: SoundSegment, decoded: _ClippingMeter
+    source: MediaSource, channels: int, segment: SoundSegment, meter: _ClippingMeter
 ) -> Iterator[tuple[int, Wave]]:
-    """The file's own sample rate with blocks (n, channels) of the segment; zeros where the file begins without sound.
-    The first frame's time stamp says where the sound lies in the file, from there on samples are counted."""
+    """Yield the file's sample rate with blocks (n, channels) of the segment; zeros where the file begins without sound.
+    The first frame's time stamp places the sound in the file, and from there on samples are counted."""
     with _track(source, segment.start) as (track, frames):
-        clock: int | None = None  # samples of the file before the next one
+        clock: int | None = None  # samples of the file so far
         for frame in frames:
             track.check_kind(frame)
             rate = frame.sample_rate
@@ -175,7 +171,7 @@ def _segment(
                 wanted = block[:, max(0, first - clock) : None if last is None else max(0, last - clock)]
                 clock += block.shape[1]
                 if wanted.shape[1]:
-                    decoded.add(wanted)
+                    meter.add(wanted)
                     yield rate, _mixed(wanted, channels)
             if last is not None and clock >= last:
                 return
@@ -189,19 +185,19 @@ def _silence(rate: int, channels: int, samples: int) -> Iterator[tuple[int, Wave
 
 
 class _Track:
-    """A file's first sound track while it is read."""
+    """The first sound track of an open file."""
 
     def __init__(self, name: str, container: av.container.InputContainer) -> None:
         if not container.streams.audio:
-            raise MediaError(Reason.NO_AUDIO, f"{name}: no sound, it holds {[s.type for s in container.streams]}")
+            raise MediaError(Reason.NO_AUDIO, f"{name}: no sound, only {[s.type for s in container.streams]}")
         self.stream = container.streams.audio[0]
         check_decoder(name, self.stream)
         self.begin = file_start(container)
         self._name, self._container = name, container
-        self._reached = 0.0  # seconds: where the packets of all tracks end, of a container in _LONGEST
+        self._reached = 0.0  # seconds at which the packets of all tracks end; for containers in _LONGEST
         if self.stream.codec_context.name == "flac":
             self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
-        # FFmpeg knows how to fold surround sound; one and two channels are mixed below.
+        # FFmpeg mixes surround sound down to stereo; one and two channels are mixed below.
         layout = "stereo" if self.stream.channels > 2 else None
         self._converter = av.AudioResampler(format="fltp", layout=layout)
         self._kind: tuple[int, str, str] | None = None
@@ -211,7 +207,7 @@ class _Track:
         return self.stream.rate if self._kind is None else self._kind[0]
 
     def frames(self, since: float) -> Iterator[av.AudioFrame]:
-        """Frames of the packets whose time stamp is at least `since` seconds after the file's beginning, or unknown."""
+        """Yield frames of packets whose time stamp is unknown, or at least `since` seconds after the file begins."""
         packets = self._packets()
         for packet in packets:
             if packet.pts is not None and float(packet.pts * packet.time_base) - self.begin < since:
@@ -221,7 +217,7 @@ class _Track:
             except av.error.InvalidDataError as error:
                 at_end = not any(later.size for later in packets)
                 reason = Reason.TRUNCATED if at_end else Reason.UNDECODABLE
-                place = "the last packet is cut" if at_end else f"the packet at byte {packet.pos} is damaged"
+                place = "the last packet is truncated" if at_end else f"the packet at byte {packet.pos} is damaged"
                 raise MediaError(reason, f"{self._name}: {place} ({error.strerror})") from error
             yield from frames
 
@@ -247,9 +243,9 @@ class _Track:
         return [np.asarray(converted.to_ndarray(), np.float32) for converted in self._converter.resample(frame)]
 
     def check_length(self, seconds: float, segment: SoundSegment) -> None:
-        """Called where the file has ended: does it hold what it declares, and what was asked for?"""
+        """At the end of a file, check its length against what it declares and against the segment."""
         name, stream, kind = self._name, self.stream, self._container.format.name
-        # Of an mp3, a start time says that a Xing header with a count of frames was there.
+        # An mp3 has a start time only if it has a Xing header, which counts its frames.
         counted = kind in _COUNTED or (kind == "mp3" and stream.start_time)
         if counted and stream.duration is not None and stream.time_base is not None:
             late = float((stream.start_time or 0) * stream.time_base) - self.begin
@@ -269,7 +265,7 @@ class _Track:
 
     def _check_longest(self, slack: float) -> None:
         container, alone = self._container, len(self._container.streams) == 1
-        # Where one declares nothing, FFmpeg guesses the length of a track alone by its bit rate.
+        # If a file with one track declares no length, FFmpeg guesses it from the bit rate.
         if container.format.name not in _LONGEST or not container.duration or (alone and self.stream.bit_rate):
             return
         declared = container.duration / av.time_base
@@ -281,7 +277,7 @@ class _Track:
 
 @contextmanager
 def _track(source: MediaSource, start: float) -> Iterator[tuple[_Track, Iterator[av.AudioFrame]]]:
-    """Frames from PREROLL seconds before `start` on; without a seek where that is not exact."""
+    """Yield frames from PREROLL seconds before `start`. Seek only where a seek is exact."""
     since = start - PREROLL if start > PREROLL else -math.inf
     with ExitStack() as stack:
         container = stack.enter_context(source.container())
@@ -290,7 +286,7 @@ def _track(source: MediaSource, start: float) -> Iterator[tuple[_Track, Iterator
             frames = track.frames(since)
             try:
                 first = next(frames, None)
-            except MediaError:  # some codecs can begin at few places only
+            except MediaError:  # some codecs can start at few places only
                 first = None
             if first is not None and first.time is not None and first.time - track.begin <= start:
                 yield track, chain([first], frames)
@@ -300,7 +296,7 @@ def _track(source: MediaSource, start: float) -> Iterator[tuple[_Track, Iterator
 
 
 def _mixed(block: Wave, channels: int) -> Wave:
-    """(1 or 2, n) -> (n, channels): one channel is repeated, two are averaged to one."""
+    """(1 or 2, n) -> (n, channels): one channel is repeated, or two are averaged."""
     if len(block) > channels:
         block = block.mean(axis=0, keepdims=True)
     return np.ascontiguousarray(np.broadcast_to(block, (channels, block.shape[1])).T)

@@ -1,7 +1,7 @@
-"""Clips from media: sound and pictures of the same moment, cut to the codec's length.
+"""Cut media into clips: sound and pictures of the same moment, as long as the codec's clip.
 
-Everything streams, so that a file of ten hours needs no more memory than one clip. A file's own time line begins where
-its first track does, as players show it; the sound of one file and the pictures of another begin together.
+Everything streams, so a file of ten hours needs no more memory than one clip. Time 0 is where a file's first track
+begins, as in players; if sound and pictures come from two files, both begin at 0.
 """
 
 import math
@@ -21,7 +21,7 @@ from .video_decode import VIDEO_SLACK, FrameReader
 
 @dataclass(frozen=True)
 class Clip:
-    """A piece of a file as long as the codec's clip, padded with zeros at the end."""
+    """A part of a file as long as the codec's clip, padded with zeros at the end."""
 
     start: float  # seconds after the start of the segment it was cut from
     seconds: float  # true length of the sound
@@ -49,17 +49,16 @@ def read_clips(
 ) -> Iterator[Clip]:
     """Cuts the segment [start, end) of a file, in seconds, into consecutive clips.
 
-    audio, video: paths or addresses, the same for a file that gives both. threads: of the video decoder, 0 for as many
-    as there are cores. sound_slack, video_slack: seconds that the sound may lack of its declared length, the pictures
-    of the sound's, before the file counts as damaged.
+    audio, video: paths or addresses; the same one if a file has both. threads: of the video decoder, 0 for one per
+    core. sound_slack: seconds that the sound may be shorter than declared, and video_slack: seconds that the pictures
+    may be shorter than the sound, before the file counts as damaged.
 
-    The last clip is padded with zeros; when it is not the only one and shorter than a tenth of a clip it is dropped.
-    The level stays as it is, unless a clip's peak is above 1: that clip is scaled to peak 1. Frames are those nearest
-    in time; a still picture stands for every moment.
+    The last clip is padded with zeros. It is dropped if it is shorter than a tenth of a clip and not the only one.
+    Levels are kept, but a clip with a peak above 1 is scaled to peak 1. Frames are the nearest in time; a still picture
+    serves for every moment.
 
     Raises:
-        MediaError: a file is missing, damaged or empty, also after some clips have been given: then those are no good
-            either.
+        MediaError: a file is missing, damaged or empty. This may happen after some clips, which are then invalid too.
     """
     with ExitStack() as stack:
         sound = stack.enter_context(open_media(audio))
@@ -77,7 +76,7 @@ def read_clips(
 
 
 def read_sound(location: Path | str, codec: CodecConfig) -> Wave:
-    """All the sound of a file at the codec's rate and channels: (audio_channels, n), scaled where its peak is above 1.
+    """Read all sound of a file at the codec's rate and channels: (audio_channels, n), scaled if its peak is above 1.
 
     Raises:
         MediaError: the file is missing, damaged or empty.
@@ -87,14 +86,14 @@ def read_sound(location: Path | str, codec: CodecConfig) -> Wave:
 
 
 def frames_in(seconds: float, rate: float) -> int:
-    """Frames of a rate whose time lies within a clip; the small number keeps 2.048 s at 15.625 from giving 33."""
+    """The number of frames within a clip. The small number keeps 2.048 s at 15.625 Hz from giving 33."""
     return math.ceil(seconds * rate - 1e-6)
 
 
 def _clip_pictures(
     reader: FrameReader, codec: CodecConfig, frames: VideoConfig, start: float, piece: SoundPiece
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """The pictures at both rates; one pass over the video serves them."""
+    """The pictures at both rates, in one pass over the video."""
     begin = reader.begin + start + piece.start
     kinds = [
         {begin + i / rate: i for i in range(frames_in(codec.seconds, rate))}

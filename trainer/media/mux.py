@@ -1,4 +1,4 @@
-"""Finished sound to a file: alone, or beside the pictures of a given video, which are copied as they are.
+"""Write sound to a file: alone, or with the pictures of a video, which are copied without encoding.
 
 c sound channels, n samples.
 """
@@ -34,28 +34,28 @@ CONTAINERS = {
     ".webm": ("webm", "libopus"),
 }
 OPUS_RATE = 48_000
-BIT_RATE = 96_000  # a channel
-BLOCK = 48_000  # samples that are written at a time
+BIT_RATE = 96_000  # per channel
+BLOCK = 48_000  # samples written at a time
 
 Wave = NDArray[np.float32]
 
 
 def check_writable(out: Path, video: Path | None) -> None:
-    """Can a file of this name be written, with the pictures of this video? Nothing is written.
+    """Check whether a file of this name can hold the pictures of this video. Nothing is written.
 
     Raises:
-        ValueError: its ending is not known, or is a container's without a video, or the container does not take the
+        ValueError: its ending is unknown, it is a container but there is no video, the container cannot hold the
             video's pictures as they are, or the video cannot be read.
     """
     ending = out.suffix.lower()
     if ending in SOUND_FORMATS:
         return
     if ending not in CONTAINERS:
-        raise ValueError(f"out: {out}: only {', '.join((*SOUND_FORMATS, *CONTAINERS))} are written")
+        raise ValueError(f"out: {out}: only {', '.join((*SOUND_FORMATS, *CONTAINERS))} can be written")
     if video is None:
         raise ValueError(f"out: {out}: {ending} holds pictures; give the video, or write {', '.join(SOUND_FORMATS)}")
     if out.exists() and out.samefile(video):
-        raise ValueError(f"out: {out} is the given video itself; choose another name")
+        raise ValueError(f"out: {out} is the video itself; choose another name")
     with _media_errors(f"video: {video}"), av.open(str(video)) as given:
         pictures = video_track(str(video), given)
         check_decoder(str(video), pictures)
@@ -66,7 +66,7 @@ def check_writable(out: Path, video: Path | None) -> None:
                 container.start_encoding()
         except (ValueError, av.error.FFmpegError):
             raise ValueError(
-                f"out: {out}: {ending} does not hold {codec}, the pictures of {video}, and they are not encoded anew; "
+                f"out: {out}: {ending} does not hold {codec}, the pictures of {video}, and they are not re-encoded; "
                 f".mkv holds nearly everything"
             ) from None
 
@@ -74,10 +74,11 @@ def check_writable(out: Path, video: Path | None) -> None:
 def write_media(
     out: Path | str, wave: "Tensor", rate: int, video: Path | str | None = None, start: float = 0.0
 ) -> None:
-    """A wave (c, n) in [-1, 1] at `rate` Hz to `out`, in what its ending says; the file appears whole or not at all.
+    """Write a wave (c, n) in [-1, 1] at `rate` Hz to `out`, in the format of its ending. It appears whole or not at
+    all.
 
-    With a container the video's pictures are copied packet by packet, not encoded, and the file begins at time 0. The
-    sound, AAC or in webm Opus, begins `start` seconds later, after silence, and takes the place of the video's own.
+    In a container the video's pictures are copied packet by packet, and the file begins at time 0. The sound (AAC, in
+    webm Opus) replaces the video's own and begins after `start` seconds of silence.
 
     Raises:
         ValueError: as `check_writable`; or the video is damaged.
@@ -142,14 +143,14 @@ def _encode(made: av.container.OutputContainer, wave: Wave, rate: int, coding: s
 
 
 def _timestamp(packet: av.Packet) -> float:
-    """Seconds; of a packet without any stamp, what comes before all."""
+    """Seconds; a packet without a time stamp comes before all others."""
     stamp = packet.pts if packet.dts is None else packet.dts
     return -math.inf if stamp is None or packet.time_base is None else float(stamp * packet.time_base)
 
 
 @contextmanager
 def _media_errors(what: str) -> Iterator[None]:
-    """What FFmpeg says becomes a ValueError that names the file."""
+    """Turn FFmpeg's errors into a ValueError that names the file."""
     try:
         yield
     except MediaError as error:

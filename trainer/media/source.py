@@ -1,13 +1,12 @@
-"""Where media come from: a file, or an object behind an address that fsspec opens; and what can be wrong with it.
+"""Open media: a file, or an object behind an address that fsspec opens.
 
-An object of up to FETCHED bytes is fetched into a nameless temporary file, which no kill leaves behind. A larger one is
-read in parts where it lies.
+An object of up to FETCH_LIMIT bytes is fetched into a nameless temporary file, which disappears with the process. A
+larger one is read in parts.
 """
 
 import errno
 import os
 import stat
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -17,27 +16,28 @@ from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Self, TypeVar
 
 import av
+import tenacity
 
 from ..core.addresses import ADDRESS
 from ..core.credentials import redacted
 from .truncation import BinaryFile, truncation
 
 FETCH_LIMIT = 1 << 29  # bytes
-ATTEMPTS = 3  # to reach what lies elsewhere
-PAUSE = 1.0  # seconds before the second attempt, and twice as long before each further one
+ATTEMPTS = 3  # to reach an address
+PAUSE = 1.0  # seconds before the second attempt; doubles with each further one
 _BLOCK = 1 << 20
-# A playlist is no sound: it may name addresses, and FFmpeg waits without end for a live one to go on.
+# A playlist is no sound: it may name addresses, and FFmpeg waits forever for a live one to continue.
 _FORMATS = av.formats_available - {"hls", "dash", "concat", "sdp", "rtsp", "imf"}
-# A name with "%03d" is a name, not the pattern of a series of pictures.
+# "%03d" in a name is part of the name, not a pattern for a series of pictures.
 _OPTIONS = {
     "format_whitelist": ",".join(sorted(_FORMATS)),
     "protocol_whitelist": "file",
     "pattern_type": "none",
 }
-# Formats in which a seek ends at a known place: they have an index, or time stamps in the stream to search by.
+# Formats in which a seek ends at a known place, because they have an index or time stamps to search by.
 _SEEKABLE = {"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "wav", "w64", "flac", "ogg", "aiff", "caf", "mpegts"}
 
-# What the machine lacks, or a file system that is away for a while: all files after this one would meet it as well.
+# The machine has run out of something, or a file system is away: every later file would fail as well.
 _EXHAUSTED = {errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 _AWAY = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN, errno.EHOSTDOWN}
 
@@ -45,11 +45,11 @@ Result = TypeVar("Result")
 
 
 class Reason(StrEnum):
-    """Why a file, or a clip of it, is left out."""
+    """Why a file or one of its clips is left out."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"  # a folder, no permission, or the disk fails
-    UNREACHABLE = "unreachable"  # an address that gave nothing in several attempts
+    UNREACHABLE = "unreachable"  # an address that failed several times
     UNDECODABLE = "undecodable"
     NO_AUDIO = "no audio track"
     NO_VIDEO = "no video track"
@@ -62,26 +62,26 @@ class Reason(StrEnum):
 
 
 class MediaError(Exception):
-    """A file gives no clips; `reason` says what kind of damage, the message where and how."""
+    """A file cannot be used. `reason` is the kind of damage; the message says where and how."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
         self.reason = reason
 
     def __reduce__(self) -> tuple[type, tuple[Reason, str]]:
-        return MediaError, (self.reason, str(self))  # exceptions with two arguments do not cross processes otherwise
+        return MediaError, (self.reason, str(self))  # pickle would call it with the message alone
 
 
 @dataclass(frozen=True)
 class MediaSource:
-    """Media that can be opened, more than once."""
+    """Media that can be opened several times."""
 
     name: str  # for messages
     _open: Callable[[], Any]  # -> a path, or a file to read and close
 
     @contextmanager
     def container(self) -> Iterator[av.container.InputContainer]:
-        """What FFmpeg makes of it; errors of opening and decoding inside become a MediaError with its name."""
+        """Open with FFmpeg. Errors of opening and of decoding in the body become a MediaError with the file's name."""
         with ExitStack() as stack:
             found = self._open()
             stack.enter_context(media_errors(self.name, found if isinstance(found, str) else None))
@@ -92,11 +92,11 @@ class MediaSource:
 
 @contextmanager
 def open_media(location: str | Path | MediaSource) -> Iterator[MediaSource]:
-    """A path or an address; a source that is open already stays as it is.
+    """Open a path or an address; a source that is open already is returned as it is.
 
     Raises:
         MediaError: it is missing, unreadable, unreachable or empty, or a wav shorter than it declares.
-        OSError: the disk is full, memory or file handles have run out, or a file system does not answer.
+        OSError: the disk is full, memory or file handles ran out, or a file system does not answer.
     """
     if isinstance(location, MediaSource):
         yield location
@@ -114,18 +114,18 @@ def open_media(location: str | Path | MediaSource) -> Iterator[MediaSource]:
 
 
 def check_decoder(name: str, stream: av.stream.Stream) -> None:
-    """Raises MediaError where FFmpeg has none for a track."""
+    """Raises MediaError where FFmpeg has no decoder for a track."""
     if getattr(stream, "codec_context", None) is None:
         raise MediaError(Reason.UNDECODABLE, f"{name}: no decoder for track {stream.index} ({stream.type})")
 
 
 def file_start(container: av.container.InputContainer) -> float:
-    """The time stamp in seconds at which a file begins, for players too: that of its earliest track."""
+    """The time stamp in seconds of a file's earliest track, where players begin."""
     return (container.start_time or 0) / av.time_base
 
 
 def seek_before(container: av.container.InputContainer, stream: av.stream.Stream, stamp: float) -> bool:
-    """Whether the next packet is now one shortly before a time stamp in seconds. The caller looks at where it is."""
+    """Seek to shortly before a time stamp in seconds; False where that is impossible. The caller checks the place."""
     if container.format.name not in _SEEKABLE or stream.time_base is None:
         return False
     try:
@@ -137,10 +137,10 @@ def seek_before(container: av.container.InputContainer, stream: av.stream.Stream
 
 @contextmanager
 def media_errors(name: str, path: str | None = None) -> Iterator[None]:
-    """Turns what opening and decoding raise into a MediaError with the file's name.
+    """Turn errors of opening and decoding into a MediaError with the file's name.
 
-    Raises OSError where it is no fault of the file. FFmpeg calls damage an input/output error, too: then the file at
-    `path` is read from beginning to end to see which it is.
+    Raises OSError where the file is not to blame. FFmpeg reports damage as an input/output error as well: the file at
+    `path` is then read from beginning to end to tell the two apart.
     """
     try:
         yield
@@ -149,10 +149,10 @@ def media_errors(name: str, path: str | None = None) -> Iterator[None]:
     except OSError as error:
         from_system = not isinstance(error, av.error.FFmpegError)
         if error.errno in _EXHAUSTED | _AWAY and (from_system or (path is not None and not _readable(path))):
-            stays = (
-                "" if error.errno in _EXHAUSTED else "; a file that stays so may be removed, and counts as missing then"
+            hint = (
+                "" if error.errno in _EXHAUSTED else "; if this file alone fails, remove it: it then counts as missing"
             )
-            raise OSError(error.errno, f"{name}: {error.strerror or error}{stays}") from error
+            raise OSError(error.errno, f"{name}: {error.strerror or error}{hint}") from error
         raise MediaError(Reason.UNREADABLE, f"{name}: {error.strerror or error}") from error
     except av.error.FFmpegError as error:
         raise MediaError(Reason.UNDECODABLE, f"{name}: {error.strerror}") from error
@@ -177,10 +177,10 @@ def _check_complete(name: str, file: BinaryFile, size: int) -> None:
 
 @contextmanager
 def _fetch(address: str) -> Iterator[MediaSource]:
-    import fsspec  # takes a tenth of a second, which most workers have no use for
+    import fsspec  # takes a tenth of a second, and most workers do not need it
 
     name = redacted(address)
-    endpoint = os.environ.get("S3_ENDPOINT_URL")  # as for the shards, which mosaicml-streaming writes
+    endpoint = os.environ.get("S3_ENDPOINT_URL")  # mosaicml-streaming uses it for shards
     options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
     files, path = fsspec.core.url_to_fs(address, **options)
     size = _retry(name, lambda: files.info(path))["size"]
@@ -198,7 +198,7 @@ def _fetch(address: str) -> Iterator[MediaSource]:
 
 
 class _RemoteFile:
-    """An object that is read where it lies; a read that fails is tried again at its place."""
+    """A remote file that is read in parts; a read that fails is repeated."""
 
     def __init__(self, name: str, file: Any) -> None:
         self._name, self._file = name, file
@@ -234,35 +234,46 @@ def _copy(name: str, files: Any, path: str, file: BinaryIO) -> None:
             if file.tell() + len(block) > FETCH_LIMIT:
                 raise MediaError(
                     Reason.UNREADABLE,
-                    f"{name}: holds more than {FETCH_LIMIT} bytes, and its server neither says how many nor gives "
-                    "parts of it: fetch it beforehand",
+                    f"{name}: holds more than {FETCH_LIMIT} bytes, and its server gives neither its size nor parts "
+                    "of it: download it first",
                 )
             file.write(block)
     file.flush()
 
 
 def _streams_whole(files: Any) -> bool:
-    """Whether a file system reads an object from its beginning in one request when it is asked for no blocks."""
+    """Whether a file system reads a whole object in one request when block_size is 0."""
     return "http" in files.protocol
 
 
 def _retry(name: str, action: Callable[[], Result]) -> Result:
-    """The result of an action that may fail for a moment. Raises MediaError, or OSError where the disk is full."""
-    for attempt in range(ATTEMPTS):
-        try:
-            return action()
-        except MediaError:
+    """The result of an action that may fail for a moment. Raises MediaError, or OSError if the machine is at fault."""
+    wait = tenacity.wait_exponential(multiplier=PAUSE)
+    attempts = tenacity.stop_after_attempt(ATTEMPTS)
+    try:
+        return tenacity.Retrying(stop=attempts, wait=wait, retry=tenacity.retry_if_exception(_may_pass), reraise=True)(
+            action
+        )
+    except MediaError:
+        raise
+    except Exception as error:  # each file system of fsspec has its own kinds
+        if isinstance(error, OSError) and error.errno in _EXHAUSTED:
             raise
-        except Exception as error:  # each file system of fsspec has its own kinds
-            problem: BaseException = error
-        if isinstance(problem, OSError) and problem.errno in _EXHAUSTED:
-            raise problem
-        if isinstance(problem, FileNotFoundError):
-            # That of HTTP says so of every failure, and has the true one as its cause.
-            problem = problem.__cause__ or problem
-            if isinstance(problem, FileNotFoundError) or getattr(problem, "status", 0) in (404, 410):
-                raise MediaError(Reason.MISSING, f"{name}: no such object") from problem
-        if attempt + 1 < ATTEMPTS:
-            time.sleep(PAUSE * 2**attempt)
-    text = redacted(f"{type(problem).__name__}: {problem}")
-    raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from problem
+        if _is_absent(error):
+            raise MediaError(Reason.MISSING, f"{name}: no such object") from error
+        cause = error.__cause__ or error if isinstance(error, FileNotFoundError) else error
+        text = redacted(f"{type(cause).__name__}: {cause}")
+        raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from error
+
+
+def _may_pass(error: BaseException) -> bool:
+    exhausted = isinstance(error, OSError) and error.errno in _EXHAUSTED
+    return not (isinstance(error, MediaError) or exhausted or _is_absent(error))
+
+
+def _is_absent(error: BaseException) -> bool:
+    """fsspec's HTTP raises FileNotFoundError for every failure and keeps the true one as its cause."""
+    if not isinstance(error, FileNotFoundError):
+        return False
+    cause = error.__cause__ or error
+    return isinstance(cause, FileNotFoundError) or getattr(cause, "status", 0) in (404, 410)

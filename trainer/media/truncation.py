@@ -1,6 +1,6 @@
-"""Files that hold fewer bytes than their header declares. FFmpeg takes what there is of one that was cut.
+"""Find files that hold fewer bytes than their header declares: FFmpeg decodes what is left of them without complaint.
 
-Programs that write to a pipe do not know a length, and declare 0 or one near the largest that fits.
+Programs that write to a pipe do not know the length. They declare 0, or the largest number that fits.
 """
 
 import os
@@ -8,7 +8,7 @@ import struct
 from collections.abc import Iterator
 from typing import Protocol
 
-UNKNOWN = 0x7FFF0000  # bytes: a 32-bit length from here on is none
+UNKNOWN = 0x7FFF0000  # bytes: a larger 32-bit length means "unknown"
 _W64 = bytes.fromhex("726966662e91cf11a5d628db04c10000")  # "riff" as Sony Wave64 has it
 _ASF = bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")
 _ASF_FILE = bytes.fromhex("a1dcab8c47a9cf118ee400c00c205365")  # its File Properties object
@@ -16,7 +16,7 @@ _ASF_HEADER = 1 << 16  # bytes in which that object is looked for
 
 
 class BinaryFile(Protocol):
-    """What is read of an open file."""
+    """An open file, as far as it is used here."""
 
     def read(self, size: int, /) -> bytes: ...
 
@@ -26,7 +26,7 @@ class BinaryFile(Protocol):
 
 
 def truncation(file: BinaryFile, size: int) -> str:
-    """How a file of `size` bytes is shorter than it declares; empty where it is not, or declares nothing."""
+    """How a file of `size` bytes is shorter than it declares; empty if it is complete or declares nothing."""
     head = file.read(24)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         spans = _data_of_wave(file)
@@ -54,7 +54,7 @@ def _data_of_wave(file: BinaryFile) -> Iterator[tuple[int, int]]:
 
 
 def _parts_of_avi(file: BinaryFile, size: int) -> Iterator[tuple[int, int]]:
-    """One of up to a gigabyte, and what was appended to it."""
+    """One part of up to a gigabyte, and further ones after it."""
     place = 0
     while place + 8 <= size:
         file.seek(place)

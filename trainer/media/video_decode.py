@@ -1,4 +1,4 @@
-"""Pictures of a video by their time stamps, small and square."""
+"""Decode pictures of a video by time stamp, small and square."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
@@ -16,29 +16,29 @@ from numpy.typing import NDArray
 
 from .source import MediaError, MediaSource, Reason, check_decoder, file_start, open_media, seek_before
 
-VIDEO_SLACK = 0.5  # seconds by which pictures may end before the sound or begin after it: the nearest stands for them
-_BACK = (1.0, 10.0)  # seconds before a segment at which a picture that needs no other is looked for
+VIDEO_SLACK = 0.5  # seconds that pictures may end before the sound or begin after it; the nearest one is repeated
+_BACK = (1.0, 10.0)  # seconds before a segment at which to look for a key frame
 
 Picture = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """How long the pictures of a file last: time stamps in seconds."""
+    """When the pictures of a file begin and end: time stamps in seconds."""
 
-    begin: float  # at which the file begins
+    begin: float  # of the file
     start: float  # of the first picture
-    end: float  # at which the last one ends
+    end: float  # of the last picture
     count: int
 
     @property
     def seconds(self) -> float:
-        """From the file's beginning to the end of its pictures."""
+        """From the beginning of the file to the end of its pictures."""
         return self.end - self.begin
 
 
 def video_span(location: Path | str) -> VideoSpan:
-    """By the packets of a file; nothing is decoded.
+    """The span of a file's pictures, from its packets alone: nothing is decoded.
 
     Raises:
         MediaError: the file is missing, damaged or holds no pictures.
@@ -50,7 +50,7 @@ def video_span(location: Path | str) -> VideoSpan:
         begin = file_start(container)
     if not packets:
         raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: a video track without a frame")
-    # A cut that a container declares hides the pictures before its start.
+    # A container may declare a later start, which hides the pictures before it.
     start = min(time for time, _ in packets) if stream.start_time is None else stream.start_time * unit
     end = max(time + (duration * unit if duration else frame) for time, duration in packets)
     return VideoSpan(begin, start, end, len(packets))
@@ -59,9 +59,9 @@ def video_span(location: Path | str) -> VideoSpan:
 class FrameReader:
     """Frames of a video by time stamp; a context manager. Times must not decrease from one request to the next.
 
-    location: a path, an address or a source. size: pixels, height and width. start: seconds after the file's beginning
-    before which no frame will be asked for. threads: of the decoder, 0 for as many as there are cores. slack: seconds
-    by which pictures may end before, or begin after, what is asked for.
+    location: a path, an address or a source. size: height and width in pixels. start: seconds after the beginning of
+    the file; no earlier frame will be requested. threads: of the decoder, 0 for one per core. slack: seconds that the
+    pictures may begin after, or end before, the requested times.
     """
 
     begin: float  # time stamp in seconds at which the file begins
@@ -86,7 +86,7 @@ class FrameReader:
             if first is None:
                 raise MediaError(Reason.ZERO_LENGTH, f"{self._source.name}: a video track without a frame")
             self._first, self._before, self._after = first, first, next(self._frames, None)
-            # One frame in a container that cannot tell how many there are may be what is left of a film.
+            # Where a container does not declare the number of frames, a single one may be the rest of a film.
             alone = _is_picture(container) or self._stream(container).frames == 1
             self._still = self._after is None and alone
             self._stack = stack.pop_all()
@@ -98,25 +98,25 @@ class FrameReader:
         self._stack.__exit__(kind, error, trace)
 
     def nearest(self, times: list[float]) -> list[Picture]:
-        """times in seconds by the file's stamps, ascending -> as many pictures (3, size, size) uint8."""
+        """Ascending time stamps in seconds -> as many pictures (3, size, size) uint8."""
         return [np.ascontiguousarray(picture) for picture in self.views(times)]
 
     def views(self, times: Iterable[float]) -> Iterator[Picture]:
-        """As `nearest`, one by one and not copied yet: their memory is not in the order of their axes."""
+        """As `nearest`, one by one and without a copy, so their memory is not in the order of their axes."""
         return map(self._at, times)
 
     def check_begins(self, time: float) -> None:
-        """Raises MediaError when the pictures begin more than `slack` seconds after a time that is asked for."""
+        """Raises MediaError if the pictures begin more than `slack` seconds after a requested time."""
         if not self._still and self._first.time > time + self._slack:
             begin = self._first.time - self.begin
-            message = f"the pictures begin at {begin:.2f} s, asked for from {time - self.begin:.2f} s on"
+            message = f"the pictures begin at {begin:.2f} s, the segment at {time - self.begin:.2f} s"
             raise MediaError(Reason.TRUNCATED, f"{self._source.name}: {message}")
 
     def check_reaches(self, time: float) -> None:
-        """Raises MediaError when the pictures ended more than `slack` seconds before a time already asked for."""
+        """Raises MediaError if the pictures ended more than `slack` seconds before a time already requested."""
         if not self._still and self._after is None and self._before.end < time - self._slack:
             end = self._before.end - self.begin
-            message = f"the pictures end at {end:.2f} s, the sound goes on to {time - self.begin:.2f} s"
+            message = f"the pictures end at {end:.2f} s, the sound at {time - self.begin:.2f} s"
             raise MediaError(Reason.TRUNCATED, f"{self._source.name}: {message}")
 
     def _at(self, time: float) -> Picture:
@@ -130,7 +130,7 @@ class FrameReader:
         return chosen.picture
 
     def _from_start(self, container: av.container.InputContainer, stack: ExitStack) -> Iterator["_Frame"]:
-        """Frames from one that needs no other, at or before the start; from the first where a seek finds none."""
+        """Frames from a key frame at or before the start; from the first frame where a seek finds none."""
         stamp = self.begin + self._start
         stream = self._stream(container)
         for back in (seconds for seconds in _BACK if seconds < self._start):
@@ -156,7 +156,7 @@ class FrameReader:
 
     def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator["_Frame"]:
         square = _SquareScaler(self._size, stream)
-        # Where a recording begins in the middle of a group of pictures, the first ones lack what they build on.
+        # A recording may begin in the middle of a group of pictures; the first ones then lack their key frame.
         frames = dropwhile(lambda frame: frame.is_corrupt, container.decode(stream))
         return (_Frame(frame.time, frame, square) for frame in frames if frame.time is not None)
 
@@ -169,7 +169,7 @@ class _Frame:
 
     @property
     def end(self) -> float:
-        """Seconds; where a container does not say how long a frame is shown, its own time."""
+        """Seconds; the frame's own time where the container does not say how long it is shown."""
         return self.time + float((self.frame.duration or 0) * (self.frame.time_base or 0))
 
     @cached_property
@@ -178,8 +178,8 @@ class _Frame:
 
 
 class _SquareScaler:
-    """Frames to views (3, size, size) uint8: upright, in their true proportions, the short side scaled to `size`, the
-    middle of the long one."""
+    """Turns frames into views (3, size, size) uint8: upright, in true proportions, with the short side scaled to `size`
+    and the long side cropped around its middle."""
 
     def __init__(self, size: int, stream: av.VideoStream) -> None:
         self._size, self._aspect = size, float(stream.sample_aspect_ratio or 1)
@@ -189,20 +189,20 @@ class _SquareScaler:
         shown = (frame.width * self._aspect, frame.height)
         scale = self._size / min(shown)
         width, height = (max(self._size, round(side * scale)) for side in shown)
-        # Area averaging: bicubic would alias where a large picture becomes small. Colours are made from the small
-        # picture: that takes less time, and with a colour at every pixel it is as exact (docs/performance.md).
+        # Area averaging, because bicubic aliases when a large picture is made small. Colours are converted after
+        # scaling: it is faster, and exact because yuv444p has a colour at every pixel (docs/performance.md).
         interpolation = "AREA" if scale < 1 else "BICUBIC"
         if not (frame.format.is_rgb or frame.format.has_palette):
             frame = self._scaler.reformat(frame, width, height, "yuv444p", interpolation=interpolation, threads=1)
         rgb = self._painter.reformat(frame, width, height, "rgb24", interpolation=interpolation, threads=1)
         top, left = (height - self._size) // 2, (width - self._size) // 2
         square = rgb.to_ndarray()[top : top + self._size, left : left + self._size]
-        turned = np.rot90(square, round(frame.rotation / 90))  # telephones store pictures lying on their side
+        turned = np.rot90(square, round(frame.rotation / 90))  # phones store pictures on their side
         return turned.transpose(2, 0, 1)
 
 
 def video_track(name: str, container: av.container.InputContainer) -> av.VideoStream:
-    """The first track of pictures that is not the cover of a record. Raises MediaError where there is none."""
+    """The first video track that is not cover art. Raises MediaError where there is none."""
     covers = av.stream.Disposition.attached_pic
     for stream in container.streams.video:
         if not stream.disposition & covers:

@@ -87,7 +87,7 @@ class Ranks:
         # What stops the work is told by the work itself; a sign of life may fail now and then.
         with self._lock, suppress(OSError):
             self.mine.beat += 1
-            self._store.write(_name(self.rank), json.dumps(asdict(self.mine)).encode(), lasting=False)
+            self._store.write(_name(self.rank), json.dumps(asdict(self.mine)).encode(), durable=False)
 
     def elsewhere(self) -> set[int]:
         """The blocks that others, as far as they live, have in hand."""

@@ -328,7 +328,7 @@ class Distillation:
 
 def restore_given(clean: Tensor, batch: Batch) -> Tensor:
     """A clean estimate (B, L, C) with the given latents put back, as a sampler does."""
-    return torch.where(batch.given.unsqueeze(-1) > 0, batch.latents, clean)
+    return torch.where(batch.given_mask.unsqueeze(-1) > 0, batch.latents, clean)
 
 
 def per_sample_grad_norm(gradient: Tensor) -> Tensor:

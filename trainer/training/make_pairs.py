@@ -52,7 +52,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
         global_batch=batch,
         ranks=ranks,
         batches=batches,
-        each=min(PART, batches),
+        batches_per_part=min(PART, batches),
     )
     check_resumable(out, facts)
     with Watchdog(config.timeouts) as watchdog:
@@ -97,11 +97,13 @@ class _PairMaker:
     def parts(self, missing: list[int]) -> None:
         """Makes these parts, in the order of the data. Raises StoppedError when asked to stop."""
         facts, first = self.facts, missing[0]
-        samples, each = self.reader.samples(first * facts.each), facts.global_batch
-        left = facts.batches - first * facts.each
+        samples, each = self.reader.samples(first * facts.batches_per_part), facts.global_batch
+        left = facts.batches - first * facts.batches_per_part
         with self.stop, progress(left * each, self.out.name, " pairs", active=self.world.rank == 0) as bar:
             for part in range(first, facts.parts):
-                taken = itertools.islice(samples, min(facts.each, facts.batches - part * facts.each))
+                taken = itertools.islice(
+                    samples, min(facts.batches_per_part, facts.batches - part * facts.batches_per_part)
+                )
                 if part not in missing:
                     bar.update(each * sum(1 for _ in taken))
                     continue

@@ -33,4 +33,4 @@ class Teacher:
     @torch.no_grad()
     def endpoint(self, batch: Batch, noise: Tensor, times: Sequence[float]) -> Tensor:
         """The endpoint of the guided ODE from noise (B, L, C), over noise levels that fall from 1 to 0."""
-        return euler(self.velocity(batch.conditions), noise, times, batch.latents, batch.given.unsqueeze(-1))
+        return euler(self.velocity(batch.conditions), noise, times, batch.latents, batch.given_mask.unsqueeze(-1))

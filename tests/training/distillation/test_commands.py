@@ -69,7 +69,7 @@ def commands(scenes, tmp_path_factory):
     early = made.with_teacher("distill", "--output", made.folder / "early")
     done = made.with_teacher("pairs", "--out", made.folder / "pairs", "--count", 16)
     assert done.returncode == 0, done.stderr
-    assert early.returncode == 1 and "pairs.json is missing: no folder of launch/pairs.py" in early.stderr
+    assert early.returncode == 1 and "pairs.json is missing: this is no folder of launch/pairs.py" in early.stderr
     return made
 
 
@@ -83,7 +83,7 @@ def test_pairs_are_noise_and_its_endpoint(commands):
 
     asked = Teacher(Whole, build_text_encoder(config.model.text), config.distillation.teacher_guidance, 1)
     for _, batch in zip(range(2), reader.batches(0), strict=False):
-        mask = batch.given.unsqueeze(-1)
+        mask = batch.given_mask.unsqueeze(-1)
         with torch.no_grad():
             ends = euler(asked.velocity(batch.conditions), batch.noise, levels(3), batch.latents, mask)
         torch.testing.assert_close(ends, batch.latents, rtol=2e-3, atol=2e-2)  # float16 in the shards
@@ -104,7 +104,7 @@ def test_pairs_of_another_kind_are_not_mixed(commands):
     arguments = ("--out", commands.folder / "pairs", "--count", 16, "--set", "distillation.teacher_guidance=5")
     done = commands.with_teacher("pairs", *arguments)
     assert done.returncode == 1
-    assert "was begun with guidance 3.0, now it is 5.0" in done.stderr
+    assert "was started with guidance 3.0, now it is 5.0" in done.stderr
 
 
 def test_pairs_are_no_data(commands):
@@ -223,4 +223,4 @@ def test_the_first_noise_is_the_rollouts(commands):
     batch = next(reader.batches(0))
     noise = DistillDraws(3, torch.device("cpu")).rollout(5, batch, 2)
     for i, place in enumerate(batch.places.tolist()):
-        assert torch.equal(noise[0, i], DistillDraws.first(3, 5, place, tuple(batch.latents.shape[1:])))
+        assert torch.equal(noise[0, i], DistillDraws.first_noise(3, 5, place, tuple(batch.latents.shape[1:])))
