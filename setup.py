@@ -25,6 +25,7 @@ setup(
     package_data={
         "audiox_trainer.configs": ["*.json", "base/*.json", "schema/*.json"],
         "audiox_trainer.launch.slurm": ["*"],
+        "audiox_trainer.trainer.pages": ["templates/*"],
     },
     # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
     # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.
@@ -45,6 +46,7 @@ setup(
         "soxr>=0.5",
         "soundfile>=0.13",
         "tensorboard>=2.18",
+        "jinja2>=3.1",
         "matplotlib>=3.9",
         "tqdm>=4.66",
         "xxhash>=3",

@@ -1,12 +1,12 @@
-"""The paper's ablations in small (Tables V and VI) and some of our own: equal budgets, several seeds, a table a group.
+"""The paper's ablations at small scale (Tables V, VI) and some more: equal budgets, several seeds, a table per group.
 
 examples:
   python launch/ablate.py --teacher weights/tiny --pairs data/pairs --out runs/ablations
   python launch/ablate.py --teacher weights/tiny --pairs data/pairs --out runs/ablations --only base "steps drawn"
 
-Run it again after a stop: it goes on. The pairs are those of launch/pairs.py, the same for all runs. The budget is the
-operations of so many training samples of the teacher; a variant that costs more a step takes fewer. Variants are chosen
-on one set of prompts (bold) and reported on another.
+The same command resumes after an interruption. All runs share the pairs, made by launch/pairs.py. The budget is the
+operations of --samples training samples of the teacher; a variant with more expensive steps takes fewer. The best
+variant (bold) is chosen on one set of prompts, and all are reported on another.
 """
 
 import argparse
@@ -28,31 +28,33 @@ if TYPE_CHECKING:
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
-    parser.add_argument("--pairs", required=True, type=Path, help="folder of launch/pairs.py, made with this teacher")
-    parser.add_argument("--out", required=True, type=Path, help="folder of everything; one begun is gone on with")
+    parser.add_argument("--pairs", required=True, type=Path, help="folder made by launch/pairs.py with this teacher")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="output folder; resumes one made with the same settings"
+    )
     parser.add_argument("--config", type=Path, default=Path("configs/distill_tiny.json"), help="the base distillation")
     parser.add_argument("--pretraining", type=Path, default=Path("configs/tiny.json"), help="the base pretraining")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--samples", type=int, default=20000, help="the budget of a run (default: 20000)")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(default: 0 1)")
-    parser.add_argument("--prompts", type=int, default=100, help="of each type (default: 100)")
+    parser.add_argument("--prompts", type=int, default=100, help="prompts of each type (default: 100)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="these groups alone")
+    parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="only these groups")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of every run")
     return parser.parse_args(argv)
 
 
 def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
-    """The name of the run and of its weights; what has been judged is not trained again."""
+    """Train and convert a run, unless it is judged; returns its name."""
     from audiox_trainer.trainer.evaluation.ablations import folder_name
 
-    name, plan = folder_name(variant, seed), ablations.plan
-    run, weights = plan.out / name, plan.out / "weights" / name
+    name, settings = folder_name(variant, seed), ablations.settings
+    run, weights = settings.out / name, settings.out / "weights" / name
     if weights.exists() or ablations.is_judged(name):
         return name
-    command = ["launch/pretrain.py", "--config", str(plan.pretraining)]
+    command = ["launch/pretrain.py", "--config", str(settings.pretraining)]
     if not variant.teacher:
-        command = ["launch/distill.py", "--config", str(plan.student), "--teacher", str(plan.teacher)]
+        command = ["launch/distill.py", "--config", str(settings.student), "--teacher", str(settings.teacher)]
     sets = cli.set_options(ablations.overrides(variant, seed))
     run.mkdir(parents=True, exist_ok=True)
     with (run / "output.txt").open("a") as log:
@@ -67,17 +69,17 @@ def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
 
 
 def judge(ablations: "Ablations", name: str) -> None:
-    """On both sets of prompts; what was judged before is kept."""
+    """Judge the weights of a run on both sets of prompts, unless their scores exist."""
     from audiox_trainer.trainer.core.hardware import fastest_precision
     from audiox_trainer.trainer.evaluation.ablations import TEST, VALIDATION
 
-    plan = ablations.plan
+    settings = ablations.settings
     for prompts in (VALIDATION, TEST):
         if f"{prompts}" in ablations.results.get(name, {}):
             continue
-        report = plan.out / name / f"report-{prompts}.json"
-        command = [sys.executable, "launch/evaluate.py", "--weights", str(plan.out / "weights" / name)]
-        command += ["--judge", str(plan.judge), "--prompts", str(plan.prompts), "--tasks", "0"]
+        report = settings.out / name / f"report-{prompts}.json"
+        command = [sys.executable, "launch/evaluate.py", "--weights", str(settings.out / "weights" / name)]
+        command += ["--judge", str(settings.judge), "--prompts", str(settings.prompts), "--tasks", "0"]
         command += ["--dtype", fastest_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
@@ -86,16 +88,14 @@ def judge(ablations: "Ablations", name: str) -> None:
 
 
 def run(a: argparse.Namespace) -> None:
-    """Train and convert what is not there yet, some runs at a time, and judge each as it comes."""
-    from audiox_trainer.trainer.evaluation.ablations import Ablations, Plan
+    """Train and convert the missing runs, some at a time, and judge each when it is ready."""
+    from audiox_trainer.trainer.evaluation.ablations import Ablations, AblationSettings
 
-    plan = Plan(
-        a.out, a.config, a.pretraining, a.teacher, a.pairs, a.judge, a.samples, a.seeds, a.prompts, tuple(a.set)
-    )
-    ablations = Ablations(plan, a.only)
-    jobs = ablations.jobs()
-    with ThreadPoolExecutor(a.parallel) as pool, tqdm(total=len(jobs), unit=" runs", desc="ablations") as bar:
-        for name in pool.map(lambda job: train(ablations, *job), jobs):
+    paths = (a.out, a.config, a.pretraining, a.teacher, a.pairs, a.judge)
+    ablations = Ablations(AblationSettings(*paths, a.samples, a.seeds, a.prompts, tuple(a.set)), a.only)
+    runs = ablations.runs()
+    with ThreadPoolExecutor(a.parallel) as pool, tqdm(total=len(runs), unit=" runs", desc="ablations") as bar:
+        for name in pool.map(lambda run: train(ablations, *run), runs):
             judge(ablations, name)
             bar.update()
     print(ablations.write_tables().read_text())

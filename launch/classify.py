@@ -1,4 +1,4 @@
-"""Real recordings with one category each: hold some out, and judge generated sound by a classifier of the rest.
+"""Real recordings with one category each: hold some out, and judge generated sound by a classifier of the others.
 
 examples:
   python launch/classify.py split --manifest drums/manifest.jsonl --out data/drums
@@ -19,16 +19,16 @@ from audiox_trainer.trainer.core import cli
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    split = commands.add_parser("split", help="hold a share of each category out")
+    split = commands.add_parser("split", help="hold out a share of each category")
     split.add_argument("--manifest", required=True, type=Path)
-    split.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and held.jsonl")
-    split.add_argument("--least", type=int, default=20, help="recordings that a category must have (default: 20)")
-    split.add_argument("--held", type=float, default=0.2, help="share to hold out (default: 0.2)")
+    split.add_argument("--out", required=True, type=Path, help="folder for train.jsonl and held_out.jsonl")
+    split.add_argument("--least", type=int, default=20, help="fewest recordings of a category (default: 20)")
+    split.add_argument("--held-out", type=float, default=0.2, metavar="SHARE", help="(default: 0.2)")
     split.add_argument("--seed", type=int, default=0)
-    judge = commands.add_parser("judge", help="what a classifier of the recordings calls generated sounds")
-    judge.add_argument("--recordings", required=True, type=Path, help="folder that split wrote")
+    judge = commands.add_parser("judge", help="let a classifier of the recordings name generated sounds")
+    judge.add_argument("--recordings", required=True, type=Path, help="folder written by split")
     judge.add_argument("--weights", required=True, type=Path)
-    judge.add_argument("--each", type=int, default=40, help="sounds of each category (default: 40)")
+    judge.add_argument("--per-category", type=int, default=40, help="sounds per category (default: 40)")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", required=True, type=Path, help="JSON file of the result")
     return parser.parse_args(argv)
@@ -39,18 +39,20 @@ def run(arguments: argparse.Namespace) -> None:
     from audiox_trainer.trainer.generation.generator import Generator
 
     if arguments.command == "split":
-        counts = recordings.split(arguments.manifest, arguments.out, arguments.least, arguments.held, arguments.seed)
-        for name, (train, held) in counts.items():
-            print(f"{name:20} {train:4} to train on, {held:3} held out")
+        counts = recordings.split(
+            arguments.manifest, arguments.out, arguments.least, arguments.held_out, arguments.seed
+        )
+        for name, (train, held_out) in counts.items():
+            print(f"{name:20} {train:4} for training, {held_out:3} held out")
         return
-    folder = arguments.recordings
-    sets = folder / "train.jsonl", folder / "held.jsonl"
-    result = recordings.judge(Generator(arguments.weights), *sets, arguments.each, arguments.seed)
+    train, held_out = (arguments.recordings / name for name in ("train.jsonl", "held_out.jsonl"))
+    generator = Generator(arguments.weights)
+    result = recordings.evaluate_recordings(generator, train, held_out, arguments.per_category, arguments.seed)
     arguments.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} right")
-    print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} called what was asked for")
-    near = f"generated {result['generated_nearest']:.2f}, held-out recordings {result['held_out_nearest']:.2f}"
-    print(f"median distance to the nearest recording trained on: {near}")
+    print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} correct")
+    print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} recognised as requested")
+    distances = f"generated {result['generated_nearest']:.2f}, held-out recordings {result['held_out_nearest']:.2f}"
+    print(f"median distance to the nearest training recording: {distances}")
     for name, row in zip(result["names"], result["generated_confusion"], strict=True):
         print(f"  {name:14}" + "".join(f"{count:5}" for count in row))
 

@@ -5,13 +5,14 @@ examples:
   python launch/evaluate.py --weights weights/tiny --prompts 25 --run runs/tiny --html report.html --out report.json
   python launch/evaluate.py --weights weights/teacher weights/student --first 50 --also 4:euler:1 --out both.json
 
-The judge is a small network that listens; where there is none in --judge it is trained first, once, in minutes.
-Several weights are judged on the same prompts, each sampled as its own configuration says unless you say otherwise.
-An evaluation that was stopped goes on after the last weights that it had judged, by the same command.
+The judge is a small network that annotates sounds; if the folder --judge has none, one is trained there first, in
+minutes. Several weights are judged on the same prompts, each with its own sampling unless options override it. The same
+command resumes an interrupted evaluation after the last weights that were judged.
 """
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from audiox_trainer.trainer.core import cli
 SAMPLERS = ("euler", "renoise")
 
 
-def _way(text: str) -> tuple[int, float | None, str]:
-    """Steps, guidance (None: the weights' own) and sampler ("": the weights' own) of an argument of --also."""
+def _sampling(text: str) -> tuple[int, float | None, str]:
+    """Steps, guidance (None: that of the weights) and sampler ("": that of the weights) of --first and --also."""
     steps, _, rest = text.partition(":")
     kind, _, guidance = rest.partition(":")
     try:
@@ -29,8 +30,8 @@ def _way(text: str) -> tuple[int, float | None, str]:
             raise ValueError
         return int(steps), float(guidance) if guidance else None, kind
     except ValueError:
-        wanted = f"N, N:SAMPLER or N:SAMPLER:GUIDANCE with a sampler of {', '.join(SAMPLERS)}"
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}") from None
+        allowed = f"N, N:SAMPLER or N:SAMPLER:GUIDANCE with a sampler of {', '.join(SAMPLERS)}"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {allowed}") from None
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -43,63 +44,62 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--tasks", type=int, default=100, help="clips of each of the eight tasks; 0: none (default: 100)"
     )
-    parser.add_argument("--steps", type=int, help="sampler steps (default: what the weights say)")
-    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: what the weights say)")
-    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: what the weights say)")
+    parser.add_argument("--steps", type=int, help="sampler steps (default: those of the weights)")
+    parser.add_argument("--guidance", type=float, help="guidance scale, 1 for none (default: that of the weights)")
+    parser.add_argument("--sampler", choices=SAMPLERS, help="(default: that of the weights)")
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="of the transformer (default: fp32)")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--seed", type=int, default=0, help="of prompts, clips and noise (default: 0)")
-    way: dict[str, Any] = {"type": _way, "metavar": "N[:SAMPLER[:GUIDANCE]]"}
-    parser.add_argument("--first", **way, help="sample the first weights in this way, the others as they say: 50")
+    sampling: dict[str, Any] = {"type": _sampling, "metavar": "N[:SAMPLER[:GUIDANCE]]"}
+    parser.add_argument("--first", **sampling, help="sampling of the first weights: 50")
     parser.add_argument(
-        "--also", nargs="+", default=[], **way, help="judge the first weights in this way too: 4, or 4:euler:1"
+        "--also", nargs="+", default=[], **sampling, help="also judge the first weights so: 4, or 4:euler:1"
     )
     parser.add_argument(
-        "--latency-steps", nargs="+", type=int, default=[], metavar="N", help="time the first weights at N steps too"
+        "--latency-steps", nargs="+", type=int, default=[], metavar="N", help="also time the first weights at N steps"
     )
-    parser.add_argument("--no-latency", action="store_true", help="leave the latencies out")
+    parser.add_argument("--no-latency", action="store_true", help="measure no latencies")
     return parser.parse_args(argv)
 
 
 def run(arguments: argparse.Namespace) -> None:
     import torch
 
-    from audiox_trainer.models.sampler import changed
+    from audiox_trainer.models.audiox import WEIGHTS
+    from audiox_trainer.models.sampler import override_sampling
     from audiox_trainer.trainer.core.files import hash_file, write_json
-    from audiox_trainer.trainer.evaluation.evaluate import Candidate, Plan, evaluate
-    from audiox_trainer.trainer.evaluation.report import write_html
-    from audiox_trainer.trainer.evaluation.result_cache import Parts
-    from audiox_trainer.trainer.evaluation.tables import as_text, tables
+    from audiox_trainer.trainer.evaluation.evaluate import EvaluatedModel, EvaluationSettings, evaluate
+    from audiox_trainer.trainer.evaluation.report import as_text, report_tables, write_html
+    from audiox_trainer.trainer.evaluation.result_cache import ResultCache
     from audiox_trainer.trainer.generation.generator import Generator
 
     latency = None if arguments.no_latency else tuple(arguments.latency_steps)
-    plan = Plan(arguments.prompts, arguments.tasks, arguments.seed, latency)
+    settings = EvaluationSettings(arguments.prompts, arguments.tasks, arguments.seed, latency)
     for path in (arguments.out, arguments.html or arguments.out):
         path.parent.mkdir(parents=True, exist_ok=True)  # fails now rather than after the evaluation
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
-    candidates: list[Candidate] = []
+    models: list[EvaluatedModel] = []
     for folder in arguments.weights:
         generator = Generator(folder, dtype=dtypes[arguments.dtype])
-        sampling = changed(generator.sampling, arguments.steps, arguments.guidance, arguments.sampler)
-        if arguments.first and not candidates:
-            sampling = changed(sampling, *arguments.first)
-        name, digest = folder.resolve().name, hash_file(folder / "model.safetensors")
-        candidates.append(Candidate(name, name, generator, sampling, digest))
-    first = candidates[0]
+        sampling = override_sampling(generator.sampling, arguments.steps, arguments.guidance, arguments.sampler)
+        if arguments.first and not models:
+            sampling = override_sampling(sampling, *arguments.first)
+        name, digest = folder.resolve().name, hash_file(folder / WEIGHTS)
+        models.append(EvaluatedModel(name, name, generator, sampling, digest))
+    first = models[0]
     for steps, guidance, kind in arguments.also:
-        way = changed(first.sampling, steps, guidance, kind)
         words = [f"{steps} {kind} steps" if kind else f"{steps} steps"]
         words += [] if guidance is None else [f"guidance {guidance:g}"]
-        name = f"{first.name} at {', '.join(words)}"
-        candidates.append(Candidate(name, first.weights, first.generator, way, first.digest, tasks=False))
-    parts = Parts(arguments.out.parent / "parts")
-    evaluation = evaluate(candidates, arguments.judge, plan, parts)
-    write_json(arguments.out, evaluation.report)
-    parts.clear()
-    print("\n\n".join(as_text(table) for table in tables(evaluation.report)))
+        sampling = override_sampling(first.sampling, steps, guidance, kind)
+        models.append(replace(first, name=f"{first.name} at {', '.join(words)}", sampling=sampling, tasks=False))
+    cache = ResultCache(arguments.out.parent / "evaluation_cache")
+    result = evaluate(models, arguments.judge, settings, cache)
+    write_json(arguments.out, result.report)
+    cache.clear()
+    print("\n\n".join(as_text(table) for table in report_tables(result.report)))
     print(f"\n{arguments.out}")
     if arguments.html:
-        write_html(evaluation.report, arguments.run, evaluation.sounds, arguments.html)
+        write_html(result.report, arguments.run, result.comparisons, arguments.html)
         print(arguments.html)
 
 

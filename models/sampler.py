@@ -115,10 +115,10 @@ def _padded(h: Tensor, tokens: int) -> Tensor:
     return torch.nn.functional.pad(h, (0, 0, 0, tokens - h.shape[1]))
 
 
-def changed(
+def override_sampling(
     sampling: SamplingConfig, steps: int | None, guidance: float | None, kind: Kind | None = None
 ) -> SamplingConfig:
-    """The weights' own sampling with what a user asks for in its place.
+    """The sampling of some weights, with a user's settings in place of theirs.
 
     Raises:
         ValueError: there is no step, or the guidance is negative or not finite.
@@ -126,7 +126,7 @@ def changed(
     if steps is not None and steps < 1:
         raise ValueError(f"steps: {steps}; a sampler takes at least 1")
     if guidance is not None and not 0 <= guidance < math.inf:
-        raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, {sampling.guidance:g} the weights' own")
+        raise ValueError(f"guidance: {guidance} must be 0 or more; 1 is none, the weights have {sampling.guidance:g}")
     return replace(
         sampling,
         sampler=kind or sampling.sampler,
@@ -137,5 +137,5 @@ def changed(
 
 
 def nfe(sampling: SamplingConfig) -> int:
-    """Function evaluations a clip (section VI-B): guidance evaluates every step twice."""
+    """Function evaluations per clip (section VI-B); guidance evaluates every step twice."""
     return sampling.steps * (1 if sampling.guidance == 1 else 2)

@@ -16,10 +16,10 @@ from audiox_trainer.trainer.evaluation.ablations import (
     TEST,
     VALIDATION,
     Ablations,
-    Plan,
+    AblationSettings,
     Variant,
     folder_name,
-    tables,
+    markdown_tables,
 )
 from tests.helpers.distillation_scenarios import teacher
 from tests.helpers.random_weights import untrained_judge
@@ -28,13 +28,13 @@ from tests.helpers.small_config import ROOT, small_config, small_distill_config
 TINY = ROOT / "configs/distill_tiny.json"
 
 
-def plan(folder, *common: str) -> Plan:
+def settings(folder, *common: str) -> AblationSettings:
     paths = (folder, TINY, ROOT / "configs/tiny.json", folder / "teacher", folder / "pairs", folder / "judge")
-    return Plan(*paths, 30000, (0, 1), 10, common)
+    return AblationSettings(*paths, 30000, (0, 1), 10, common)
 
 
 def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
-    ablations = Ablations(plan(tmp_path), [])
+    ablations = Ablations(settings(tmp_path), [])
     budget = 30000 * training_flops(load_distill_config(TINY).model, 24)
     for variant in ablations.variants:
         steps = ablations.steps(variant)
@@ -54,18 +54,18 @@ def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
 
 
 def test_the_groups_are_those_of_the_paper_and_ours(tmp_path):
-    found = {v.group for v in Ablations(plan(tmp_path), []).variants}
+    found = {v.group for v in Ablations(settings(tmp_path), []).variants}
     paper = {"discriminator depth", "steps drawn", "adversarial loss", "MAF"}
     assert found == paper | {"base", "updates", "sampler", "Eq. 10", "warm start"}
-    with pytest.raises(ValueError, match="no group 'depth'; there are base"):
-        Ablations(plan(tmp_path), ["depth"])
-    variants = Ablations(plan(tmp_path), []).variants
+    with pytest.raises(ValueError, match="no group 'depth'; the groups are base"):
+        Ablations(settings(tmp_path), ["depth"])
+    variants = Ablations(settings(tmp_path), []).variants
     names = [folder_name(v, seed) for v in variants for seed in (0, 1) if v.group == "base" or not v.run]
     assert len(set(names)) == len(names)
 
 
 def test_the_base_is_run_once_and_stands_in_each_group_under_its_name(tmp_path):
-    variants = Ablations(plan(tmp_path), []).variants
+    variants = Ablations(settings(tmp_path), []).variants
     same = {(v.group, v.name) for v in variants if folder_name(v, 0) == "base-0"}
     assert same >= {
         ("base", "base"),
@@ -74,7 +74,7 @@ def test_the_base_is_run_once_and_stands_in_each_group_under_its_name(tmp_path):
         ("steps drawn", "early"),
     }
     results = {folder_name(v, 0): {f"{p}": dict.fromkeys(METRICS, 0.5) for p in (VALIDATION, TEST)} for v in variants}
-    text = tables(variants, (0,), results)
+    text = markdown_tables(variants, (0,), results)
     assert text.count("| **base** |") == 3 == len({v.group for v in variants} - {"base", "MAF"} - {g for g, _ in same})
 
 
@@ -93,13 +93,13 @@ def test_the_choice_is_made_on_other_prompts_than_are_reported():
         for seed in (0, 1):
             both = {f"{VALIDATION}": values(chosen_by), f"{TEST}": values(reported)}
             results[folder_name(variant, seed)] = both
-    text = tables(variants, (0, 1), results)
+    text = markdown_tables(variants, (0, 1), results)
     assert "| **early** | 0.20 |" in text and "| late | 0.90 |" in text and "| base | 0.10 |" in text
 
 
 def test_a_teacher_that_no_run_could_begin_with_is_refused_before_the_first(tmp_path):
     with pytest.raises(ValueError, match="teacher"):
-        Ablations(plan(tmp_path), ["base"]).jobs()
+        Ablations(settings(tmp_path), ["base"]).runs()
     assert not list(tmp_path.iterdir())
 
 
@@ -137,4 +137,4 @@ def test_runs_are_made_once_and_of_one_kind(tmp_path, scenes):
     assert len(runs) == 4 and {name: runs[name] for name in first} == first
     assert {name: (out / name / "output.txt").stat().st_mtime_ns for name in first} == begun
     done = run("ablate", *common, "--samples", 200)
-    assert done.returncode == 1 and "begun with samples 100, now it is 200" in done.stderr
+    assert done.returncode == 1 and "started with samples 100, now it is 200" in done.stderr

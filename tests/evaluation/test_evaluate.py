@@ -16,16 +16,17 @@ from audiox_trainer.models.audiox import AudioX, SamplingConfig
 from audiox_trainer.models.config import CodecConfig, ModelConfig
 from audiox_trainer.models.encoders.build import build_codec
 from audiox_trainer.models.judge import Judge
-from audiox_trainer.models.sampler import changed, nfe
+from audiox_trainer.models.sampler import nfe, override_sampling
 from audiox_trainer.trainer.core.tasks import TASKS
-from audiox_trainer.trainer.evaluation import judge_cache
+from audiox_trainer.trainer.evaluation import pretrained_judge
 from audiox_trainer.trainer.evaluation.held_out import check_embedded
-from audiox_trainer.trainer.evaluation.judge import JUDGE
-from audiox_trainer.trainer.evaluation.metrics import draw_prompts
-from audiox_trainer.trainer.evaluation.result_cache import Parts
-from audiox_trainer.trainer.evaluation.t2a_benchmark import Outcome, T2ABench, differences, drawn_again, spread
-from audiox_trainer.trainer.generation.request import Request
-from audiox_trainer.trainer.generation.sampling import make
+from audiox_trainer.trainer.evaluation.judge_training import JUDGE
+from audiox_trainer.trainer.evaluation.metrics import metric_interval
+from audiox_trainer.trainer.evaluation.result_cache import ResultCache
+from audiox_trainer.trainer.evaluation.t2a_benchmark import T2ABench, T2AResult, differences, redraw_scene
+from audiox_trainer.trainer.evaluation.t2a_prompts import draw_prompts
+from audiox_trainer.trainer.generation.batching import sample_latents
+from audiox_trainer.trainer.generation.clip_request import ClipRequest
 from tests.helpers.random_weights import untrained_judge
 
 SAMPLING = SamplingConfig("euler", 25, 3.0)
@@ -49,7 +50,7 @@ class Echo:
 
     bench: T2ABench
 
-    def latents(self, request: Request, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
+    def latents(self, request: ClipRequest, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
         first = [prompt.text for prompt in self.bench.prompts].index(request.texts[0])
         return self.bench.codec.encode(self.bench.raw)[0][first : first + len(request.texts)]
 
@@ -84,16 +85,16 @@ def test_the_truth_scores_as_its_reference(bench):
 def test_a_prompt_drawn_again_is_still_followed():
     rng = np.random.default_rng(0)
     for prompt in draw_prompts(5, seed=0):
-        scene = drawn_again(prompt, rng)
+        scene = redraw_scene(prompt, rng)
         assert [e.category for e in scene.events] == [e.category for e in prompt.scene.events]
         assert scene.seed != prompt.scene.seed
         assert (scene.events == prompt.scene.events) == (prompt.kind == "timestamp")
 
 
 def test_differences_are_the_second_minus_the_first(bench):
-    def outcome(name: str, right: bool) -> Outcome:
+    def outcome(name: str, right: bool) -> T2AResult:
         scores = type(bench_scores)(*(np.full(len(v), right) for v in vars(bench_scores).values()))
-        return Outcome({"model": name}, scores, torch.zeros(0))
+        return T2AResult({"model": name}, scores, torch.zeros(0))
 
     with tqdm() as bar:
         bench_scores = bench.run(Echo(bench), "truth", SAMPLING, bar).scores
@@ -110,21 +111,21 @@ def test_what_is_judged_is_kept(bench, tmp_path):
         with tqdm() as bar:
             return bench.run(Echo(bench), "truth", SAMPLING, bar), [{"task": "V2A", "score": float("nan")}]
 
-    first, tasks = Parts(tmp_path / "parts").get({"digest": "a"}, judge)
-    kept, same = Parts(tmp_path / "parts").get({"digest": "a"}, judge)
+    first, tasks = ResultCache(tmp_path / "parts").get({"digest": "a"}, judge)
+    kept, same = ResultCache(tmp_path / "parts").get({"digest": "a"}, judge)
     assert len(judged) == 1 and kept.row == first.row and json.dumps(same) == json.dumps(tasks)
     assert torch.equal(kept.waves, first.waves)
     for name, values in vars(first.scores).items():
         assert np.array_equal(getattr(kept.scores, name), values) and values.dtype == getattr(kept.scores, name).dtype
-    Parts(tmp_path / "parts").get({"digest": "b"}, judge)
+    ResultCache(tmp_path / "parts").get({"digest": "b"}, judge)
     assert len(judged) == 2
-    Parts(tmp_path / "parts").clear()
+    ResultCache(tmp_path / "parts").clear()
     assert not list(tmp_path.iterdir())
 
 
 def test_spread_holds_the_value_of_a_mean():
     values = torch.rand(200, generator=torch.Generator().manual_seed(0))
-    value, low, high = spread(lambda index: float(values[index].mean()), 200, seed=0)
+    value, low, high = metric_interval(lambda index: float(values[index].mean()), 200, seed=0)
     assert value == pytest.approx(float(values.mean()))
     assert high - low == pytest.approx(2 * 1.96 * float(values.std()) / 200**0.5, rel=0.2)
     assert low < value < high
@@ -133,24 +134,24 @@ def test_spread_holds_the_value_of_a_mean():
 def test_making_in_batches_changes_nothing():
     class Seeds:
         def latents(self, request, seed, sampling=None):
-            assert request.video.shape[0] == len(request.texts) and request.given is None
+            assert request.video.shape[0] == len(request.texts) and request.given_mask is None
             return torch.arange(seed, seed + len(request.texts))[:, None, None]
 
     n = 120
     with tqdm(total=n) as bar:
-        made = make(Seeds(), Request(["x"] * n, video=torch.zeros(n, 2, 2)), 7, SAMPLING, bar)
+        made = sample_latents(Seeds(), ClipRequest(["x"] * n, video=torch.zeros(n, 2, 2)), 7, SAMPLING, bar)
         assert bar.n == n
     assert made.flatten().tolist() == list(range(7, 7 + n))
 
 
 def test_sampling_is_changed_or_refused():
-    assert changed(SAMPLING, None, None) == SAMPLING
+    assert override_sampling(SAMPLING, None, None) == SAMPLING
     shifted = replace(SAMPLING, shift=4.0)
-    assert changed(shifted, 4, 1.0) == SamplingConfig("euler", 4, 1.0, 4.0)
-    assert nfe(SAMPLING) == 50 and nfe(changed(SAMPLING, 4, 1.0)) == 4
+    assert override_sampling(shifted, 4, 1.0) == SamplingConfig("euler", 4, 1.0, 4.0)
+    assert nfe(SAMPLING) == 50 and nfe(override_sampling(SAMPLING, 4, 1.0)) == 4
     for steps, guidance in ((0, None), (None, -1.0), (None, float("nan"))):
         with pytest.raises(ValueError, match=r"at least 1|0 or more"):
-            changed(SAMPLING, steps, guidance)
+            override_sampling(SAMPLING, steps, guidance)
 
 
 # The judge that is kept, and the command line.
@@ -163,18 +164,18 @@ def test_a_judge_is_trained_once_and_kept(tmp_path, config, monkeypatch):
         trained.append(seed)
         return Judge(JUDGE).eval()
 
-    monkeypatch.setattr(judge_cache, "train_judge", train)
-    monkeypatch.setattr(judge_cache, "PROMPTS_EACH", 1)
-    monkeypatch.setattr(judge_cache, "MUSIC_CLIPS", 2)
+    monkeypatch.setattr(pretrained_judge, "train_judge", train)
+    monkeypatch.setattr(pretrained_judge, "PROMPTS_PER_TYPE", 1)
+    monkeypatch.setattr(pretrained_judge, "MUSIC_CLIPS", 2)
     folder = tmp_path / "weights" / "judge"
-    judge, scores = judge_cache.load_or_train_judge(folder, config.codec, seed=3)
-    again, kept = judge_cache.load_or_train_judge(folder, config.codec, seed=3)
+    judge, scores = pretrained_judge.load_or_train_judge(folder, config.codec, seed=3)
+    again, kept = pretrained_judge.load_or_train_judge(folder, config.codec, seed=3)
     assert trained == [3] and scores == kept
     assert set(scores["raw"]) == set(scores["codec"]) == {"cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"}
     assert all(torch.equal(a, b) for a, b in zip(judge.parameters(), again.parameters(), strict=True))
     other = CodecConfig("logmel", 8000, 1, 512, 32, 64)
     with pytest.raises(ValueError, match="another --judge folder"):
-        judge_cache.load_or_train_judge(folder, other)
+        pretrained_judge.load_or_train_judge(folder, other)
 
 
 def test_other_clips_than_scenes_are_refused(config):

@@ -6,17 +6,9 @@ import pytest
 import torch
 
 from audiox_trainer.models.judge import Judge, JudgeOutput
-from audiox_trainer.trainer.evaluation.judge import (
-    JUDGE,
-    annotate,
-    decode,
-    listen,
-    load_judge,
-    render,
-    save_judge,
-    targets,
-    train_judge,
-)
+from audiox_trainer.trainer.evaluation.annotation import annotate, decode, listen
+from audiox_trainer.trainer.evaluation.judge_training import JUDGE, render, targets, train_judge
+from audiox_trainer.trainer.evaluation.pretrained_judge import load_judge, save_judge
 from audiox_trainer.trainer.scenes.scene import INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, audio_scene, draw_scene
 
 FRAMES = SAMPLES // JUDGE.hop

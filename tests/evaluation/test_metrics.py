@@ -4,28 +4,30 @@ import numpy as np
 import pytest
 import torch
 
-from audiox_trainer.trainer.evaluation.judge import Annotation
+from audiox_trainer.trainer.evaluation.annotation import Annotation
 from audiox_trainer.trainer.evaluation.metrics import (
-    TOLERANCE,
-    TYPES,
-    Prompt,
     bootstrap_interval,
-    chance,
-    draw_prompts,
     frechet_distance,
     inception_score,
     kl_divergence,
+)
+from audiox_trainer.trainer.evaluation.t2a_prompts import (
+    TOLERANCE,
+    TYPES,
+    BenchmarkPrompt,
+    chance,
+    draw_prompts,
     score,
 )
 from audiox_trainer.trainer.scenes.scene import AUDIO_CATEGORIES, Event, Scene
 
 
-def truth(prompt: Prompt) -> Annotation:
+def truth(prompt: BenchmarkPrompt) -> Annotation:
     return Annotation(prompt.scene.events, "", 0)
 
 
-def prompt(kind: str, *events: Event) -> Prompt:
-    return Prompt(kind, "", events, Scene("audio", events, "", 0, "", "", 0))
+def prompt(kind: str, *events: Event) -> BenchmarkPrompt:
+    return BenchmarkPrompt(kind, "", events, Scene("audio", events, "", 0, "", "", 0))
 
 
 def heard(*events: Event) -> Annotation:

@@ -35,14 +35,16 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(manifest, tmp_path_factory):
     out = tmp_path_factory.mktemp("split")
-    assert split(manifest, out, least=10, held=0.2, seed=0) == {"high": (8, 2), "low": (8, 2)}
+    assert split(manifest, out, least=10, share=0.2, seed=0) == {"high": (8, 2), "low": (8, 2)}
     return out
 
 
 def test_a_split_keeps_every_recording_once(folder, manifest):
-    parts = {p: [json.loads(line)["audio"] for line in (folder / f"{p}.jsonl").open()] for p in ("train", "held")}
-    assert len(parts["train"]) == 16 and len(parts["held"]) == 4 and not set(parts["train"]) & set(parts["held"])
-    with pytest.raises(ValueError, match="exists already"):
+    parts = {p: [json.loads(line)["audio"] for line in (folder / f"{p}.jsonl").open()] for p in ("train", "held_out")}
+    assert (
+        len(parts["train"]) == 16 and len(parts["held_out"]) == 4 and not set(parts["train"]) & set(parts["held_out"])
+    )
+    with pytest.raises(ValueError, match="already exists"):
         split(manifest, folder, 10, 0.2, 0)
     with pytest.raises(ValueError, match="no category has 11 recordings; lower --least"):
         split(manifest, folder / "other", 11, 0.2, 0)
@@ -51,7 +53,7 @@ def test_a_split_keeps_every_recording_once(folder, manifest):
 def test_the_classifier_tells_tones_apart(folder):
     model = small_config().model
     known = load_recordings(folder / "train.jsonl", model)
-    held = load_recordings(folder / "held.jsonl", model, known.names)
+    held = load_recordings(folder / "held_out.jsonl", model, known.names)
     table = confusion(train_classifier(known, seed=0, steps=60), held.latents, held.labels, 2)
     assert table == [[2, 0], [0, 2]] and accuracy(table) == 1
     with pytest.raises(ValueError, match="is not one of low"):

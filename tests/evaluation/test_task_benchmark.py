@@ -13,19 +13,19 @@ from tqdm import tqdm
 from audiox_trainer.models.audiox import SamplingConfig
 from audiox_trainer.models.config import ModelConfig
 from audiox_trainer.trainer.core.tasks import TASKS
-from audiox_trainer.trainer.evaluation.held_out import Unseen, draw_unseen
-from audiox_trainer.trainer.evaluation.judge import Annotation
-from audiox_trainer.trainer.evaluation.metrics import TOLERANCE
+from audiox_trainer.trainer.evaluation.annotation import Annotation
+from audiox_trainer.trainer.evaluation.held_out import HeldOutClips, draw_held_out
+from audiox_trainer.trainer.evaluation.t2a_prompts import TOLERANCE
 from audiox_trainer.trainer.evaluation.task_benchmark import (
     clips_needed,
-    in_place,
-    kept_error,
+    event_f1,
+    given_error,
     matched,
-    on_time,
-    request_of,
+    onset_f1,
+    task_request,
     task_rows,
 )
-from audiox_trainer.trainer.generation.request import Request
+from audiox_trainer.trainer.generation.clip_request import ClipRequest
 from audiox_trainer.trainer.scenes.scene import Event, Scene
 
 CLIPS = 40
@@ -38,8 +38,8 @@ def config(small) -> ModelConfig:
 
 
 @pytest.fixture(scope="module")
-def unseen(config) -> dict[str, Unseen]:
-    return {domain: draw_unseen(config, domain, CLIPS, seed=0) for domain in ("audio", "music")}
+def unseen(config) -> dict[str, HeldOutClips]:
+    return {domain: draw_held_out(config, domain, CLIPS, seed=0) for domain in ("audio", "music")}
 
 
 @dataclass
@@ -47,18 +47,18 @@ class Stub:
     """A maker of the true latents of the clip that a request describes, or, if `deaf`, of other scenes' at random. Its
     waves are the latents themselves."""
 
-    unseen: dict[str, Unseen]
-    strangers: dict[str, Unseen]
+    unseen: dict[str, HeldOutClips]
+    strangers: dict[str, HeldOutClips]
     deaf: bool
 
-    def latents(self, request: Request, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
+    def latents(self, request: ClipRequest, seed: int, sampling: SamplingConfig | None = None) -> Tensor:
         parts = [self._answer(request, i, seed + i) for i in range(len(request.texts))]
         made = torch.stack(parts)
-        if request.audio is None or request.given is None:
+        if request.audio is None or request.given_mask is None:
             return made
-        return torch.where(request.given[..., None] > 0, request.audio, made)
+        return torch.where(request.given_mask[..., None] > 0, request.audio, made)
 
-    def _answer(self, request: Request, i: int, seed: int) -> Tensor:
+    def _answer(self, request: ClipRequest, i: int, seed: int) -> Tensor:
         rng = np.random.default_rng(seed)
         found = [] if self.deaf else [z for u in self.unseen.values() for z in matching(u, request, i)]
         pool = found or [z for u in self.strangers.values() for z in u.latents]
@@ -68,20 +68,20 @@ class Stub:
         return latents.flatten(1)[:, None]
 
 
-def matching(unseen: Unseen, request: Request, i: int) -> list[Tensor]:
+def matching(unseen: HeldOutClips, request: ClipRequest, i: int) -> list[Tensor]:
     """The true latents of every clip of which all that is given for sample i is true."""
     fits = torch.ones(len(unseen.scenes), dtype=torch.bool)
     if request.video is not None:
         fits &= torch.tensor([torch.equal(v, request.video[i]) for v in unseen.video])
     if request.audio is not None:
-        kept = request.given[i] > 0
+        kept = request.given_mask[i] > 0
         fits &= torch.tensor([torch.equal(z[kept], request.audio[i][kept]) for z in unseen.latents])
     if request.video is None and request.audio is None:
         fits &= torch.tensor([request.texts[i] in record.captions for record in unseen.records])
     return [unseen.latents[k] for k in fits.nonzero()[:, 0].tolist()]
 
 
-def ears(*groups: Unseen):
+def ears(*groups: HeldOutClips):
     """Hears the scene whose latents, or whose last latents, a wave is."""
 
     def hear(waves: Tensor) -> list[Annotation]:
@@ -102,13 +102,13 @@ def ears(*groups: Unseen):
 @pytest.fixture(scope="module")
 def rows(config, unseen) -> dict[bool, dict[str, dict]]:
     """Rows of the oracle (False) and of the deaf generator (True), by task."""
-    strangers = {domain: draw_unseen(config, domain, CLIPS, seed=1) for domain in unseen}
+    strangers = {domain: draw_held_out(config, domain, CLIPS, seed=1) for domain in unseen}
     hear = ears(*unseen.values(), *strangers.values())
     result = {}
     for deaf in (False, True):
         with tqdm(total=clips_needed(CLIPS)) as bar:
             stub = Stub(unseen, strangers, deaf)
-            made = task_rows(stub, hear, unseen["audio"], unseen["music"], SAMPLING, 0, bar)
+            made = task_rows(stub, hear, unseen, SAMPLING, 0, bar)
             assert bar.n == bar.total
         result[deaf] = {row["task"]: row for row in made}
     return result
@@ -139,12 +139,12 @@ def test_a_deaf_generator_leads_nowhere(rows, task):
 
 
 def test_given_latents_are_compared_to_the_bit(rows):
-    assert rows[False]["inpainting"]["kept_error"] == rows[True]["completion"]["kept_error"] == 0
+    assert rows[False]["inpainting"]["given_error"] == rows[True]["completion"]["given_error"] == 0
     truth = torch.zeros(2, 3, 4)
     latents = truth.clone()
     latents[1, 2] = 0.25
-    assert kept_error(latents, truth, torch.tensor([[1.0, 1, 1], [1, 1, 0]])) == 0
-    assert kept_error(latents, truth, torch.tensor([[1.0, 1, 1], [0, 0, 1]])) == 0.25
+    assert given_error(latents, truth, torch.tensor([[1.0, 1, 1], [1, 1, 0]])) == 0
+    assert given_error(latents, truth, torch.tensor([[1.0, 1, 1], [0, 0, 1]])) == 0.25
 
 
 def test_completion_is_judged_without_its_prefix(config, unseen):
@@ -157,7 +157,7 @@ def test_completion_is_judged_without_its_prefix(config, unseen):
         return [Annotation((), "", 0)] * len(waves)
 
     with tqdm(total=clips_needed(CLIPS)) as bar:
-        task_rows(Stub(unseen, unseen, True), hear, unseen["audio"], music, SAMPLING, 0, bar)
+        task_rows(Stub(unseen, unseen, True), hear, unseen, SAMPLING, 0, bar)
     frames, channels = config.codec.frames, config.codec.latent_channels
     rest = frames - int(music.prefix[0].sum())
     assert 0 < rest < frames and torch.equal(music.prefix, music.prefix[:1].expand_as(music.prefix))
@@ -167,22 +167,22 @@ def test_completion_is_judged_without_its_prefix(config, unseen):
 def test_requests_give_what_the_task_has(unseen):
     for task in TASKS:
         group = unseen["music" if task in ("T2M", "V2M", "TV2M", "completion") else "audio"]
-        request = request_of(task, group)
+        request = task_request(TASKS[task], group)
         assert (request.video is not None) == ("V" in task)
-        assert (request.given is not None) == (task in ("inpainting", "completion"))
+        assert (request.given_mask is not None) == (task in ("inpainting", "completion"))
         own = [text in record.captions for text, record in zip(request.texts, group.records, strict=True)]
         assert all(own) == any(own) == (task in ("T2A", "TV2A", "T2M", "TV2M"))
-    for scene, text in zip(unseen["music"].scenes, request_of("T2M", unseen["music"]).texts, strict=True):
+    for scene, text in zip(unseen["music"].scenes, task_request(TASKS["T2M"], unseen["music"]).texts, strict=True):
         assert scene.instrument in text and f"{scene.tempo} bpm" in text
 
 
 def test_unseen_clips_are_reproducible_and_many(config, unseen):
-    again = draw_unseen(config, "audio", CLIPS, seed=0)
+    again = draw_held_out(config, "audio", CLIPS, seed=0)
     assert again.scenes == unseen["audio"].scenes and torch.equal(again.latents, unseen["audio"].latents)
     assert torch.equal(again.hole, unseen["audio"].hole) and torch.equal(again.video, unseen["audio"].video)
     assert len({scene.seed for scene in again.scenes}) == CLIPS
     with pytest.raises(ValueError, match="at least 2"):
-        draw_unseen(config, "audio", 1, seed=0)
+        draw_held_out(config, "audio", 1, seed=0)
 
 
 def test_matched_onsets():
@@ -200,7 +200,7 @@ def test_f1_of_events():
 
     def f1(heard: tuple[Event, ...], true: tuple[Event, ...]) -> tuple[float, float]:
         scene = Scene("audio", true, "", 0, "", "", 0)
-        return in_place(Annotation(heard, "", 0), scene), on_time(Annotation(heard, "", 0), scene)
+        return event_f1(Annotation(heard, "", 0), scene), onset_f1(Annotation(heard, "", 0), scene)
 
     truth = events(("bell", 0.2), ("kick", 1.0), ("kick", 1.5))
     assert f1(truth, truth) == (1, 1) and f1((), truth) == (0, 0)

@@ -11,10 +11,10 @@ from torch import Tensor
 from audiox_trainer.kernels.ops import KernelsConfig
 from audiox_trainer.models.audiox import SamplingConfig
 from audiox_trainer.models.sampler import euler, guided, levels, renoise
-from audiox_trainer.trainer.evaluation.held_out import draw_unseen
+from audiox_trainer.trainer.evaluation.held_out import draw_held_out
+from audiox_trainer.trainer.generation.clip_request import ClipRequest
 from audiox_trainer.trainer.generation.generator import Generator
-from audiox_trainer.trainer.generation.request import Request
-from audiox_trainer.trainer.generation.user_media import video_windows
+from audiox_trainer.trainer.generation.user_media import encode_video_clips
 from audiox_trainer.trainer.scenes.synth import FRAME_RATE, SIZE, render_video
 from tests.helpers.random_weights import random_weights
 
@@ -101,17 +101,17 @@ def weights(tmp_path_factory) -> Path:
     return random_weights(tmp_path_factory.mktemp("weights") / "random", SamplingConfig("euler", 3, 2.0))
 
 
-def full_request(generator: Generator, n: int) -> Request:
+def full_request(generator: Generator, n: int) -> ClipRequest:
     config = generator.model.config
     make = torch.Generator().manual_seed(1)
     given = torch.ones(n, config.codec.frames)
     for i in range(n):
         given[i, 2 : 4 + i] = 0
-    return Request(
+    return ClipRequest(
         ["a bell", "two kicks, then a siren and three dogs", "a hiss from 0.2 to 1.4 seconds", ""][:n],
         video=torch.randn(n, config.video.steps, config.video.dim, generator=make),
         audio=torch.randn(n, config.codec.frames, config.codec.latent_channels, generator=make),
-        given=given,
+        given_mask=given,
     )
 
 
@@ -120,7 +120,7 @@ def test_the_weights_say_how_they_are_sampled(generator):
 
 
 def test_a_seed_decides(generator):
-    request = Request(["a bell", "a kick"])
+    request = ClipRequest(["a bell", "a kick"])
     first = generator.latents(request, 5)
     assert torch.equal(first, generator.latents(request, 5))
     assert not torch.allclose(first, generator.latents(request, 6))
@@ -133,7 +133,7 @@ def test_a_sample_does_not_depend_on_its_batch(generator, sampling):
     together = generator.latents(request, 10, sampling)
     for i in range(4):
         cut = slice(i, i + 1)
-        alone = Request(request.texts[cut], request.video[cut], request.audio[cut], request.given[cut])
+        alone = ClipRequest(request.texts[cut], request.video[cut], request.audio[cut], request.given_mask[cut])
         assert torch.allclose(together[cut], generator.latents(alone, 10 + i, sampling), atol=1e-4)
 
 
@@ -141,30 +141,30 @@ def test_a_sample_does_not_depend_on_its_batch(generator, sampling):
 def test_the_generator_keeps_what_is_given(generator, kind):
     request = full_request(generator, 4)
     latents = generator.latents(request, 0, SamplingConfig(kind, 2, 2.0))
-    kept = request.given > 0
+    kept = request.given_mask > 0
     assert torch.equal(latents[kept], request.audio[kept])
     assert not torch.isclose(latents[~kept], request.audio[~kept]).all()
 
 
 def test_every_condition_has_a_say(generator):
-    plain = Request(["a bell"])
+    plain = ClipRequest(["a bell"])
     full = full_request(generator, 1)
-    others = (Request(["a kick"]), Request(["a bell"], video=full.video))
+    others = (ClipRequest(["a kick"]), ClipRequest(["a bell"], video=full.video))
     for other in others:
         assert not torch.allclose(generator.latents(plain, 0), generator.latents(other, 0), atol=1e-4)
     # What is given has a say in the hole too, and latents outside `given` have none anywhere.
-    hole = full.given[0] == 0
-    louder = Request(full.texts, full.video, full.audio + 3 * full.given[..., None], full.given)
+    hole = full.given_mask[0] == 0
+    louder = ClipRequest(full.texts, full.video, full.audio + 3 * full.given_mask[..., None], full.given_mask)
     assert not torch.allclose(generator.latents(full, 0)[0, hole], generator.latents(louder, 0)[0, hole], atol=1e-4)
-    hidden = Request(full.texts, full.video, full.audio + 3 * (1 - full.given[..., None]), full.given)
+    hidden = ClipRequest(full.texts, full.video, full.audio + 3 * (1 - full.given_mask[..., None]), full.given_mask)
     assert torch.allclose(generator.latents(full, 0), generator.latents(hidden, 0), atol=1e-6)
 
 
 def test_guidance_is_the_two_branches_combined(generator):
     """One step from noise is linear in the velocity."""
     request = full_request(generator, 2)
-    request = Request(request.texts, request.video)
-    nothing = Request(["", ""])
+    request = ClipRequest(request.texts, request.video)
+    nothing = ClipRequest(["", ""])
     one = SamplingConfig("euler", 1, 1.0)
     conditional, unconditional = (generator.latents(r, 0, one) for r in (request, nothing))
     guided_ones = generator.latents(request, 0, SamplingConfig("euler", 1, 4.0))
@@ -175,7 +175,7 @@ def test_levels_known_beforehand_change_nothing(generator):
     """What the backbone makes of one level, taken for all samples, against each sample's own level."""
     backbone, config = generator.model.backbone, generator.model.config
     z = torch.randn(3, config.codec.frames, config.codec.latent_channels)
-    condition, length = generator._encode(generator.conditions(Request(["a bell", "two kicks", ""])))
+    condition, length = generator._encode(generator.conditions(ClipRequest(["a bell", "two kicks", ""])))
     sampling = SamplingConfig(steps=3, shift=2.0)
     known = generator.levels(sampling)
     generator.levels(SamplingConfig(steps=2))
@@ -203,13 +203,13 @@ def test_the_kernels_can_be_chosen(weights, tmp_path):
     chosen = Generator(weights, "cpu", kernels=KernelsConfig(joint_attention="sdpa")).kernels
     assert chosen.names["joint_attention"] == "sdpa" and chosen.reasons["joint_attention"] == "as configured"
     with pytest.raises(FileNotFoundError, match=r"kernels\.benchmark_file: .*none\.json is no file; launch/bench.py"):
-        Generator(weights, "cpu", kernels=KernelsConfig(table=str(tmp_path / "none.json")))
+        Generator(weights, "cpu", kernels=KernelsConfig(benchmark_file=str(tmp_path / "none.json")))
 
 
 def test_a_video_gives_the_features_that_training_had(generator, tmp_path):
     """Lossless frames at the scenes' own rate, as shards have them from the scene itself."""
     config = generator.model.config
-    unseen = draw_unseen(config, "audio", 2, seed=0)
+    unseen = draw_held_out(config, "audio", 2, seed=0)
     path = tmp_path / "clip.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("ffv1", rate=Fraction(FRAME_RATE))
@@ -218,6 +218,6 @@ def test_a_video_gives_the_features_that_training_had(generator, tmp_path):
         for frame in render_video(unseen.scenes[0]):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
-    (read,) = video_windows(path, config, generator.encode_video, [0.0])
+    (read,) = encode_video_clips(path, config, generator.encode_video, [0.0])
     assert torch.allclose(read, unseen.video[0], atol=0.02)
     assert not torch.allclose(read, unseen.video[1], atol=0.5)

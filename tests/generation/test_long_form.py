@@ -12,11 +12,11 @@ import torch
 
 from audiox_trainer.models.audiox import SamplingConfig
 from audiox_trainer.trainer.core.tasks import TASKS
+from audiox_trainer.trainer.generation.clip_request import ClipRequest, concatenate_requests
 from audiox_trainer.trainer.generation.generator import Generator
-from audiox_trainer.trainer.generation.long_form import Sound, make, sampling_of
+from audiox_trainer.trainer.generation.long_form import LongSound, sampling_for
 from audiox_trainer.trainer.generation.prompts import Prompt
-from audiox_trainer.trainer.generation.request import Request, joined
-from audiox_trainer.trainer.generation.user_media import video_windows
+from audiox_trainer.trainer.generation.user_media import encode_video_clips
 from audiox_trainer.trainer.media.mux import write_media
 from tests.helpers.encoder_weights import save_clip, save_oobleck, save_synchformer, save_t5
 from tests.helpers.films import contents, wandering
@@ -29,8 +29,8 @@ def prompt(**keys) -> Prompt:
     return Prompt(**{k: str(v) if isinstance(v, Path) else v for k, v in keys.items()})
 
 
-def sound(generator: Generator, **keys) -> Sound:
-    (result,) = make(generator, [prompt(**keys)])
+def sound(generator: Generator, **keys) -> LongSound:
+    (result,) = generator.generate_sounds([prompt(**keys)])
     if isinstance(result, ValueError):
         raise result
     return result
@@ -51,20 +51,22 @@ CASES = {
 @pytest.mark.parametrize("task", CASES)
 def test_each_task_gives_the_model_what_training_gave(generator, media, task):
     keys = {k: str(media / v) if k in ("video", "audio", "continue_from") else v for k, v in CASES[task].items()}
-    begun = Sound(Prompt(**keys, task=task), generator)
-    request = begun.request()
+    begun = generator.start_sound(Prompt(**keys, task=task))
+    request = begun.next_request()
     assert list(request.texts) == [keys.get("text", TASKS[task].default_text)]
     assert (request.video is not None and bool(request.video.any())) == ("video" in keys)
-    assert (request.given is not None) == (task in ("inpainting", "completion"))
-    if request.given is not None:
-        assert request.given[0].tolist() == ([1, 1, 0, 0, 1, 1, 1, 1] if task == "inpainting" else [1, 1, 1] + 5 * [0])
+    assert (request.given_mask is not None) == (task in ("inpainting", "completion"))
+    if request.given_mask is not None:
+        assert request.given_mask[0].tolist() == (
+            [1, 1, 0, 0, 1, 1, 1, 1] if task == "inpainting" else [1, 1, 1] + 5 * [0]
+        )
     finished = sound(generator, **keys, task=task)
     assert torch.isfinite(finished.wave).all() and finished.wave.std() > 0.001
 
 
 def test_a_prompt_of_one_clip_is_the_generators_own_sound(generator):
-    own = generator.waves(generator.latents(Request(["a bell"]), 3))[0]
-    torch.testing.assert_close(generator.make(text="a bell", seed=3), own, rtol=0, atol=1e-4)  # threads differ
+    own = generator.waves(generator.latents(ClipRequest(["a bell"]), 3))[0]
+    torch.testing.assert_close(generator.generate(text="a bell", seed=3), own, rtol=0, atol=1e-4)  # threads differ
 
 
 def test_the_length_is_what_is_asked_for_or_the_videos_or_a_clips(generator, media):
@@ -82,7 +84,7 @@ def test_the_length_is_what_is_asked_for_or_the_videos_or_a_clips(generator, med
         ({"continue_from": media / "long.wav"}, (27 - 2 + 8) * 2048),  # one clip, which begins with its last two frames
         ({"audio": media / "long.wav", "mask": "4-4.5"}, 56_000),
     ):
-        assert Sound(prompt(**keys), generator).samples == samples, keys
+        assert generator.start_sound(prompt(**keys)).samples == samples, keys
 
 
 @pytest.fixture
@@ -96,21 +98,21 @@ def one_thread():
 
 def test_every_clip_continues_from_the_one_before(generator, one_thread):
     """Each clip is given the last two latent frames before it, and the wave has every clip where it belongs."""
-    begun = Sound(Prompt(text="a bell", seconds=5.0, seed=4), generator)
+    begun = generator.start_sound(Prompt(text="a bell", seconds=5.0, seed=4))
     assert begun.starts == [0, 6, 12]
     latents, waves, seeds = [], [], []
     while not begun.finished:
-        request = begun.request()
-        seeds.append(begun.seed)
+        request = begun.next_request()
+        seeds.append(begun.next_seed)
         if latents:
-            assert request.given[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
+            assert request.given_mask[0].tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
             assert torch.equal(request.audio[0, :2], latents[-1][-2:])
-        z = generator.latents(request, begun.seed)[0]
+        z = generator.latents(request, begun.next_seed)[0]
         if latents:
             assert torch.equal(z[:2], latents[-1][-2:])
         latents.append(z)
         waves.append(generator.waves(z[None])[0])
-        begun.take(z, waves[-1])
+        begun.add_clip(z, waves[-1])
     assert len(set(seeds)) == 3
     seams = [0, 7 * 2048, 13 * 2048, 40_000]  # in the middle of each overlap
     for wave, start, begin, end in zip(waves, begun.starts, seams, seams[1:], strict=False):
@@ -124,7 +126,7 @@ def test_a_mended_sound_is_the_given_one_outside_the_hole(generator, media):
     mended = sound(generator, audio=media / "long.wav", mask="4.0-4.4")
     assert mended.starts == [12]  # the hole in the middle of its clip: frames 15 to 17
     begin, end = 15 * 2048, 18 * 2048
-    assert mended.new == pytest.approx((begin / 8000, end / 8000))
+    assert mended.new_span == pytest.approx((begin / 8000, end / 8000))
     wave = mended.wave[0].numpy()
     assert np.array_equal(wave[: begin - 80], given[: begin - 80])
     assert np.array_equal(wave[end + 80 :], given[end + 80 :])
@@ -151,7 +153,7 @@ def test_a_continued_sound_begins_as_it_was_given(generator, media):
         longer = sound(generator, continue_from=media / "long.wav", prefix=prefix, seconds=8.0)
         kept = frames * 2048
         wave = longer.wave[0].numpy()
-        assert len(wave) == 64_000 and longer.new == pytest.approx((kept / 8000, 8.0))
+        assert len(wave) == 64_000 and longer.new_span == pytest.approx((kept / 8000, 8.0))
         assert np.array_equal(wave[: kept - 80], given[: kept - 80])
         rest = given[kept : kept + 2048]
         assert not np.allclose(wave[kept : kept + len(rest)], rest, atol=1e-2)
@@ -168,11 +170,11 @@ def test_what_cannot_be_made_says_why(generator, media, tmp_path):
         ({"audio": media / "still.mp4", "mask": "0-1"}, "audio: .*still.mp4"),
         ({"continue_from": media / "short.wav", "prefix": 1.5}, r"prefix 1\.5: .*lasts 1\.000 s"),
         ({"continue_from": media / "short.wav", "prefix": 0.1}, "shorter than one latent frame, 0.256 s"),
-        ({"continue_from": media / "short.wav", "seconds": 0.5}, "leave nothing to make"),
+        ({"continue_from": media / "short.wav", "seconds": 0.5}, "leave nothing to generate"),
         ({"video": media / "short.wav"}, "video: .*no pictures"),
         ({"video": tmp_path / "noise.mp4"}, "video: .*noise.mp4"),
         ({"video": media / "short.mp4", "start": 2.0}, r"start: 2; .*lasts 1\.20 s"),
-        ({"video": media / "short.mp4", "seconds": 3.0}, r"lasts 1\.20 s, the sound would go on to 3\.00 s"),
+        ({"video": media / "short.mp4", "seconds": 3.0}, r"lasts 1\.20 s, the sound would need 3\.00 s"),
     ):
         with pytest.raises(ValueError, match=complaint):
             sound(generator, **keys)
@@ -182,9 +184,9 @@ def test_windows_of_a_video_are_those_of_a_video_that_begins_there(generator, me
     """Overlapping clips, read in one pass, against each read by itself."""
     config, encode = generator.model.config, generator.encode_video
     begins = [0.0, 1.5, 3.0]
-    together = list(video_windows(media / "long.mp4", config, encode, begins))
+    together = list(encode_video_clips(media / "long.mp4", config, encode, begins))
     for begin, features in zip(begins, together, strict=True):
-        assert torch.equal(features, next(iter(video_windows(media / "long.mp4", config, encode, [begin]))))
+        assert torch.equal(features, next(iter(encode_video_clips(media / "long.mp4", config, encode, [begin]))))
     assert not torch.equal(together[0], together[1])
 
 
@@ -204,27 +206,27 @@ def mixed(media: Path) -> list[Prompt]:
 
 def test_a_sound_has_the_same_bits_in_every_batch(generator, media):
     prompts = mixed(media)
-    alone = [make(generator, [p])[0].wave for p in prompts]
+    alone = [generator.generate_sounds([p])[0].wave for p in prompts]
     for order in ([0, 1, 2, 3, 4], [4, 2, 0], [1, 3]):
-        together = make(generator, [prompts[i] for i in order])
+        together = generator.generate_sounds([prompts[i] for i in order])
         for i, result in zip(order, together, strict=True):
             assert torch.equal(result.wave, alone[i]), MIXED[i]
 
 
 def test_one_forward_for_a_batch_agrees_to_rounding(generator, media):
     """How a GPU makes a batch."""
-    begun = [Sound(p, generator) for p in mixed(media)]
-    requests, seeds = [s.request() for s in begun], [s.seed for s in begun]
-    together = generator.latents(joined(requests, generator.model.config), seeds)
+    begun = [generator.start_sound(p) for p in mixed(media)]
+    requests, seeds = [s.next_request() for s in begun], [s.next_seed for s in begun]
+    together = generator.latents(concatenate_requests(requests, generator.model.config), seeds)
     for i, (request, seed) in enumerate(zip(requests, seeds, strict=True)):
         torch.testing.assert_close(together[i], generator.latents(request, seed)[0], atol=1e-4, rtol=0)
 
 
 def test_a_prompt_that_fails_does_not_stop_its_batch(generator, media):
     prompts = [Prompt(text="a bell"), Prompt(video=str(media / "short.wav")), Prompt(text="a kick")]
-    first, failed, last = make(generator, prompts)
+    first, failed, last = generator.generate_sounds(prompts)
     assert isinstance(failed, ValueError) and "no pictures" in str(failed)
-    assert torch.equal(first.wave, make(generator, prompts[:1])[0].wave) and last.finished
+    assert torch.equal(first.wave, generator.generate_sounds(prompts[:1])[0].wave) and last.finished
 
 
 @pytest.mark.slow
@@ -261,10 +263,10 @@ def test_the_encoders_of_the_paper_serve_every_mixture(media, tmp_path):
     sections.append(f"model.codec={json.dumps(codec)}")
     generator = Generator(random_weights(tmp_path / "weights", SamplingConfig("euler", 2, 2.0), *sections))
     prompts = mixed(media)
-    together = make(generator, prompts)
+    together = generator.generate_sounds(prompts)
     for made, asked, samples in zip(together, prompts, (16_384, 32_000, 40_000, 9600, 56_000), strict=True):
         assert made.wave.shape == (2, samples) and made.wave.std() > 1e-4
-        assert torch.equal(made.wave, make(generator, [asked])[0].wave)
+        assert torch.equal(made.wave, generator.generate_sounds([asked])[0].wave)
     given = torch.from_numpy(soundfile.read(media / "long.wav", dtype="float32")[0])
     assert torch.equal(together[4].wave[:, : 3 * 7900], given[: 3 * 7900].expand(2, -1))
 
@@ -272,6 +274,6 @@ def test_the_encoders_of_the_paper_serve_every_mixture(media, tmp_path):
 def test_only_a_fill_without_a_text_has_no_guidance(generator):
     own = generator.sampling
     fill = Prompt(audio="a", mask="0-1")
-    assert sampling_of(fill, own).guidance == 1
+    assert sampling_for(fill, own).guidance == 1
     for other in (replace(fill, text="a bell"), replace(fill, guidance=2.0), Prompt(continue_from="a")):
-        assert sampling_of(other, own).guidance == 2
+        assert sampling_for(other, own).guidance == 2

@@ -6,8 +6,8 @@ from typing import get_args
 import pytest
 
 from audiox_trainer.trainer.core.tasks import TASKS, TaskName
-from audiox_trainer.trainer.generation.jobs import jobs_of
-from audiox_trainer.trainer.generation.prompts import Prompt, prompt_of, read_prompts
+from audiox_trainer.trainer.generation.output_files import assign_files
+from audiox_trainer.trainer.generation.prompts import Prompt, parse_prompt, read_prompts
 
 
 def test_the_tasks_are_those_of_training():
@@ -33,21 +33,21 @@ def test_the_tasks_are_those_of_training():
 )
 def test_conditions_say_the_task_and_its_text(keys, kind, words):
     prompt = Prompt(**keys)
-    assert (prompt.kind, prompt.words) == (kind, words)
-    assert prompt.mixed == ("video" in keys and ("audio" in keys or "continue_from" in keys))
+    assert (prompt.task_label, prompt.full_text) == (kind, words)
+    assert prompt.mixes_tasks == ("video" in keys and ("audio" in keys or "continue_from" in keys))
 
 
 @pytest.mark.parametrize(
     ("keys", "complaint"),
     [
-        ({}, "^text: nothing to make a sound from"),
+        ({}, "^text: there is no condition"),
         ({"text": " "}, "^text: empty"),
         ({"audio": "a"}, "^mask: audio and mask belong together"),
         ({"text": "x", "mask": "1-2"}, "^mask: audio and mask belong together"),
         ({"audio": "a", "mask": "soon"}, "^mask: 'soon' is not START-END"),
         ({"audio": "a", "mask": "2-1"}, "^mask: '2-1': the end must lie after the start"),
         ({"audio": "a", "mask": "nan-1"}, "^mask: 'nan-1'"),
-        ({"audio": "a", "mask": "0-1", "continue_from": "b"}, "^audio: .*give one of them"),
+        ({"audio": "a", "mask": "0-1", "continue_from": "b"}, "^audio: .*mutually exclusive; give one of them"),
         ({"audio": "a", "mask": "0-1", "seconds": 3.0}, "^seconds: a sound with a hole keeps its length"),
         ({"text": "x", "prefix": 1.0}, "^prefix: .* give that file"),
         ({"continue_from": "a", "prefix": 0.0}, "^prefix: 0 must be above 0"),
@@ -73,8 +73,8 @@ def test_what_does_not_fit_together_is_refused(keys, complaint):
 
 def test_paths_start_from_a_folder_and_must_be_files(tmp_path):
     (tmp_path / "v.mp4").write_text("")
-    assert prompt_of({"video": "v.mp4"}, tmp_path).video == str(tmp_path / "v.mp4")
-    assert prompt_of({"video": str(tmp_path / "v.mp4")}, tmp_path / "elsewhere").video == str(tmp_path / "v.mp4")
+    assert parse_prompt({"video": "v.mp4"}, tmp_path).video == str(tmp_path / "v.mp4")
+    assert parse_prompt({"video": str(tmp_path / "v.mp4")}, tmp_path / "elsewhere").video == str(tmp_path / "v.mp4")
     for keys, complaint in (
         ({"video": "w.mp4"}, "video: .*w.mp4: no such file"),
         ({"video": str(tmp_path)}, "not a file"),
@@ -84,7 +84,7 @@ def test_paths_start_from_a_folder_and_must_be_files(tmp_path):
         ({"text": "x", "seed": 1.5}, "seed: 1.5 is not allowed; expected an integer"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            prompt_of(keys, tmp_path)
+            parse_prompt(keys, tmp_path)
 
 
 def write_lines(path, *lines):
@@ -104,12 +104,17 @@ def test_all_wrong_lines_are_named_at_once(tmp_path):
     with pytest.raises(ValueError) as caught:
         read_prompts(write_lines(tmp_path / "p.jsonl", *lines), {})
     message = str(caught.value).splitlines()
-    assert "4 of 6 lines are wrong; nothing was made" in message[0]
-    expected = ("line 2: not JSON", "line 3: b'[\"a\"]' is no object", "line 4: txt: unknown key", "line 5: video: ")
+    assert "4 of 6 lines are wrong; nothing was generated" in message[0]
+    expected = (
+        "line 2: not JSON",
+        "line 3: b'[\"a\"]' is not an",
+        "line 4: txt: unknown key",
+        "line 5: video: ",
+    )
     assert all(found.strip().startswith(e) for found, e in zip(message[1:], expected, strict=True)), message
     with pytest.raises(ValueError, match="and 15 more"):
         read_prompts(write_lines(tmp_path / "q.jsonl", *["x"] * 25), {})
-    with pytest.raises(ValueError, match="holds no line"):
+    with pytest.raises(ValueError, match="has no line"):
         read_prompts(write_lines(tmp_path / "r.jsonl", ""), {})
     with pytest.raises(ValueError, match="No such file"):
         read_prompts(tmp_path / "s.jsonl", {})
@@ -117,19 +122,19 @@ def test_all_wrong_lines_are_named_at_once(tmp_path):
 
 def test_files_are_named_by_their_line_and_each_has_one_sound(tmp_path):
     prompts = [(2, Prompt(text="a")), (11, Prompt(text="b", out="sub/b.flac", seed=5))]
-    jobs = jobs_of(prompts, tmp_path, 1)
+    jobs = assign_files(prompts, tmp_path, 1)
     assert [str(job.out.relative_to(tmp_path)) for job in jobs] == ["0002.wav", "sub/b.flac"]
-    jobs = jobs_of(prompts, tmp_path, 2)
+    jobs = assign_files(prompts, tmp_path, 2)
     assert [job.out.name for job in jobs] == ["0002-1.wav", "0002-2.wav", "b-1.flac", "b-2.flac"]
     assert [job.prompt.seed for job in jobs] == [0, 1, 5, 6]
     (tmp_path / "in.wav").write_text("")
     given = str(tmp_path / "in.wav")
     for prompt, complaint in (
-        (Prompt(text="b", out="0002.wav"), "line 3: out: .* is that of line 2 as well"),
+        (Prompt(text="b", out="0002.wav"), "line 3: out: .* is also the file of line 2"),
         (Prompt(text="b", out="x.mp3"), "line 3: out: .*only .wav"),
         (Prompt(text="b", out="x.mp4"), "line 3: out: .*give the video"),
         (Prompt(text="b", out=str(tmp_path)), "line 3: out: .*a folder"),
-        (Prompt(continue_from=given, out="in.wav"), "line 3: out: .*is a file that the sound is made from"),
+        (Prompt(continue_from=given, out="in.wav"), "line 3: out: .*is an input of this sound"),
     ):
         with pytest.raises(ValueError, match=complaint):
-            jobs_of([prompts[0], (3, prompt)], tmp_path, 1)
+            assign_files([prompts[0], (3, prompt)], tmp_path, 1)

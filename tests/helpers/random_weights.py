@@ -7,7 +7,8 @@ import torch
 from audiox_trainer.models.audiox import AudioX, SamplingConfig
 from audiox_trainer.models.judge import Judge
 from audiox_trainer.trainer.core.files import write_json
-from audiox_trainer.trainer.evaluation.judge import JUDGE, save_judge
+from audiox_trainer.trainer.evaluation.judge_training import JUDGE
+from audiox_trainer.trainer.evaluation.pretrained_judge import save_judge
 from tests.helpers.small_config import small_config
 
 BATCH, TOKENS = 3, 16
@@ -25,7 +26,7 @@ def untrained_judge(folder, codec):
     """A judge that knows nothing, with scores as if it had been examined: for what only needs one."""
     save_judge(Judge(JUDGE), folder)
     zeros = dict.fromkeys(("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"), 0.0)
-    write_json(folder / "scores.json", {"hears": vars(codec), "raw": zeros, "codec": zeros})
+    write_json(folder / "scores.json", {"codec_config": vars(codec), "raw": zeros, "codec": zeros})
 
 
 def inputs(config, tokens=TOKENS, batch=BATCH):

@@ -10,9 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from audiox_trainer.trainer.core.config import load_pretrain_config
-from audiox_trainer.trainer.evaluation.judge_cache import load_or_train_judge
+from audiox_trainer.trainer.evaluation.pretrained_judge import load_or_train_judge
 
 SMALL = ("training.compile=false", "training.cpu_threads=1")
 STUDENT = (*SMALL, "warm_start.ode_steps=2")
@@ -33,7 +34,8 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: in
     load_or_train_judge(out / "judge", load_pretrain_config(root / "configs/tiny.json").model.codec, steps=2)
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
     command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
-    command += ["--students", str(students), *(["--first", "3"] if students > 1 else [])]
+    command += ["--picture", str(out / "spectrograms.png"), "--students", str(students)]
+    command += ["--first", "3"] if students > 1 else []
     command += [word for setting in (*SMALL, *TEACHER) for word in ("--set", setting)]
     command += [word for setting in STUDENT for word in ("--set-student", setting)]
     _goes_through(command, root, tmp_path / "said")
@@ -55,12 +57,14 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: in
     assert list(faster) == [2 * own, 8, 100, 200, 400] and faster[400] > faster[100] > 5
     assert report["efficiency"][0]["rtf"] > 0
     assert {"dm", "fake", "discriminator", "adversarial"} <= report["student"].keys()
+    with Image.open(out / "spectrograms.png") as picture:
+        assert picture.format == "PNG" and picture.width > 1000
     page = (out / "report.html").read_text()
     assert page.count("<audio") == 4 * (5 + students)  # a prompt a type: the true scene, the teacher in four ways
     assert all(page.count(f"<figcaption>{name}</figcaption>") == 4 for name in ways_of)
     assert not re.findall("https?://[^ ]*", page.split("</style>")[1]), "it needs no network"
 
-    assert _goes_through(command, root, tmp_path / "said").count("there already") >= 3
+    assert _goes_through(command, root, tmp_path / "said").count("skipped") >= 3
 
 
 def _goes_through(command: list[str], root: Path, said: Path) -> str:

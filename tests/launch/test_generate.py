@@ -15,9 +15,9 @@ import soundfile
 import torch
 
 from audiox_trainer.launch.generate import main
-from audiox_trainer.trainer.generation import batch_run
-from audiox_trainer.trainer.generation.batch_run import Manifest, produce
-from audiox_trainer.trainer.generation.jobs import Job, jobs_of
+from audiox_trainer.trainer.generation import job_runner
+from audiox_trainer.trainer.generation.job_runner import SoundManifest, run_jobs
+from audiox_trainer.trainer.generation.output_files import SoundJob, assign_files
 from audiox_trainer.trainer.generation.prompts import Prompt
 from tests.helpers.films import contents
 
@@ -48,12 +48,12 @@ def generate(monkeypatch) -> Callable[..., Done]:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        ([], "nothing to make a sound from"),
+        ([], "there is no condition"),
         (["--audio", "README.md"], "audio and mask belong together"),
         (["--text", "a bell", "--count", "0"], "--count 0"),
         (["--text", "a bell", "--out", "bell.mp3"], "only .wav"),
         (["--video", "none.mp4"], "video: none.mp4: no such file"),
-        (["--prompts", "README.md"], "--out belongs to one sound"),
+        (["--prompts", "README.md"], "--out is for a single sound"),
         (["--text", "a bell", "--out-dir", "sounds"], "--prompts and --out-dir belong together"),
         (["--text", "a bell", "--task", "T2X"], "task: 'T2X' is not allowed; expected 'T2A' or 'V2A'"),
     ],
@@ -78,7 +78,7 @@ def test_generate_makes_the_same_sound_again(generate, weights, tmp_path):
     common = ("--weights", weights, "--text", "a bell", "--steps", 2)
     first = generate(*common, "--out", tmp_path / "a.wav", "--seed", 4)
     assert first.code == 0, first.err
-    assert "a.wav: 2.048 s" in first.out and "2 steps" in first.out and "not heard" not in first.out
+    assert "a.wav: 2.048 s" in first.out and "2 steps" in first.out and "ignored" not in first.out
     again = generate(*common, "--out", tmp_path / "b.wav", "--seed", 3, "--count", 2)
     assert again.code == 0, again.err
     waves = [soundfile.read(tmp_path / name)[0] for name in ("a.wav", "b-1.wav", "b-2.wav")]
@@ -92,19 +92,19 @@ def test_generate_makes_the_same_sound_again(generate, weights, tmp_path):
 
 
 def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
-    def jobs(*texts: str) -> list[Job]:
-        return jobs_of([(i + 1, Prompt(text=text, seed=i)) for i, text in enumerate(texts)], tmp_path, 1)
+    def jobs(*texts: str) -> list[SoundJob]:
+        return assign_files([(i + 1, Prompt(text=text, seed=i)) for i, text in enumerate(texts)], tmp_path, 1)
 
-    def left(wanted: list[Job]) -> list[str]:
-        manifest = Manifest(tmp_path, weights, generator.sampling)
-        unfinished = [job for job in wanted if not manifest.finished(job)]
-        manifest.tidy()
+    def left(wanted: list[SoundJob]) -> list[str]:
+        manifest = SoundManifest(tmp_path, weights, generator.sampling)
+        unfinished = [job for job in wanted if not manifest.is_finished(job)]
+        manifest.compact()
         return [job.out.name for job in unfinished]
 
     wanted = jobs("a bell", "a kick", "a dog")
     assert left(wanted) == ["0001.wav", "0002.wav", "0003.wav"]
-    made = produce(generator, wanted, 2, Manifest(tmp_path, weights, generator.sampling))
-    assert (made.sounds, made.failures) == (3, []) and made.heard == pytest.approx(3 * 2.048)
+    made = run_jobs(generator, wanted, 2, SoundManifest(tmp_path, weights, generator.sampling))
+    assert (made.sounds, made.failures) == (3, []) and made.seconds == pytest.approx(3 * 2.048)
     entries = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [(e["file"], e["text"], e["seed"], e["steps"], e["guidance"], e["seconds"]) for e in entries] == [
         ("0001.wav", "a bell", 0, 2, 2.0, 2.048),
@@ -118,7 +118,7 @@ def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
     with (tmp_path / "manifest.jsonl").open("a") as file:
         file.write('{"file": "0003.w')
     assert left(wanted) == ["0002.wav"]
-    produce(generator, wanted[1:2], 8, Manifest(tmp_path, weights, generator.sampling))
+    run_jobs(generator, wanted[1:2], 8, SoundManifest(tmp_path, weights, generator.sampling))
     assert (tmp_path / "0002.wav").read_bytes() == before and left(wanted) == []
     # What is there and is something else is neither taken for the wanted sound nor overwritten.
     with pytest.raises(ValueError, match=r"line 2: .*0002.wav was made with text 'a kick', not 'a hiss'"):
@@ -131,7 +131,7 @@ def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
 def test_a_folder_that_cannot_be_written_is_found_before_anything_is_made(generate, tmp_path):
     (tmp_path / "file").write_text("")
     done = generate("--weights", tmp_path / "none", "--text", "a bell", "--out", tmp_path / "file" / "x.wav")
-    assert done.code == 1 and "file (a file, no folder); give another" in done.err, done.err
+    assert done.code == 1 and "file (a file, not a folder); give another" in done.err, done.err
     (tmp_path / "p.jsonl").write_text('{"text": "a bell"}')
     where = ("--prompts", tmp_path / "p.jsonl", "--out-dir", tmp_path / "file")
     done = generate("--weights", tmp_path / "none", *where)
@@ -142,29 +142,29 @@ def test_a_full_gpu_says_what_to_do(generator, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr("audiox_trainer.trainer.generation.batch_run.make", full)
-    jobs = jobs_of([(i, Prompt(text="a bell")) for i in range(3)], tmp_path, 1)
+    monkeypatch.setattr(generator, "generate_sounds", full)
+    jobs = assign_files([(i, Prompt(text="a bell")) for i in range(3)], tmp_path, 1)
     with pytest.raises(ValueError, match=r"does not hold 2 sound\(s\) at a time; give a smaller --batch"):
-        produce(generator, jobs, 2)
+        run_jobs(generator, jobs, 2)
 
 
 def test_a_sound_that_cannot_be_written_does_not_stop_its_batch(generator, weights, tmp_path, monkeypatch):
     """As where a video's packets are damaged: its line is named, the others are there, and told of."""
-    truly, told = batch_run.write_media, []
+    truly, told = job_runner.write_media, []
 
     def write(out, *rest):
         if out.name == "0002.wav":
             raise ValueError(f"out: {out}, with the pictures of a.mp4: Invalid argument")
         truly(out, *rest)
 
-    monkeypatch.setattr(batch_run, "write_media", write)
-    jobs = jobs_of([(i, Prompt(text="a bell", seed=i)) for i in (1, 2, 3)], tmp_path, 1)
-    manifest = Manifest(tmp_path, weights, generator.sampling)
-    made = produce(generator, jobs, 3, manifest, lambda job, *_: told.append(job.out.name))
+    monkeypatch.setattr(job_runner, "write_media", write)
+    jobs = assign_files([(i, Prompt(text="a bell", seed=i)) for i in (1, 2, 3)], tmp_path, 1)
+    manifest = SoundManifest(tmp_path, weights, generator.sampling)
+    made = run_jobs(generator, jobs, 3, manifest, lambda job, *_: told.append(job.out.name))
     ((failed, error),) = made.failures
-    assert failed.where == "line 2: " and "Invalid argument" in str(error)
+    assert failed.location == "line 2: " and "Invalid argument" in str(error)
     assert made.sounds == 2 and told == ["0001.wav", "0003.wav"]
-    manifest.tidy()
+    manifest.compact()
     assert [path.name for path in sorted(tmp_path.glob("*.wav"))] == told == list(manifest.entries)
 
 
@@ -184,16 +184,16 @@ def test_a_file_of_prompts(generate, weights, media, tmp_path):
     common = ("--weights", weights, "--prompts", folder / "p.jsonl", "--out-dir", out, "--seed", 10)
     done = generate(*common, "--batch", 2)
     # A mask beyond the end of the file: found when it is decoded, named by its line, and the others are made.
-    assert done.code == 1 and "1 of 5 sounds were not made" in done.err, done.err
+    assert done.code == 1 and "1 of 5 sounds failed" in done.err, done.err
     assert "line 4: mask 3-4" in done.err and "Traceback" not in done.err
-    assert "5 sounds, 0 finished already" in done.out and "RTF" in done.out
+    assert "5 sounds, 0 already finished" in done.out and "RTF" in done.out
     files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert files == {"0001.wav", "sub/with_music.mp4", "kick.flac", "0005.wav", "manifest.jsonl"}
     assert contents(out / "sub/with_music.mp4").packets == contents(media / "long.mp4").packets
     lines[3] = {"text": "a dog"}
     (folder / "p.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     done = generate(*common, "--batch", 5)
-    assert done.code == 0 and "5 sounds, 4 finished already" in done.out, done.err
+    assert done.code == 0 and "5 sounds, 4 already finished" in done.out, done.err
     single = generate("--weights", weights, "--text", "a kick", "--seed", 40, "--out", tmp_path / "kick.flac")
     assert single.code == 0 and "T2A/T2M of “a kick”" in single.out, single.err
     assert (tmp_path / "kick.flac").read_bytes() == (out / "kick.flac").read_bytes()

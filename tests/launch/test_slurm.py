@@ -206,7 +206,7 @@ def test_evaluation_goes_on_after_what_it_has_judged(slurm, base, tmp_path):
     arguments = (str(tmp_path / "report"), "--weights", str(base / "teacher"), str(tmp_path / "second"))
     arguments += ("--judge", str(tmp_path / "judge"), "--prompts", "8", "--tasks", "8", "--no-latency")
     job = slurm.submit(tmp_path / "report", "evaluate", *arguments, nodes=1, PREFLIGHT="no")
-    until(lambda: bool(list(tmp_path.glob("report/parts/*.json"))) or job.ended(), PATIENCE)
+    until(lambda: bool(list(tmp_path.glob("report/evaluation_cache/*.json"))) or job.ended(), PATIENCE)
     slurm.run("scancel", "--batch", "--signal=USR2", job.number)
     state = job.wait(PATIENCE)
     assert (state["JobState"], state["Restarts"]) == ("COMPLETED", "1"), job.said()
@@ -214,4 +214,4 @@ def test_evaluation_goes_on_after_what_it_has_judged(slurm, base, tmp_path):
     assert "teacher: " in first and "teacher: " not in second and "second: " in second
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert [row["model"] for row in report["results"]] == ["teacher", "second"]
-    assert not (tmp_path / "report" / "parts").exists()
+    assert not (tmp_path / "report" / "evaluation_cache").exists()

@@ -13,7 +13,7 @@ from audiox_trainer.models.encoders.embedded import (
     _overlap_scale,
     _stft,
 )
-from audiox_trainer.trainer.evaluation.judge import render
+from audiox_trainer.trainer.evaluation.judge_training import render
 from audiox_trainer.trainer.scenes.scene import draw_scene
 
 

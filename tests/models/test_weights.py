@@ -116,9 +116,9 @@ sys.modules["deepspeed"] = None  # every import of it raises
 import torch
 from pathlib import Path
 from audiox_trainer.trainer.generation.generator import Generator
-from audiox_trainer.trainer.generation.request import Request
+from audiox_trainer.trainer.generation.clip_request import ClipRequest
 import audiox_trainer.trainer.checkpoint.export
-latents = Generator(Path({str(folder)!r})).latents(Request(["a bell rings", ""]), seed=0)
+latents = Generator(Path({str(folder)!r})).latents(ClipRequest(["a bell rings", ""]), seed=0)
 assert latents.isfinite().all() and len(latents) == 2
 """
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)

@@ -6,37 +6,38 @@ from typing import Literal, get_args
 TaskName = Literal["T2A", "V2A", "TV2A", "T2M", "V2M", "TV2M", "inpainting", "completion"]
 Domain = Literal["audio", "music"]
 DOMAINS: tuple[Domain, ...] = get_args(Domain)
+TaskMetric = Literal["categories", "events", "music", "hole"]  # implemented by trainer/evaluation/task_benchmark.py
 
 
 @dataclass(frozen=True)
 class Task:
-    """The conditions of a task, and the text that replaces one it does not have.
-
-    `hours` is the task's training audio in Table A.1, which is its share of a full-size run.
-    """
+    """The conditions of a task, the text that replaces a missing one, and how the task is judged."""
 
     name: TaskName
     domain: Domain
     text: bool  # has a text of its own
     video: bool
-    audio: Literal[None, "around a hole", "preceding"] = None  # which part of the sound is given
+    metric: TaskMetric
+    measured: str  # the metric in words, for tables
+    audio: Literal[None, "around a hole", "preceding"] = None  # the part of the sound that is given
     default_text: str | None = None  # section IV-B: a task without a text gets a natural-language description
-    hours: float = 0.0
+    hours: float = 0.0  # training audio in Table A.1: the task's share of a full-size run
 
 
-TASKS: dict[str, Task] = {
-    task.name: task
-    for task in (
-        Task("T2A", "audio", text=True, video=False, hours=1441.3),
-        Task("V2A", "audio", text=False, video=True, default_text="Generate general audio for the video.", hours=245.2),
-        Task("TV2A", "audio", text=True, video=True, hours=1269.0),
-        Task("T2M", "music", text=True, video=False, hours=8077.4),
-        Task("V2M", "music", text=False, video=True, default_text="Generate music for the video.", hours=7880.2),
-        Task("TV2M", "music", text=True, video=True, hours=7880.2),
-        Task("inpainting", "audio", False, False, "around a hole", "Fill in the missing audio.", hours=398.5),
-        Task("completion", "music", False, False, "preceding", "Continue the music.", hours=5882.9),
-    )
-}
+_EVENTS = "F1 of events by category and onset"
+_MUSIC, _KEPT = "instrument and tempo right", "instrument and tempo kept"
+_HOLE = "error of latents in the hole"
+_TABLE = (
+    Task("T2A", "audio", True, False, "categories", "every category named is heard", hours=1441.3),
+    Task("V2A", "audio", False, True, "events", _EVENTS, None, "Generate general audio for the video.", 245.2),
+    Task("TV2A", "audio", True, True, "events", _EVENTS, hours=1269.0),
+    Task("T2M", "music", True, False, "music", _MUSIC, hours=8077.4),
+    Task("V2M", "music", False, True, "music", _MUSIC, None, "Generate music for the video.", 7880.2),
+    Task("TV2M", "music", True, True, "music", _MUSIC, hours=7880.2),
+    Task("inpainting", "audio", False, False, "hole", _HOLE, "around a hole", "Fill in the missing audio.", 398.5),
+    Task("completion", "music", False, False, "music", _KEPT, "preceding", "Continue the music.", 5882.9),
+)
+TASKS: dict[str, Task] = {task.name: task for task in _TABLE}
 assert tuple(TASKS) == get_args(TaskName)
 
 

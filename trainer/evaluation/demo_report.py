@@ -1,32 +1,39 @@
-"""The demo's `report.json`: what was run, what the judge says, with the judge's own scores and chance beside it."""
+"""The demo's `report.json`, with the runs and the models' scores, and its picture of spectrograms."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+from ...models.sampler import nfe, override_sampling
 from ..core.config_reader import read_json
 from ..core.files import write_json
-from ..pages.charts import LOSSES
+from ..generation.clip_request import ClipRequest
+from ..generation.generator import Generator
+from ..pages.charts import save_spectrograms
+from ..pages.embedded_media import Rendition, SoundComparison
+from ..training.logs import LOSSES
+from .judge_training import render
+from .report import ACCURACIES
+from .t2a_prompts import draw_prompts
 
-METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc")
+PICTURED_PROMPTS = (2, 7, 11, 15)  # of five per type: three categories, three repetitions, three in order, one in time
+TEACHER_STEPS = 50  # with guidance, 100 evaluations
 
 
-def compose(
-    evaluation: dict[str, Any], runs: dict[str, Path], scenes: Path, seconds: dict[str, float], out: Path
-) -> dict[str, Any]:
-    """Write `out` from an evaluation of weights named "teacher" and perhaps "student", the folders of their runs by
-    these names, and the shards; returns what it wrote.
-
-    `seconds` are the durations of the demo's steps by name.
-    """
+def write_demo_report(
+    evaluation_report: Path, runs: dict[str, Path], scenes: Path, seconds: dict[str, float], out: Path
+) -> None:
+    """Write `out` from the evaluation of weights named "teacher" and perhaps "student", the folders of their runs by
+    these names, the shards, and the durations of the demo's steps by name."""
+    evaluation = read_json(evaluation_report)
+    folders = sorted(folder for folder in scenes.iterdir() if folder.is_dir())
+    true, coded = ({key: row[key] for key, _ in ACCURACIES} for row in evaluation["references"])
     report = {
-        "made": evaluation["made"],
+        "created": evaluation["created"],
         "host": evaluation["host"],
-        "data": {
-            folder.name: read_json(folder / "features.json") for folder in sorted(scenes.iterdir()) if folder.is_dir()
-        },
-        "judge": {name: evaluation["references"][0][name] for name in METRICS},
-        "judge_through_codec": {name: evaluation["references"][1][name] for name in METRICS},
+        "data": {folder.name: read_json(folder / "features.json") for folder in folders},
+        "judge": true,
+        "judge_through_codec": coded,
         "chance": evaluation["results"][0]["chance"],
         **{name: _model(evaluation, name, run) for name, run in runs.items()},
         "differences": evaluation["differences"],
@@ -34,11 +41,10 @@ def compose(
         "seconds": seconds,
     }
     write_json(out, report)
-    return report
 
 
 def _model(evaluation: dict[str, Any], name: str, run: Path) -> dict[str, Any]:
-    """What was trained, how, and how it fared at each number of steps."""
+    """The facts of a training, and the results at each number of steps."""
     models = {model["model"]: model for model in evaluation["models"]}
     return {
         "parameters": models[name]["parameters"],
@@ -49,9 +55,11 @@ def _model(evaluation: dict[str, Any], name: str, run: Path) -> dict[str, Any]:
 
 
 def training_facts(run: Path) -> dict[str, float]:
-    """Steps (updates of all roles), minutes, throughput and last losses of a run, from its metrics.jsonl: the minutes
-    include compilation, the throughput is the median over the logged intervals, and a line has those losses alone whose
-    turn it was since the one before."""
+    """Steps (updates of all roles), minutes, throughput and last losses of a run, from its metrics.jsonl.
+
+    The minutes include compilation; the throughput is the median over the logged intervals. A line has only the losses
+    of the roles that were updated since the line before.
+    """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     speeds = sorted(line["samples_per_s"] for line in lines)
     return {
@@ -60,3 +68,22 @@ def training_facts(run: Path) -> dict[str, float]:
         "samples_per_s": speeds[len(speeds) // 2],
         **{name: line[name] for line in lines for name in LOSSES if name in line},
     }
+
+
+def draw_comparison(teacher: Path, student: Path, out: Path) -> None:
+    """A picture of one prompt per type: the true scene, the teacher's sound in 100 evaluations, and the student's in
+    the steps of its weights, from the same noise. Without a student, the teacher's alone."""
+    every = draw_prompts(5, seed=0)
+    prompts = [every[i] for i in PICTURED_PROMPTS]
+    renditions = [[Rendition("true scene", wave) for wave in render([prompt.scene for prompt in prompts])]]
+    rate = 0
+    for name, weights, steps in (("teacher", teacher, TEACHER_STEPS), ("student", student, None)):
+        if not weights.exists():
+            continue
+        generator = Generator(weights)
+        rate, sampling = generator.sample_rate, override_sampling(generator.sampling, steps, None)
+        latents = generator.latents(ClipRequest([prompt.text for prompt in prompts]), 0, sampling)
+        title = f"{name}, {nfe(sampling)} evaluations"
+        renditions.append([Rendition(title, wave) for wave in generator.waves(latents)])
+    rows = zip(prompts, zip(*renditions, strict=True), strict=True)
+    save_spectrograms([SoundComparison(prompt.kind, prompt.text, row, rate) for prompt, row in rows], out)

@@ -11,28 +11,28 @@ import torch
 
 from ...models.audiox import SamplingConfig, count_parameters
 from ...models.judge import Judge
-from ...models.sampler import changed
+from ...models.sampler import override_sampling
 from ..core.hardware import describe
 from ..core.tasks import DOMAINS
 from ..generation.generator import Generator
-from ..pages.embedded_media import Column, Sound
+from ..pages.embedded_media import Rendition, SoundComparison
 from ..training.logs import progress
-from .held_out import check_embedded, draw_unseen
-from .judge import Annotation, annotate
-from .judge_cache import load_or_train_judge
-from .latency import Way, efficiency_rows
-from .metrics import TYPES, Prompt, score
-from .result_cache import Parts
-from .t2a_benchmark import Outcome, T2ABench, differences
-from .task_benchmark import Row, clips_needed, task_rows
+from .annotation import Annotation, annotate
+from .held_out import check_embedded, draw_held_out
+from .latency import TimedModel, efficiency_rows
+from .pretrained_judge import load_or_train_judge
+from .result_cache import ResultCache
+from .t2a_benchmark import Row, T2ABench, T2AResult, differences
+from .t2a_prompts import TYPES, BenchmarkPrompt, score
+from .task_benchmark import clips_needed, task_rows
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much is measured."""
+class EvaluationSettings:
+    """The extent of an evaluation."""
 
     prompts: int = 100  # of each of the four types of T2A-bench
-    tasks: int = 100  # clips a task; 0 leaves the tasks out
+    tasks: int = 100  # clips per task; 0 leaves the tasks out
     seed: int = 0
     latency_steps: tuple[int, ...] | None = ()  # at which the first weights are timed too; None: no latencies at all
 
@@ -45,133 +45,128 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """Weights under evaluation, and how they are sampled."""
+class EvaluatedModel:
+    """Weights with the sampling that is evaluated."""
 
     name: str  # of the row
     weights: str
     generator: Generator
     sampling: SamplingConfig
     digest: str = ""  # hash of the weights
-    tasks: bool = True  # besides T2A-bench
+    tasks: bool = True  # evaluate the tasks as well as T2A-bench
+
+    def facts(self) -> Row:
+        parameters = count_parameters(self.generator.model)["total"]
+        return {"model": self.name, "weights": self.weights, "parameters": parameters} | asdict(self.sampling)
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """`report` goes into a JSON file, `sounds` go into a page."""
+class EvaluationResult:
+    """`report` goes into a JSON file, `comparisons` go into a page."""
 
     report: dict[str, Any]
-    sounds: list[Sound]
+    comparisons: list[SoundComparison]
 
 
-def evaluate(candidates: Sequence[Candidate], judge_folder: Path, plan: Plan, parts: Parts) -> Evaluation:
-    """Judges every candidate on the same prompts and clips; the second and later ones are compared with the first.
+def evaluate(
+    models: Sequence[EvaluatedModel], judge_folder: Path, settings: EvaluationSettings, cache: ResultCache
+) -> EvaluationResult:
+    """Judges every model on the same prompts and clips, and compares the others with the first.
 
-    What `parts` holds of an evaluation that was stopped is not judged again.
+    A model that an interrupted evaluation has judged is read from the cache.
 
     Raises:
-        ValueError: weights make other clips than the embedded scenes or differ in their codec, two candidates share a
-            name, or the plan asks for too few clips.
+        ValueError: weights make other clips than the embedded scenes or differ in their codec, two models share a name,
+            or the settings ask for too few clips.
     """
-    codec = candidates[0].generator.model.config.codec
-    for candidate in candidates:
-        check_embedded(candidate.generator.model.config, candidate.name)
-        if candidate.generator.model.config.codec != codec:
-            raise ValueError(
-                f"{candidate.name}: its codec differs from that of {candidates[0].name}; evaluate it alone"
-            )
-    names = [candidate.name for candidate in candidates]
+    codec = models[0].generator.model.config.codec
+    for model in models:
+        check_embedded(model.generator.model.config, model.name)
+        if model.generator.model.config.codec != codec:
+            raise ValueError(f"{model.name}: its codec differs from that of {models[0].name}; evaluate it alone")
+    names = [model.name for model in models]
     if len(set(names)) < len(names):
-        raise ValueError(
-            f"two weights have one name: {', '.join(names)}; rename a folder, so that columns can be told apart"
-        )
+        raise ValueError(f"two weights share a name: {', '.join(names)}; rename a folder, so that columns differ")
     judge, judge_report = load_or_train_judge(judge_folder, codec)
-    bench = T2ABench(judge, candidates[0].generator.codec, plan.prompts, plan.seed)
+    bench = T2ABench(judge, models[0].generator.codec, settings.prompts, settings.seed)
     report: dict[str, Any] = {
-        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "host": describe() | {"threads": str(torch.get_num_threads())},
-        "plan": asdict(plan),
-        "judge": {key: value for key, value in judge_report.items() if key != "hears"},
-        "models": [_model(candidate) for candidate in candidates],
+        "settings": asdict(settings),
+        "judge": {key: value for key, value in judge_report.items() if key != "codec_config"},
+        "models": [model.facts() for model in models],
         "references": bench.references(),
         "tasks": [],
     }
-    outcomes = []
-    for candidate in candidates:
-        key: dict[str, Any] = {
-            "candidate": _model(candidate),
-            "digest": candidate.digest,
-            "dtype": str(candidate.generator.dtype),
-        }
-        key |= {"tasks": candidate.tasks, "plan": report["plan"], "judge": report["judge"]}
-        outcome, rows = parts.get(key, partial(_judge, candidate, judge, bench, plan))
-        outcomes.append(outcome)
+    results = []
+    for model in models:
+        key: Row = {"model": model.facts(), "digest": model.digest, "dtype": str(model.generator.dtype)}
+        key |= {"tasks": model.tasks, "settings": report["settings"], "judge": report["judge"]}
+        result, rows = cache.get(key, partial(_judge, model, judge, bench, settings))
+        results.append(result)
         report["tasks"] += rows
-    report["results"] = [outcome.row for outcome in outcomes]
-    report["differences"] = [differences(outcomes[0], other, plan.seed) for other in outcomes[1:]]
-    report["efficiency"] = efficiency_rows(_timed(candidates, plan))
-    return Evaluation(report, examples(bench, outcomes, codec.sample_rate))
+    report["results"] = [result.row for result in results]
+    report["differences"] = [differences(results[0], other, settings.seed) for other in results[1:]]
+    report["efficiency"] = efficiency_rows(_timed_models(models, settings))
+    return EvaluationResult(report, compare_sounds(bench, results, codec.sample_rate))
 
 
-def _judge(candidate: Candidate, judge: Judge, bench: T2ABench, plan: Plan) -> tuple[Outcome, list[Row]]:
-    config, clips = candidate.generator.model.config, len(bench.prompts)
-    each = plan.tasks if candidate.tasks else 0
-    with progress(clips + clips_needed(each), candidate.name, " clips") as bar:
-        outcome = bench.run(candidate.generator, candidate.name, candidate.sampling, bar)
-        if not each:
-            return outcome, []
-        audio, music = (draw_unseen(config, domain, each, plan.seed) for domain in DOMAINS)
-        hear = partial(annotate, judge)
-        rows = task_rows(candidate.generator, hear, audio, music, candidate.sampling, plan.seed, bar)
-    return outcome, [{"model": candidate.name} | row for row in rows]
+def _judge(
+    model: EvaluatedModel, judge: Judge, bench: T2ABench, settings: EvaluationSettings
+) -> tuple[T2AResult, list[Row]]:
+    per_task = settings.tasks if model.tasks else 0
+    with progress(len(bench.prompts) + clips_needed(per_task), model.name, " clips") as bar:
+        result = bench.run(model.generator, model.name, model.sampling, bar)
+        if not per_task:
+            return result, []
+        config = model.generator.model.config
+        clips = {domain: draw_held_out(config, domain, per_task, settings.seed) for domain in DOMAINS}
+        rows = task_rows(model.generator, partial(annotate, judge), clips, model.sampling, settings.seed, bar)
+    return result, [{"model": model.name} | row for row in rows]
 
 
-def examples(bench: T2ABench, outcomes: Sequence[Outcome], sample_rate: int, per_type: int = 2) -> list[Sound]:
-    """The first prompts of every type with what the judge hears in the true scene and in each model's sound."""
-    each = len(bench.prompts) // len(TYPES)
-    chosen = [k * each + i for k in range(len(TYPES)) for i in range(min(per_type, each))]
-    columns = [("true scene", bench.raw), *((str(outcome.row["model"]), outcome.waves) for outcome in outcomes)]
-    heard = [annotate(bench.judge, waves[chosen]) for _, waves in columns]
-    sounds = []
+def compare_sounds(
+    bench: T2ABench, results: Sequence[T2AResult], sample_rate: int, per_type: int = 2
+) -> list[SoundComparison]:
+    """The first prompts of every type with the judge's annotation of the true scene and of each model's sound."""
+    total = len(bench.prompts) // len(TYPES)
+    chosen = [k * total + i for k in range(len(TYPES)) for i in range(min(per_type, total))]
+    columns = [("true scene", bench.raw), *((str(result.row["model"]), result.waves) for result in results)]
+    annotations = [annotate(bench.judge, waves[chosen]) for _, waves in columns]
+    comparisons = []
     for place, index in enumerate(chosen):
         prompt = bench.prompts[index]
-        parts = [
-            Column(name, waves[index], _says(what[place]), _right(prompt, what[place]))
-            for (name, waves), what in zip(columns, heard, strict=True)
+        renditions = [
+            Rendition(name, waves[index], _describe(of_column[place]), _is_correct(prompt, of_column[place]))
+            for (name, waves), of_column in zip(columns, annotations, strict=True)
         ]
-        sounds.append(Sound(prompt.kind, prompt.text, tuple(parts), sample_rate))
-    return sounds
+        comparisons.append(SoundComparison(prompt.kind, prompt.text, tuple(renditions), sample_rate))
+    return comparisons
 
 
-def _says(heard: Annotation) -> str:
-    events = [f"{e.category} {e.onset:.1f}–{e.offset:.1f}" for e in heard.events]
-    music = [f"{heard.instrument} at {heard.tempo} bpm"] if heard.instrument else []
+def _describe(annotation: Annotation) -> str:
+    events = [f"{e.category} {e.onset:.1f}–{e.offset:.1f}" for e in annotation.events]
+    music = [f"{annotation.instrument} at {annotation.tempo} bpm"] if annotation.instrument else []
     return ", ".join(events + music) or "nothing"
 
 
-def _right(prompt: Prompt, heard: Annotation) -> bool:
+def _is_correct(prompt: BenchmarkPrompt, annotation: Annotation) -> bool:
     """By the metric of the prompt's type."""
-    scores = score([prompt], [heard])
-    metric = {"category": scores.cat, "count": scores.cnt, "order": scores.ord, "timestamp": scores.ts}[prompt.kind]
-    return bool(metric[0])
+    return bool(score([prompt], [annotation]).by_metric()[TYPES[prompt.kind]][0])
 
 
-def _timed(candidates: Sequence[Candidate], plan: Plan) -> list[Way]:
-    """Every model once as it is sampled, and the first at the plan's other numbers of steps, fewest first."""
-    if plan.latency_steps is None:
+def _timed_models(models: Sequence[EvaluatedModel], settings: EvaluationSettings) -> list[TimedModel]:
+    """Every set of weights once with its own sampling, and the first also at the other numbers of steps, fewest
+    first."""
+    if settings.latency_steps is None:
         return []
-    ways: dict[tuple[Generator, int], Candidate] = {}
-    for candidate in candidates:  # another way to sample weights comes after their own
-        if all(generator is not candidate.generator for generator, _ in ways):
-            ways[candidate.generator, candidate.sampling.steps] = candidate
-    first = candidates[0]
-    for steps in plan.latency_steps:
-        ways.setdefault((first.generator, steps), replace(first, sampling=changed(first.sampling, steps, None)))
-    ordered = sorted(ways.values(), key=lambda c: (c.generator is not first.generator, c.sampling.steps))
-    return [(c.weights, c.generator, c.sampling) for c in ordered]
-
-
-def _model(candidate: Candidate) -> Row:
-    parameters = count_parameters(candidate.generator.model)["total"]
-    about = {"model": candidate.name, "weights": candidate.weights, "parameters": parameters}
-    return about | asdict(candidate.sampling)
+    timed: dict[tuple[Generator, int], EvaluatedModel] = {}
+    for model in models:  # further samplings of the same weights come later
+        if all(generator is not model.generator for generator, _ in timed):
+            timed[model.generator, model.sampling.steps] = model
+    first = models[0]
+    for steps in settings.latency_steps:
+        sampling = override_sampling(first.sampling, steps, None)
+        timed.setdefault((first.generator, steps), replace(first, sampling=sampling))
+    ordered = sorted(timed.values(), key=lambda m: (m.generator is not first.generator, m.sampling.steps))
+    return [(m.weights, m.generator, m.sampling) for m in ordered]

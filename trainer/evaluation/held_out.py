@@ -1,4 +1,4 @@
-"""Scenes that no data set and no judge has seen, encoded as the training's were.
+"""Scenes that no data set and no judge has seen, encoded like those of training.
 
 B clips, L latent frames, C latent channels, S motion steps, D video feature width.
 """
@@ -18,27 +18,25 @@ from ..data.record import Record
 from ..prepare.encode import EncoderSettings, SceneTask, encode_scenes
 from ..scenes.scene import SAMPLE_RATE, SAMPLES, Scene, draw_scene
 
-SEED = 3_000_017  # apart from the data sets' seeds, the judge's and the prompts'
+SEED = 3_000_017  # differs from the seeds of data sets, judge and prompts
 BLOCK = 25  # scenes that are encoded together
-PREFIX = (
-    0.4  # of a clip: where a judge still hears the tempo in what is left, and the tempo is settled by what is given
-)
+PREFIX = 0.4  # of a clip: determines the tempo, and leaves enough for the judge to hear it
 
 
 @dataclass(frozen=True)
-class Unseen:
-    """Clips of one domain: what is true of them, and the conditions that they give."""
+class HeldOutClips:
+    """Clips of one domain: the true scenes, and the conditions made from them."""
 
     scenes: list[Scene]
     records: list[Record]
     latents: Tensor  # (B, L, C)
     video: Tensor  # (B, S, D)
     hole: Tensor  # (B, L), 1 where inpainting is given the sound, 0 in the hole
-    prefix: Tensor  # (B, L), 1 where completion is given the sound: the first frames, as many in every clip
+    prefix: Tensor  # (B, L), 1 where completion is given the sound: the same number of frames in every clip
 
 
 def check_embedded(config: ModelConfig, name: str) -> None:
-    """Raises ValueError when weights make other clips than the embedded scenes, which this benchmark judges."""
+    """Raises ValueError when weights generate other clips than the embedded scenes, which this benchmark judges."""
     codec = config.codec
     found = (codec.sample_rate, codec.samples, codec.audio_channels)
     if found != (SAMPLE_RATE, SAMPLES, 1):
@@ -49,14 +47,14 @@ def check_embedded(config: ModelConfig, name: str) -> None:
         )
 
 
-def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unseen:
+def draw_held_out(config: ModelConfig, domain: str, count: int, seed: int) -> HeldOutClips:
     """`count` clips of a domain ("audio" or "music"); same arguments, same clips.
 
     Raises:
-        ValueError: there are fewer than two clips, which leaves none to exchange conditions with.
+        ValueError: there are fewer than two clips, so that none can exchange conditions.
     """
     if count < 2:
-        raise ValueError(f"{count} clip(s) a task; at least 2, so that conditions can be exchanged between clips")
+        raise ValueError(f"{count} clip(s) per task; at least 2, so that clips can exchange conditions")
     encoders = EncoderSettings(config.codec, config.video)
     records: list[Record] = []
     for first in range(0, count, BLOCK):
@@ -64,7 +62,7 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
         records += encode_scenes(task)
     assemble = _assembler(config)
     rngs = [np.random.default_rng([SEED, seed, DOMAINS.index(domain), i]) for i in range(count)]
-    return Unseen(
+    return HeldOutClips(
         scenes=[draw_scene(SEED + seed, i, domain) for i in range(count)],
         records=records,
         latents=torch.from_numpy(np.stack([record.latent_mean for record in records])),
@@ -75,6 +73,6 @@ def draw_unseen(config: ModelConfig, domain: str, count: int, seed: int) -> Unse
 
 
 def _assembler(config: ModelConfig) -> BatchAssembler:
-    """The training's own way from records to conditions, with its usual holes; no stream is ever read."""
+    """The training's assembler, with its usual holes; it never reads its stream."""
     data = DataConfig((StreamConfig("", {"T2A": 1.0}),), completion_prefix=(PREFIX, PREFIX))
     return BatchAssembler(config, data, build_text_encoder(config.text), seed=0)

@@ -1,7 +1,7 @@
-"""Recordings with one category each: hold some out, train a classifier on the rest, let it judge generated sound.
+"""Recordings with one category each: hold some out, train a classifier on the rest, and judge generated sound by it.
 
-For small sets of real recordings, where no judge of embedded scenes applies. L latent frames, C latent channels,
-K categories.
+For small sets of real recordings, which the judge of the embedded scenes does not know.
+L latent frames, C latent channels, K categories.
 """
 
 import json
@@ -19,29 +19,29 @@ from tqdm import trange
 from ...models.classifier import ClipClassifier
 from ...models.config import ModelConfig
 from ...models.encoders.build import build_codec
+from ..generation.clip_request import ClipRequest
 from ..generation.generator import Generator
-from ..generation.request import Request
 from ..manifest.manifest import ManifestEntry, read_manifest
 from ..media.clips import read_clips
 
 
 @dataclass(frozen=True)
 class Recordings:
-    """Latents (N, L, C) of recordings and the index (N,) of each one's category in `names`."""
+    """Latents (N, L, C) of recordings, and for each the index (N,) of its category in `names`."""
 
     names: tuple[str, ...]
     latents: Tensor
     labels: Tensor
 
 
-def split(manifest: Path, out: Path, least: int, held: float, seed: int) -> dict[str, tuple[int, int]]:
-    """Write `out/train.jsonl` and `out/held.jsonl`: of every category with at least `least` recordings the share
-    `held` is held out, the others are left out of both. Returns the two counts by category.
+def split(manifest: Path, out: Path, least: int, share: float, seed: int) -> dict[str, tuple[int, int]]:
+    """Write `out/train.jsonl` and `out/held_out.jsonl`. The `share` of each category's recordings is held out; a
+    category with fewer than `least` recordings is in neither file. Returns the two counts by category.
 
-    Raises ValueError when no category has as many, or `out` holds a split already.
+    Raises ValueError when no category has as many, or `out` has a split already.
     """
     if (out / "train.jsonl").exists():
-        raise ValueError(f"{out / 'train.jsonl'} exists already; remove it or choose another --out")
+        raise ValueError(f"{out / 'train.jsonl'} already exists; remove it or choose another --out")
     groups: dict[str, list[dict[str, Any]]] = {}
     lines = manifest.read_text().splitlines()
     for entry in read_manifest(manifest):
@@ -52,16 +52,17 @@ def split(manifest: Path, out: Path, least: int, held: float, seed: int) -> dict
     if not groups:
         raise ValueError(f"{manifest}: no category has {least} recordings; lower --least")
     rng, counts = np.random.default_rng(seed), {}
-    parts: dict[str, list[dict[str, Any]]] = {"train": [], "held": []}
+    train: list[dict[str, Any]] = []
+    held_out: list[dict[str, Any]] = []
     for name, rows in groups.items():
         rows = [rows[i] for i in rng.permutation(len(rows))]
-        away = max(1, round(held * len(rows)))
-        parts["held"] += rows[:away]
-        parts["train"] += rows[away:]
-        counts[name] = (len(rows) - away, away)
+        count = max(1, round(share * len(rows)))
+        held_out += rows[:count]
+        train += rows[count:]
+        counts[name] = (len(rows) - count, count)
     out.mkdir(parents=True, exist_ok=True)
-    for part, rows in parts.items():
-        (out / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for file, rows in (("train.jsonl", train), ("held_out.jsonl", held_out)):
+        (out / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return counts
 
 
@@ -69,7 +70,7 @@ def category(entry: ManifestEntry) -> str:
     """The entry's one category. Raises ValueError when it has none or several."""
     names = list(entry.annotation.get("category") or ())
     if len(names) != 1:
-        raise ValueError(f"line {entry.line} ({entry.name}): categories {names}; each recording needs exactly one")
+        raise ValueError(f"line {entry.line} ({entry.name}): categories {names}; a recording needs exactly one")
     return str(names[0])
 
 
@@ -89,7 +90,7 @@ def load_recordings(manifest: Path, model: ModelConfig, names: Sequence[str] | N
 
 
 def train_classifier(recordings: Recordings, seed: int, steps: int = 600, batch: int = 32) -> ClipClassifier:
-    """Categories drawn evenly; sounds are made louder and softer, shifted in time and blurred by noise."""
+    """Categories are drawn evenly; sounds get a random gain, a shift in time and noise."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = ClipClassifier(recordings.latents.shape[2], len(recordings.names))
@@ -114,7 +115,7 @@ def train_classifier(recordings: Recordings, seed: int, steps: int = 600, batch:
 
 @torch.inference_mode()
 def confusion(model: ClipClassifier, latents: Tensor, labels: Tensor, categories: int) -> list[list[int]]:
-    """Counts (K, K): rows are what a clip is (or was asked to be), columns what the classifier calls it."""
+    """Counts (K, K): rows are the true (or requested) category, columns the classifier's answer."""
     table = torch.zeros(categories, categories, dtype=torch.long)
     table.index_put_((labels, model(latents).argmax(1)), torch.ones_like(labels), accumulate=True)
     return table.tolist()
@@ -125,39 +126,35 @@ def accuracy(table: list[list[int]]) -> float:
 
 
 def nearest(latents: Tensor, known: Tensor) -> float:
-    """Median over latents (N, L, C) of the root mean squared difference from the nearest of `known` (M, L, C): far
-    below that of held-out recordings where a model has learnt its recordings by heart."""
+    """Median over latents (N, L, C) of the root mean squared difference from the nearest of `known` (M, L, C). It is
+    far below that of held-out recordings where a model has memorised its training set."""
     distances = torch.cdist(latents.flatten(1), known.flatten(1)) / latents[0].numel() ** 0.5
     return float(distances.amin(1).median())
 
 
-def judge(generator: Generator, train: Path, held: Path, each: int, seed: int) -> dict[str, Any]:
-    """Classifier on the training recordings, its accuracy on those held out, and what it calls `each` sounds that the
-    weights make from every category's name; and how near both come to what was trained on."""
+def evaluate_recordings(
+    generator: Generator, train: Path, held_out: Path, per_category: int, seed: int
+) -> dict[str, Any]:
+    """Train a classifier on the training recordings; report its accuracy on the held-out ones and on `per_category`
+    sounds that the weights generate for every category, and the distance of both to the nearest training recording."""
     config = generator.model.config
     known = load_recordings(train, config)
-    unseen = load_recordings(held, config, known.names)
+    unseen = load_recordings(held_out, config, known.names)
     model = train_classifier(known, seed)
-    count = len(known.names)
-    held_table = confusion(model, unseen.latents, unseen.labels, count)
-    labels = torch.arange(count).repeat_interleave(each)
-    codec, coded = generator.codec, []
+    labels = torch.arange(len(known.names)).repeat_interleave(per_category)
+    latents = []
     for i in range(0, len(labels), 32):
         texts = [known.names[label] for label in labels[i : i + 32].tolist()]
-        waves = generator.waves(generator.latents(Request(texts), seed + i))
-        coded.append(codec.encode(waves)[0])  # judged as sound, not as the latents they were
-    made = torch.cat(coded)
-    made_table = confusion(model, made, labels, count)
-    return {
-        "names": list(known.names),
-        "trained_on": len(known.labels),
-        "held_out": len(unseen.labels),
-        "held_out_accuracy": accuracy(held_table),
-        "held_out_confusion": held_table,
-        "generated": len(labels),
-        "generated_accuracy": accuracy(made_table),
-        "generated_confusion": made_table,
-        "held_out_nearest": nearest(unseen.latents, known.latents),
-        "generated_nearest": nearest(made, known.latents),
-        "sampling": vars(generator.sampling),
-    }
+        waves = generator.waves(generator.latents(ClipRequest(texts), seed + i))
+        latents.append(generator.codec.encode(waves)[0])  # judged as sound, not as the sampled latents
+    report: dict[str, Any] = {"names": list(known.names), "trained_on": len(known.labels)}
+    generated = Recordings(known.names, torch.cat(latents), labels)
+    for name, recordings in (("held_out", unseen), ("generated", generated)):
+        table = confusion(model, recordings.latents, recordings.labels, len(known.names))
+        report |= {
+            name: len(recordings.labels),
+            f"{name}_accuracy": accuracy(table),
+            f"{name}_confusion": table,
+            f"{name}_nearest": nearest(recordings.latents, known.latents),
+        }
+    return report | {"sampling": vars(generator.sampling)}

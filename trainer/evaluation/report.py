@@ -1,141 +1,178 @@
-"""A report as one self-contained page: it holds its pictures and sounds, and needs neither network nor scripts."""
+"""A report as tables for the terminal, and as one self-contained page."""
 
 from collections.abc import Sequence
-from html import escape
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.files import write_text
-from ..pages.charts import interval_bar, line_chart, read_losses
-from ..pages.embedded_media import Column, Sound, spectrogram_uri, wav_uri
-from ..pages.page import page
-from .tables import ACCURACY, Cell, Report, Table, tables, tasks_in_order
+from ..pages.charts import line_chart
+from ..pages.embedded_media import SoundComparison
+from ..pages.render import write_page
+from ..training.logs import read_losses
 
-KINDS = {
-    "category": "What sounds",
-    "count": "How often",
-    "order": "In which order",
-    "timestamp": "When",
-}
-
-
-def write_html(report: Report, runs: Sequence[Path], sounds: Sequence[Sound], out: Path) -> None:
-    """One HTML file from what `evaluate` gives; `runs` are the folders whose loss curves it shows, in their order."""
-    title = report.get("title", "Evaluation of " + ", ".join(model["model"] for model in report["models"]))
-    body = [
-        f"<header><h1>{escape(title)}</h1>{_facts(report)}</header>",
-        *(_cards(report, result) for result in report["results"]),
-        *(_section(table, report) for table in tables(report)),
-        *(_curves(run) for run in runs),
-        _sounds(sounds),
-        _judge(report["judge"]),
-    ]
-    write_text(out, page(title, body))
+Report = dict[str, Any]
+Metrics = tuple[tuple[str, str], ...]  # key of a row, heading
+ACCURACIES = (("cat_acc", "Cat-acc"), ("cnt_acc", "Cnt-acc"), ("ord_acc", "Ord-acc"), ("ts_acc", "TS-acc"))
+COLUMNS: Metrics = (
+    *((key, f"{name} ↑") for key, name in ACCURACIES),
+    ("fd", "FD ↓"),
+    ("kl", "KL ↓"),
+    ("is", "IS ↑"),
+)
 
 
-def _facts(report: Report) -> str:
-    host = report["host"]
-    models = "; ".join(
-        f"{m['model']}: {m['parameters'] / 1e6:.2f} M parameters, {m['kind']}, {m['steps']} steps, "
-        f"guidance {m['guidance']:g}"
-        for m in report["models"]
+@dataclass(frozen=True)
+class Cell:
+    """A value and its 95 % interval, both as text."""
+
+    text: str
+    interval: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    title: str
+    note: str
+    headings: tuple[str, ...]
+    rows: list[list[Cell]]
+
+
+def write_html(report: Report, runs: Sequence[Path], comparisons: Sequence[SoundComparison], out: Path) -> None:
+    """One HTML file from an `EvaluationResult`; `runs` are the folders whose loss curves it shows, in their order."""
+    write_page(
+        out,
+        "evaluation.html",
+        title=report.get("title", "Evaluation of " + ", ".join(model["model"] for model in report["models"])),
+        report=report,
+        accuracies=list(ACCURACIES),
+        tables=report_tables(report),
+        task_rows=tasks_in_order(report),
+        curves={run.name: line_chart(read_losses(run), "steps") for run in runs},
+        comparisons=comparisons,
     )
-    machine = ", ".join([host["cpu"], *([host["gpu"]] if "gpu" in host else [])])
-    versions = ", ".join(f"{name} {value}" for name, value in host.items() if name not in ("cpu", "gpu", "threads"))
-    return (
-        f'<p class="facts">{escape(models)}.<br>Made {escape(report["made"])} on {escape(machine)}; '
-        f"threads: {escape(host['threads'])}.<br>{escape(versions)}</p>"
+
+
+def report_tables(report: Report) -> list[Table]:
+    """All tables of a report that have rows."""
+    makers = (results_table, differences_table, tasks_table, efficiency_table, speed_table)
+    return [table for make in makers if (table := make(report)).rows]
+
+
+def results_table(report: Report) -> Table:
+    rows = [_cells(r["model"], "–", "–", "–", *_values(r, COLUMNS)) for r in report["references"]]
+    for result in report["results"]:
+        sampling = (result["steps"], result["nfe"], f"{result['guidance']:g}")
+        rows.append(_cells(result["model"], *sampling, *_values(result, COLUMNS)))
+        chance = [_number(result["chance"][key]) for key, _ in ACCURACIES]
+        rows.append(_cells(f"chance: {result['model']} against other prompts", *"–––", *chance, *"–––"))
+    settings = report["settings"]
+    note = (
+        f"{settings['prompts']} prompts of each of four types, seed {settings['seed']}. 95 % bootstrap intervals. FD "
+        f"and KL are measured against the prompts' true scenes through the codec; those of the codec row are of a "
+        f"second draw of scenes that follow the prompts."
     )
+    return Table("T2A-bench", note, ("", "steps", "NFE", "guidance", *(name for _, name in COLUMNS)), rows)
 
 
-def _cards(report: Report, result: dict[str, Any]) -> str:
-    """The four accuracies of one model in large, each between what is reached by chance and by the true scenes."""
-    true = report["references"][-1]
-    cards = [
-        f'<div class="card"><small>{escape(name.rstrip(" ↑"))}</small><b>{result[key]:.0%}</b>'
-        f"<small>{result[f'{key}_low']:.0%} to {result[f'{key}_high']:.0%}<br>"
-        f"chance {result['chance'][key]:.0%}, true {true[key]:.0%}</small></div>"
-        for key, name in ACCURACY
-    ]
-    for row in report.get("efficiency", []):
-        if row["model"] == result["model"]:
-            cards.append(
-                f'<div class="card"><small>Latency</small><b>{1000 * row["latency_s_mean"]:.0f} ms</b>'
-                f"<small>± {1000 * row['latency_s_std']:.0f} ms, NFE {row['nfe']}<br>RTF {row['rtf']:.3f}</small></div>"
-            )
-    heading = f"{result['model']}: {result['steps']} steps, guidance {result['guidance']:g}"
-    return f'<section><h3>{escape(heading)}</h3><div class="cards">{"".join(cards)}</div></section>'
-
-
-def _section(table: Table, report: Report) -> str:
-    bars = []
-    headings = list(table.headings)
-    if table.title == "Tasks":
-        headings.append("")
-        bars = [
-            interval_bar(row["value"], row["low"], row["high"], row["control"], row["ceiling"])
-            for row in tasks_in_order(report)
-        ]
-    models = {model["model"] for model in report["models"]}
+def differences_table(report: Report) -> Table:
     rows = []
-    for k, cells in enumerate(table.rows):
-        mark = ' class="model"' if table.title == "T2A-bench" and cells[0].text in models else ""
-        drawn = [_cell(cell, table.headings[i]) for i, cell in enumerate(cells)]
-        rows.append(f"<tr{mark}>{''.join(drawn)}{f'<td>{bars[k]}</td>' if bars else ''}</tr>")
-    head = "".join(f"<th{_words(name)}>{escape(name)}</th>" for name in headings)
-    key = "<br>Dot and bar: value and interval; grey tick: control; green tick: true scenes." if bars else ""
-    return (
-        f'<section><h2>{escape(table.title)}</h2><p class="note">{escape(table.note)}{key}</p>'
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>'
+    fd = {row["model"]: row["fd"] for row in report["results"]}
+    ratios = tuple((f"{key}_ratio", name) for key, name in ACCURACIES)
+    for row in report.get("differences", []):
+        own, other = (fd[row[key]] for key in ("model", "against"))
+        difference, ratio = _number(own - other), _number(own / other) if other else "–"
+        rows.append(_cells(f"{row['model']} − {row['against']}", *_values(row, ACCURACIES), difference))
+        rows.append(_cells(f"{row['model']} / {row['against']}", *_values(row, ratios), ratio))
+    note = "On the same prompts and from the same noise. A difference whose interval includes 0 is not significant."
+    return Table("Differences", note, ("", *(name for _, name in COLUMNS[:5])), rows)
+
+
+def tasks_table(report: Report) -> Table:
+    rows = []
+    for row in tasks_in_order(report):
+        arrow = "↑" if row["better"] == "higher" else "↓"
+        value = Cell(_number(row["value"]), _interval(row["low"], row["high"]))
+        first = next(other["lead"] for other in report["tasks"] if other["task"] == row["task"])  # the first model's
+        share = _number(row["lead"] / first) if first > 0 else "–"
+        texts = (_number(row["control"]), f"{row['lead_low']:+.2f}", share, _number(row["ceiling"]))
+        rows.append(_cells(_task(row, report), f"{row['metric']} {arrow}", value, *texts))
+    note = (
+        f"{report['settings']['tasks']} unseen clips per task. Control: the same sounds scored against the conditions "
+        f"of other clips; for inpainting, a fill from the same noise without any condition, both without guidance. A "
+        f"lead whose lower bound is above 0 shows that the condition is followed; then comes its mean relative to that "
+        f"of {report['models'][0]['model']}. True: the true scenes through the codec.{_onsets_alone(report)}"
     )
+    return Table("Tasks", note, ("", "measured", "value", "control", "lead, at least", "of the first's", "true"), rows)
 
 
-def _cell(cell: Cell, heading: str) -> str:
-    interval = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
-    return f"<td{_words(heading)}>{escape(cell.text)}{interval}</td>"
+def tasks_in_order(report: Report) -> list[Report]:
+    """The rows of a task next to each other, whichever model they belong to."""
+    names = list(dict.fromkeys(row["task"] for row in report["tasks"]))
+    return sorted(report["tasks"], key=lambda row: names.index(row["task"]))
 
 
-def _words(heading: str) -> str:
-    return ' class="words"' if heading == "measured" else ""
+def efficiency_table(report: Report) -> Table:
+    rows = []
+    for row in report.get("efficiency", []):
+        latency = f"{1000 * row['latency_s_mean']:.0f} ± {1000 * row['latency_s_std']:.0f} ms"
+        stages = (f"{1000 * row[f'{stage}_s_mean']:.1f} ms" for stage in ("encoding", "transformer"))
+        rows.append(_cells(row["model"], row["steps"], row["nfe"], latency, *stages, f"{row['rtf']:.3f}"))
+    device = ", ".join(dict.fromkeys(f"{r['device']}, threads: {r['threads']}" for r in report.get("efficiency", [])))
+    note = f"Text to wave at batch 1, mean ± standard deviation of 20 runs after 5 warm-ups, on {device}."
+    return Table("Latency", note, ("", "steps", "NFE", "latency ↓", "of it conditioner", "transformer", "RTF ↓"), rows)
 
 
-def _curves(run: Path) -> str:
-    chart = line_chart(read_losses(run), "steps")
-    return f"<section><h2>Training: {escape(run.name)}</h2>{chart}</section>" if chart else ""
+def speed_table(report: Report) -> Table:
+    rows = []
+    for row in report.get("efficiency", []):
+        for other in row.get("against", []):
+            name = f"{row['model']}, NFE {row['nfe']}, against {other['model']}, NFE {other['nfe']}"
+            speeds = [
+                Cell(f"{other[part]:.1f}", f"{other[f'{part}_low']:.1f} to {other[f'{part}_high']:.1f}")
+                for part in ("transformer", "end_to_end")
+            ]
+            rows.append(_cells(name, *speeds))
+    note = (
+        "How many times as fast, from the latencies above: the median over the runs, which are paired by turn, and the "
+        "range without their outer tenths."
+    )
+    return Table("Speed", note, ("", "transformer ↑", "text to wave ↑"), rows)
 
 
-def _sounds(sounds: Sequence[Sound]) -> str:
+def as_text(table: Table) -> str:
+    """For a terminal: columns aligned, intervals in brackets."""
+    cells = [[c.text + (f" [{c.interval}]" if c.interval else "") for c in row] for row in table.rows]
+    lines = [list(table.headings), *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join([table.title, *body, table.note])
+
+
+def _cells(*values: Any) -> list[Cell]:
+    return [value if isinstance(value, Cell) else Cell(str(value)) for value in values]
+
+
+def _values(row: Report, metrics: Metrics) -> list[Cell]:
+    return [Cell(_number(row[key]), _interval(row[f"{key}_low"], row[f"{key}_high"])) for key, _ in metrics]
+
+
+def _task(row: Report, report: Report) -> str:
+    return f"{row['task']}, {row['model']}" if len(report["models"]) > 1 else str(row["task"])
+
+
+def _onsets_alone(report: Report) -> str:
+    """The weaker test that accompanies the F1 of events, as a sentence."""
     parts = []
-    for kind in dict.fromkeys(sound.kind for sound in sounds):
-        parts.append(f"<h3>{escape(KINDS.get(kind, kind))}</h3>")
-        for sound in (s for s in sounds if s.kind == kind):
-            columns = "".join(_column(column, sound.sample_rate) for column in sound.columns)
-            text = f'<p class="text">“{escape(sound.text)}”</p>'
-            parts.append(f'<div class="sound">{text}<div class="columns">{columns}</div></div>')
-    note = "Mel spectrograms, each scaled to its own loudest band. Below: what the judge heard, with times in seconds."
-    return f'<section><h2>Sounds</h2><p class="note">{note}</p>{"".join(parts)}</section>' if parts else ""
+    for row in tasks_in_order(report):
+        if onsets := row.get("onsets_alone"):
+            control = f"control {_number(onsets['control'])}, lead at least {onsets['lead_low']:+.2f}"
+            parts.append(f"{_task(row, report)} {_number(onsets['value'])} ({control})")
+    return f" F1 of onsets alone, whatever their categories: {', '.join(parts)}." if parts else ""
 
 
-def _column(column: Column, sample_rate: int) -> str:
-    seconds = column.wave.shape[-1] / sample_rate
-    mark = {True: '<span class="right">✓</span> ', False: '<span class="wrong">✗</span> ', None: ""}[column.right]
-    heard = f'<p class="heard">{mark}{escape(column.heard)}</p>' if column.heard else ""
-    return (
-        f"<figure><figcaption>{escape(column.name)}</figcaption>"
-        f'<img alt="spectrogram" src="{spectrogram_uri(column.wave, sample_rate)}">'
-        f'<div class="axis"><span>0 s</span><span>{seconds / 2:.1f}</span><span>{seconds:.1f} s</span></div>'
-        f'<audio controls preload="metadata" src="{wav_uri(column.wave, sample_rate)}"></audio>{heard}</figure>'
-    )
+def _number(value: float) -> str:
+    return f"{value:.2f}"
 
 
-def _judge(scores: dict[str, Any]) -> str:
-    """What the judge is worth: its own answers on unseen true scenes."""
-    names = {key: name.rstrip(" ↑") for key, name in ACCURACY} | {"music": "instrument and tempo"}
-    lines = [
-        f"{'As they are' if kind == 'raw' else 'Through the codec'}: "
-        + ", ".join(f"{label} {scores[kind][key]:.2f}" for key, label in names.items())
-        for kind in ("raw", "codec")
-        if kind in scores
-    ]
-    about = "A small convolutional network that hears a clip without knowing what was asked for. On unseen true scenes:"
-    return f'<section><h2>The judge</h2><p class="note">{about}<br>{"<br>".join(map(escape, lines))}</p></section>'
+def _interval(low: float, high: float) -> str:
+    return f"{low:.2f} to {high:.2f}"

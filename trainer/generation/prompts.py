@@ -1,4 +1,4 @@
-"""What a user asks for: one sound, on the command line, in Python, or as a line of a JSON-lines file.
+"""A user's request for one sound: on the command line, in Python, or as a line of a JSON-lines file.
 
 {"text": "a bell, then two kicks", "seed": 3, "out": "bell.wav"}
 {"video": "clip.mp4", "text": "a dog barks", "out": "clip_with_dog.mp4"}
@@ -16,7 +16,7 @@ from ...models import strict
 from ..core.english import complaint_list, lines_wrong
 from ..core.tasks import TASKS, TaskName
 
-PATHS = ("video", "audio", "continue_from")
+PATH_FIELDS = ("video", "audio", "continue_from")
 MAX_SEED = 2**62
 
 
@@ -28,14 +28,14 @@ class Prompt:
     """
 
     text: str | None = None
-    video: str | None = None  # path of pictures that the sound shall fit
+    video: str | None = None  # path of the pictures that the sound fits
     start: float = 0.0  # second of the video at which the sound begins
-    audio: str | None = None  # path of a sound of which `mask` is made anew
+    audio: str | None = None  # path of a sound in which the hole `mask` is filled
     mask: str | None = None  # "START-END", seconds of `audio`
     continue_from: str | None = None  # path of a beginning
     prefix: float | None = None  # seconds of it to keep; None: all of it
     seconds: float | None = None  # length of the sound; None: that of the video, or a clip
-    task: TaskName | None = None  # None: what the other fields say
+    task: TaskName | None = None  # None: follows from the other fields
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
@@ -60,44 +60,40 @@ class Prompt:
         return span
 
     @property
-    def kind(self) -> str:
-        """The task; "T2A/T2M" where only the text says whether it is sound or music."""
+    def task_label(self) -> str:
+        """The task; "T2A/T2M" where only the text can tell whether it is sound or music."""
         if self.task:
             return self.task
-        if self.mask:
-            return "inpainting"
-        if self.continue_from:
-            return "completion"
-        if not self.video:
-            return "T2A/T2M"
-        described = [task for task in ("V2A", "V2M") if self.text in (None, TASKS[task].default_text)]
-        return described[0] if described else "TV2A/TV2M"
+        audio = "around a hole" if self.mask else "preceding" if self.continue_from else None
+        tasks = [t for t in TASKS.values() if t.audio == audio and (audio or t.video == bool(self.video))]
+        defaults = [t for t in tasks if t.default_text and (audio or self.text in (None, t.default_text))]
+        return defaults[0].name if defaults else "/".join(t.name for t in tasks if t.text)
 
     @property
-    def words(self) -> str:
-        """The text, or what stood for the task in training where it has none (section IV-B)."""
-        return self.text if self.text is not None else TASKS[self.kind].default_text or ""
+    def full_text(self) -> str:
+        """The text, or the task's default text where it has none (section IV-B)."""
+        return self.text if self.text is not None else TASKS[self.task_label].default_text or ""
 
     @property
-    def mixed(self) -> bool:
-        """Whether the conditions come together in none of the eight tasks."""
+    def mixes_tasks(self) -> bool:
+        """Whether no task of training has all these conditions."""
         return bool(self.video and (self.audio or self.continue_from))
 
     def _check_fields(self) -> None:
-        for name in ("text", *PATHS, "out"):
+        for name in ("text", *PATH_FIELDS, "out"):
             value = getattr(self, name)
             if value is not None and not value.strip():
                 raise ValueError(f"{name}: empty; leave it out")
         if not (self.text or self.video or self.audio or self.continue_from):
-            raise ValueError("text: nothing to make a sound from; give text, video, audio with mask, or continue_from")
+            raise ValueError("text: there is no condition; give text, video, audio with mask, or continue_from")
         if self.audio and self.continue_from:
-            raise ValueError("audio: it has a hole filled, continue_from goes on; give one of them")
+            raise ValueError("audio: audio and continue_from are mutually exclusive; give one of them")
         if bool(self.audio) != bool(self.mask):
-            raise ValueError("mask: audio and mask belong together; the mask says which seconds are made anew")
+            raise ValueError("mask: audio and mask belong together; the mask names the seconds to fill")
         if self.prefix is not None and not self.continue_from:
-            raise ValueError("prefix: it says how much of continue_from is kept; give that file")
+            raise ValueError("prefix: names how much of continue_from is kept; give that file")
         if self.start and not self.video:
-            raise ValueError("start: it says where in a video the sound begins; give the video")
+            raise ValueError("start: names where in a video the sound begins; give the video")
         if self.seconds is not None and self.mask:
             raise ValueError("seconds: a sound with a hole keeps its length; leave seconds out")
 
@@ -118,44 +114,42 @@ class Prompt:
             raise ValueError(f"guidance: {self.guidance:g} must be 0 or more; 1 is none")
 
     def _check_task(self, task: TaskName) -> None:
-        """Does an explicit task have what it needs, and nothing that makes it another?"""
-        wanted = {"text": TASKS[task].text, "video": TASKS[task].video}
-        if TASKS[task].audio:
-            # Both go with and without a text, and a video is a mixture of its own.
-            wanted = {"mask": task == "inpainting", "continue_from": task == "completion"}
-        else:
-            wanted |= {"mask": False, "continue_from": False}
-        given = {name for name in wanted if getattr(self, name)}
-        if missing := [name for name, needed in wanted.items() if needed and name not in given]:
+        """Refuse an explicit task that lacks a condition, or has one that makes it another task."""
+        audio = TASKS[task].audio
+        needs = {"mask": audio == "around a hole", "continue_from": audio == "preceding"}
+        if not audio:  # with a given sound, text and video are optional
+            needs = {"text": TASKS[task].text, "video": TASKS[task].video} | needs
+        given = {name for name in needs if getattr(self, name)}
+        if missing := [name for name, needed in needs.items() if needed and name not in given]:
             raise ValueError(f"task: {task} needs {missing[0]}; give it, or leave the task out")
         if self.text == TASKS[task].default_text:
             given.discard("text")
-        if extra := [name for name in given if not wanted[name]]:
+        if extra := [name for name in needs if name in given and not needs[name]]:
             raise ValueError(f"task: {task} has no {extra[0]}; leave one of the two out")
 
 
-def prompt_of(keys: Mapping[str, Any], folder: Path) -> Prompt:
-    """The prompt of these keys, with paths as `folder` has them.
+def parse_prompt(keys: Mapping[str, Any], folder: Path) -> Prompt:
+    """The prompt with these keys; relative paths start from `folder`.
 
-    Raises ValueError where a key is unknown, of the wrong type or fits no other, or a path names no file.
+    Raises ValueError where a key is unknown, of the wrong type or contradicts another, or a path names no file.
     """
     prompt: Prompt = strict.parse(Prompt, dict(keys))
-    places: dict[str, Any] = {name: str(folder / value) for name in PATHS if (value := getattr(prompt, name))}
-    for name, place in places.items():
-        if not Path(place).is_file():
-            raise ValueError(f"{name}: {place}: {'not a file' if Path(place).exists() else 'no such file'}")
-    return replace(prompt, **places)
+    paths: dict[str, Any] = {name: str(folder / value) for name in PATH_FIELDS if (value := getattr(prompt, name))}
+    for name, path in paths.items():
+        if not Path(path).is_file():
+            raise ValueError(f"{name}: {path}: {'not a file' if Path(path).exists() else 'no such file'}")
+    return replace(prompt, **paths)
 
 
 def read_prompts(path: Path, defaults: Mapping[str, Any]) -> list[tuple[int, Prompt]]:
-    """Every line of a file with its number, the paths in it taken from the file's folder.
+    """The prompts of a file, each with its line number. Relative paths start from the file's folder.
 
-    `defaults` stand where a line has nothing of its own; a line without a seed has the default's plus its number less
-    one, so that no two lines begin with the same noise. Empty lines are skipped.
+    `defaults` fill the keys that a line leaves out. A line without a seed gets the default seed plus its number minus
+    one, so that no two lines start from the same noise. Empty lines are skipped.
 
     Raises:
-        ValueError: the file cannot be read or is empty, or lines are wrong: names the first of them, all that are
-            wrong counted.
+        ValueError: the file cannot be read or is empty, or lines are wrong; the message counts those and names the
+            first ones.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -166,15 +160,15 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> list[tuple[int, Pro
         if not line.strip():
             continue
         try:
-            given = {**defaults, "seed": defaults.get("seed", 0) + number - 1, **_object(line)}
-            prompts.append((number, prompt_of(given, path.parent)))
+            keys = {**defaults, "seed": defaults.get("seed", 0) + number - 1, **_object(line)}
+            prompts.append((number, parse_prompt(keys, path.parent)))
         except ValueError as error:
             wrong.append(f"line {number}: {error}")
     if wrong:
         count = lines_wrong(len(wrong), len(wrong) + len(prompts))
-        raise ValueError(complaint_list(wrong, f"prompts {path}: {count}; nothing was made"))
+        raise ValueError(complaint_list(wrong, f"prompts {path}: {count}; nothing was generated"))
     if not prompts:
-        raise ValueError(f'prompts {path}: holds no line; expected one JSON object a line, as {{"text": "a bell"}}')
+        raise ValueError(f'prompts {path}: has no line; expected one JSON object per line, as {{"text": "a bell"}}')
     return prompts
 
 
@@ -184,5 +178,5 @@ def _object(line: bytes) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"not JSON ({error}): {line[:80]!r}") from error
     if not isinstance(value, dict):
-        raise ValueError(f'{line[:80]!r} is no object, as {{"text": "a bell"}} is')
+        raise ValueError(f'{line[:80]!r} is not an object like {{"text": "a bell"}}')
     return value

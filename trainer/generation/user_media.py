@@ -1,4 +1,4 @@
-"""What a user gives to a generator as files: a sound with a hole, a beginning, a video.
+"""The files that a user gives to a generator: a sound with a hole, a beginning, a video.
 
 L latent frames of a clip, C latent channels, S motion steps, D video feature width, c sound channels, n samples.
 """
@@ -21,29 +21,29 @@ from ..media.video_decode import FrameReader, VideoSpan, video_span
 
 
 @dataclass(frozen=True)
-class Given:
-    """A sound of any length, of which a part is kept, and the clip that its new part is made in."""
+class InputSound:
+    """A given sound of any length, and the clip in which its new part is generated."""
 
     wave: Tensor  # (c, n), all of the file
-    first: int  # latent frame of the sound at which the clip begins
-    frames: Tensor  # (L,), 1 in every latent frame of the clip that is kept
-    made: tuple[int, int]  # latent frames of the sound that are made anew
+    first_frame: int  # latent frame of the sound at which the clip begins
+    given_mask: Tensor  # (L,), 1 in every latent frame of the clip that is given
+    new_frames: tuple[int, int]  # start and end, in latent frames of the sound, of the part that is generated
 
     def clip(self, codec: CodecConfig) -> Tensor:
         """(c, samples of a clip), padded with zeros at the end."""
-        begin = self.first * codec.hop
+        begin = self.first_frame * codec.hop
         piece = self.wave[:, begin : begin + codec.samples]
         return torch.nn.functional.pad(piece, (0, codec.samples - piece.shape[1]))
 
 
-def sound_with_hole(path: Path, codec: CodecConfig, start: float, end: float) -> Given:
-    """A file of which the latent frames that [start, end) in seconds touches are made anew, in a clip with the hole in
-    its middle as far as the file allows.
+def load_sound_with_hole(path: Path, codec: CodecConfig, start: float, end: float) -> InputSound:
+    """A file in which the latent frames that touch [start, end), in seconds, are generated again. The hole is in the
+    middle of its clip, as far as the file allows.
 
     Raises:
         ValueError: the file cannot be read, or the hole is beyond its end or as long as a clip.
     """
-    wave = _sound(path, codec)
+    wave = _read_sound(path, codec)
     seconds = wave.shape[1] / codec.sample_rate
     if not 0 <= start < end <= seconds + 1e-3:
         raise ValueError(f"mask {start:g}-{end:g}: {path} lasts {seconds:.3f} s; the hole must lie within")
@@ -56,65 +56,66 @@ def sound_with_hole(path: Path, codec: CodecConfig, start: float, end: float) ->
             f"make the hole shorter, or leave audio out"
         )
     first = max(0, min((hole[0] + hole[1] - codec.frames) // 2, total - codec.frames))
-    frames = torch.ones(codec.frames)
-    frames[hole[0] - first : hole[1] - first] = 0
-    return Given(wave, first, frames, hole)
+    given_mask = torch.ones(codec.frames)
+    given_mask[hole[0] - first : hole[1] - first] = 0
+    return InputSound(wave, first, given_mask, hole)
 
 
-def sound_to_continue(path: Path, codec: CodecConfig, seconds: float | None, overlap: int) -> Given:
-    """A file's first `seconds`, or all of it, in whole latent frames, to be continued: in a clip that begins with it,
-    or, where it fills one, in a clip that begins with its last `overlap` frames.
+def load_beginning(path: Path, codec: CodecConfig, seconds: float | None, overlap: int) -> InputSound:
+    """A file's first `seconds`, or all of it, in whole latent frames, to be continued. The clip begins with it, or with
+    its last `overlap` frames where it is at least as long as a clip.
 
     Raises:
         ValueError: the file cannot be read or is shorter than `seconds` or than a latent frame.
     """
-    wave = _sound(path, codec)
+    wave = _read_sound(path, codec)
     length = wave.shape[1] / codec.sample_rate
     if seconds is not None and seconds > length + 1e-3:
         raise ValueError(f"prefix {seconds:g}: {path} lasts {length:.3f} s; ask for that at most")
-    # A frame that the sound fills only in part would be kept with silence in it.
-    kept = math.floor(min(length, length if seconds is None else seconds) * codec.rate + 1e-6)
-    if not kept:
+    # A frame that the sound fills only in part would be given with silence in it.
+    given = math.floor(min(length, length if seconds is None else seconds) * codec.rate + 1e-6)
+    if not given:
         raise ValueError(f"{path}: shorter than one latent frame, {1 / codec.rate:.3f} s; give more to continue from")
-    first = 0 if kept < codec.frames else kept - overlap
-    frames = torch.zeros(codec.frames)
-    frames[: kept - first] = 1
-    return Given(wave, first, frames, (kept, first + codec.frames))
+    first = 0 if given < codec.frames else given - overlap
+    given_mask = torch.zeros(codec.frames)
+    given_mask[: given - first] = 1
+    return InputSound(wave, first, given_mask, (given, first + codec.frames))
 
 
-def span_of(path: Path) -> VideoSpan:
-    """How long a video's pictures last. Raises ValueError where it cannot be read or holds none."""
+def read_video_span(path: Path) -> VideoSpan:
+    """Length of a video's pictures. Raises ValueError where it cannot be read or holds none."""
     try:
         return video_span(path)
     except MediaError as error:
         raise ValueError(f"video: {error}") from None
 
 
-def video_windows(path: Path, config: ModelConfig, encode: VideoEncoder, begins: Sequence[float]) -> Iterator[Tensor]:
-    """Features (S, D) float16 of clips of a video that begin at these times, in seconds after the file's beginning and
-    ascending; they may overlap, and the file is read once. The nearest picture stands for what is missing.
+def encode_video_clips(
+    path: Path, config: ModelConfig, encode: VideoEncoder, starts: Sequence[float]
+) -> Iterator[Tensor]:
+    """Features (S, D) float16 of clips of a video. `starts` are seconds from the file's beginning, ascending; the clips
+    may overlap, and the file is read once. The nearest picture stands for a missing one.
 
     Raises:
         ValueError: the file cannot be read or holds no pictures.
     """
     nearest = nearest_images(config)
+    seconds = config.codec.seconds
     images, motion = (
-        np.arange(frames_in(config.codec.seconds, rate)) / rate
-        for rate in (config.video.image_rate, config.video.motion_rate)
+        np.arange(frames_in(seconds, rate)) / rate for rate in (config.video.image_rate, config.video.motion_rate)
     )
     try:
-        with FrameReader(path, config.video.size, start=begins[0], threads=0) as reader:
-            held: dict[float, np.ndarray] = {}
-            for i, begin in enumerate(begins):
-                end = begin + config.codec.seconds
-                # What later clips need of the time of this one has to be taken now: pictures come in order.
-                clips = [b for b in begins[i:] if b < end]
-                times = {float(b + t) for b in clips for t in (*images, *motion) if b + t < end}
-                missing = sorted(times - held.keys())
-                held |= zip(missing, reader.nearest([reader.begin + t for t in missing]), strict=True)
-                shown = [np.stack([held[float(begin + t)] for t in kind])[None] for kind in (images, motion)]
-                yield _features(encode, torch.from_numpy(shown[0]), torch.from_numpy(shown[1]), nearest)
-                held = {t: picture for t, picture in held.items() if len(clips) > 1 and t >= clips[1]}
+        with FrameReader(path, config.video.size, start=starts[0], threads=0) as reader:
+            decoded: dict[float, np.ndarray] = {}
+            for i, start in enumerate(starts):
+                # Pictures come in order: those that later, overlapping clips need are read now.
+                overlapping = [other for other in starts[i:] if other < start + seconds]
+                times = {float(o + t) for o in overlapping for t in (*images, *motion) if o + t < start + seconds}
+                missing = sorted(times - decoded.keys())
+                decoded |= zip(missing, reader.nearest([reader.begin + t for t in missing]), strict=True)
+                pictures = [np.stack([decoded[float(start + t)] for t in kind])[None] for kind in (images, motion)]
+                yield _features(encode, torch.from_numpy(pictures[0]), torch.from_numpy(pictures[1]), nearest)
+                decoded = {t: p for t, p in decoded.items() if len(overlapping) > 1 and t >= overlapping[1]}
     except MediaError as error:
         raise ValueError(f"video: {error}") from None
 
@@ -127,7 +128,7 @@ def _features(encode: VideoEncoder, images: Tensor, motion: Tensor, nearest: Ten
     return video
 
 
-def _sound(path: Path, codec: CodecConfig) -> Tensor:
+def _read_sound(path: Path, codec: CodecConfig) -> Tensor:
     try:
         return torch.from_numpy(read_sound(path, codec))
     except MediaError as error:

@@ -16,51 +16,46 @@ from ...models.encoders.embedded import mel_filters
 WINDOW, HOP, BANDS = 512, 64, 96
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # Hz
 QUIET = -75.0  # dB of full scale: the dark end of the colours
-# Anchors of a map from dark over purple and orange to light: equal steps of loudness look like equal steps.
-_ANCHORS = ((10, 8, 30), (60, 15, 110), (140, 40, 125), (215, 70, 95), (250, 135, 95), (254, 205, 145), (252, 250, 200))
+# Colours from dark over purple and orange to light, at equal distances of loudness.
+COLOURS = ("#0a081e", "#3c0f6e", "#8c287d", "#d7465f", "#fa875f", "#fecd91", "#fcfac8")
 
 
 @dataclass(frozen=True)
-class Column:
-    """One rendering of a prompt: wave (channels, samples), what the judge heard in it, and whether that was right."""
+class Rendition:
+    """One sound for a prompt: wave (channels, samples), the judge's annotation, and whether that is correct."""
 
     name: str
     wave: Tensor
-    heard: str = ""
-    right: bool | None = None
+    judged: str = ""
+    correct: bool | None = None
 
 
 @dataclass(frozen=True)
-class Sound:
-    """A prompt with the true scene and the models' answers side by side."""
+class SoundComparison:
+    """A prompt with the true scene and the models' sounds side by side."""
 
     kind: str
     text: str
-    columns: tuple[Column, ...]
+    renditions: tuple[Rendition, ...]
     sample_rate: int  # Hz
 
 
 def wav_uri(wave: Tensor, sample_rate: int) -> str:
     """wave (channels, samples) in [-1, 1] -> 16-bit wav."""
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave.float().clamp(-1, 1).T.cpu().numpy(), sample_rate, format="WAV", subtype="PCM_16")
-    return "data:audio/wav;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _sound_uri(wave, sample_rate, "audio/wav", format="WAV", subtype="PCM_16")
 
 
-def small_uri(wave: Tensor, sample_rate: int) -> str:
-    """wave (1 or 2 channels, samples) in [-1, 1] -> mp3, a tenth of a wav, at the rates that it knows."""
-    if sample_rate not in MP3_RATES:
-        return wav_uri(wave, sample_rate)
-    buffer = io.BytesIO()
-    soundfile.write(buffer, wave.float().clamp(-1, 1).T.cpu().numpy(), sample_rate, format="MP3")
-    return "data:audio/mpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+def mp3_uri(wave: Tensor, sample_rate: int) -> str:
+    """wave (1 or 2 channels, samples) in [-1, 1] -> mp3, a tenth of a wav; a wav at rates that mp3 does not have."""
+    known = sample_rate in MP3_RATES
+    return _sound_uri(wave, sample_rate, "audio/mpeg", format="MP3") if known else wav_uri(wave, sample_rate)
 
 
 def picture_uri(picture: NDArray[np.uint8]) -> str:
     """picture (3, height, width) -> jpeg."""
     buffer = io.BytesIO()
     Image.fromarray(picture.transpose(1, 2, 0)).save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _uri("image/jpeg", buffer)
 
 
 def spectrogram_uri(wave: Tensor, sample_rate: int) -> str:
@@ -69,7 +64,7 @@ def spectrogram_uri(wave: Tensor, sample_rate: int) -> str:
     picture = Image.fromarray(spectrogram(wave, sample_rate))
     picture.putpalette(_palette())  # the loudness becomes an index
     picture.save(buffer, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return _uri("image/png", buffer)
 
 
 def spectrogram(wave: Tensor, sample_rate: int) -> NDArray[np.uint8]:
@@ -84,7 +79,18 @@ def spectrogram(wave: Tensor, sample_rate: int) -> NDArray[np.uint8]:
     return (255 * scaled).round().byte().flip(0).numpy()
 
 
+def _sound_uri(wave: Tensor, sample_rate: int, kind: str, **encoding: str) -> str:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave.float().clamp(-1, 1).T.cpu().numpy(), sample_rate, **encoding)
+    return _uri(kind, buffer)
+
+
+def _uri(kind: str, buffer: io.BytesIO) -> str:
+    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def _palette() -> list[int]:
-    places = np.linspace(0, 255, len(_ANCHORS))
-    channels = [np.interp(np.arange(256), places, [anchor[c] for anchor in _ANCHORS]) for c in range(3)]
+    anchors = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in COLOURS])
+    places = np.linspace(0, 255, len(anchors))
+    channels = [np.interp(np.arange(256), places, anchors[:, c]) for c in range(3)]
     return [int(value) for value in np.stack(channels, axis=1).round().flatten()]

@@ -15,7 +15,7 @@ from ...kernels.ops import Ops
 from ...models.audiox import AudioX
 from ...models.discriminator import DiscriminatorHead
 from ...models.encoders.build import build_text_encoder
-from ...models.sampler import changed, levels, noise_levels
+from ...models.sampler import levels, noise_levels, override_sampling
 from ..checkpoint.load import TrainedModel
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig, RoleConfig
@@ -170,7 +170,7 @@ class Distillation:
         if not self.teacher_previews:
             frozen = self.teacher.frozen
             for steps in (50, own.steps):
-                sampling = changed(self.sampling, steps, None)
+                sampling = override_sampling(self.sampling, steps, None)
                 latents = self.previews.sample(frozen.module, sampling, device, frozen.dtype)
                 self.teacher_previews[f"teacher {steps}"] = latents
         engine = self.engines["student"]

@@ -16,6 +16,8 @@ from tqdm import tqdm
 from ..core.files import write_text
 from ..pages.embedded_media import spectrogram
 
+LOSSES = ("loss", "warm_start", "dm", "adversarial", "fake", "discriminator")  # of pretraining, and of distillation
+
 
 class Lines:
     """Writes each state of a progress bar on a line of its own, because a file has no cursor."""
@@ -113,6 +115,16 @@ class NoiseBins:
                 values[f"loss_by_noise/{(i + 0.5) / self.COUNT:.2f}"] = loss / n
         self.sums.zero_()
         return values
+
+
+def read_losses(folder: Path) -> dict[str, list[tuple[float, float]]]:
+    """The losses of a run by name, (step, value) each; empty without metrics."""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for line in _lines(folder / "metrics.jsonl"):
+        for name in LOSSES:
+            if line.get(name) is not None:
+                curves.setdefault(name, []).append((float(line["step"]), float(line[name])))
+    return curves
 
 
 def last_step(folder: Path) -> int:

@@ -1,0 +1,96 @@
+"""A judge that is trained once and kept, with its scores on scenes that it has not seen.
+
+FOLDER/judge.safetensors   FOLDER/judge.json   FOLDER/scores.json
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+
+from ...models.config import CodecConfig
+from ...models.encoders.base import AudioCodec
+from ...models.encoders.build import build_codec
+from ...models.judge import Judge, JudgeConfig
+from ..core.files import published, write_json
+from ..scenes.scene import draw_scene
+from .annotation import annotate
+from .held_out import SEED
+from .judge_training import apply_codec, render, train_judge
+from .t2a_prompts import draw_prompts, score
+from .task_benchmark import same_music
+
+PROMPTS_PER_TYPE, MUSIC_CLIPS = 25, 100  # scenes of a judge's exam
+EXAM_SEED = 1
+
+
+def load_or_train_judge(
+    folder: Path, codec: CodecConfig, seed: int = 0, steps: int = 200
+) -> tuple[Judge, dict[str, Any]]:
+    """The judge in `folder` and its scores. Where there is none, one is trained on scenes through `codec` and kept.
+
+    The folder appears only when it is complete. A judge without scores is examined again.
+
+    Raises:
+        ValueError: the judge in the folder was trained with another codec.
+    """
+    if not (folder / "judge.json").is_file():
+        round_trip = build_codec(codec)
+        judge = train_judge(seed, lambda waves: round_trip.decode(round_trip.encode(waves)[0]), steps=steps)
+        with published(folder) as partial:
+            save_judge(judge, partial)
+            scores = _examine(judge, codec, partial)
+        return judge, scores
+    judge = load_judge(folder)
+    if not (folder / "scores.json").is_file():
+        return judge, _examine(judge, codec, folder)
+    scores = json.loads((folder / "scores.json").read_text())
+    if scores["codec_config"] != asdict(codec):
+        raise ValueError(
+            f"{folder}: this judge was trained with the codec {scores['codec_config']}, the weights have "
+            f"{asdict(codec)}; give another --judge folder, and a judge is trained there"
+        )
+    return judge, scores
+
+
+def save_judge(judge: Judge, folder: Path) -> None:
+    """Writes judge.safetensors and judge.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(judge.state_dict(), folder / "judge.safetensors")
+    (folder / "judge.json").write_text(json.dumps(asdict(judge.config), indent=2) + "\n")
+
+
+def load_judge(folder: Path) -> Judge:
+    """Reads what `save_judge` wrote; the judge is in evaluation mode."""
+    saved: dict[str, Any] = json.loads((folder / "judge.json").read_text())
+    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
+    judge = Judge(JudgeConfig(**saved))
+    judge.load_state_dict(load_file(folder / "judge.safetensors"), strict=True)
+    return judge.eval()
+
+
+def judge_scores(judge: Judge, codec: AudioCodec) -> dict[str, dict[str, float]]:
+    """The judge on unseen true scenes, "raw" and through the "codec": the four accuracies of T2A-bench, and the share
+    of music whose instrument and tempo are both right."""
+    prompts = draw_prompts(PROMPTS_PER_TYPE, EXAM_SEED)
+    music = [draw_scene(SEED, i, "music") for i in range(MUSIC_CLIPS)]
+    raw = render([prompt.scene for prompt in prompts] + music)
+    chunks = tqdm(raw.split(50), desc="examining the judge")
+    coded = torch.cat([apply_codec(lambda w: codec.decode(codec.encode(w)[0]), chunk) for chunk in chunks])
+    result = {}
+    for name, waves in (("raw", raw), ("codec", coded)):
+        annotations = annotate(judge, waves)
+        correct = [same_music(a, scene) for a, scene in zip(annotations[len(prompts) :], music, strict=True)]
+        rates = score(prompts, annotations[: len(prompts)]).rates()
+        result[name] = rates | {"music": sum(correct) / len(correct)}
+    return result
+
+
+def _examine(judge: Judge, codec: CodecConfig, folder: Path) -> dict[str, Any]:
+    scores = {"codec_config": asdict(codec), **judge_scores(judge, build_codec(codec))}
+    write_json(folder / "scores.json", scores)
+    return scores
