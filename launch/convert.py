@@ -1,5 +1,5 @@
-"""Turn a run's checkpoint into inference weights: model.safetensors and config.json. And, once, a frozen encoder's
-released pickle, see docs/encoders.md.
+"""Convert a run's checkpoint to inference weights: model.safetensors and config.json. Also converts a frozen encoder's
+released pickle, once; see docs/encoders.md.
 
 examples:
   python launch/convert.py runs/tiny --out weights/tiny
@@ -26,9 +26,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", choices=("fp32", "bf16"), default="fp32", help="a student starts from fp32 (default)"
     )
-    parser.add_argument("--step", type=int, help="of this step's checkpoint (default: the newest)")
+    parser.add_argument("--step", type=int, help="the step of the checkpoint (default: the newest)")
     parser.add_argument(
-        "--encoder", choices=("synchformer", "clip"), help="the file is one of this encoder's, a pickle of tensors"
+        "--encoder", choices=("synchformer", "clip"), help="the file is this encoder's release, a pickle of tensors"
     )
     arguments = parser.parse_args(argv)
     if arguments.encoder and (arguments.raw or arguments.step is not None or arguments.dtype != "fp32"):
@@ -45,7 +45,7 @@ def main() -> int:
 
             convert = {"synchformer": convert_synchformer, "clip": convert_clip}[arguments.encoder]
             count = convert(arguments.run, arguments.out)
-            print(f"{arguments.run} is a pickle, of which nothing but tensors was read")
+            print(f"{arguments.run} is a pickle; only its tensors were read")
             print(f"{arguments.out}: {count / 1e6:.1f} M parameters of {arguments.encoder}, from {arguments.run}")
             return
         kind = "weights" if arguments.raw else "ema"

@@ -1,6 +1,6 @@
 """Read every byte of checkpoints, shards, pairs and weights, and name each file that is not as it was written.
 
-Ends with 0 when all is good, with 77 when something is damaged.
+Exit code 0 if all is good, 77 if something is damaged.
 
 examples:
   python launch/verify.py runs/2p7b
@@ -19,8 +19,10 @@ from audiox_trainer.trainer.core import cli
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="one of these, or a folder that holds some")
-    parser.add_argument("--rate", type=int, metavar="ROUNDS", help="compare its speed with the disk's and the hash's")
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="one of these, or a folder with several")
+    parser.add_argument(
+        "--rate", type=int, metavar="ROUNDS", help="compare its speed with that of the disk and of the hash"
+    )
     return parser.parse_args(argv)
 
 

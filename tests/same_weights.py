@@ -5,8 +5,9 @@ rank and on two. Then every tensor of every checkpoint is compared: weights, mom
 
   python tests/same_weights.py ../before . --work /tmp/same-weights
 
-Both checkouts need an environment of their own in .venv, with the same packages. What the second one calls otherwise
-is named by --rename, for words of the command lines: --rename training.seed=training.random_seed
+Both checkouts need an environment of their own in .venv, with the same packages. Where the second one has other names
+for keys or scripts, give them: --rename training.seed=training.random_seed. A run of the script that was stopped
+continues with the same command; what is finished in --work is not trained again.
 """
 
 import argparse
@@ -31,7 +32,11 @@ TRAINING = [
 
 
 def train(checkout: Path, work: Path, ranks: int, renames: dict[str, str]) -> None:
-    """Everything that one revision makes on so many ranks."""
+    """Everything that one revision makes on this number of ranks."""
+    if (work / "finished").exists():
+        return
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
 
     def launch(count: int, script: str, *arguments: str, settings: list[str] | None = None) -> None:
         words = [script, *arguments, *(word for setting in settings or () for word in ("--set", setting))]
@@ -54,6 +59,7 @@ def train(checkout: Path, work: Path, ranks: int, renames: dict[str, str]) -> No
     launch(ranks, "launch/pairs.py", *common, "--out", str(pairs), "--count", str(8 * UPDATES), settings=settings)
     launch(ranks, "launch/distill.py", *common, "--output", str(work / "student"), settings=settings)
     launch(1, "launch/convert.py", str(work / "student"), "--out", str(work / "weights-student"))
+    (work / "finished").touch()
 
 
 def renamed(word: str, renames: dict[str, str]) -> str:
@@ -111,17 +117,15 @@ def same(a: torch.Tensor, b: torch.Tensor) -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkouts", nargs=2, type=Path, metavar="CHECKOUT", help="before, after")
-    parser.add_argument("--work", type=Path, default=Path("runs/same-weights"), help="folder to work in, emptied first")
+    parser.add_argument("--work", type=Path, default=Path("runs/same-weights"), help="folder to work in")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="for the second checkout")
     arguments = parser.parse_args()
     renames = dict(rename.split("=", 1) for rename in arguments.rename)
-    shutil.rmtree(arguments.work, ignore_errors=True)
     rows = []
     for ranks in arguments.ranks:
         folders = [arguments.work.absolute() / f"{name}-{ranks}" for name in ("before", "after")]
         for folder, checkout, names in zip(folders, arguments.checkouts, ({}, renames), strict=True):
-            folder.mkdir(parents=True)
             train(checkout.resolve(), folder, ranks, names)
         rows += [(ranks, *row) for row in compare(*folders)]
     print(f"\n{'ranks':5}  {'tensors':>7}  {'file':64}  result")

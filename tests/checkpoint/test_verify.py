@@ -14,7 +14,7 @@ import pytest
 from audiox_trainer.trainer.benchmarks.verify import rates
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint.export import export
-from audiox_trainer.trainer.checkpoint.verify import FoundDamageError, verify
+from audiox_trainer.trainer.checkpoint.verify import DamageFoundError, verify
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.core.integrity import ChangedError
 from audiox_trainer.trainer.training.distill import load_teacher
@@ -42,7 +42,7 @@ def folder(kept, tmp_path):
 def faults(path: Path) -> list[str]:
     """What `verify` says of a folder that is not as it was written."""
     said: list[str] = []
-    with pytest.raises(FoundDamageError) as caught:
+    with pytest.raises(DamageFoundError) as caught:
         verify(path, said.append)
     assert exit_code_of(caught.value) == ExitCode.CORRUPT
     found = [line.removeprefix("damaged: ") for line in said if line.startswith("damaged: ")]

@@ -1,7 +1,7 @@
-"""Whether what lies on a disk is what was written: checkpoints, shards, pairs, weights. Reads every byte of them.
+"""Verifies that checkpoints, shards, pairs and weights on a disk are as they were written. Reads every byte of them.
 
-Checkpoints and weights have a manifest with the hash of every file, shards an index; manifest and index are hashed
-themselves. What a run writes for people to read (metrics, TensorBoard, config.json) has no hash and is not looked at.
+Checkpoints and weights have a manifest with the hash of every file, shards an index. Manifest and index contain their
+own hash. Files that a run writes for people (metrics, TensorBoard, config.json) have no hash and are not verified.
 """
 
 import json
@@ -19,41 +19,40 @@ from tqdm import tqdm
 from ...models import strict
 from ...models.audiox import WEIGHTS
 from ..core.cli import ExitCode
+from ..core.english import amount
 from ..core.integrity import MANIFEST, ManifestError, file_fault, manifest_fault, read_manifest, text_fault
 from ..cost.role_bytes import readable
 from ..data import pairs, shards
 from . import load
 
 THREADS = 4  # files at a time
-UNSEALED = "nothing tells whether these weights are as they were written: export them again with launch/convert.py"
-Advance = Callable[[int], object]
+NO_MANIFEST = "nothing tells whether these weights are as they were written: export them again with launch/convert.py"
+Advance = Callable[[int], object]  # is called with the number of bytes that were read
 
 
-class FoundDamageError(ValueError):
-    """Something is damaged; the message counts it, and each was said."""
+class DamageFoundError(ValueError):
+    """Files are damaged; the message counts them, and each has been reported."""
 
     exit_code = ExitCode.CORRUPT
 
 
 @dataclass(frozen=True)
-class Part:
-    """A file that is looked at as a whole."""
-
+class FileCheck:
     path: Path
-    fault: Callable[[Advance], str]  # what is wrong with it, or ""; tells of bytes as it reads them
+    fault: Callable[[Advance], str]  # returns what is wrong with the file, or ""
     bytes: int = 0
 
 
 def verify(path: Path, say: Callable[[str], None]) -> None:
-    """Looks at everything under `path`; `say` hears of each damaged part and a line about each whole folder.
+    """Verifies everything under `path`. Calls `say` for each damaged file and once for each intact folder.
 
-    Raises FoundDamageError when something is damaged, ValueError when there is nothing to look at.
+    Raises DamageFoundError if something is damaged, ValueError if there is nothing to verify.
     """
-    found = [(folder, list(parts)) for folder, parts in _folders(path, set())]
-    parts = [part for _, several in found for part in several]
-    if not parts:
+    folders = [(folder, list(checks)) for folder, checks in _folders(path, set())]
+    checks = [check for _, several in folders for check in several]
+    if not checks:
         raise ValueError(f"{path} holds no run, checkpoint, shards, pairs or weights; give such a folder")
-    lock, damaged, size = threading.Lock(), 0, sum(part.bytes for part in parts)
+    lock, damaged, size = threading.Lock(), 0, sum(check.bytes for check in checks)
     with (
         tqdm(total=size, unit="B", unit_scale=True, desc=path.name, leave=False, disable=None) as bar,
         ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool,
@@ -63,87 +62,88 @@ def verify(path: Path, say: Callable[[str], None]) -> None:
             with lock:
                 bar.update(count)
 
-        results = pool.map(lambda part: _fault(part, advance), parts)
-        for folder, several in found:
+        results = pool.map(lambda check: _fault(check, advance), checks)
+        for folder, several in folders:
             faults = [fault for fault in (next(results) for _ in several) if fault]
             for fault in faults:
                 say(f"damaged: {fault}")
             if not faults:
-                files = f"{len(several)} {'file' if len(several) == 1 else 'files'}"
-                say(f"good: {folder}, {files}, {readable(sum(part.bytes for part in several))}")
+                say(
+                    f"good: {folder}, {amount(len(several), 'file')}, {readable(sum(check.bytes for check in several))}"
+                )
             damaged += len(faults)
     if damaged:
-        raise FoundDamageError(f"{damaged} of {len(parts)} files under {path} are damaged or do not belong there")
+        raise DamageFoundError(f"{damaged} of {len(checks)} files under {path} are damaged or do not belong there")
 
 
-def _fault(part: Part, advance: Advance) -> str:
-    """What is wrong with a part, also where it cannot be read."""
+def _fault(check: FileCheck, advance: Advance) -> str:
+    """The fault of a file, also if it cannot be read."""
     try:
-        return part.fault(advance)
+        return check.fault(advance)
     except (ValueError, OSError, KeyError, TypeError) as error:
-        named = str(part.path.parent) in str(error)
-        return str(error) if named else f"{part.path} is not what was written there: {error!r}"
+        named = str(check.path.parent) in str(error)
+        return str(error) if named else f"{check.path} is not what was written there: {error!r}"
 
 
-def _folders(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Iterator[Part]]]:
-    """Everything that can be verified under a folder, as it comes; links are followed, once."""
+def _folders(path: Path, seen: set[Path]) -> Iterator[tuple[Path, Iterator[FileCheck]]]:
+    """Every folder under `path` that can be verified, with its checks. Follows links, once."""
     if not path.is_dir() or path.resolve() in seen:
         return
     seen.add(path.resolve())
     if (path / "features.json").is_file() or (path / "index.json").is_file():
-        yield path, _shards(path)
+        yield path, _shard_folder(path)
     elif (path / MANIFEST).is_file() or path.parent.name == load.FOLDER:
-        yield path, _sealed(path)
+        yield path, _manifest_folder(path)
     elif (path / WEIGHTS).is_file():
-        yield path, iter([Part(path / MANIFEST, lambda _: f"{path / MANIFEST} is missing; {UNSEALED}")])
+        yield path, iter([FileCheck(path / MANIFEST, lambda _: f"{path / MANIFEST} is missing; {NO_MANIFEST}")])
     else:
         if (path / pairs.PAIRS_FILE).exists():
-            yield path / pairs.PAIRS_FILE, iter([_small(path / pairs.PAIRS_FILE, lambda: _pairs_fault(path))])
+            yield path / pairs.PAIRS_FILE, iter([_small_file(path / pairs.PAIRS_FILE, lambda: _pairs_fault(path))])
         if (path / load.LATEST).exists() or load.list_checkpoints(path):
-            yield path / load.LATEST, iter([_small(path / load.LATEST, lambda: _latest_fault(path))])
+            yield path / load.LATEST, iter([_small_file(path / load.LATEST, lambda: _latest_fault(path))])
         for folder in sorted(path.iterdir()):
-            if not (folder.name.startswith(".") or ".partial" in folder.name):  # never finished: nobody reads it
+            if not (folder.name.startswith(".") or ".partial" in folder.name):  # unfinished, and never read
                 yield from _folders(folder, seen)
 
 
-def _sealed(folder: Path) -> Iterator[Part]:
-    """A checkpoint or weights."""
-    yield _small(folder / MANIFEST, lambda: manifest_fault(folder))
+def _manifest_folder(folder: Path) -> Iterator[FileCheck]:
+    """The checks of a checkpoint or of weights."""
+    yield _small_file(folder / MANIFEST, lambda: manifest_fault(folder))
     try:
         files = read_manifest(folder)["files"]
     except ManifestError:
-        return  # which is the first part's fault
+        return  # the first check reports it
     for name, entry in sorted(files.items()):
-        yield Part(folder / name, partial(file_fault, folder / name, entry), _size(folder / name))
-    if WEIGHTS not in files:  # beside weights people keep what they like
+        yield FileCheck(folder / name, partial(file_fault, folder / name, entry), _size(folder / name))
+    if WEIGHTS not in files:  # people may keep other files with weights
         known = {folder / name for name in (MANIFEST, *files)}
-        yield from _strangers(_files(folder) - known, MANIFEST)
+        yield from _unlisted(_files(folder) - known, MANIFEST)
 
 
-def _shards(folder: Path) -> Iterator[Part]:
+def _shard_folder(folder: Path) -> Iterator[FileCheck]:
     index, features = folder / "index.json", folder / "features.json"
-    yield Part(features, lambda _: _index_fault(folder), _size(index) + _size(features))
+    yield FileCheck(features, lambda _: _index_fault(folder), _size(index) + _size(features))
     try:
         listed = shards.read_index(folder)
     except (ValueError, OSError):
-        return  # which is the first part's fault
+        return  # the first check reports it
     files = {folder / shard["raw_data"]["basename"]: shard for shard in listed}
     for file, shard in files.items():
-        yield Part(file, partial(_shard_fault, folder, shard), _size(file))
-    yield from _strangers(_files(folder) - {index, features, *files}, index.name)
+        yield FileCheck(file, partial(_shard_fault, folder, shard), _size(file))
+    yield from _unlisted(_files(folder) - {index, features, *files}, index.name)
 
 
-def _strangers(files: set[Path], where: str) -> Iterator[Part]:
+def _unlisted(files: set[Path], listing: str) -> Iterator[FileCheck]:
     def fault(file: Path) -> str:
-        return f"{file} does not belong there: {where} does not list it"
+        return f"{file} does not belong there: {listing} does not list it"
 
     for file in sorted(files):
-        yield _small(file, partial(fault, file))
+        yield _small_file(file, partial(fault, file))
 
 
-def _small(file: Path, fault: Callable[[], str]) -> Part:
-    """One that is read at once."""
-    return Part(file, lambda _: fault(), _size(file))
+def _small_file(file: Path, fault: Callable[[], str]) -> FileCheck:
+    """The check of a file that is read at once."""
+    return FileCheck(file, lambda _: fault(), _size(file))
 
 
 def _shard_fault(folder: Path, shard: dict[str, Any], advance: Advance) -> str:
@@ -152,7 +152,7 @@ def _shard_fault(folder: Path, shard: dict[str, Any], advance: Advance) -> str:
 
 
 def _index_fault(folder: Path) -> str:
-    """Of features.json and index.json."""
+    """The fault of features.json or index.json."""
     shards.read_index(folder)
     return text_fault(folder / "features.json", json.loads((folder / "features.json").read_text()))
 
@@ -162,7 +162,7 @@ def _pairs_fault(folder: Path) -> str:
 
 
 def _latest_fault(run: Path) -> str:
-    """Of `latest.json`: a step that was saved last, and is gone."""
+    """The fault of `latest.json`, also if the checkpoint that was saved last is gone."""
     file, newest = run / load.LATEST, next(iter(load.list_checkpoints(run)), None)
     step = int(json.loads(file.read_text())["step"])
     if newest is None or load.step_of(newest) < step:
