@@ -104,8 +104,9 @@ def differences(before: Path, after: Path) -> tuple[int, str]:
     with safe_open(before, "pt") as a, safe_open(after, "pt") as b:
         if set(a.keys()) != set(b.keys()):
             return len(a.keys()), f"other names: {sorted(set(a.keys()) ^ set(b.keys()))[:4]}"
-        differ = [name for name in sorted(a.keys()) if not same(a.get_tensor(name), b.get_tensor(name))]
-    return len(a.keys()), f"{len(differ)} differ, the first is {differ[0]}" if differ else ""
+        names = sorted(a.keys())
+        differ = [name for name in names if not same(a.get_tensor(name), b.get_tensor(name))]
+    return len(names), f"{len(differ)} differ, the first is {differ[0]}" if differ else ""
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
