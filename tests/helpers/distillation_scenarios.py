@@ -2,8 +2,10 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -13,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.core.cli import exit_code_of
 from audiox_trainer.trainer.core.distill_config import DistillConfig
+from audiox_trainer.trainer.engine import compilation
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from audiox_trainer.trainer.training.distill_updates import Distillation
 from audiox_trainer.trainer.training.loop import BatchSource, restore, train
@@ -157,6 +160,21 @@ def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
     return {"step": step}
 
 
+def compiled(folder: Path, config: DistillConfig) -> dict[str, Any]:
+    """The versions of a block's code after each update, in batches whose texts have two lengths. The code is made by
+    dynamo alone, since its versions do not depend on what compiles them."""
+    with mock.patch.object(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager")):
+        task, versions = begun(config), []
+        for update, batch in zip(range(task.total), MadeUp(config).batches(0), strict=False):
+            text = torch.nn.functional.pad(batch.conditions.text, (0, 0, 0, 8 * (update % 2)))
+            task.step(update, replace(batch, conditions=replace(batch.conditions, text=text)))
+            versions.append(compilation.compiled_versions())
+    task.destroy()
+    said = compilation.compilation_warnings()
+    compilation.RECOMPILE_LIMIT = versions[-1]
+    return {"versions": versions, "said": said, "said at the limit": compilation.compilation_warnings()}
+
+
 class Counter(TorchDispatchMode):
     """Operations by torch's own formulas. Its FlopCounterMode follows modules too, and breaks off where one is called
     without a gradient on what has one."""
@@ -187,5 +205,6 @@ def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
 
 if __name__ == "__main__":
     scenarios.main(
-        {f.__name__: f for f in (rounds, whole, midway, collapsed, asked, reload, operations)}, small_distill_config
+        {f.__name__: f for f in (rounds, whole, midway, collapsed, asked, reload, compiled, operations)},
+        small_distill_config,
     )

@@ -17,9 +17,9 @@ from ...models.sampler import guided, nfe, noise_levels, sample
 from ..core.hardware import describe, description_lines, peak_flops
 from ..cost.operations import counted, forward_flops
 from ..engine import kernel_selection
+from ..engine.compilation import compile_blocks
 from ..engine.kernel_cases import Shape
 from ..engine.timing import captured, interleaved
-from ..training.pretrain import compile_blocks
 from .train import chosen_names
 
 PRECISIONS = {torch.float32: "fp32"}

@@ -15,6 +15,7 @@ from ..checkpoint.save import Saver
 from ..core.config import BaseConfig
 from ..data.batches import Batch
 from ..data.prefetch import Prefetcher
+from ..engine.compilation import compilation_warnings
 from ..engine.zero import World
 from ..resilience.stop_signal import StoppedError, StopSignal
 from ..resilience.watchdog import Watchdog
@@ -113,7 +114,8 @@ def train(
             if done % every == 0 or done == steps:
                 values = trainer.metrics() | result.values | pace.read(batches.waited_since())
                 logs.metrics(done, values, trainer.shown)
-                for warning in trainer.warnings(values):
+                compilation = compilation_warnings() if config.training.compile else []
+                for warning in (*trainer.warnings(values), *compilation):
                     logs.say(f"step {done}: {warning}")
             if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
                 watchdog.enter("sounds of step", done)

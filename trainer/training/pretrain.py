@@ -18,6 +18,7 @@ from ..cost.operations import training_flops
 from ..data.batches import Batch
 from ..data.reader import Reader
 from ..engine import kernel_selection, zero
+from ..engine.compilation import compile_blocks
 from ..engine.ema import Ema
 from ..engine.fp8 import use_fp8
 from ..losses.flow_matching import flow_matching_loss, interpolate, noise_level
@@ -126,14 +127,6 @@ def configure_model(model: AudioX, training: LoopConfig, ops: Ops | None = None)
     if training.compile:
         compile_blocks(model, training.compile_conditioner)
     return model
-
-
-def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
-    """Compiles each transformer block. Blocks of one shape share their code, so it is compiled once. With `conditioner`
-    its temporal transformers and its fusion are compiled too, each as a whole."""
-    parts = [model.conditioner.video, model.conditioner.audio, model.conditioner.fusion] if conditioner else []
-    for module in (*model.backbone.blocks, *parts):
-        module.compile()
 
 
 def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:

@@ -72,6 +72,7 @@ TWO_RANKS = [
     Item("through bf16", "whole", (*RESUMED, *LOW)),
     *interrupted(BF16, f"{BF16} bf16", (*RESUMED, *LOW)),
 ]
+COMPILED = Item("compiled", "compiled", stage(2, *LOW[:2], "training.compile=true", "warm_start.updates=2"))
 
 
 @pytest.fixture(scope="session")

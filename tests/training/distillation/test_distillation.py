@@ -17,7 +17,7 @@ from audiox_trainer.trainer.training.distill_updates import Distillation
 from tests.helpers.reference_distillation import TRAINED, Plain
 from tests.helpers.scenario_results import KINDS, Item, Launch, differing
 from tests.helpers.small_config import small_distill_config
-from tests.training.distillation.conftest import BF16, ENDS, MIDWAY, ROLES, TWO_RANKS
+from tests.training.distillation.conftest import BF16, COMPILED, ENDS, MIDWAY, ROLES, TWO_RANKS
 
 pytestmark = pytest.mark.slow
 
@@ -194,3 +194,15 @@ def test_operations_are_counted_to_a_twentieth(scenes, tmp_path):
             assert (b["count"] - a["count"]) / 4 == pytest.approx(expected, rel=0.05), (name, a["phase"], a["k"])
             found.add((name, a["phase"]))
     assert len(found) == len(COUNTED) * len(Phase)
+
+
+@pytest.mark.long
+def test_blocks_stay_compiled_with_texts_of_several_lengths(scenes, tmp_path):
+    """torch's own limit is 8 versions of a block's code; beyond it the block runs uncompiled."""
+    launch = Launch(2, scenes, tmp_path, [COMPILED], "tests.helpers.distillation_scenarios")
+    for rank in launch.results("compiled"):
+        versions = rank["versions"]
+        assert 8 < versions[-1] <= 16
+        assert versions[-7:] == [versions[-1]] * 7  # a whole round compiles nothing
+        assert rank["said"] == []
+        assert f"{versions[-1]} versions of a block are compiled" in rank["said at the limit"][0]

@@ -1,0 +1,37 @@
+"""Compilation of a model's transformer blocks, and how many versions of their code it made."""
+
+from ...models.audiox import AudioX
+from ...models.blocks import JointBlock
+
+# Versions of a block's code in one process. There is one for each combination of dtype, of gradients at the weights
+# and at the inputs, and of the first length of the texts or any other. A distillation has up to 16. Beyond torch's own
+# limit of 8 it would run its blocks uncompiled.
+RECOMPILE_LIMIT = 32
+
+
+def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
+    """Compiles each transformer block. Blocks of one shape share their code, so it is compiled once. With `conditioner`
+    its temporal transformers and its fusion are compiled too, each as a whole."""
+    from torch._dynamo import config  # takes a second, which runs without compilation save
+
+    config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
+    parts = [model.conditioner.video, model.conditioner.audio, model.conditioner.fusion] if conditioner else []
+    for module in (*model.backbone.blocks, *parts):
+        module.compile()
+
+
+def compiled_versions() -> int:
+    """The versions of a block's code that this process has compiled."""
+    from torch._dynamo.eval_frame import _debug_get_cache_entry_list
+
+    return len(_debug_get_cache_entry_list(JointBlock.forward.__code__))
+
+
+def compilation_warnings() -> list[str]:
+    """Warns where the limit is reached: any further version runs uncompiled."""
+    if compiled_versions() < RECOMPILE_LIMIT:
+        return []
+    return [
+        f"{RECOMPILE_LIMIT} versions of a block are compiled, which is the limit; inputs that need another one run "
+        "uncompiled. TORCH_LOGS=recompiles prints the reasons; a larger model.text.round_to means fewer text lengths"
+    ]
