@@ -28,9 +28,7 @@ def main() -> int:
 
     def run() -> None:
         config, output = load_distill_config(arguments.config, arguments.set), cli.output_folder(arguments)
-        from audiox_trainer.trainer.training.distill import (
-            distill,  # imports DeepSpeed, seconds that a typo need not cost
-        )
+        from audiox_trainer.trainer.training.distill import distill  # imports DeepSpeed, which takes seconds
 
         distill(config, arguments.teacher, output, arguments.resume)
 

@@ -36,9 +36,7 @@ def main() -> int:
     def run() -> None:
         config = load_distill_config(arguments.config, arguments.set)
         cli.set_compile_cache(arguments.out)
-        from audiox_trainer.trainer.training.make_pairs import (
-            make_pairs,  # imports DeepSpeed, seconds that a typo need not cost
-        )
+        from audiox_trainer.trainer.training.make_pairs import make_pairs  # imports DeepSpeed, which takes seconds
 
         count = make_pairs(config, arguments.teacher, arguments.out, arguments.count)
         if os.environ.get("RANK", "0") == "0":

@@ -26,9 +26,7 @@ def main() -> int:
 
     def run() -> None:
         config, output = load_pretrain_config(arguments.config, arguments.set), cli.output_folder(arguments)
-        from audiox_trainer.trainer.training.pretrain import (
-            pretrain,  # imports DeepSpeed, seconds that a typo need not cost
-        )
+        from audiox_trainer.trainer.training.pretrain import pretrain  # imports DeepSpeed, which takes seconds
 
         pretrain(config, output, arguments.resume)
 

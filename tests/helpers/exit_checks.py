@@ -48,7 +48,7 @@ def outcome(run: Run, fault: Fault) -> tuple[list[int | None], float]:
     return codes, seconds
 
 
-def check_left(run: Run, fault: Fault) -> None:
+def check_exits(run: Run, fault: Fault) -> None:
     """Every rank leaves in time, with the code and the sentence that it should."""
     codes, seconds = outcome(run, fault)
     expected = {
@@ -70,7 +70,7 @@ def check_left(run: Run, fault: Fault) -> None:
         assert [load.step_of(f) for f in reversed(load.list_checkpoints(run.folder))] == list(fault.steps)
 
 
-def gone_on(run: Run) -> dict[str, Any]:
+def finish_resumed(run: Run) -> dict[str, Any]:
     """Its end, by the same command, from its newest checkpoint and within a minute."""
     again = begin(run)
     assert again["resumed"] == again["expected"] > 0

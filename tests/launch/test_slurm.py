@@ -168,7 +168,7 @@ def test_cancelled_it_stays_away(slurm, base):
     slurm.run("scancel", training.job.number)
     assert training.job.wait(PATIENCE)["JobState"] == "CANCELLED"
     until(lambda: not slurm.ranks(), 30)
-    assert training.run.resumable() == training.run.step() and "goes back" not in training.job.said()
+    assert training.run.resumable() == training.run.step() and "requeues itself" not in training.job.said()
 
 
 @pytest.mark.long

@@ -13,7 +13,7 @@ import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.data.reader import SHARED_MEMORY
-from tests.helpers.exit_checks import FETCH, Fault, check_left, gone_on
+from tests.helpers.exit_checks import FETCH, Fault, check_exits, finish_resumed
 from tests.helpers.slurm import alone, not_alone
 from tests.helpers.supervised_runs import KINDS, RANKS, Run, begin
 
@@ -53,20 +53,20 @@ def test_shards_that_are_damaged_in_mid_run(base, references, name):
     fault = DAMAGED[name]
     scenes = shutil.copytree(base / "scenes", base / f"scenes {name}")
     run = Run(fault.kind, base, name.replace(" ", "_"), (*fault.settings, *settings(scenes)))
-    check_left(run, replace(fault, shards=str(scenes)))
+    check_exits(run, replace(fault, shards=str(scenes)))
     shutil.copytree(base / "scenes", scenes, dirs_exist_ok=True)
-    assert gone_on(run) == references[fault.kind]
+    assert finish_resumed(run) == references[fault.kind]
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_processes_that_load(base, references, name):
     run = Run("pretrain", base, f"loaders_{name}", LOADING)
     try:
-        check_left(run, LOADERS[name])
+        check_exits(run, LOADERS[name])
     finally:
         for pid in re.findall(r"SIGSTOP to (\d+)", run.said(1)):
             os.kill(int(pid), signal.SIGKILL)
-    assert gone_on(run) == references["pretrain"]
+    assert finish_resumed(run) == references["pretrain"]
 
 
 def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
@@ -79,7 +79,7 @@ def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
     assert "the gradient is not finite on some rank; no rank updated its weights (1 in a row)" in once.said()
     ends, expected = once.end()["updates"], references["distill"]["updates"]
     assert ends == expected | {"fake": expected["fake"] - 1}
-    check_left(
+    check_exits(
         run := Run("distill", base, "nan_for_ever", ("training.max_skipped_steps=2",)),
         Fault(
             FAKE,
@@ -120,7 +120,7 @@ def test_shared_memory_of_a_neighbour_that_is_killed(base, references):
     assert killed.wait() == [-signal.SIGKILL] * RANKS, killed.said()
     assert not other.ended() and list(SHARED_MEMORY.glob("[0-9]*_*"))
     killed.clear()
-    assert gone_on(killed) == references[killed.kind]
+    assert finish_resumed(killed) == references[killed.kind]
     assert other.wait() == [0, 0], other.said()
     other.clear()
     assert other.end() == references[other.kind]

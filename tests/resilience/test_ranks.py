@@ -7,12 +7,12 @@ import signal
 import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
-from tests.helpers.exit_checks import FETCH, Fault, check_left, gone_on
+from tests.helpers.exit_checks import FETCH, Fault, check_exits, finish_resumed
 from tests.helpers.supervised_runs import Run
 
 pytestmark = pytest.mark.slow
 LOSS = "audiox_trainer.trainer.training.pretrain:flow_matching_loss"
-READ = "audiox_trainer.trainer.training.logs:NoiseBins.read"
+READ = "audiox_trainer.trainer.training.meter:NoiseBins.read"
 WRITE = "audiox_trainer.trainer.checkpoint.save:save_file"
 PUBLISH = "audiox_trainer.trainer.checkpoint.save:_publish"
 
@@ -78,7 +78,7 @@ LONG = {
 def test_every_rank_leaves(base, ready, name, monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
     run = Run("pretrain", base, name, QUICK[name].settings)
-    check_left(run, QUICK[name])
+    check_exits(run, QUICK[name])
     holding = [f for f in run.folder.rglob("*") if f.is_file() and SECRET.encode() in f.read_bytes()]
     assert not holding, "a credential of the environment reaches no file of a run"
 
@@ -117,5 +117,5 @@ def test_a_rank_that_is_lost_in_start_up(base, ready, name):
 @pytest.mark.parametrize("name", LONG)
 def test_every_rank_leaves_and_the_run_goes_on(base, references, name):
     run = Run(LONG[name].kind, base, name.replace(" ", "_"), LONG[name].settings)
-    check_left(run, LONG[name])
-    assert gone_on(run) == references[run.kind]
+    check_exits(run, LONG[name])
+    assert finish_resumed(run) == references[run.kind]

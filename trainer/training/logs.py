@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import torch
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -89,32 +88,6 @@ class Logs:
         for name, wave in zip(names, waves, strict=True):
             self.board.add_audio(name, wave.mean(0, keepdim=True), step, sample_rate=sample_rate)
             self.board.add_image(name, spectrogram(wave, sample_rate), step, dataformats="HW")
-
-
-class NoiseBins:
-    """Mean loss by noise level, summed on the device and read only for the log."""
-
-    COUNT = 10
-
-    def __init__(self, device: torch.device) -> None:
-        self.sums = torch.zeros(2, self.COUNT, device=device)
-
-    def add(self, losses: Tensor, t: Tensor) -> None:
-        """losses (B,), t (B,) in [0, 1]."""
-        index = (t.float() * self.COUNT).long().clamp(0, self.COUNT - 1)
-        self.sums[0].index_add_(0, index, losses.detach().float())
-        self.sums[1].index_add_(0, index, torch.ones_like(t, dtype=torch.float32))
-
-    def read(self) -> dict[str, float]:
-        """The mean over all ranks' samples since the last call, in total and per bin. All ranks call this."""
-        torch.distributed.all_reduce(self.sums)
-        total, count = self.sums.sum(1).tolist()
-        values = {"loss": total / max(count, 1.0)}
-        for i, (loss, n) in enumerate(self.sums.T.tolist()):
-            if n:
-                values[f"loss_by_noise/{(i + 0.5) / self.COUNT:.2f}"] = loss / n
-        self.sums.zero_()
-        return values
 
 
 def read_losses(folder: Path) -> dict[str, list[tuple[float, float]]]:

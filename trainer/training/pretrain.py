@@ -25,8 +25,8 @@ from ..losses.flow_matching import flow_matching_loss, interpolate, noise_level
 from ..resilience.watchdog import Watchdog
 from ..training.learning_rate import learning_rate
 from . import run_folder
-from .logs import NoiseBins
 from .loop import StepResult, train
+from .meter import NoiseBins
 from .previews import Previews
 
 
