@@ -48,6 +48,7 @@ setup(
         "tensorboard>=2.18",
         "jinja2>=3.1",
         "matplotlib>=3.9",
+        "tabulate>=0.9",
         "tqdm>=4.66",
         "xxhash>=3",
         "fsspec[http]>=2024.6",

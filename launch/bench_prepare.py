@@ -1,4 +1,4 @@
-"""What a second rank is worth to a preparation: the same films by one rank and by two, each with one worker."""
+"""How much a second rank speeds up a preparation: the same films by one rank and by two, each with one worker."""
 
 import json
 import os
@@ -12,23 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from audiox_trainer.trainer.benchmarks.decode import busy_film
+from audiox_trainer.trainer.benchmarks.summary import spread
 from audiox_trainer.trainer.core import cli
-from audiox_trainer.trainer.core.hardware import describe
+from audiox_trainer.trainer.core.english import amount
 
 SCRIPT = Path(__file__).with_name("prepare.py")
 COPIES = 16  # of the film, each a line of the manifest
 
 
-def prepare(config: Path, overrides: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
+def measure(config: Path, overrides: Sequence[str], rounds: int, seconds: float) -> dict[str, Any]:
     """Seconds for a busy film of `seconds` 16 times over, from the launch of the ranks to the finished streams, and
-    without what a launch with a single line takes; both ways in turn. Workers decode on one thread each.
+    without the time of a launch with a single line; one rank and two take turns. Workers decode on one thread each.
 
-    Raises ValueError where a preparation fails, with what it says.
+    Raises ValueError with the message of a preparation that fails.
     """
     times: dict[int, list[float]] = {1: [], 2: []}
     starts: dict[int, list[float]] = {1: [], 2: []}
-    with tempfile.TemporaryDirectory(prefix="bench-prepare-") as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory(prefix="bench-prepare-") as temporary:
+        folder = Path(temporary)
         film = busy_film(folder / "film.mp4", seconds)
         manifests = {}
         for name, lines in (("all", COPIES), ("one", 1)):
@@ -42,24 +43,20 @@ def prepare(config: Path, overrides: Sequence[str], rounds: int, seconds: float)
     whole = [one / two for one, two in zip(times[1], times[2], strict=True)]
     work = {ranks: [t - s for t, s in zip(times[ranks], starts[ranks], strict=True)] for ranks in times}
     alone = [one / two for one, two in zip(work[1], work[2], strict=True)]
-    return {"host": describe(), "seconds": times, "start": starts, "whole": _spread(whole), "work": _spread(alone)}
+    return {"seconds": times, "start": starts, "whole": spread(whole), "work": spread(alone)}
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Lines to print."""
+def summary_lines(result: dict[str, Any]) -> list[str]:
     lines = [
-        f"{ranks} rank{'s' * (ranks > 1)}: {statistics.median(result['seconds'][ranks]):.1f} s, "
-        f"of which {statistics.median(result['start'][ranks]):.1f} s are the launch's"
+        f"{amount(ranks, 'rank')}: {statistics.median(result['seconds'][ranks]):.1f} s, "
+        f"of which {statistics.median(result['start'][ranks]):.1f} s are the launch"
         for ranks in (1, 2)
     ]
     for name, about in (("whole", "with the launch"), ("work", "without it")):
-        median, low, high = result[name]
-        lines.append(f"two ranks {about}: {median:.2f} x one rank ({low:.2f} to {high:.2f})")
+        speedup = result[name]
+        low_high = f"{speedup['low']:.2f} to {speedup['high']:.2f}"
+        lines.append(f"two ranks {about}: {speedup['median']:.2f} x one rank ({low_high})")
     return lines
-
-
-def _spread(values: list[float]) -> tuple[float, float, float]:
-    return statistics.median(values), min(values), max(values)
 
 
 def _launch(config: Path, overrides: Sequence[str], manifest: Path, out: Path, ranks: int) -> float:
@@ -68,14 +65,19 @@ def _launch(config: Path, overrides: Sequence[str], manifest: Path, out: Path, r
     begin = time.perf_counter()
     processes = []
     for rank in range(ranks):
-        place = {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        environment = os.environ | place
+        rank_environment = {
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_RANK": str(rank),
+            "OMP_NUM_THREADS": "1",
+        }
+        environment = os.environ | rank_environment
         processes.append(
             subprocess.Popen(
                 list(map(str, command)), env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL
             )
         )
-    said = [process.communicate()[1].decode() for process in processes]
-    if failed := [text for text, process in zip(said, processes, strict=True) if process.returncode]:
+    outputs = [process.communicate()[1].decode() for process in processes]
+    if failed := [text for text, process in zip(outputs, processes, strict=True) if process.returncode]:
         raise ValueError(f"a preparation failed: {failed[0].strip()}")
     return time.perf_counter() - begin

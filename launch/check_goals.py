@@ -1,4 +1,4 @@
-"""Say which goals the results of launch/bench.py in a folder meet, and draw them.
+"""Say which goals a folder of results of launch/bench.py meets, and draw charts of them.
 
 examples:
   bash launch/measure.sh runs/measured && python launch/check_goals.py runs/measured
@@ -23,12 +23,12 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        from audiox_trainer.trainer.benchmarks.goals import draw, findings, read
+        from audiox_trainer.trainer.benchmarks.goals import draw_charts, findings, read_results
 
-        results = read(arguments.folder)
+        results = read_results(arguments.folder)
         print(*(finding.line() for finding in findings(results)), sep="\n")
         if arguments.charts:
-            print(*draw(results, arguments.charts), sep="\n")
+            print(*draw_charts(results, arguments.charts), sep="\n")
 
     return cli.run(run)
 

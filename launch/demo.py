@@ -19,7 +19,7 @@ from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
 from audiox_trainer.trainer.core.hardware import fastest_precision, free_port
 from audiox_trainer.trainer.core.integrity import MANIFEST
-from audiox_trainer.trainer.cost.distill_operations import divided
+from audiox_trainer.trainer.cost.budget import divide_budget
 from audiox_trainer.trainer.cost.operations import training_flops
 from audiox_trainer.trainer.evaluation.demo_report import draw_comparison, training_facts, write_demo_report
 
@@ -66,7 +66,7 @@ class Demo:
         overrides += self.a.set_student
         config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}"])
         speed = training_facts(teacher)["samples_per_s"] * training_flops(config.model, config.model.text.max_tokens)
-        count, updates, steps = divided(config, PACE * 60 * self.a.student_minutes * speed)
+        count, updates, steps = divide_budget(config, PACE * 60 * self.a.student_minutes * speed)
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
         make_pairs = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
         distill = [*self.launcher(), "launch/distill.py", *common, "--output", str(student), "--resume"]

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Everything that docs/performance.md wants from one GPU, in under ten minutes: the Triton kernels against their
-# references, each operation by every implementation, training, distillation, sampling. Tables, JSON, charts and which goals
-# are met go to a folder.
+# Measures everything that docs/performance.md wants from one GPU, in under ten minutes: the Triton kernels against their
+# references, each operation by every implementation, training, distillation, sampling. A folder gets tables, JSON, charts,
+# and which goals are met.
 #
-#   bash launch/measure.sh runs/measured        # on a GPU of 80 GB and more
+#   bash launch/measure.sh runs/measured        # on a GPU of 80 GB or more
 #   SMALL=1 bash launch/measure.sh runs/tried   # the same commands on a small model, anywhere
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
@@ -16,12 +16,12 @@ sized=(--set training.global_batch=8 --set training.micro_batch=8) other=(--batc
 chosen='bfloat16 or padding or one_modulation or compilation' scale=1
 if [[ -n ${SMALL:-} ]]; then
     full=configs/tiny.json distill=configs/distill_tiny.json memory=configs/tiny.json batch=4 rounds=1
-    parts=() chosen='swiglu and bfloat16' scale=4 # a CPU takes its time
+    parts=() chosen='swiglu and bfloat16' scale=4 # a CPU is slow
 elif [[ ! $(gpu memory.total) =~ ^[0-9]+$ ]]; then
     echo "no GPU here (nvidia-smi lists none); SMALL=1 runs the same commands on a small model" >&2
     exit 1
 elif (($(gpu memory.total) < 130000)); then
-    # Four roles of 2.4 B parameters do not fit: those of the largest model that is made for one GPU, and beside its parts.
+    # Four roles of 2.4 B parameters do not fit: take the largest model for one GPU, together with its parts.
     parts=() distilled+=(--set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('$memory'))['model']))")")
 fi
 "$PYTHON" -c 'import audiox_trainer, deepspeed' 2>/dev/null || {
@@ -29,13 +29,13 @@ fi
     exit 1
 }
 mkdir -p "$OUT" || exit
-for name in tests kernels train_full distill infer train_fp8 train_zero2 train_plain memory memory_distill; do
-    rm -f "$OUT/$name".{json,txt,log,svg} # of an earlier time
+for name in tests kernels train_full distill sample train_fp8 train_zero2 train_plain memory memory_distill; do
+    rm -f "$OUT/$name".{json,txt,log,svg} # of an earlier run
 done
 BEGIN=$SECONDS DUE=0
 failed=()
 
-part() {  # name, seconds, command: it may also take what those before it have left
+part() {  # name, seconds, command: it may also use the time that earlier ones have left
     local name=$1 begin=$SECONDS limit
     DUE=$((DUE + scale * $2)) limit=$((BEGIN + DUE - SECONDS))
     shift 2
@@ -59,20 +59,20 @@ bench() {  # name, seconds, arguments of launch/bench.py
     part "$name" "$seconds" "$PYTHON" launch/bench.py "$@" --rounds "$rounds" --out "$OUT/$name.json"
 }
 
-train() {  # name, seconds, arguments: a step of one micro-batch, by the operations that were the fastest
+train() {  # name, seconds, arguments: a step of one micro-batch, with the operations that were fastest
     local name=$1 seconds=$2 table=()
     shift 2
     [[ ! -f $OUT/kernels.json ]] || table=(--set "kernels.benchmark_file=$OUT/kernels.json")
     bench "$name" "$seconds" train --config "$full" "${sized[@]}" "${table[@]}" "$@"
 }
 
-# 560 s in all, what matters most first: a part that is stuck takes nothing from those after it. A GPU's parts spend
-# theirs on importing (12 s each) and compiling (which later ones find done), not on the steps that are measured.
+# 560 s in total, the most important first. A part that hangs takes no time from later ones. On a GPU the parts spend
+# theirs on importing (12 s each) and compiling (which later ones find cached), not on the measured steps.
 part tests 55 "$PYTHON" -m pytest -q tests/kernels/test_triton.py -m 'not long' -k "$chosen" -p no:cacheprovider
 bench kernels 140 kernels --config "$full" --batch "$batch"
 train train_full 85 --set zero.stage=1 --only deepspeed "${other[@]}"
 bench distill 65 distill --config "$distill" "${distilled[@]}" "${parts[@]}"
-bench infer 45 infer --config "$full"
+bench sample 45 sample --config "$full"
 if [[ -z ${SMALL:-} ]] || "$PYTHON" -c 'import torchao' 2>/dev/null; then
     train train_fp8 40 --set zero.stage=1 --set training.fp8=true --only deepspeed
 fi

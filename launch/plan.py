@@ -23,16 +23,16 @@ from audiox_trainer.trainer.core.files import write_text
 from audiox_trainer.trainer.core.gpu_specs import GPUS, Gpu
 
 
-def chosen(name: str) -> Gpu:
+def gpu_named(name: str) -> Gpu:
     if name.lower() not in GPUS:
         raise ValueError(f"--gpu {name}: not known; the table has {', '.join(GPUS)}")
     return GPUS[name.lower()]
 
 
 def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from audiox_trainer.trainer.cost import plan_report, plan_scaling  # the model, seconds a typo need not cost
-    from audiox_trainer.trainer.cost.plan import workload
-    from audiox_trainer.trainer.cost.plan_time import Cluster
+    from audiox_trainer.trainer.cost import plan_report, scaling_report  # the model, seconds a typo need not cost
+    from audiox_trainer.trainer.cost.planned_time import Cluster
+    from audiox_trainer.trainer.cost.workload import workload
 
     if arguments.each and len(arguments.gpus) == 1:
         raise ValueError(
@@ -40,20 +40,20 @@ def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, A
             f"--set training.global_batch={arguments.each * arguments.gpus[0]}"
         )
     speeds = 1e9 * arguments.network, arguments.mfu, 1e9 * arguments.storage
-    clusters = [Cluster(chosen(arguments.gpu), n, arguments.per_node, *speeds) for n in arguments.gpus]
+    clusters = [Cluster(gpu_named(arguments.gpu), n, arguments.per_node, *speeds) for n in arguments.gpus]
     work, about = workload(config, tokens=arguments.text_tokens), {"config": str(arguments.config)}
     if len(clusters) > 1:
-        found = about | plan_scaling.figures(work, clusters, arguments.each)
-        return found, plan_scaling.shown(found)
-    found = about | plan_report.figures(work, clusters[0])
-    return found, plan_report.shown(found)
+        found = about | scaling_report.scaling_figures(work, clusters, arguments.each)
+        return found, scaling_report.format_scaling(found)
+    found = about | plan_report.plan_figures(work, clusters[0])
+    return found, plan_report.format_plan(found)
 
 
 def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
-    from audiox_trainer.trainer.benchmarks.memory import measured, shown  # imports DeepSpeed
+    from audiox_trainer.trainer.benchmarks.memory import format_memory, measure_memory  # imports DeepSpeed
 
-    found = measured(config)
-    return found, shown(found)
+    found = measure_memory(config)
+    return found, format_memory(found)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:

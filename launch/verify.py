@@ -30,11 +30,11 @@ def main() -> int:
     arguments = parse()
 
     def run(path: Path) -> None:
-        from audiox_trainer.trainer.benchmarks.verify import rates
+        from audiox_trainer.trainer.benchmarks import verify as benchmark
         from audiox_trainer.trainer.checkpoint.verify import verify
 
         if arguments.rate is not None:
-            print(rates(path, arguments.rate))
+            print(benchmark.measure(path, arguments.rate))
         else:
             verify(path, tqdm.write)
 

@@ -11,13 +11,20 @@ import torch
 from audiox_trainer.kernels.ops import OPS
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.benchmarks import data, distill, memory, sample, train
-from audiox_trainer.trainer.core.update_cycle import Phase
+from audiox_trainer.trainer.cost.passes import Gradient, Pass
 from audiox_trainer.trainer.engine import kernel_selection
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 
 pytestmark = pytest.mark.slow
 
 TRITON = "kernels.swiglu=triton"
+STUDENT_TRAINED, FAKE_TRAINED, HEAD_TRAINED = (
+    Pass(role, Gradient.WEIGHTS, samples=1 + (role == "discriminator")).title
+    for role in ("student", "fake", "discriminator")
+)
+GUIDED, TRUNK = Pass("teacher", samples=2).title, Pass("teacher", blocks=1).title
+TRUNK_BACKWARD = Pass("teacher", Gradient.LATENTS, blocks=1).title
+HEAD_BACKWARD = Pass("discriminator", Gradient.LATENTS).title
 
 
 def run_bench(folder: Path, kind: str, config: object, *arguments: str) -> subprocess.CompletedProcess:
@@ -49,12 +56,10 @@ def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     result = json.loads((tmp_path / "out.json").read_text())
     called = {row["part"]: row["calls"] for row in result["rows"]}
     # Two micro-batches an update: two updates of the student, one of the fake model, one of the discriminator.
-    assert called[distill.TRAINED] == called[distill.GUIDED] == called[distill.CRITIC] == 4
-    assert called[distill.FAKE_TRAINED] == called[distill.HEAD] == 2 and called[distill.TRUNK] == 4
+    assert called[STUDENT_TRAINED] == called[GUIDED] == called[TRUNK_BACKWARD] == called[HEAD_BACKWARD] == 4
+    assert called[FAKE_TRAINED] == called[HEAD_TRAINED] == 2 and called[TRUNK] == 4
     assert [called[f"{name} optimizer"] for name in ("student", "fake", "discriminator")] == [2, 1, 1]
     assert result["ratio"] == pytest.approx(result["round_s"] / result["parts_s"])
-    refused = run_bench(tmp_path, "distill", small_distill_config(scenes, "distillation.loss=eq10"))
-    assert refused.returncode == 1 and "distillation.loss: 'eq10'" in refused.stderr
 
 
 @pytest.mark.long
@@ -71,7 +76,7 @@ def test_every_operation_is_measured_and_the_table_can_be_followed(tmp_path, sce
 
 @pytest.mark.long
 def test_latents_are_made_in_three_ways(tmp_path, scenes):
-    done = run_bench(tmp_path, "infer", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
+    done = run_bench(tmp_path, "sample", small_config(scenes), "--rounds", "1", "--dtype", "fp32", "--steps", "2")
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["steps"], row["nfe"]) for row in rows] == [(4, 4)] * 3 + [(2, 4)] * 3
@@ -93,7 +98,7 @@ def test_a_way_that_makes_other_latents_is_left_out(capsys):
 def test_the_operations_of_sampling_are_the_configurations():
     config = small_config(None, TRITON)
     with pytest.raises(ValueError, match=r"kernels\.swiglu: 'triton' needs an NVIDIA GPU"):
-        sample.infer(config.model, [config.sampling], 1, torch.float32, 1, config.kernels)
+        sample.measure(config.model, [config.sampling], 1, torch.float32, 1, config.kernels)
 
 
 def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
@@ -104,7 +109,7 @@ def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
     assert 0 <= result["steps"]["waited_share"] < 1 and result["steps"]["processor_share"] > 0
     assert [row["variant"] for row in result["rows"]] == ["batches", "records", "bytes alone"]
     for row in result["rows"]:
-        assert row["mb_per_s"] == pytest.approx(row["samples_per_s"] * result["bytes_a_sample"] / 1e6)
+        assert row["mb_per_s"] == pytest.approx(row["samples_per_s"] * result["bytes_per_sample"] / 1e6)
     assert not list(tmp_path.glob("bench-data-*"))
 
 
@@ -112,9 +117,9 @@ def test_a_save_beside_the_training_is_measured_with_one_that_is_waited_for(tmp_
     done = run_bench(tmp_path, "save", small_config(scenes), "--rounds", "2", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stderr
     for turn in json.loads((tmp_path / "out.json").read_text())["turns"]:
-        assert turn["steps"] >= 1 and 0 < turn["still"] <= turn["beside"]
-        assert turn["beside"] == pytest.approx(turn["ratio"] * turn["waiting"])
-    assert "| of it standing still, s |" in done.stdout
+        assert turn["steps"] >= 1 and 0 < turn["still"] <= turn["async"]
+        assert turn["async"] == pytest.approx(turn["ratio"] * turn["waiting"])
+    assert "of it standing still, s" in done.stdout
     assert not list(tmp_path.glob("bench-save-*"))
 
 
@@ -122,10 +127,10 @@ def test_a_save_beside_the_training_is_measured_with_one_that_is_waited_for(tmp_
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda: train.train(small_config(None, TRITON), 1, 1),
-        lambda: data.data(small_config(None, TRITON), 0, 1),
-        lambda: distill.distill(small_distill_config(None, TRITON), 1),
-        lambda: memory.measured(small_config(None, TRITON)),
+        lambda: train.measure(small_config(None, TRITON), 1, 1),
+        lambda: data.measure(small_config(None, TRITON), 0, 1),
+        lambda: distill.measure(small_distill_config(None, TRITON), 1),
+        lambda: memory.measure_memory(small_config(None, TRITON)),
     ],
     ids=["train", "data", "distill", "memory"],
 )
@@ -143,9 +148,9 @@ def test_counts_that_measure_nothing_are_refused(tmp_path, wrong):
 def test_fp8_without_its_library_is_refused(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     for measure in (
-        lambda: train.train(small_config(None, "training.fp8=true"), 1, 1),
-        lambda: distill.distill(small_distill_config(None, "training.fp8=true"), 1),
-        lambda: memory.measured(small_config(None, "training.fp8=true")),
+        lambda: train.measure(small_config(None, "training.fp8=true"), 1, 1),
+        lambda: distill.measure(small_distill_config(None, "training.fp8=true"), 1),
+        lambda: memory.measure_memory(small_config(None, "training.fp8=true")),
     ):
         with pytest.raises(ValueError, match="needs torchao"):
             measure()
@@ -158,16 +163,9 @@ def test_steps_of_other_batches_and_rounds_without_parts(tmp_path, scenes):
     rows = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert [(row["variant"], row["samples"]) for row in rows] == [("deepspeed", 8), ("deepspeed, batch 2", 2)]
     with pytest.raises(ValueError, match=r"--batches 5: between 1 and training\.micro_batch, 4"):
-        train.train(small_config(), 1, 1, batches=[5])
+        train.measure(small_config(), 1, 1, batches=[5])
     done = run_bench(tmp_path, "distill", small_distill_config(scenes), "--rounds", "1", "--no-parts")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["round_s"] > 0 and result["mfu"] > 0 and "ratio" not in result
     assert "TFLOP counted" in done.stdout and "kernels: " in done.stdout
-
-
-def test_a_late_step_costs_the_rollout_before_it():
-    for k in range(4):
-        assert distill.calls(Phase.STUDENT, k, True)[distill.FORWARD] == k
-        assert distill.calls(Phase.FAKE, k, True)[distill.FORWARD] == k + 1
-    assert distill.calls(Phase.STUDENT, 0, False)[distill.CRITIC] == 0

@@ -15,19 +15,19 @@ pytestmark = pytest.mark.slow
 def test_a_film_is_decoded_by_both(tmp_path, root):
     model = load_pretrain_config(root / "configs" / "tiny.json").model
     film = numbered_film(tmp_path / "a.mp4", [i / 25 for i in range(75)], sound=[(0.0, sine(seconds=3))])
-    result = decode.decode(model, rounds=1, seconds=1, film=film)
+    result = decode.measure(model, rounds=1, seconds=1, film=film)
     rows = {row["variant"]: row for row in result["rows"]}
     assert result["film_seconds"] == pytest.approx(3, abs=0.05) and {"ffmpeg, 1 threads", "ours, 1 threads"} <= set(
         rows
     )
     ours, theirs = rows["ours, 1 threads"], rows["ffmpeg, 1 threads"]
     assert ours["wall_ratio"] == pytest.approx(ours["x_real_time"] / theirs["x_real_time"])
-    assert len(decode.table(result)) == 1 + len(rows)
+    assert len(decode.summary_lines(result)) == 1 + len(rows)
     with pytest.raises(ValueError, match="ffmpeg failed: "):
-        decode.decode(model, rounds=1, seconds=1, film=numbered_film(tmp_path / "mute.mp4", [0.0, 0.04]))
+        decode.measure(model, rounds=1, seconds=1, film=numbered_film(tmp_path / "mute.mp4", [0.0, 0.04]))
 
 
 def test_without_the_program_it_says_so(root, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="the ffmpeg program, which decoding is compared with, is not installed"):
-        decode.decode(load_pretrain_config(root / "configs" / "tiny.json").model, rounds=1, seconds=1)
+        decode.measure(load_pretrain_config(root / "configs" / "tiny.json").model, rounds=1, seconds=1)

@@ -25,24 +25,24 @@ def test_random_weights_of_the_configured_sizes(tmp_path):
         '"steps": 16, "pool": 2}',
     )
     film(tmp_path / "clip.mp4", 2.1)
-    result = encode.encode(config, True, batch=1, rounds=2, media=tmp_path / "clip.mp4")
+    result = encode.measure(config, True, batch=1, rounds=2, media=tmp_path / "clip.mp4")
     rows = {row["part"]: row for row in result["rows"]}
     assert list(rows) == [*PARTS, "decoding, one process"]
     for row in rows.values():
         assert 0 < row["low"] <= row["clips_per_s"] <= row["high"]
-    assert rows["codec, images and motion"]["tflop_a_clip"] == pytest.approx(
-        sum(rows[part]["tflop_a_clip"] for part in ("codec", "images", "motion"))
+    assert rows["codec, images and motion"]["tflop_per_clip"] == pytest.approx(
+        sum(rows[part]["tflop_per_clip"] for part in ("codec", "images", "motion"))
     )
-    assert result["bound"] in rows
-    assert len(list(encode.table(result))) == 2 + len(rows)
+    assert result["slowest"] in rows
+    assert len(encode.summary_lines(result)) == 2 + len(rows)
     with pytest.raises(ValueError, match=r"model.codec.hop: 256, but Oobleck as it was released has 2048"):
         codec = replace(config.model.codec, hop=256)
-        encode.encode(replace(config, model=replace(config.model, codec=codec)), True, 1, 1, None)
+        encode.measure(replace(config, model=replace(config.model, codec=codec)), True, 1, 1, None)
 
 
 def test_the_configured_weights_are_measured_too(tmp_path):
     config = small_config(None, *save_all(tmp_path))
-    result = encode.encode(config, False, batch=1, rounds=1, media=None)
+    result = encode.measure(config, False, batch=1, rounds=1, media=None)
     assert [row["part"] for row in result["rows"]] == PARTS
     json.dumps(result)
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from audiox_trainer.trainer.benchmarks.goals import Finding, draw, findings, read
+from audiox_trainer.trainer.benchmarks.goals import Finding, draw_charts, findings, read_results
 from audiox_trainer.trainer.core.config import PretrainConfig, load_pretrain_config
 from audiox_trainer.trainer.core.distill_config import load_distill_config, load_training_config
 from tests.helpers.small_config import ROOT
@@ -29,17 +29,17 @@ def results():
     rows += [row | limits | {"backend": "triton"}, row | limits | {"backend": "reference", "forward_ms": 1.0}]
     train = {"variant": "deepspeed", "samples": 8, "mfu": 0.5, "samples_per_s": 100.0, "peak_bytes": 60e9}
     half = train | {"variant": "deepspeed, batch 4", "samples": 4, "samples_per_s": 80.0}
-    infer = [{"steps": steps, "way": "ours, compiled", "ms": ms} for steps, ms in ((4, 25.0), (50, 400.0))]
+    sample = [{"steps": steps, "way": "ours, compiled", "ms": ms} for steps, ms in ((4, 25.0), (50, 400.0))]
     return {
         "kernels": {"host": HOST, "rows": rows, "alternatives": [attention("flex", 1.2, 5.0)]},
         "train_full": {"host": HOST, "rows": [train, half]},
         "train_fp8": {"host": HOST, "rows": [train | {"samples_per_s": 110.0}]},
-        "infer": {"host": HOST, "rows": infer},
+        "sample": {"host": HOST, "rows": sample},
     }
 
 
 def test_what_meets_its_goal_and_what_does_not(results):
-    found = {f.what: (round(f.value, 3), f.met) for f in findings(results)}
+    found = {f.name: (round(f.value, 3), f.met) for f in findings(results)}
     assert "gpu" in results["kernels"]["host"]
     assert found["joint_attention, forward, times the fastest alternative"] == (1.2, True)
     assert found["joint_attention, backward, times the fastest alternative"] == (0.8, False)
@@ -56,16 +56,16 @@ def test_what_meets_its_goal_and_what_does_not(results):
 
 def test_a_finding_says_its_goal_and_whether_it_is_met():
     assert re.fullmatch(r"a +0\.5 +at least 1 +MISSED", Finding("a", 0.5, 1.0).line())
-    assert re.fullmatch(r"a +0\.5 +at most 1 +met", Finding("a", 0.5, 1.0, most=True).line())
+    assert re.fullmatch(r"a +0\.5 +at most 1 +met", Finding("a", 0.5, 1.0, at_most=True).line())
     assert Finding("a", 0.5).line().split() == ["a", "0.5"]
-    assert Finding("a", 1.2, 1.0, wish=1.3).line().endswith("met; 1.3 missed")
+    assert Finding("a", 1.2, 1.0, stretch=1.3).line().endswith("met; 1.3 missed")
 
 
 def test_charts_of_what_is_there(results, tmp_path):
-    drawn = draw(results, tmp_path)
-    assert [path.name for path in drawn] == ["kernels.svg", "train.svg", "infer.svg"]
+    drawn = draw_charts(results, tmp_path)
+    assert [path.name for path in drawn] == ["kernels.svg", "train.svg", "sample.svg"]
     assert all("<svg" in path.read_text() for path in drawn)
-    (alone,) = draw({"train": results["train_full"]}, tmp_path / "alone")
+    (alone,) = draw_charts({"train": results["train_full"]}, tmp_path / "alone")
     assert alone.name == "train.svg"
 
 
@@ -73,19 +73,19 @@ def test_a_kernel_of_ours_that_did_not_run_on_a_gpu_is_not_replaced_by_the_refer
     kernels = results["kernels"]
     kernels["rows"] = [row for row in kernels["rows"] if (row["op"], row["backend"]) != ("gated_residual", "triton")]
     kernels["failed"] = ["gated_residual by triton: out of resources"]
-    found = {f.what: f for f in findings(results)}
+    found = {f.name: f for f in findings(results)}
     assert found["gated_residual, our kernel"].met is False
     assert "DID NOT RUN" in found["gated_residual, our kernel"].line()
     assert "gated_residual by triton: out of resources" in found
     assert not any(what.startswith("gated_residual, forward") for what in found)
     kernels["host"] = {"cpu": "a processor"}  # where the compiled reference is ours
-    found = {f.what: f.value for f in findings(results)}
+    found = {f.name: f.value for f in findings(results)}
     assert found["joint_attention, forward, times the fastest alternative"] == pytest.approx(1 / 9)
 
 
 def test_a_round_without_its_parts_has_its_memory(results):
     results = {"distill": {"host": HOST, "round_s": 2.0, "mfu": 0.4, "peak_bytes": 100e9}}
-    found = {f.what: f.value for f in findings(results)}
+    found = {f.name: f.value for f in findings(results)}
     assert found["a round of distillation: GB allocated at most"] == 100 and found["  its seconds"] == 2
     assert not any("parts" in what for what in found)
 
@@ -95,7 +95,7 @@ def test_peaks_are_held_against_their_plans():
         "memory": {"host": HOST, "planned_peak": 10e9, "measured_peak": 10.5e9},
         "memory_distill": {"host": HOST, "planned_peak": 10e9, "measured_peak": 8e9},
     }
-    rows = {f.what: (round(f.value, 3), f.met) for f in findings(found)}
+    rows = {f.name: (round(f.value, 3), f.met) for f in findings(found)}
     assert rows == {
         "peak of allocated memory, off its plan by": (0.05, True),
         "peak of allocated memory of distillation, off its plan by": (0.2, False),
@@ -104,9 +104,9 @@ def test_peaks_are_held_against_their_plans():
 
 def test_a_folder_without_results_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no results"):
-        read(tmp_path)
+        read_results(tmp_path)
     (tmp_path / "train.json").write_text(json.dumps({"rows": []}))
-    assert read(tmp_path) == {"train": {"rows": []}}
+    assert read_results(tmp_path) == {"train": {"rows": []}}
 
 
 def measure(folder, memory="", **environment):
@@ -168,7 +168,7 @@ def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
                 assert config.model.backbone.depth == {"81559": 12, "143771": 24, "small": 3}[machine]
                 distilled = config
     assert isinstance(plans["memory"], PretrainConfig) and plans["memory_distill"] == distilled
-    needed = ["kernels", "train_full", "distill", "infer", "train_fp8", "train_zero2", "train_plain"]
+    needed = ["kernels", "train_full", "distill", "sample", "train_fp8", "train_zero2", "train_plain"]
     assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from audiox_trainer.trainer.benchmarks.verify import rates
+from audiox_trainer.trainer.benchmarks import verify as benchmark
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint.export import export
 from audiox_trainer.trainer.checkpoint.verify import DamageFoundError, verify
@@ -161,10 +161,10 @@ def test_a_changed_teacher_starts_no_student(folder):
 
 
 def test_its_rate_is_compared(kept):
-    first, *rows = rates(kept / "scenes" / "audio", 2).splitlines()
+    first, _, *rows = benchmark.measure(kept / "scenes" / "audio", 2).splitlines()
     assert first.startswith("3 files, ") and [row.split()[0] for row in rows] == ["read", "verify", "hash", "verify"]
     with pytest.raises(ValueError, match="--rate 0: give 1 round or more"):
-        rates(kept / "scenes", 0)
+        benchmark.measure(kept / "scenes", 0)
 
 
 @pytest.mark.slow

@@ -12,10 +12,22 @@ import launch.plan
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.gpu_specs import GPUS, find_gpu
-from audiox_trainer.trainer.cost.plan import MANY, Arrangement, largest, memory, micro_batches, room, workload
-from audiox_trainer.trainer.cost.plan_choice import batches, choose, divisors, undivided
-from audiox_trainer.trainer.cost.plan_time import Cluster, average, save_seconds, spent
-from audiox_trainer.trainer.cost.simulated_memory import Simulated
+from audiox_trainer.trainer.cost.planned_memory import (
+    Layout,
+    largest_micro_batch,
+    micro_batches,
+    planned_memory,
+    usable_memory,
+)
+from audiox_trainer.trainer.cost.planned_time import Cluster, average_update_time, save_seconds, update_time
+from audiox_trainer.trainer.cost.recommendation import (
+    batch_problem,
+    batches_that_divide,
+    gpu_counts_that_divide,
+    recommend,
+)
+from audiox_trainer.trainer.cost.simulated_memory import SimulatedModel
+from audiox_trainer.trainer.cost.workload import LINE_END, workload
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 
 TOKENS = 16
@@ -25,7 +37,7 @@ class TestDistillation:
     @pytest.fixture(scope="class")
     @classmethod
     def simulated(cls):
-        return Simulated(small_distill_config().model, "fp32", None, TOKENS)
+        return SimulatedModel(small_distill_config().model, "fp32", None, TOKENS)
 
     def test_a_student_keeps_what_it_is_trained_on_while_others_are_asked(self, simulated):
         config = small_distill_config()
@@ -58,7 +70,7 @@ class TestDistillation:
         }
         assert work.total == config.cycle.total_updates(config.training.steps)
         student = next(u for u in work.updates if u.name == "student")
-        assert student.passes == {"student": (2.5, 1), "fake": (1, 0), "teacher": (2, 1)}
+        assert student.passes == {"student": (2.5, 1), "fake": (1, 0), "teacher": (2, 1), "discriminator": (1, 1)}
 
 
 @pytest.fixture(scope="module")
@@ -70,47 +82,48 @@ def paper():
 class TestMemory:
     def test_it_lies_on_a_line_that_is_never_below_the_truth(self, paper):
         config = load_pretrain_config(ROOT / "configs" / "2p7b.json")
-        simulated = Simulated(config.model, "bf16", config.kernels, 128)
-        for samples in (1, 2, 7, 30, MANY):
+        simulated = SimulatedModel(config.model, "bf16", config.kernels, 128)
+        for samples in (1, 2, 7, 30, LINE_END):
             line, true = paper.updates[0].activations(samples, False), simulated.training(samples, False)
             assert true.peak <= line.peak <= 1.02 * true.peak
 
     def test_states_of_the_paper_size(self, paper):
         """GB at 8 GPUs by stage: bf16 weights, fp32 masters, gradients, moments and EMA of 2.40 B parameters."""
-        plan = Arrangement(8, 2, 15, 240, False)
-        (held,) = memory(paper, plan).roles.values()
-        count = paper.parts["total"]
+        plan = Layout(8, 2, 15, 240, False)
+        (held,) = planned_memory(paper, plan).roles.values()
+        count = paper.parameters["total"]
         assert held.weights == pytest.approx(2 * count + 4 * count / 8, rel=1e-6)
         assert held.total - held.weights == pytest.approx((4 + 8 + 4) * count / 8, rel=1e-6)
-        (shared,) = memory(paper, replace(plan, stage=3)).roles.values()
+        (shared,) = planned_memory(paper, replace(plan, stage=3)).roles.values()
         assert shared.total == pytest.approx(22 * count / 8, rel=1e-3)
 
     def test_the_largest_micro_batch_is_the_largest(self, paper):
         for gpu, again in (("h100", False), ("a100-40", True), ("b200", False)):
-            plan = Arrangement(8, 2, 1, 240, again)
-            most = largest(paper, plan, GPUS[gpu])
-            totals = [memory(paper, replace(plan, micro_batch=most + more)).total for more in (0, 1)]
-            assert totals[0] <= room(GPUS[gpu]) < totals[1]
+            plan = Layout(8, 2, 1, 240, again)
+            most = largest_micro_batch(paper, plan, GPUS[gpu])
+            plans = [replace(plan, micro_batch=most + more) for more in (0, 1)]
+            totals = [planned_memory(paper, one, accumulating=True).total for one in plans]
+            assert totals[0] <= usable_memory(GPUS[gpu]) < totals[1]
 
     def test_what_does_not_fit(self, paper):
-        assert largest(paper, Arrangement(1, 2, 1, 240, True), GPUS["4090"]) == 0
-        assert choose(paper, Cluster(GPUS["4090"], 1)) is None
+        assert largest_micro_batch(paper, Layout(1, 2, 1, 240, True), GPUS["4090"]) == 0
+        assert recommend(paper, Cluster(GPUS["4090"], 1)) is None
 
     def test_without_gradients_beside_activations(self, paper):
-        plan = Arrangement(8, 2, 30, 240, False)
-        one, more = memory(paper, plan, accumulating=False), memory(paper, plan)
+        plan = Layout(8, 2, 30, 240, False)
+        one, more = (planned_memory(paper, plan, accumulating=several) for several in (False, True))
         assert more.total - one.total == one.roles["model"].gradients
 
     def test_sums_that_stay_at_stage_1_are_there_beside_activations_and_in_other_roles_turns(self, paper):
-        plan = Arrangement(8, 1, 30, 240, False)
-        one, more = memory(paper, plan, accumulating=False), memory(paper, plan)
-        assert more.total - one.total == 2 * paper.parts["total"]  # those that come and go, in bf16
+        plan = Layout(8, 1, 30, 240, False)
+        one, more = (planned_memory(paper, plan, accumulating=several) for several in (False, True))
+        assert more.total - one.total == 2 * paper.parameters["total"]  # those that come and go, in bf16
         work = workload(small_distill_config(None, "fake.precision=bf16", "fake.zero.stage=1"), on_gpu=False)
-        lone = Arrangement(1, None, 4, 8, False)
+        lone = Layout(1, None, 4, 8, False)
         fake = next(role for role in work.roles if role.name == "fake")
         without = replace(work, roles=tuple(role for role in work.roles if role is not fake), updates=work.updates[2:3])
         assert without.updates[0].role == "student"
-        held = memory(replace(work, updates=without.updates), lone).total - memory(without, lone).total
+        held = planned_memory(replace(work, updates=without.updates), lone).total - planned_memory(without, lone).total
         assert held == fake.bytes(0, 1).total - 2 * fake.count
 
     def test_offload_is_not_guessed_at(self):
@@ -121,51 +134,55 @@ class TestMemory:
 class TestTime:
     def test_computing_is_operations_over_the_assumed_speed(self, paper):
         cluster = Cluster(GPUS["h100"], 8, mfu=0.5)
-        update = average(paper, Arrangement(8, 2, 15, 240, False), cluster)
+        update = average_update_time(paper, Layout(8, 2, 15, 240, False), cluster)
         assert update.compute == pytest.approx(240 * paper.updates[0].flops / (8 * 989.4e12 * 0.5))
-        again = average(paper, Arrangement(8, 2, 15, 240, True), cluster)
+        again = average_update_time(paper, Layout(8, 2, 15, 240, True), cluster)
         ratio = 1 + paper.updates[0].recomputed / paper.updates[0].flops
         assert again.compute == pytest.approx(ratio * update.compute)
 
     def test_in_fp32_no_tensor_core_computes(self):
-        cluster, plan = Cluster(GPUS["h100"], 8), Arrangement(8, 2, 15, 240, False)
+        cluster, plan = Cluster(GPUS["h100"], 8), Layout(8, 2, 15, 240, False)
         bf16, fp32 = (
-            average(workload(load_pretrain_config("configs/2p7b.json", [f"training.precision={p}"])), plan, cluster)
+            average_update_time(
+                workload(load_pretrain_config("configs/2p7b.json", [f"training.precision={p}"])), plan, cluster
+            )
             for p in ("bf16", "fp32")
         )
         assert fp32.compute / bf16.compute == pytest.approx(989.4 / 66.9)
 
     def test_without_zero_every_gpu_holds_and_updates_all(self, paper):
         cluster = Cluster(GPUS["h100"], 8)
-        none, first = (Arrangement(8, stage, 15, 240, False) for stage in (0, 1))
-        assert memory(paper, none).roles["model"].optimizer == pytest.approx(
-            8 * memory(paper, first).roles["model"].optimizer, rel=0.01
+        none, first = (Layout(8, stage, 15, 240, False) for stage in (0, 1))
+        assert planned_memory(paper, none).roles["model"].optimizer == pytest.approx(
+            8 * planned_memory(paper, first).roles["model"].optimizer, rel=0.01
         )
-        assert average(paper, none, cluster).optimizer == pytest.approx(8 * average(paper, first, cluster).optimizer)
+        assert average_update_time(paper, none, cluster).optimizer == pytest.approx(
+            8 * average_update_time(paper, first, cluster).optimizer
+        )
 
     def test_one_gpu_sends_nothing(self, paper):
-        update = average(paper, Arrangement(1, 2, 15, 240, False), Cluster(GPUS["h100"], 1))
+        update = average_update_time(paper, Layout(1, 2, 15, 240, False), Cluster(GPUS["h100"], 1))
         assert update.sent == update.communication == update.exposed == 0
 
     def test_stages_send_what_they_send(self, paper):
         """In halves of the weights' bytes, for many GPUs: reduced for all and gathered at stages 1 and 2; at stage 3
         reduced and scattered, and gathered for both passes but for the last layers."""
-        cluster, size = Cluster(GPUS["h100"], 240), 2 * paper.parts["total"] * 239 / 240
+        cluster, size = Cluster(GPUS["h100"], 240), 2 * paper.parameters["total"] * 239 / 240
         sent = {
-            (stage, micro): average(paper, Arrangement(240, stage, micro, 480, False), cluster).sent / size
+            (stage, micro): average_update_time(paper, Layout(240, stage, micro, 480, False), cluster).sent / size
             for stage in (1, 2, 3)
             for micro in (1, 2)
         }
         assert sent[1, 2] == sent[1, 1] == sent[2, 2] == pytest.approx(3)
         assert sent[2, 1] == pytest.approx(2 * 2 + 1)
-        gathers = 2 - 0.5e9 / paper.parts["total"]
+        gathers = 2 - 0.5e9 / paper.parameters["total"]
         assert sent[3, 2] == pytest.approx(1 + gathers, rel=1e-3)
         assert sent[3, 1] == pytest.approx(2 * (1 + gathers), rel=1e-3)
 
     def test_a_slower_network_counts_from_the_second_node(self, paper):
         def exposed(gpus, network):
-            plan = Arrangement(gpus, 2, 240 // gpus, 240, False)
-            return average(paper, plan, Cluster(GPUS["h100"], gpus, network=network)).communication
+            plan = Layout(gpus, 2, 240 // gpus, 240, False)
+            return average_update_time(paper, plan, Cluster(GPUS["h100"], gpus, network=network)).communication
 
         assert exposed(8, 1e9) == exposed(8, 400e9)
         assert exposed(16, 1e9) > 10 * exposed(16, 400e9)
@@ -173,40 +190,42 @@ class TestTime:
     def test_a_late_reduction_is_not_hidden(self, paper):
         """At stage 1 DeepSpeed reduces gradients that are summed in fp32 after the backward pass."""
         cluster = Cluster(GPUS["h100"], 8)
-        late, hidden = (spent(paper, paper.updates[0], Arrangement(8, s, 30, 240, False), cluster) for s in (1, 2))
+        late, hidden = (update_time(paper, paper.updates[0], Layout(8, s, 30, 240, False), cluster) for s in (1, 2))
         assert late.communication == hidden.communication and late.exposed > 2 * hidden.exposed
 
     def test_saves_are_shared_among_nodes(self, paper):
-        plan = Arrangement(16, 2, 15, 240, False)
-        assert save_seconds(paper, plan, Cluster(GPUS["h100"], 16)) == pytest.approx(16 * paper.parts["total"] / 4e9)
+        plan = Layout(16, 2, 15, 240, False)
+        assert save_seconds(paper, plan, Cluster(GPUS["h100"], 16)) == pytest.approx(
+            16 * paper.parameters["total"] / 4e9
+        )
 
 
 class TestChoice:
     def test_what_divides(self, paper):
         assert micro_batches(240, 8) == [1, 2, 3, 5, 6, 10, 15, 30] and micro_batches(240, 64) == []
-        assert divisors(240, Cluster(GPUS["h800"], 64)) == (48, 80)
-        assert divisors(240, Cluster(GPUS["h800"], 1024)) == (240, 0)
-        assert batches(240, 64) == (192, 256) and batches(240, 1024) == (0, 1024)
-        assert undivided(paper, Cluster(GPUS["h800"], 8)) == ""
-        assert undivided(paper, Cluster(GPUS["h800"], 64)) == (
+        assert gpu_counts_that_divide(240, Cluster(GPUS["h800"], 64)) == (48, 80)
+        assert gpu_counts_that_divide(240, Cluster(GPUS["h800"], 1024)) == (240, 0)
+        assert batches_that_divide(240, 64) == (192, 256) and batches_that_divide(240, 1024) == (0, 1024)
+        assert batch_problem(paper, Cluster(GPUS["h800"], 8)) == ""
+        assert batch_problem(paper, Cluster(GPUS["h800"], 64)) == (
             "training.global_batch 240 is not a multiple of 64 GPUs x micro_batch 15 = 960; 48 or 80 GPUs would divide "
             "it, and 64 a global_batch of 192 or 256"
         )
-        assert undivided(paper, Cluster(GPUS["h800"], 48)).endswith("= 720; a micro_batch of 1 or 5 divides it")
+        assert batch_problem(paper, Cluster(GPUS["h800"], 48)).endswith("= 720; a micro_batch of 1 or 5 divides it")
 
     def test_of_the_same_speed_the_least_memory_in_the_largest_micro_batches(self, paper):
-        choice = choose(paper, Cluster(GPUS["h100"], 8))
-        assert (choice.plan.stage, choice.plan.micro_batch, choice.plan.checkpointing) == (2, 30, False)
+        choice = recommend(paper, Cluster(GPUS["h100"], 8))
+        assert (choice.layout.stage, choice.layout.micro_batch, choice.layout.checkpointing) == (2, 30, False)
         assert choice.reason.startswith("the fastest that fits, with ") and "ZeRO-1 takes " in choice.reason
-        assert choice.memory.total <= room(GPUS["h100"])
+        assert choice.memory.total <= usable_memory(GPUS["h100"])
 
     def test_checkpointing_where_nothing_else_fits(self, paper):
-        choice = choose(paper, Cluster(replace(GPUS["a100-40"], memory=12.5e9), 8))
-        assert choice.plan.checkpointing and "without checkpointing it would need" in choice.reason
+        choice = recommend(paper, Cluster(replace(GPUS["a100-40"], memory=12.5e9), 8))
+        assert choice.layout.checkpointing and "without checkpointing it would need" in choice.reason
 
     def test_where_the_batch_does_not_divide_it_is_for_the_nearest(self, paper):
-        assert choose(paper, Cluster(GPUS["h800"], 64)).plan.global_batch == 256
-        assert "fewer GPUs or a larger global batch" in choose(paper, Cluster(GPUS["h800"], 64)).reason
+        assert recommend(paper, Cluster(GPUS["h800"], 64)).layout.global_batch == 256
+        assert "fewer GPUs or a larger global batch" in recommend(paper, Cluster(GPUS["h800"], 64)).reason
 
 
 def test_gpus_are_known_by_the_names_of_their_drivers():
@@ -252,12 +271,12 @@ def test_on_the_command_line(plan, tmp_path, config):
     assert "48 or 80 GPUs would divide it" in out and found["batch"]["divides"] is False
     roles = ["student", "fake", "discriminator", "teacher"] if config == "distill_2p7b" else ["model"]
     assert [list(at["roles"]) for at in found["memory"]] == [roles] * 4
-    assert [at["stage"] for at in found["memory"]] == [at["plan"]["stage"] for at in found["time"]] == [0, 1, 2, 3]
+    assert [at["stage"] for at in found["memory"]] == [at["layout"]["stage"] for at in found["time"]] == [0, 1, 2, 3]
     for update in found["updates"]:
         assert update["flops_of_an_update"] == 240 * update["flops"]
-        assert f"x {update['flops_of_an_update'] / 1e12:,.1f} TFLOP, {update['flops'] / 1e12:.3f} a sample" in out
+        assert f"x {update['flops_of_an_update'] / 1e12:,.1f} TFLOP, {update['flops'] / 1e12:.3f} per sample" in out
     best = found["recommended"]
-    assert best["gpu_hours"] == pytest.approx(24 * 64 * best["days"]) and best["memory"] <= found["room"]
+    assert best["gpu_hours"] == pytest.approx(24 * 64 * best["days"]) and best["memory"] <= found["usable_memory"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.models.embeddings import Fixed
 from audiox_trainer.trainer.core.config import load_pretrain_config
-from audiox_trainer.trainer.cost.simulated_memory import Allocations, Simulated
+from audiox_trainer.trainer.cost.simulated_memory import Allocations, SimulatedModel
 from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss
 from tests.helpers.random_weights import inputs
 from tests.helpers.small_config import small_config
@@ -60,7 +60,7 @@ def really(config, precision, batch, checkpointing):
 @pytest.mark.parametrize("name", models())
 def test_what_a_pass_keeps_is_what_it_saves_for_the_backward_pass(name, precision):
     config = models()[name]
-    simulated = Simulated(config, precision, None, TOKENS)
+    simulated = SimulatedModel(config, precision, None, TOKENS)
     for batch in (1, 3):
         saved, kept, peak = really(config, precision, batch, checkpointing=False)
         found = simulated.training(batch, checkpointing=False)
@@ -71,7 +71,7 @@ def test_what_a_pass_keeps_is_what_it_saves_for_the_backward_pass(name, precisio
 @pytest.mark.parametrize("name", models())
 def test_checkpointing_keeps_less(name):
     config = models()[name]
-    simulated = Simulated(config, "fp32", None, TOKENS)
+    simulated = SimulatedModel(config, "fp32", None, TOKENS)
     _, kept, peak = really(config, "fp32", 3, checkpointing=True)
     found = simulated.training(3, checkpointing=True)
     assert (found.kept, found.peak) == (kept, peak)
@@ -82,5 +82,5 @@ def test_on_a_gpu_fused_operations_keep_less(root):
     """Scores of attention are never whole there, and norms and gates keep their inputs."""
     config = load_pretrain_config(root / "configs" / "single_gpu.json")
     short = replace(config.model, backbone=replace(config.model.backbone, depth=2))
-    cpu, gpu = (Simulated(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))
+    cpu, gpu = (SimulatedModel(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))
     assert gpu.kept < 0.6 * cpu.kept

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: choice, refusal, tables; and that a model computes the same with each."""
+"""Which implementation of an operation runs: selection, refusal, tables; and that all compute the same in a model."""
 
 import json
 from dataclasses import replace
@@ -12,11 +12,11 @@ from audiox_trainer.kernels.ops import BACKENDS, OPS, REFERENCE, KernelsConfig
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.benchmarks import kernels
 from audiox_trainer.trainer.engine import kernel_selection
-from audiox_trainer.trainer.engine.kernel_cases import Shape, cases
+from audiox_trainer.trainer.engine.kernel_cases import BlockShape, kernel_cases
 from tests.helpers.small_config import small_config
 
 CPU = torch.device("cpu")
-SHAPE = Shape(batch=2, latent=5, condition=9, heads=2, head_width=16, hidden=24)
+SHAPE = BlockShape(batch=2, latent=5, condition=9, heads=2, head_width=16, hidden=24)
 
 
 def streams(lengths, latent=6, condition=9, heads=2, head=16):
@@ -94,18 +94,18 @@ def test_a_model_computes_the_same_with_triton_kernels():
 
 
 def test_on_a_cpu_auto_is_the_reference_and_nothing_is_measured():
-    choice, measured = kernel_selection.decide(KernelsConfig(), SHAPE, CPU, torch.float32)
-    assert choice.ops() == REFERENCE and measured == []
-    assert choice.lines()[0] == "joint_attention: reference (auto on cpu)"
+    selection, measured = kernel_selection.select_for_shape(KernelsConfig(), SHAPE, CPU, torch.float32)
+    assert selection.ops() == REFERENCE and measured == []
+    assert selection.lines()[0] == "joint_attention: reference (auto on cpu)"
 
 
 def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
-    """A device that has every backend: the choice is the fastest row for this device, dtype and shape."""
+    """A device that has every backend: the selection is the fastest row for this device, dtype and shape."""
     gpu = torch.device("cuda")
     monkeypatch.setattr(kernel_selection, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(kernel_selection, "available", lambda op, device, dtype, head: list(BACKENDS[op]))
-    monkeypatch.setattr(kernel_selection, "cases", lambda *given: dict.fromkeys(OPS))
-    facts = kernel_selection.where(SHAPE, gpu, torch.bfloat16)
+    monkeypatch.setattr(kernel_selection, "kernel_cases", lambda *given: dict.fromkeys(OPS))
+    facts = kernel_selection.row_conditions(SHAPE, gpu, torch.bfloat16)
 
     def row(op, backend, ms, **other):
         return {"op": op, "backend": backend, "forward_ms": ms, "backward_ms": 2 * ms} | facts | other
@@ -116,37 +116,39 @@ def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
         asked.append(op)
         return [row(op, backend, 1.0 + i) for i, backend in enumerate(reversed(candidates))]
 
-    monkeypatch.setattr(kernel_selection, "measure", measure)
+    monkeypatch.setattr(kernel_selection, "measure_backends", measure)
     table = [
         row("joint_attention", "cudnn", 2.0),
         row("joint_attention", "flash", 1.0),
         row("joint_attention", "triton", 0.5, dtype="float32"),
         row("swiglu", "triton", 0.1, device="another GPU"),
     ]
-    wanted = KernelsConfig(gated_residual="triton")
-    choice, measured = kernel_selection.decide(wanted, SHAPE, gpu, torch.bfloat16, table)
-    assert choice.names["joint_attention"] == "flash"
-    assert choice.reasons["joint_attention"] == "auto, table at batch 2: flash 3 ms, cudnn 6 ms"
-    assert choice.names["gated_residual"] == "triton" and choice.reasons["gated_residual"] == "as configured"
-    assert choice.names["swiglu"] == "reference"  # which was measured as the fastest
+    configured = KernelsConfig(gated_residual="triton")
+    selection, measured = kernel_selection.select_for_shape(configured, SHAPE, gpu, torch.bfloat16, table)
+    assert selection.names["joint_attention"] == "flash"
+    assert selection.reasons["joint_attention"] == "auto, table at batch 2: flash 3 ms, cudnn 6 ms"
+    assert selection.names["gated_residual"] == "triton" and selection.reasons["gated_residual"] == "as configured"
+    assert selection.names["swiglu"] == "reference"  # which was measured as the fastest
     assert asked == ["layer_norm_modulate", "gated_residual_layer_norm_modulate", "swiglu"]
-    again, nothing = kernel_selection.decide(wanted, SHAPE, gpu, torch.bfloat16, table + measured)
-    assert again.names == choice.names and nothing == []
+    again, nothing = kernel_selection.select_for_shape(configured, SHAPE, gpu, torch.bfloat16, table + measured)
+    assert again.names == selection.names and nothing == []
     said = capsys.readouterr().out
     assert "swiglu: the table has no row for {'device': 'a GPU'" in said and "joint_attention" not in said
     larger = replace(SHAPE, batch=16)  # the same model: the rows at the nearest batch hold
     other = [row("swiglu", "triton", 9.0, shape=replace(SHAPE, batch=64).facts())]
-    again, nothing = kernel_selection.decide(wanted, larger, gpu, torch.bfloat16, table + measured + other)
+    again, nothing = kernel_selection.select_for_shape(
+        configured, larger, gpu, torch.bfloat16, table + measured + other
+    )
     assert again.names["swiglu"] == "triton" and again.names["joint_attention"] == "flash" and nothing == []
     assert again.reasons["joint_attention"].startswith("auto, table at batch 2")
 
 
 def test_measuring_fills_a_table_that_can_be_read_back(tmp_path):
-    ready = cases(SHAPE, CPU, torch.float32)
+    ready = kernel_cases(SHAPE, CPU, torch.float32)
     rows = []
     for op in OPS:
         names = ["sdpa", "reference"] if op == "joint_attention" else ["reference"]
-        rows += kernel_selection.measure(
+        rows += kernel_selection.measure_backends(
             op, ready[op], names, SHAPE, CPU, torch.float32, compiled=False, rounds=2, inner=1
         )
     path = tmp_path / "table.json"
@@ -155,19 +157,22 @@ def test_measuring_fills_a_table_that_can_be_read_back(tmp_path):
     assert [row["op"] for row in rows] == ["joint_attention", *OPS]
     for row in rows:
         assert row["forward_ms"] > 0 and row["backward_ms"] > 0
-        assert kernel_selection.nearest([row], kernel_selection.where(SHAPE, CPU, torch.float32)) == [row]
-        assert kernel_selection.nearest([row], kernel_selection.where(SHAPE, CPU, torch.bfloat16)) == []
+        assert kernel_selection.nearest_rows([row], kernel_selection.row_conditions(SHAPE, CPU, torch.float32)) == [row]
+        assert kernel_selection.nearest_rows([row], kernel_selection.row_conditions(SHAPE, CPU, torch.bfloat16)) == []
         assert (
-            kernel_selection.nearest([row], kernel_selection.where(replace(SHAPE, heads=3), CPU, torch.float32)) == []
+            kernel_selection.nearest_rows(
+                [row], kernel_selection.row_conditions(replace(SHAPE, heads=3), CPU, torch.float32)
+            )
+            == []
         )
 
 
 @pytest.mark.long
 def test_a_compiled_backend_can_be_compared_and_timed():
     """Its backward is called more than once on the same forward."""
-    case = cases(SHAPE, CPU, torch.float32)["layer_norm_modulate"]
-    compiled = {"reference": kernel_selection.as_run("layer_norm_modulate", "reference", compiled=True)}
-    found, failed = kernel_selection.timings("layer_norm_modulate", case, compiled, CPU, 2, 2)
+    case = kernel_cases(SHAPE, CPU, torch.float32)["layer_norm_modulate"]
+    compiled = {"reference": kernel_selection.as_in_run("layer_norm_modulate", "reference", compiled=True)}
+    found, failed = kernel_selection.time_implementations("layer_norm_modulate", case, compiled, CPU, 2, 2)
     assert list(found) == ["reference"] and failed == {}
 
 
@@ -176,8 +181,10 @@ def test_a_backend_that_fails_takes_no_part(monkeypatch, capsys):
         raise RuntimeError("no kernel image\nand more")
 
     monkeypatch.setitem(BACKENDS, "swiglu", {"triton": broken, "reference": BACKENDS["swiglu"]["reference"]})
-    case = cases(SHAPE, CPU, torch.float32)["swiglu"]
-    rows = kernel_selection.measure("swiglu", case, ["triton", "reference"], SHAPE, CPU, torch.float32, False, 1, 1)
+    case = kernel_cases(SHAPE, CPU, torch.float32)["swiglu"]
+    rows = kernel_selection.measure_backends(
+        "swiglu", case, ["triton", "reference"], SHAPE, CPU, torch.float32, False, 1, 1
+    )
     assert [row["backend"] for row in rows] == ["reference"]
     assert "swiglu: triton does not run here: no kernel image\n" in capsys.readouterr().out
 
@@ -193,8 +200,8 @@ def test_a_backend_that_computes_something_else_takes_no_part(monkeypatch, capsy
         return y * (1.1 if off == "output" else float("nan"))
 
     monkeypatch.setitem(BACKENDS, "swiglu", {"triton": wrong, "reference": swiglu})
-    case = cases(SHAPE, CPU, torch.float32)["swiglu"]
-    found, failed = kernel_selection.timings("swiglu", case, BACKENDS["swiglu"], CPU, 1, 1)
+    case = kernel_cases(SHAPE, CPU, torch.float32)["swiglu"]
+    found, failed = kernel_selection.time_implementations("swiglu", case, BACKENDS["swiglu"], CPU, 1, 1)
     assert list(found) == ["reference"] and "off by" in failed["triton"]
     assert "swiglu: triton does not run here: output or gradient" in capsys.readouterr().out
 
@@ -203,10 +210,10 @@ def test_a_backend_that_computes_something_else_takes_no_part(monkeypatch, capsy
 @pytest.mark.parametrize("way", ["flex_attention", "sdpa, math", "torch's flash, sequences"])
 def test_alternatives_compute_the_same(monkeypatch, way):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", flash_of_torch)
-    case = cases(SHAPE, CPU, torch.float32)["joint_attention"]
+    case = kernel_cases(SHAPE, CPU, torch.float32)["joint_attention"]
     attend = kernels.alternatives(SHAPE, CPU)[way]
     with torch.no_grad():  # FlexAttention has no backward on a CPU
-        found, expected = (case._kept(case.forward(call)) for call in (attend, joint_attention))
+        found, expected = (case._without_padding(case.forward(call)) for call in (attend, joint_attention))
     for a, b in zip(found, expected, strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -214,18 +221,18 @@ def test_alternatives_compute_the_same(monkeypatch, way):
 @pytest.mark.parametrize("backward", [False, True])
 def test_calls_that_are_timed_take_turns_with_copies_of_the_inputs(backward):
     """So that a GPU's cache does not hold what they read; and what comes out is that of one call."""
-    case = cases(SHAPE, CPU, torch.float32)["gated_residual"]
+    case = kernel_cases(SHAPE, CPU, torch.float32)["gated_residual"]
     seen = []
 
     def implementation(x, branch, gate):
         seen.append(x.data_ptr())
         return x + branch * gate.unsqueeze(1)
 
-    call = case.timed(implementation, backward, fresh=3 * case.forward_bytes)
+    call = case.timed_call(implementation, backward, uncached=3 * case.forward_bytes)
     for _ in range(3):
         call()
     assert len(set(seen)) == 6  # three copies of two streams
-    again = case.timed(implementation, backward)
+    again = case.timed_call(implementation, backward)
     seen.clear()
     again(), again()
     assert len(set(seen)) == (0 if backward else 2)
@@ -235,8 +242,8 @@ def test_everything_but_triton_is_compiled_as_in_a_run(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda call, dynamic: ("compiled", call, dynamic))
     for backend, call in BACKENDS["joint_attention"].items():
         expected = call if backend == "triton" else ("compiled", call, False)
-        assert kernel_selection.as_run("joint_attention", backend, compiled=True) == expected
-        assert kernel_selection.as_run("joint_attention", backend, compiled=False) is call
+        assert kernel_selection.as_in_run("joint_attention", backend, compiled=True) == expected
+        assert kernel_selection.as_in_run("joint_attention", backend, compiled=False) is call
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")

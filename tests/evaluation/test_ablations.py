@@ -9,8 +9,8 @@ import pytest
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
 from audiox_trainer.trainer.core.hardware import fastest_precision
-from audiox_trainer.trainer.cost.distill_operations import rounds_within, update_flops
-from audiox_trainer.trainer.cost.operations import training_flops
+from audiox_trainer.trainer.cost.budget import rounds_within_budget
+from audiox_trainer.trainer.cost.operations import distillation_flops, training_flops
 from audiox_trainer.trainer.evaluation.ablations import (
     METRICS,
     TEST,
@@ -46,7 +46,7 @@ def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
         )
         cycle = config.cycle
         spent = sum(
-            config.training.global_batch * share * update_flops(config, cycle.phase(update), k, 24)
+            config.training.global_batch * share * distillation_flops(config, cycle.phase(update), k, 24)
             for update in range(cycle.total_updates(steps))
             for k, share in enumerate(config.distillation.step_probabilities)
         )
@@ -79,7 +79,7 @@ def test_the_base_is_run_once_and_stands_in_each_group_under_its_name(tmp_path):
 
 
 def test_a_budget_that_pays_no_round_still_makes_one():
-    assert rounds_within(small_distill_config(), 0, 8) == 1
+    assert rounds_within_budget(small_distill_config(), 0, 8) == 1
 
 
 def test_the_choice_is_made_on_other_prompts_than_are_reported():

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
-from functools import partialmethod
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -64,17 +64,48 @@ def watched(task: Distillation) -> set[str]:
     return reached
 
 
+class PassRecorder:
+    """The passes through every role's model, as `cost.passes` would list them, in the order of their forward passes."""
+
+    def __init__(self, task: Distillation, micro_batch: int) -> None:
+        self.micro_batch, self.passes = micro_batch, list[dict[str, Any]]()
+        models = {name: role.engine.module for name, role in task.roles.items()}
+        for name, model in (models | {"teacher": task.teacher.frozen.module}).items():
+            model.register_forward_hook(partial(self._forward, name), with_kwargs=True)
+            for parameter in model.parameters():
+                if parameter.requires_grad:
+                    parameter.register_hook(partial(self._weights, name))
+
+    def _forward(self, name: str, model: nn.Module, inputs: Any, options: dict[str, int], out: torch.Tensor) -> None:
+        samples = len(inputs[0]) // self.micro_batch
+        seen = {"role": name, "gradient": "NONE", "samples": samples, "blocks": options.get("n_blocks")}
+        self.passes.append(seen)
+        if out.requires_grad:
+            out.register_hook(lambda gradient: seen.update(gradient="LATENTS"))
+
+    def _weights(self, name: str, gradient: torch.Tensor) -> None:
+        for seen in self.passes:
+            if seen["role"] == name and seen["gradient"] != "NONE":
+                seen["gradient"] = "WEIGHTS"
+
+    def take(self) -> list[dict[str, Any]]:
+        taken, self.passes = self.passes, []
+        return taken
+
+
 def rounds(folder: Path, config: DistillConfig, paired: Collection[int] = ()) -> dict[str, Any]:
     """The whole distillation on made-up samples, `paired` in some updates: what each did, and what it changed."""
     task, rows = begun(config), []
     batches = MadeUp(config, paired=paired).batches(0)
     before, reached = digests(task), watched(task)
+    recorder = PassRecorder(task, config.training.micro_batch)
     for update in range(task.total):
         reached.clear()
         task.step(update, next(batches))
         after = digests(task)
         changed = sorted(name for name in after if after[name] != before[name])
         row = {"phase": task.cycle.phase(update).value, "changed": changed, "reached": sorted(reached)}
+        row |= {"k": task._interval(update), "passes": recorder.take()}
         parameters = list(task.teacher.frozen.module.parameters())
         row["frozen"] = not any(p.requires_grad or p.grad is not None for p in parameters)
         values = task.metrics()
@@ -175,9 +206,10 @@ def compiled(folder: Path, config: DistillConfig) -> dict[str, Any]:
     return {"versions": versions, "said": said, "said at the limit": compilation.compilation_warnings()}
 
 
-class Counter(TorchDispatchMode):
-    """Operations by torch's own formulas. Its FlopCounterMode follows modules too, and breaks off where one is called
-    without a gradient on what has one."""
+class FlopCounter(TorchDispatchMode):
+    """Operations by the formulas of torch's FlopCounterMode. That mode itself follows modules too, and fails if one is
+    called without a gradient on inputs that have one. Like it, this sees only torch's own operations (not Triton's
+    kernels, flash-attn or compiled code), and it counts what checkpointing recomputes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -191,14 +223,15 @@ class Counter(TorchDispatchMode):
 
 
 def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
-    """What a counter counts of each update of a whole run, and about which of the student's steps it was."""
+    """The operations and passes of each update of a whole run, and which of the student's steps it was about."""
     task, rows = begun(config), []
+    recorder = PassRecorder(task, config.training.micro_batch)
     batches = MadeUp(config).batches(0)
     for update in range(task.total):
-        with Counter() as counter:
+        with FlopCounter() as counter:
             task.step(update, next(batches))
         row = {"phase": task.cycle.phase(update).value, "k": task._interval(update)}
-        rows.append(row | {"count": counter.total})
+        rows.append(row | {"count": counter.total, "passes": recorder.take()})
     task.destroy()
     return {"rows": rows}
 

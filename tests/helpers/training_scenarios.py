@@ -280,7 +280,7 @@ def counted(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     logged = {name: sum(n * f[0] for n, f in sizes.items()) for name, sizes in comms_logger.comms_dict.items()}
     deepspeed.comm.configure(enabled=False)
     held = asdict(task.engine.bytes(task.ema.values))
-    staying = role_bytes.held(task.engine._gradients())
+    staying = role_bytes.storage_bytes(task.engine._gradients())
     task.engine.destroy()
     return {"held": held, "staying": staying, "buffers": max(buffers), "logged": logged}
 

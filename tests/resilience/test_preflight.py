@@ -10,7 +10,8 @@ import torch
 
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.distill_config import load_training_config
-from audiox_trainer.trainer.cost.plan import Arrangement, arranged, workload
+from audiox_trainer.trainer.cost.planned_memory import configured_layout, planned_memory
+from audiox_trainer.trainer.cost.workload import workload
 from audiox_trainer.trainer.resilience.preflight import NodeRequirements
 from audiox_trainer.trainer.training.node_requirements import from_config
 from tests.helpers.small_config import ROOT
@@ -25,7 +26,7 @@ SCENARIOS = {
         3,
         ["--patience", "4"],
         {2: "absent"},
-        r"n3 \(rank 2\) did not report its name within 4 s; is the node up",
+        r"n3 \(rank 2\) did not tell its name within 4 s; is the node up",
     ),
     "first absent": (
         3,
@@ -47,29 +48,29 @@ SCENARIOS = {
         r"^error: n2: 0 GPUs for 1 ranks$",
     ),
     "one without a GPU": (3, [], {0: "has a GPU", 1: "has a GPU"}, r"^error: n3: no GPU, others have 1$"),
-    "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are needed; n2: 3\.0 GB"),
+    "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are wanted; n2: 3\.0 GB"),
     "disk for a configuration": (
         2,
         ["--of", "launch/pretrain.py", "--config", "configs/2p7b.json", "--output", "runs/a", "--resume"],
         {0: "disk", 1: "disk"},
-        r"error: n1: 3\.0 GB are free in /.*, 1\d\d are needed; n2: ",
+        r"error: n1: 3\.0 GB are free in /.*, 1\d\d are wanted; n2: ",
     ),
     "memory for a configuration": (
         2,
         ["--disk", "0", "--of", *WIDE],
         {0: "has a GPU", 1: "has a GPU"},
-        r"n1: GPU 0 has 80\.0 GB free, [1-9]\d\d are needed; .*n2: GPU 0",
+        r"n1: GPU 0 has 80\.0 GB free, [1-9]\d\d are wanted; .*n2: GPU 0",
     ),
-    "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are needed; n2: "),
+    "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are wanted; n2: "),
     "no GPU": (
         2,
         ["--memory", "70"],
         {1: "memory"},
-        r"n1: 0 GPUs for 1 ranks; n2: GPU 0 has 5\.0 GB free, 70 are needed",
+        r"n1: 0 GPUs for 1 ranks; n2: GPU 0 has 5\.0 GB free, 70 are wanted",
     ),
-    "slow": (4, ["--bandwidth", "1000"], {2: "link"}, r"an all-reduce of 4 MB .* 1000 are needed; slow: n3 \(n1-n2"),
-    "slow, three": (3, ["--bandwidth", "1000"], {0: "link"}, r"needed; slow: n1 \(n1-n2 1\d\d ms, n2-n3"),
-    "stuck": (3, ["--patience", "8"], {1: "driver"}, r"n2 \(rank 1\) did not report its state within 8 s"),
+    "slow": (4, ["--bandwidth", "1000"], {2: "link"}, r"an all-reduce of 4 MB .* 1000 are wanted; slow: n3 \(n1-n2"),
+    "slow, three": (3, ["--bandwidth", "1000"], {0: "link"}, r"wanted; slow: n1 \(n1-n2 1\d\d ms, n2-n3"),
+    "stuck": (3, ["--patience", "8"], {1: "driver"}, r"n2 \(rank 1\) did not tell its state within 8 s"),
 }
 
 
@@ -80,7 +81,7 @@ def said():
         name: {"ranks": ranks, "options": ["--output", "/", "--megabytes", "4", *options], "faults": faults}
         for name, (ranks, options, faults, _) in SCENARIOS.items()
     }
-    command = [sys.executable, "-m", "tests.helpers.preflight_scenarios"]
+    command = [sys.executable, "-m", "tests.helpers.preflight_ranks"]
     done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -113,11 +114,10 @@ def test_what_a_configuration_wants_of_gpus(root, monkeypatch, tmp_path, ranks, 
     config = load_training_config(root / "configs" / "2p7b.json")
     found = from_config(NodeRequirements(output=tmp_path), config, ())
     work = workload(config)
-    training = config.training
-    plan = Arrangement(ranks, None, training.micro_batch, training.global_batch, training.activation_checkpointing)
-    assert found.memory == pytest.approx(0.9 * arranged(work, plan).total / 1e9, rel=0.01)
+    planned = planned_memory(work, configured_layout(work, ranks))
+    assert found.memory == pytest.approx(0.9 * planned.total / 1e9, rel=0.01)
     assert found.bandwidth == pytest.approx(expected, rel=0.01)
-    saved = sum(role.saved() for role in work.roles) / 1e9
+    saved = sum(role.checkpoint_bytes() for role in work.roles) / 1e9
     assert found.disk == pytest.approx(saved * (1 + config.checkpoint.keep_last), rel=0.01)
     (tmp_path / "checkpoints" / "step_00000005").mkdir(parents=True)
     again = from_config(NodeRequirements(output=tmp_path, memory=7), config, ["memory"])

@@ -3,10 +3,11 @@
 import pytest
 
 from audiox_trainer.trainer.core.gpu_specs import GPUS
-from audiox_trainer.trainer.cost.plan import Arrangement, workload
-from audiox_trainer.trainer.cost.plan_time import Cluster, spent
-from audiox_trainer.trainer.cost.role_bytes import roles
-from audiox_trainer.trainer.cost.simulated_memory import Simulated
+from audiox_trainer.trainer.cost.planned_memory import Layout
+from audiox_trainer.trainer.cost.planned_time import Cluster, update_time
+from audiox_trainer.trainer.cost.role_bytes import planned_roles
+from audiox_trainer.trainer.cost.simulated_memory import SimulatedModel
+from audiox_trainer.trainer.cost.workload import workload
 from tests.helpers.scenario_results import OFFLOADED, PLANNED
 from tests.helpers.small_config import small_config
 
@@ -27,15 +28,15 @@ def test_bytes_of_tensors_and_buffers_are_those_of_a_run(launch, works, name):
     for rank, result in enumerate(launch.results(name)):
         planned = role.bytes(rank, launch.ranks)
         assert result["held"] == planned.__dict__
-        assert result["staying"] == role.staying(planned.gradients)
-        assert result["buffers"] == role.buckets(overlap=False)
+        assert result["staying"] == role.resident_gradients(planned.gradients)
+        assert result["buffers"] == role.bucket_bytes(overlap=False)
 
 
 @pytest.mark.parametrize("name", OFFLOADED)
 def test_bytes_with_offload_are_those_of_a_run(launch, name):
     config = small_config(None, *OFFLOADED[name])
-    simulated = Simulated(config.model, config.training.precision, None, config.model.text.max_tokens)
-    (role,) = roles(config, simulated.sizes(), ())
+    simulated = SimulatedModel(config.model, config.training.precision, None, config.model.text.max_tokens)
+    (role,) = planned_roles(config, simulated.sizes(), ())
     for rank, result in enumerate(launch.results(name)):
         assert result["held"] == role.bytes(rank, launch.ranks, accumulating=launch.ranks == 1).__dict__
 
@@ -46,8 +47,8 @@ def test_bytes_that_are_sent_are_those_of_a_run(two, works, name):
     3 DeepSpeed gathers what belongs to no layer of its own once more, some per cent."""
     work, config = works[name], small_config(None, *PLANNED[name])
     training, stage = config.training, config.zero.stage
-    plan = Arrangement(2, None, training.micro_batch, training.global_batch, checkpointing=False)
-    update = spent(work, work.updates[0], plan, Cluster(GPUS["h100"], 2))
+    layout = Layout(2, None, training.micro_batch, training.global_batch, checkpointing=False)
+    update = update_time(work, work.updates[0], layout, Cluster(GPUS["h100"], 2))
     for result in two.results(name):
         logged = result["logged"]
         sent = logged["all_reduce"] + logged.get("reduce_scatter_tensor", 0) // 2
@@ -63,4 +64,4 @@ def test_groups_of_stage_3_are_several(works):
 
 def test_the_sizes_differ(works):
     """So that a constant would be found out."""
-    assert len({work.parts["total"] for work in works.values()}) == 2
+    assert len({work.parameters["total"] for work in works.values()}) == 2

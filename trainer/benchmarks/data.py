@@ -1,4 +1,4 @@
-"""How fast a rank reads warm shards, and what of a training step reading takes."""
+"""How fast a rank reads warm shards, and the share of a training step that reading takes."""
 
 import contextlib
 import itertools
@@ -13,58 +13,68 @@ import torch
 
 from ...models.encoders.embedded import WordEncoder
 from ..core.config import PretrainConfig, StreamConfig
-from ..core.hardware import describe
 from ..data.prefetch import Prefetcher
 from ..data.reader import Reader
 from ..data.record import Record
 from ..data.shards import ShardWriter
-from ..engine import kernel_selection, zero
-from ..engine.timing import interleaved
+from ..engine import zero
+from ..engine.kernel_selection import KernelSelection
+from ..engine.timing import time_interleaved
 from ..training.pretrain import Pretraining
-from .train import shared_folder, without_weights
+from .summary import Column, format_table, spread
+from .synthetic_run import shared_folder, start_run
 
-BATCHES = 4  # a turn
-HELD = 20  # batches, some longer than others
+BATCHES_PER_TURN = 4
+KEPT_BATCHES = 20  # some longer than others
+COLUMNS = (
+    Column("variant", "variant"),
+    Column("samples/s", "samples_per_s", ".1f"),
+    Column("low", "low", ".1f"),
+    Column("high", "high", ".1f"),
+    Column("MB/s", "mb_per_s", ".0f"),
+)
 
 
-def data(
+def measure(
     config: PretrainConfig, samples: int, rounds: int, folder: Path | None = None, train: int = 0
 ) -> dict[str, Any]:
     """Samples/s and MB/s of each rank: whole batches as training takes them, records before their assembly, and the
     bytes of the shards alone. Random samples of the configured shapes are written first, into a temporary folder in
-    `folder`; with `samples` 0 the configuration's own shards are read. Texts are encoded by hashing, which costs next
-    to nothing.
+    `folder`; with `samples` 0 the configuration's own shards are read. Texts are encoded by hashing, which costs almost
+    nothing.
 
-    With `train` it also trains, in turns of so many steps: `steps` are what comes of it (`_fed`).
+    With `train` it also trains, in turns of so many steps; `steps` has the result (`_training_from_reader`).
+
+    Raises ValueError if the configuration asks for what cannot run here.
     """
-    kernel_selection.check(config.kernels, config.training.precision, config.model)
-    config = without_weights(config)
-    world = zero.init_process_group(config.training.cpu_threads)
+    config, world, selection = start_run(config)
     with _streams(config, samples, folder) as config:
-        rows, each = _rates(config, rounds, world)
-        facts = {"host": describe(), "ranks": world.ranks, "workers": config.data.workers}
-        facts |= {"rows": rows, "bytes_a_sample": each}
-        return facts | {"steps": _fed(config, rounds, train, world)} if train else facts
+        rows, sample_bytes = _rates(config, rounds, world)
+        facts: dict[str, Any] = {"ranks": world.ranks, "workers": config.data.workers}
+        facts |= {"rows": rows, "bytes_per_sample": sample_bytes}
+        if train:
+            facts["steps"] = _training_from_reader(config, rounds, train, world, selection)
+        return facts
 
 
 @contextlib.contextmanager
 def _streams(config: PretrainConfig, samples: int, folder: Path | None) -> Iterator[PretrainConfig]:
-    """The configuration with shards to read, which the first rank writes where it is to have random ones."""
+    """The configuration with shards to read. With `samples`, the first rank writes random ones."""
     if not samples:
         yield config
         return
-    with shared_folder(folder, "bench-data-") as place:
+    with shared_folder(folder, "bench-data-") as path:
         streams = config.data.streams
         if torch.distributed.get_rank() == 0:
             for i in range(len(streams)):
-                _write(config, place / str(i), samples // len(streams))
+                _write(config, path / str(i), samples // len(streams))
         torch.distributed.barrier()
-        made = [StreamConfig(str(place / str(i)), s.tasks) for i, s in enumerate(streams)]
-        yield replace(config, data=replace(config.data, streams=tuple(made)))
+        random_streams = [StreamConfig(str(path / str(i)), s.tasks) for i, s in enumerate(streams)]
+        yield replace(config, data=replace(config.data, streams=tuple(random_streams)))
 
 
 def _rates(config: PretrainConfig, rounds: int, world: zero.World) -> tuple[list[dict[str, Any]], float]:
-    """Rows, and bytes a sample."""
+    """The rows, and the bytes of a sample."""
     text = WordEncoder(config.model.text)
     files = sorted(file for stream in config.data.streams for file in Path(stream.path).glob("*.mds"))
     variants, readers = {}, []
@@ -75,54 +85,47 @@ def _rates(config: PretrainConfig, rounds: int, world: zero.World) -> tuple[list
     for name, way in ways.items():
         reader = Reader(config, text, world.rank, world.ranks)
         readers.append(reader)
-        variants[name] = _taking(way(reader), BATCHES)
+        variants[name] = _take(way(reader), BATCHES_PER_TURN)
     samples = sum(len(shard) for shard in readers[0].dataset.shards)
-    each = sum(file.stat().st_size for file in files) / samples
-    read = BATCHES * config.training.global_batch // world.ranks
-    variants["bytes alone"] = _bytes(files, int(read * each))
+    sample_bytes = sum(file.stat().st_size for file in files) / samples
+    read = BATCHES_PER_TURN * config.training.global_batch // world.ranks
+    variants["bytes alone"] = _read_bytes(files, int(read * sample_bytes))
     rows = []
-    for name, values in interleaved(variants, rounds, inner=1, warmup=2).items():
-        speeds = sorted(read / s for s in values)
-        median = statistics.median(speeds)
-        rows.append(
-            {
-                "variant": name,
-                "samples_per_s": median,
-                "low": speeds[0],
-                "high": speeds[-1],
-                "mb_per_s": median * each / 1e6,
-            }
-        )
-    return rows, each
+    for name, values in time_interleaved(variants, rounds, inner=1, warmup=2).items():
+        speeds = spread((read / s for s in values), "samples_per_s")
+        rows.append({"variant": name, **speeds, "mb_per_s": speeds["samples_per_s"] * sample_bytes / 1e6})
+    return rows, sample_bytes
 
 
-def _fed(config: PretrainConfig, rounds: int, inner: int, world: zero.World) -> dict[str, float]:
-    """Training steps from the reader beside steps on batches that are held, in turns: what a step waits for its batch
-    and what of the processor the reader takes, as shares of a step, and how much longer the steps are that it feeds."""
-    ops = kernel_selection.chosen(config, world, config.training.precision).ops()
-    task, steps = Pretraining(config, world, ops), itertools.count()
+def _training_from_reader(
+    config: PretrainConfig, rounds: int, inner: int, world: zero.World, selection: KernelSelection
+) -> dict[str, float]:
+    """Training steps on the reader's batches and on batches kept in memory, in turns: as shares of a step, the time it
+    waits for its batch and the processor time of the reader; and how much longer the steps on the reader's batches
+    take."""
+    task, steps = Pretraining(config, world, selection.ops()), itertools.count()
     reader = Reader(config, WordEncoder(config.model.text), world.rank, world.ranks)
     with Prefetcher(reader.batches(0), world.device) as batches:
-        held = itertools.cycle([next(batches) for _ in range(HELD)])
+        kept = itertools.cycle([next(batches) for _ in range(KEPT_BATCHES)])
         for _ in range(3):  # compiles
             task.step(next(steps), next(batches))
         before = {"waited": batches.waited, "busy": batches.busy}
-        variants: dict[str, Callable[[], None]] = {
-            "held": lambda: _discard(task.step(next(steps), next(held))),
-            "fed": lambda: _discard(task.step(next(steps), next(batches))),
+        variants = {
+            "kept": lambda: task.step(next(steps), next(kept)),
+            "read": lambda: task.step(next(steps), next(batches)),
         }
-        seconds = interleaved(variants, rounds, inner, warmup=0)
-        whole = sum(seconds["fed"]) * inner
-        ratios = [b / a for a, b in zip(seconds["held"], seconds["fed"], strict=True)]
+        seconds = time_interleaved(variants, rounds, inner, warmup=0)
+        whole = sum(seconds["read"]) * inner
+        ratios = [b / a for a, b in zip(seconds["kept"], seconds["read"], strict=True)]
         return {
-            "step_s": statistics.median(seconds["fed"]),
+            "step_s": statistics.median(seconds["read"]),
             "waited_share": (batches.waited - before["waited"]) / whole,
             "processor_share": (batches.busy - before["busy"]) / whole,
             "longer": statistics.median(ratios) - 1,
         }
 
 
-def _taking(batches: Iterator[Any], count: int) -> Callable[[], None]:
+def _take(batches: Iterator[Any], count: int) -> Callable[[], None]:
     def take() -> None:
         for _ in itertools.islice(batches, count):
             pass
@@ -130,8 +133,8 @@ def _taking(batches: Iterator[Any], count: int) -> Callable[[], None]:
     return take
 
 
-def _bytes(files: list[Path], count: int) -> Callable[[], None]:
-    """Reads so many bytes of the files into memory."""
+def _read_bytes(files: list[Path], count: int) -> Callable[[], None]:
+    """A call that reads so many bytes of the files into memory."""
 
     def read() -> None:
         left = count
@@ -168,20 +171,12 @@ def _write(config: PretrainConfig, folder: Path, samples: int) -> None:
             writer.write(record)
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Lines to print."""
-    lines = [f"{'variant':20} {'samples/s':>10} {'low':>8} {'high':>8} {'MB/s':>8}"]
-    for row in result["rows"]:
-        speeds = f"{row['samples_per_s']:10.1f} {row['low']:8.1f} {row['high']:8.1f}"
-        lines.append(f"{row['variant']:20} {speeds} {row['mb_per_s']:8.0f}")
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    lines = format_table(result["rows"], COLUMNS)
     if steps := result.get("steps"):
         waited, busy, longer = (100 * steps[name] for name in ("waited_share", "processor_share", "longer"))
         lines.append(f"a step of {1000 * steps['step_s']:.1f} ms waits {waited:.2f} % of it for its batch")
         lines.append(
-            f"and is {longer:.2f} % longer than on batches that are held; the reader takes {busy:.2f} % of a core"
+            f"and is {longer:.2f} % longer than on batches kept in memory; the reader takes {busy:.2f} % of a core"
         )
     return lines
-
-
-def _discard(_: object) -> None:
-    return None

@@ -1,4 +1,4 @@
-"""How fast media become clips, beside FFmpeg's own program with the same filters on the same film."""
+"""How fast media become clips, against FFmpeg's own program with the same filters on the same film."""
 
 import os
 import resource
@@ -16,17 +16,27 @@ from typing import Any
 import av
 
 from ...models.config import CodecConfig, ModelConfig, VideoConfig
-from ..core.hardware import describe
 from ..media.clips import read_clips
+from .summary import Column, format_table, spread
 
-# Every pixel changes from frame to frame, which is as much work as a film of this size can be at this bit rate.
-_BUSY = "testsrc2=size=1280x720:rate=30,noise=alls=14:allf=t"
+# Every pixel changes from frame to frame: as much work as a film of this size and bit rate can be.
+BUSY_PICTURES = "testsrc2=size=1280x720:rate=30,noise=alls=14:allf=t"
+
+COLUMNS = (
+    Column("variant", "variant"),
+    Column("x real time", "x_real_time", ".1f"),
+    Column("low", "low", ".1f"),
+    Column("high", "high", ".1f"),
+    Column("per CPU", "cpu_x_real_time", ".1f"),
+    Column("x ffmpeg by clock, by CPU time", "ratios"),
+)
 
 
-def decode(model: ModelConfig, rounds: int, seconds: float, film: Path | None = None) -> dict[str, Any]:
-    """x real time of a film (default: a busy one of 1280 x 720, 30 frames a second, H.264 and AAC, made for it) through
-    FFmpeg and through `read_clips`, on one thread and on as many as there are cores, and in as many processes of one
-    thread each. Variants take turns; ratios are those of neighbours. CPU time counts what a busy machine does not.
+def measure(model: ModelConfig, rounds: int, seconds: float, film: Path | None = None) -> dict[str, Any]:
+    """Speed in multiples of real time of decoding a film (default: a busy one of 1280 x 720 at 30 frames per second,
+    H.264 and AAC, made for this) by FFmpeg and by `read_clips`, on one thread, on as many as there are cores, and in as
+    many processes of one thread each. Variants take turns, and ratios are of neighbours. CPU time is what a busy
+    machine does not change.
 
     Raises:
         ValueError: the ffmpeg program is missing, or fails.
@@ -36,46 +46,44 @@ def decode(model: ModelConfig, rounds: int, seconds: float, film: Path | None = 
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory(prefix="bench-decode-") as folder:
         film = film or busy_film(Path(folder, "busy.mp4"), seconds)
-        length, size = _length(film)
+        length, size = _length_and_size(film)
         with ProcessPoolExecutor(cores, get_context("spawn")) as pool:
             task = (str(film), model.codec, model.video)
 
             def processes() -> None:
-                list(pool.map(_ours, *zip(*[(*task, 1)] * cores, strict=True)))
+                list(pool.map(_read_all, *zip(*[(*task, 1)] * cores, strict=True)))
 
             variants: dict[str, tuple[Callable[[], object], int]] = {}
             for threads in sorted({1, cores}):
                 command = _command(film, model, size, threads)
                 variants[f"ffmpeg, {threads} threads"] = (lambda command=command: _run(command), 1)  # type: ignore[misc]
-                variants[f"ours, {threads} threads"] = (lambda threads=threads: _ours(*task, threads), 1)  # type: ignore[misc]
+                variants[f"ours, {threads} threads"] = (lambda threads=threads: _read_all(*task, threads), 1)  # type: ignore[misc]
             variants[f"ours, {cores} processes"] = (processes, cores)
-            measured = _turns(variants, rounds)
-    return {"host": describe(), "film_seconds": length, "size": size, "rows": _rows(measured, variants, length)}
+            measured = _take_turns(variants, rounds)
+    return {"film_seconds": length, "size": size, "rows": _rows(measured, variants, length)}
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Lines to print."""
-    lines = [f"{'variant':22} {'x real time':>12} {'low':>6} {'high':>6} {'a CPU':>6}  x ffmpeg by clock, by CPU time"]
-    for row in result["rows"]:
-        speeds = f"{row['x_real_time']:12.1f} {row['low']:6.1f} {row['high']:6.1f} {row.get('cpu_x_real_time', 0):6.1f}"
-        ratios = [
-            f"{row[f'{kind}_ratio']:.2f} ({row[f'{kind}_range'][0]:.2f} to {row[f'{kind}_range'][1]:.2f})"
-            for kind in ("wall", "cpu")
-            if f"{kind}_ratio" in row
-        ]
-        lines.append(f"{row['variant']:22} {speeds}  {', '.join(ratios)}")
-    return lines
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    def ratio(row: dict[str, Any], kind: str) -> str:
+        low, high = row[f"{kind}_range"]
+        return f"{row[f'{kind}_ratio']:.2f} ({low:.2f} to {high:.2f})"
+
+    kinds = ("wall", "cpu")
+    rows = [r | {"ratios": ", ".join(ratio(r, k) for k in kinds if f"{k}_ratio" in r)} for r in result["rows"]]
+    return format_table(rows, COLUMNS)
 
 
-def _turns(variants: dict[str, tuple[Callable[[], object], int]], rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """Seconds of wall clock and of CPUs, of each variant in each round, after one that does not count."""
+def _take_turns(
+    variants: dict[str, tuple[Callable[[], object], int]], rounds: int
+) -> dict[str, list[tuple[float, float]]]:
+    """Seconds of wall clock and of CPUs, of each variant in each round, after a first round that does not count."""
     measured: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
     for number in range(rounds + 1):
         for name, (call, _) in variants.items():
-            wall, cpu = time.perf_counter(), _cpu()
+            wall, cpu = time.perf_counter(), _cpu_seconds()
             call()
             if number:
-                measured[name].append((time.perf_counter() - wall, _cpu() - cpu))
+                measured[name].append((time.perf_counter() - wall, _cpu_seconds() - cpu))
     return measured
 
 
@@ -85,25 +93,25 @@ def _rows(
     rows = []
     for name, times in measured.items():
         films = variants[name][1]
-        speeds = sorted(films * length / wall for wall, _ in times)
-        row = {"variant": name, "x_real_time": statistics.median(speeds), "low": speeds[0], "high": speeds[-1]}
+        row: dict[str, Any] = {"variant": name}
+        row |= spread((films * length / wall for wall, _ in times), "x_real_time")
         if (other := measured.get(name.replace("ours", "ffmpeg"))) and name.startswith("ours"):
             for i, kind in enumerate(("wall", "cpu")):
-                ratios = sorted(theirs[i] / own[i] for theirs, own in zip(other, times, strict=True))
-                row |= {f"{kind}_ratio": statistics.median(ratios), f"{kind}_range": (ratios[0], ratios[-1])}
+                ratios = spread(theirs[i] / own[i] for theirs, own in zip(other, times, strict=True))
+                row |= {f"{kind}_ratio": ratios["median"], f"{kind}_range": (ratios["low"], ratios["high"])}
         if films == 1:
             row["cpu_x_real_time"] = statistics.median(length / cpu for _, cpu in times)
         rows.append(row)
     return rows
 
 
-def _cpu() -> float:
-    """Seconds of this process, its threads, and the processes that it has waited for."""
+def _cpu_seconds() -> float:
+    """CPU seconds of this process, its threads, and the processes that it has waited for."""
     own, ended = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + ended.ru_utime + ended.ru_stime
 
 
-def _ours(film: str, codec: CodecConfig, video: VideoConfig, threads: int) -> int:
+def _read_all(film: str, codec: CodecConfig, video: VideoConfig, threads: int) -> int:
     return sum(1 for _ in read_clips(film, film, codec, video, threads=threads))
 
 
@@ -117,12 +125,12 @@ def busy_film(path: Path, seconds: float) -> Path:
     noise = f"anoisesrc=sample_rate=48000:amplitude=0.3:duration={seconds}"
     pictures = ["-c:v", "libx264", "-preset", "veryfast", "-b:v", "5M", "-pix_fmt", "yuv420p"]
     sound = ["-c:a", "aac", "-b:a", "160k", "-ac", "2"]
-    inputs = ["-f", "lavfi", "-i", _BUSY, "-f", "lavfi", "-i", noise, "-t", str(seconds)]
+    inputs = ["-f", "lavfi", "-i", BUSY_PICTURES, "-f", "lavfi", "-i", noise, "-t", str(seconds)]
     _run(["ffmpeg", "-nostdin", "-v", "error", *inputs, *pictures, *sound, str(path)])
     return path
 
 
-def _length(film: Path) -> tuple[float, tuple[int, int]]:
+def _length_and_size(film: Path) -> tuple[float, tuple[int, int]]:
     with av.open(str(film)) as container:
         stream = container.streams.video[0]
         return (container.duration or 0) / av.time_base, (stream.width, stream.height)

@@ -1,4 +1,4 @@
-"""What a round of distillation costs beyond its forwards, backwards and optimizer steps."""
+"""Rounds of distillation against their passes and optimizer steps, timed alone."""
 
 import statistics
 import time
@@ -15,125 +15,99 @@ from ...models.audiox import AudioX
 from ...models.discriminator import DiscriminatorHead
 from ..core.config import OptimizerConfig
 from ..core.distill_config import DistillConfig, RoleConfig
-from ..core.hardware import describe, description_lines, peak_flops
-from ..core.update_cycle import Phase
-from ..cost.distill_operations import update_flops
-from ..cost.operations import counted, forward_flops
+from ..core.hardware import peak_flops
+from ..cost.operations import forward_flops, update_flops
+from ..cost.passes import Gradient, Pass, count_passes, distillation_passes, step_probabilities
 from ..data.batches import Batch
-from ..engine import kernel_selection, zero
-from ..engine.fp8 import check_fp8
 from ..losses.flow_matching import flow_matching_loss
 from ..losses.guidance import predict_velocity
 from ..training.distill_updates import Distillation
 from ..training.pretrain import configure_model
-from .train import chosen_names, random_batch, without_weights
+from .summary import Column, format_table, spread
+from .synthetic_run import random_batch, start_run
 
 WARM_UPS = 2  # rounds, which compile
-
-# The parts of a round, by name: how often each phase calls them for a micro-batch, k being its step of the student.
-FORWARD, TRAINED, GUIDED, FAKE = "student forward", "student forward, backward", "teacher guided", "fake forward"
-FAKE_TRAINED, TRUNK, CRITIC = "fake forward, backward", "trunk forward", "trunk and head forward, backward to z"
-HEAD = "head forward, backward"
-
-
-def calls(phase: Phase, k: int, adversarial: bool) -> Counter[str]:
-    """What an update needs of each part, a micro-batch."""
-    if phase is Phase.STUDENT:
-        return Counter({FORWARD: k, TRAINED: 1, GUIDED: 1, FAKE: 1, CRITIC: int(adversarial)})
-    if phase is Phase.FAKE:
-        return Counter({FORWARD: k + 1, FAKE_TRAINED: 1})
-    return Counter({FORWARD: k + 1, TRUNK: 2, HEAD: 1})
+COLUMNS = (
+    Column("part", "part"),
+    Column("calls per round", "calls", ".1f"),
+    Column("ms", "seconds", ".1f", 1000),
+)
 
 
-def distill(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict[str, Any]:
-    """Rounds through the trainer with the operations that the configuration's `kernels` say, each beside its parts
-    timed alone on plain PyTorch modules of the same operations, precision and compilation. One rank. The parts' modules
-    are four more models in memory: without them, a round's time, MFU and memory are what is left.
+def measure(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict[str, Any]:
+    """Rounds through the trainer, with the operations that the configuration's `kernels` select. Each round is followed
+    by its parts, timed alone on plain PyTorch modules with the same operations, precision and compilation. Runs on one
+    rank. The parts' modules are four more models in memory; without them a round's time, MFU and memory remain.
 
-    Raises ValueError where the configuration asks for what cannot run here, and with parts for another reading of
-    Eq. 10 than the default, whose parts differ.
+    Raises ValueError if the configuration asks for what cannot run here.
     """
-    kernel_selection.check(config.kernels, config.precision, config.model)
-    if config.training.fp8:
-        check_fp8()
-    if with_parts and config.distillation.loss != "dmd":
-        raise ValueError(f"distillation.loss: {config.distillation.loss!r}; the parts counted here are those of 'dmd'")
-    enough = (WARM_UPS + rounds) * config.updates.counts[0]  # no round lies behind the end of the schedules
+    enough = (WARM_UPS + rounds) * config.updates.counts[0]  # no round is past the end of the schedules
     training = replace(config.training, steps=max(config.training.steps, enough))
-    config = without_weights(replace(config, training=training))
-    world, batch = zero.init_process_group(config.training.cpu_threads), random_batch(config)
-    choice = kernel_selection.chosen(config, world, config.precision)
-    on_gpu, tokens = world.device.type == "cuda", batch.conditions.text.shape[1]
+    config, world, selection = start_run(replace(config, training=training))
+    batch = random_batch(config)
+    on_gpu = world.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(world.device)
     parts = None
     if with_parts:
-        part = batch.split(config.training.micro_batch)[0].to(world.device)
-        parts = Parts(config, world.device, part, choice.ops())
+        micro_batch = batch.split(config.training.micro_batch)[0].to(world.device)
+        parts = RoundParts(config, world.device, micro_batch, selection.ops())
     with world.device:
         teacher = AudioX(config.model)
-    task = Distillation(config, teacher, world, choice.ops())
-    micro = len(batch) // config.training.micro_batch
-    turns: list[dict[str, Any]] = []
-    for turn in range(WARM_UPS + rounds):
-        first = task.cycle.first_round + turn * task.cycle.updates_per_round
-        updates = range(first, first + task.cycle.updates_per_round)
-        begin = time.perf_counter()
-        for update in updates:
-            task.step(update, batch)
-        _finish()
-        whole = time.perf_counter() - begin
-        needed, flops = Counter[str](), 0
-        for update in updates:
-            phase, k = task.cycle.phase(update), task.draws.interval(update, config.distillation.step_probabilities)
-            each = calls(phase, k, config.distillation.adversarial_weight > 0)
-            needed += Counter({name: micro * count for name, count in each.items()})
-            needed[f"{phase.value} optimizer"] += 1
-            flops += len(batch) * update_flops(config, phase, k, tokens)
-        turns.append({"round": whole, "flops": flops})
-        if parts is not None:
-            seconds = parts.seconds()
-            total = sum(count * seconds[name] for name, count in needed.items())
-            turns[-1] |= {"parts": total, "seconds": seconds, "calls": dict(needed)}
+    task = Distillation(config, teacher, world, selection.ops())
+    results = [_round(task, number, batch, parts) for number in range(WARM_UPS + rounds)][WARM_UPS:]
     task.destroy()
-    turns = turns[WARM_UPS:]
-    speed = statistics.median(turn["flops"] / turn["round"] for turn in turns)
-    facts: dict[str, Any] = {"host": describe(), "kernels": choice.names, "rounds": len(turns)}
-    facts |= {"round_s": statistics.median(turn["round"] for turn in turns)}
-    facts |= {"round_flops": statistics.median(turn["flops"] for turn in turns)}
+    speed = statistics.median(one["flops"] / one["seconds"] for one in results)
+    facts: dict[str, Any] = {"kernels": selection.names, "rounds": len(results)}
+    facts |= {"round_s": statistics.median(one["seconds"] for one in results)}
+    facts |= {"round_flops": statistics.median(one["flops"] for one in results)}
     facts |= {"mfu": speed / peak_flops(world.device, _dtype(config.student.precision))}
     if on_gpu:
         facts["peak_bytes"] = torch.cuda.max_memory_allocated(world.device)
-    return facts | {"forward_flops": forward_flops(config.model, tokens)} | (summary(turns) if with_parts else {})
+    facts |= {"forward_flops": forward_flops(config.model, batch.conditions.text.shape[1])}
+    return facts | (_compare(results) if with_parts else {})
 
 
-def summary(turns: list[dict[str, Any]]) -> dict[str, Any]:
-    """Medians over the turns of the parts; `ratio` is that of neighbours."""
-    ratios = sorted(turn["round"] / turn["parts"] for turn in turns)
+def _round(task: Distillation, number: int, batch: Batch, parts: "RoundParts | None") -> dict[str, Any]:
+    """A round's seconds and operations, and with `parts` how often it calls each of them and how long each takes."""
+    config, cycle = task.config, task.cycle
+    micro_batches, tokens = len(batch) // config.training.micro_batch, batch.conditions.text.shape[1]
+    first = cycle.first_round + number * cycle.updates_per_round
+    updates = range(first, first + cycle.updates_per_round)
+    seconds = _seconds(lambda: [task.step(update, batch) for update in updates])
+    calls, flops = Counter[str](), 0
+    for update in updates:
+        phase = cycle.phase(update)
+        passes = distillation_passes(config, phase, task.draws.interval(update, step_probabilities(config, phase)))
+        flops += len(batch) * update_flops(config.model, passes, tokens)
+        calls.update({one.title: micro_batches * count for one, count in count_passes(passes).items()})
+        calls[f"{phase.value} optimizer"] += 1
+    result = {"seconds": seconds, "flops": flops, "calls": dict(calls)}
+    return result | ({"parts": parts.seconds()} if parts else {})
+
+
+def _compare(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Medians over the rounds. `ratio` is of a round to the parts that were timed right after it."""
+    names = list(results[0]["parts"])
+    sums = [sum(one["parts"][name] * one["calls"].get(name, 0) for name in names) for one in results]
+    ratios = spread(one["seconds"] / total for one, total in zip(results, sums, strict=True))
     rows = [
         {
             "part": name,
-            "calls": statistics.mean(turn["calls"].get(name, 0) for turn in turns),
-            "seconds": statistics.median(turn["seconds"][name] for turn in turns),
+            "calls": statistics.mean(one["calls"].get(name, 0) for one in results),
+            "seconds": statistics.median(one["parts"][name] for one in results),
         }
-        for name in turns[0]["seconds"]
+        for name in names
     ]
-    return {
-        "rows": rows,
-        "parts_s": statistics.median(turn["parts"] for turn in turns),
-        "ratio": statistics.median(ratios),
-        "ratio_low": ratios[0],
-        "ratio_high": ratios[-1],
-    }
+    ratio = {"ratio": ratios["median"], "ratio_low": ratios["low"], "ratio_high": ratios["high"]}
+    return {"rows": rows, "parts_s": statistics.median(sums)} | ratio
 
 
-class Parts:
-    """The parts of a round on modules of their own, one micro-batch at a time."""
+class RoundParts:
+    """The passes and optimizer steps of a round on modules of their own, one micro-batch at a time."""
 
     def __init__(self, config: DistillConfig, device: torch.device, batch: Batch, ops: Ops) -> None:
-        self.config, self.batch, n = config, batch, len(batch)
-        self.z, self.t = torch.randn_like(batch.latents), torch.full((n,), 0.5, device=device)
-        self.both = batch.conditions.__class__(*(torch.cat((x, x)) for x in batch.conditions.tensors()))
+        self.config, self.batch = config, batch
         with device:
             student, fake, teacher = (AudioX(config.model) for _ in range(3))
         models: dict[str, nn.Module] = {
@@ -142,59 +116,49 @@ class Parts:
             "discriminator": DiscriminatorHead(config.model.backbone.width),
         }
         roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
-        self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()} | {
-            "teacher": _dtype(config.teacher.precision)
-        }
+        self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()}
+        self.dtypes["teacher"] = _dtype(config.teacher.precision)
         models["teacher"] = configure_model(teacher, replace(config.training, fp8=False), ops).requires_grad_(False)
         self.models = {name: model.to(device, self.dtypes[name]) for name, model in models.items()}
-        self.optimizers = {name: Optimizer(self.models[name], role.optimizer) for name, role in roles.items()}
+        self.optimizers = {name: OptimizerStep(self.models[name], role.optimizer) for name, role in roles.items()}
+        cycle = config.cycle
+        phases = dict.fromkeys(cycle.phase(cycle.first_round + update) for update in range(cycle.updates_per_round))
+        steps = range(config.sampling.steps)
+        self.passes = dict.fromkeys(
+            one for phase in phases for k in steps for one in count_passes(distillation_passes(config, phase, k))
+        )
 
     def seconds(self) -> dict[str, float]:
         """How long each part takes now."""
-        student, fake = ("student", self.z), ("fake", self.z)
-        timed = {
-            FORWARD: lambda: self._forward(*student),
-            TRAINED: lambda: self._trained(*student),
-            GUIDED: self._guided,
-            FAKE: lambda: self._forward(*fake),
-            FAKE_TRAINED: lambda: self._trained(*fake),
-            TRUNK: lambda: self._forward("teacher", self.z, n_blocks=self.config.distillation.discriminator_blocks),
-            CRITIC: self._critic,
-            HEAD: self._head,
-        }
-        found = {name: _timed(call) for name, call in timed.items()}
-        return found | {f"{name} optimizer": _timed(step) for name, step in self.optimizers.items()}
+        passes = {one.title: _seconds(self._call(one)) for one in self.passes}
+        return passes | {f"{name} optimizer": _seconds(step) for name, step in self.optimizers.items()}
 
-    def _through(self, name: str, z: Tensor, **options: int) -> Tensor:
-        return predict_velocity(self.models[name], self.dtypes[name], z, self.t, self.batch.conditions, **options)
+    def _call(self, one: Pass) -> Callable[[], object]:
+        """The pass on inputs that are ready."""
+        model, dtype, codec = self.models[one.role], self.dtypes[one.role], self.config.model.codec
+        n, device = one.samples * len(self.batch), self.batch.latents.device
+        head = one.role == "discriminator"
+        shape = n, codec.frames, self.config.model.backbone.width if head else codec.latent_channels
+        z = torch.randn(shape, device=device, dtype=dtype if head else None)
+        z.requires_grad_(one.gradient is Gradient.LATENTS)
+        t, conditions = torch.full((n,), 0.5, device=device), self.batch.conditions
+        conditions = conditions.__class__(*(torch.cat([x] * one.samples) for x in conditions.tensors()))
+        options = {"n_blocks": one.blocks} if one.blocks else {}
 
-    @torch.no_grad()
-    def _forward(self, name: str, z: Tensor, **options: int) -> None:
-        self._through(name, z, **options)
+        def call() -> None:
+            with torch.set_grad_enabled(one.gradient is not Gradient.NONE):
+                out: Tensor = model(z) if head else predict_velocity(model, dtype, z, t, conditions, **options)
+                if one.gradient is Gradient.LATENTS:
+                    torch.autograd.grad(out.float().mean(), z)
+                elif one.gradient is Gradient.WEIGHTS:
+                    loss = out.float() if head else flow_matching_loss(out, z, self.batch.latents)
+                    loss.mean().backward()
 
-    def _trained(self, name: str, z: Tensor) -> None:
-        flow_matching_loss(self._through(name, z), z, self.batch.latents).mean().backward()
-
-    @torch.no_grad()
-    def _guided(self) -> None:
-        predict_velocity(
-            self.models["teacher"], self.dtypes["teacher"], self.z.repeat(2, 1, 1), self.t.repeat(2), self.both
-        )
-
-    def _critic(self) -> None:
-        z = self.z.clone().requires_grad_()
-        features = self._through("teacher", z, n_blocks=self.config.distillation.discriminator_blocks)
-        torch.autograd.grad(self.models["discriminator"](features.to(self.dtypes["discriminator"])).mean(), z)
-
-    def _head(self) -> None:
-        n, width = 2 * len(self.batch), self.config.model.backbone.width
-        shape = n, self.config.model.codec.frames, width
-        features = torch.zeros(shape, device=self.z.device, dtype=self.dtypes["discriminator"])
-        self.models["discriminator"](features).float().mean().backward()
+        return call
 
 
-class Optimizer:
-    """Clipping, AdamW on fp32 masters, and what is computed with written back."""
+class OptimizerStep:
+    """Clipping, AdamW on fp32 masters, and copying them into the weights that compute."""
 
     def __init__(self, model: nn.Module, config: OptimizerConfig) -> None:
         self.clip, self.weights = config.max_grad_norm, list(model.parameters())
@@ -216,31 +180,26 @@ def _dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
-def _timed(call: Callable[[], None]) -> float:
-    _finish()
+def _seconds(call: Callable[[], object]) -> float:
+    _synchronize()
     begin = time.perf_counter()
     call()
-    _finish()
+    _synchronize()
     return time.perf_counter() - begin
 
 
-def _finish() -> None:
+def _synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
 
-def table(result: dict[str, Any]) -> list[str]:
-    """Lines to print."""
-    lines = [*description_lines(result["host"]), counted(result["forward_flops"]), chosen_names(result["kernels"])]
-    if "rows" in result:
-        lines.append(f"{'part':40} {'calls a round':>14} {'ms':>9}")
-        lines += [f"{row['part']:40} {row['calls']:14.1f} {1000 * row['seconds']:9.1f}" for row in result["rows"]]
-    lines.append(
-        f"a round {result['round_s']:.3f} s, {result['round_flops'] / 1e12:.4g} TFLOP counted, MFU {result['mfu']:.2f}"
-    )
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    lines = format_table(result["rows"], COLUMNS) if "rows" in result else []
+    tflop = result["round_flops"] / 1e12
+    lines.append(f"a round {result['round_s']:.3f} s, {tflop:.4g} TFLOP counted, MFU {result['mfu']:.2f}")
     if "peak_bytes" in result:
         lines.append(f"at most {result['peak_bytes'] / 1e9:.1f} GB allocated")
     if "rows" in result:
-        spread = f"{result['ratio_low']:.3f} to {result['ratio_high']:.3f}"
-        lines.append(f"its parts alone {result['parts_s']:.3f} s; ratio {result['ratio']:.3f} ({spread})")
+        low_high = f"{result['ratio_low']:.3f} to {result['ratio_high']:.3f}"
+        lines.append(f"its parts alone {result['parts_s']:.3f} s; ratio {result['ratio']:.3f} ({low_high})")
     return lines

@@ -1,4 +1,4 @@
-"""How many clips a second the frozen encoders make features of, part by part, and which part bounds it."""
+"""How many clips per second the frozen encoders turn into features, part by part, and which part is slowest."""
 
 import statistics
 from collections.abc import Callable, Iterator
@@ -15,21 +15,33 @@ from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ...models.encoders.runtime import Runtime
 from ..core.config import PretrainConfig
-from ..core.hardware import describe, peak_flops
-from ..engine.timing import interleaved
+from ..core.hardware import peak_flops
+from ..engine.timing import time_interleaved
 from ..media.clips import frames_in, read_clips
+from .summary import Column, format_table
 
 HEAD = 64  # width of an attention head in T5-base, CLIP ViT-B and Synchformer
 LAYERS = 12  # of T5-base and CLIP ViT-B
+COLUMNS = (
+    Column("part", "part"),
+    Column("ms per clip", "ms_per_clip", ".1f"),
+    Column("clips/s", "clips_per_s", ".2f"),
+    Column("low", "low", ".2f"),
+    Column("high", "high", ".2f"),
+    Column("TFLOP per clip", "tflop_per_clip", ".3f"),
+    Column("of peak", "utilisation", ".3f"),
+)
 
 
-def encode(config: PretrainConfig, random_weights: bool, batch: int, rounds: int, media: Path | None) -> dict[str, Any]:
-    """Clips/s of each encoder on `batch` random clips, of all that preparing data needs, of the text encoder (a text a
-    clip, at its full length) and, with `media`, of decoding that file in one process.
+def measure(
+    config: PretrainConfig, random_weights: bool, batch: int, rounds: int, media: Path | None
+) -> dict[str, Any]:
+    """Clips/s of each encoder on `batch` random clips, of everything that preparing data needs, of the text encoder
+    (one text per clip, at full length) and, with `media`, of decoding that file in one process.
 
-    With `random_weights` the networks have the configured sizes and the released depths; nothing is read.
+    With `random_weights` the networks have the configured sizes and the released depths, and nothing is read.
 
-    Raises ValueError where the configured weights cannot be loaded, or where random ones cannot have the sizes.
+    Raises ValueError if the configured weights cannot be loaded, or if random ones cannot have the sizes.
     """
     runtime, model = Runtime.here(compile=True), config.model
     calls = _calls(model, runtime, random_weights, batch)
@@ -39,34 +51,28 @@ def encode(config: PretrainConfig, random_weights: bool, batch: int, rounds: int
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     with torch.no_grad():
-        seconds = interleaved(calls, rounds, inner=1, warmup=2, device=runtime.device)
+        seconds = time_interleaved(calls, rounds, inner=1, warmup=2, device=runtime.device)
     peak = peak_flops(runtime.device, runtime.dtype)
     rows: list[dict[str, Any]] = []
     for part, values in seconds.items():
         median = statistics.median(values)
-        row: dict[str, Any] = {"part": part, "ms_a_clip": 1000 * median / batch, "clips_per_s": batch / median}
+        row: dict[str, Any] = {"part": part, "ms_per_clip": 1000 * median / batch, "clips_per_s": batch / median}
         row |= {"low": batch / max(values), "high": batch / min(values)}
         if part in flops:
-            row |= {"tflop_a_clip": flops[part] / 1e12, "utilisation": flops[part] * batch / median / peak}
+            row |= {"tflop_per_clip": flops[part] / 1e12, "utilisation": flops[part] * batch / median / peak}
         rows.append(row)
     parts = [row for row in rows if row["part"] not in ("codec, images and motion", "text")]
-    facts = {"host": describe(), "device": str(runtime.device), "dtype": str(runtime.dtype), "batch": batch}
+    facts: dict[str, Any] = {"device": str(runtime.device), "dtype": str(runtime.dtype), "batch": batch}
     if runtime.device.type == "cuda":
         facts["peak_gb"] = torch.cuda.max_memory_allocated() / 1e9
-    return facts | {"rows": rows, "bound": max(parts, key=lambda row: row["ms_a_clip"])["part"]}
+    return facts | {"rows": rows, "slowest": max(parts, key=lambda row: row["ms_per_clip"])["part"]}
 
 
-def table(result: dict[str, Any]) -> Iterator[str]:
-    """Lines for a person."""
-    yield f"{'part':26} {'ms a clip':>10} {'clips/s':>9} {'low':>9} {'high':>9} {'TFLOP a clip':>13} {'of peak':>8}"
-    for row in result["rows"]:
-        work = f"{row['tflop_a_clip']:13.3f} {row['utilisation']:8.3f}" if "tflop_a_clip" in row else ""
-        speeds = f"{row['clips_per_s']:9.2f} {row['low']:9.2f} {row['high']:9.2f}"
-        yield f"{row['part']:26} {row['ms_a_clip']:10.1f} {speeds} {work}"
-    yield f"what takes longest: {result['bound']}"
+def summary_lines(result: dict[str, Any]) -> list[str]:
+    return [*format_table(result["rows"], COLUMNS), f"slowest: {result['slowest']}"]
 
 
-def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: int) -> dict[str, Callable[[], None]]:
+def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: int) -> dict[str, Callable[[], object]]:
     codec, video = _encoders(model, runtime, random_weights)
     wave, images, motion = random_clips(model, batch)
 
@@ -80,10 +86,10 @@ def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: in
         sound()
         pictures()
 
-    calls: dict[str, Callable[[], None]] = {"codec": sound}
+    calls: dict[str, Callable[[], object]] = {"codec": sound}
     if model.video.kind == "clip_sync":
         of_images, of_motion = video.images, video.motion  # type: ignore[attr-defined]
-        calls |= {"images": lambda: _discard(of_images(images)), "motion": lambda: _discard(of_motion(motion))}
+        calls |= {"images": lambda: of_images(images), "motion": lambda: of_motion(motion)}
     else:
         calls["images and motion"] = pictures
     return calls | {"codec, images and motion": everything, "text": _text(model.text, runtime, random_weights, batch)}
@@ -103,12 +109,12 @@ def random_clips(model: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor
 def _encoders(model: ModelConfig, runtime: Runtime, random_weights: bool) -> tuple[AudioCodec, VideoEncoder]:
     codec, video = model.codec, model.video
     if not random_weights or codec.kind == "logmel":
-        made_codec = build_codec(codec, runtime)
+        audio_codec = build_codec(codec, runtime)
     else:
-        made_codec = _random_oobleck(codec, runtime)
+        audio_codec = _random_oobleck(codec, runtime)
     if not random_weights or video.kind == "frames":
-        return made_codec, build_video_encoder(video, runtime)
-    return made_codec, _random_clip_sync(video, runtime)
+        return audio_codec, build_video_encoder(video, runtime)
+    return audio_codec, _random_clip_sync(video, runtime)
 
 
 def _random_oobleck(config: CodecConfig, runtime: Runtime) -> AudioCodec:
@@ -150,11 +156,11 @@ def _random_clip_sync(config: VideoConfig, runtime: Runtime) -> VideoEncoder:
     return ClipSyncEncoder(config, images, SyncEncoder(sync, runtime))
 
 
-def _text(config: TextConfig, runtime: Runtime, random_weights: bool, batch: int) -> Callable[[], None]:
+def _text(config: TextConfig, runtime: Runtime, random_weights: bool, batch: int) -> Callable[[], object]:
     if not random_weights or config.kind == "words":
         encode_text = build_text_encoder(config, runtime)
         texts = ["a bell, then two kicks and a long way to go " * config.max_tokens] * batch  # cut at the full length
-        return lambda: _discard(encode_text(texts))
+        return lambda: encode_text(texts)
     from ...models.encoders.libraries import transformers
     from ...models.encoders.t5 import T5TextEncoder
 
@@ -168,11 +174,11 @@ def _text(config: TextConfig, runtime: Runtime, random_weights: bool, batch: int
     encoder = T5TextEncoder(config, transformers().T5EncoderModel(sizes), None, runtime)
     ids = torch.randint(2, 32_000, (batch, config.max_tokens), generator=torch.Generator().manual_seed(0))
     lengths = torch.full((batch,), config.max_tokens)
-    return lambda: _discard(encoder.features(ids, lengths))
+    return lambda: encoder.features(ids, lengths)
 
 
 def count_flops(model: ModelConfig) -> dict[str, int]:
-    """Operations of products and convolutions for one clip, by part, of networks that hold no numbers."""
+    """Operations of products and convolutions for one clip, by part, counted on networks without numbers."""
     runtime, counted = Runtime(torch.device("meta"), torch.float32), {}
     with torch.device("meta"):
         calls = _calls(model, runtime, random_weights=True, batch=1)
@@ -183,16 +189,12 @@ def count_flops(model: ModelConfig) -> dict[str, int]:
     return counted
 
 
-def _decoding(media: Path, model: ModelConfig, batch: int) -> Callable[[], None]:
-    """Decodes and cuts as many clips, from the file's start as often as it ends."""
+def _decoding(media: Path, model: ModelConfig, batch: int) -> Callable[[], object]:
+    """A call that decodes and cuts `batch` clips; at its end the file starts again."""
 
     def clips() -> Iterator[object]:
         while True:
             yield from read_clips(media, media, model.codec, model.video)
 
     endless = clips()
-    return lambda: _discard(list(islice(endless, batch)))
-
-
-def _discard(_: object) -> None:
-    return None
+    return lambda: list(islice(endless, batch))

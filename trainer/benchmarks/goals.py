@@ -1,4 +1,4 @@
-"""What a folder of benchmark results says of the goals, and charts of them for docs/performance.md.
+"""Benchmark results against their goals, and charts of them for docs/performance.md.
 
 The files are those of `launch/bench.py --out`, named as launch/measure.sh names them.
 """
@@ -23,18 +23,18 @@ NORMS = ("layer_norm_modulate", "gated_residual", "gated_residual_layer_norm_mod
 COLOURS = {"ours": "#2563a8", "other": "#b9c3cc"}
 
 Row = dict[str, Any]
-Panel = tuple[str, list[tuple[str, float, bool]], str]  # title, bars as name, value and whether it is ours, unit
+Panel = tuple[str, list[tuple[str, float, bool]], str]  # title; bars: name, value, whether it is ours; unit
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A figure beside its goal; without one, it is only reported. Without a figure it did not run."""
+    """A figure and its goal. Without a goal it is only reported; without a value it did not run."""
 
-    what: str
+    name: str
     value: float | None
     goal: float | None = None
-    most: bool = False  # the goal is a limit that the value stays below
-    wish: float | None = None  # beyond the goal
+    at_most: bool = False  # the goal is an upper limit
+    stretch: float | None = None  # a goal beyond the goal
 
     @property
     def met(self) -> bool | None:
@@ -42,80 +42,80 @@ class Finding:
             return None
         if self.value is None:
             return False
-        return self.value <= self.goal if self.most else self.value >= self.goal
+        return self.value <= self.goal if self.at_most else self.value >= self.goal
 
     def line(self) -> str:
-        goal = "" if self.goal is None else f"{'at most' if self.most else 'at least'} {self.goal:g}"
+        goal = "" if self.goal is None else f"{'at most' if self.at_most else 'at least'} {self.goal:g}"
         if self.value is None:
-            return f"{self.what:58} {'':9}   {goal:14} DID NOT RUN"
-        said = {True: "met", False: "MISSED", None: ""}[self.met]
-        if self.wish is not None:
-            said += f"; {self.wish:g} {'met' if self.value >= self.wish else 'missed'}"
-        return f"{self.what:58} {self.value:9.3g}   {goal:14} {said}".rstrip()
+            return f"{self.name:58} {'':9}   {goal:14} DID NOT RUN"
+        verdict = {True: "met", False: "MISSED", None: ""}[self.met]
+        if self.stretch is not None:
+            verdict += f"; {self.stretch:g} {'met' if self.value >= self.stretch else 'missed'}"
+        return f"{self.name:58} {self.value:9.3g}   {goal:14} {verdict}".rstrip()
 
 
-def read(folder: Path) -> dict[str, Row]:
-    """Results by name. Raises FileNotFoundError where there is none."""
-    found = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-    if not found:
+def read_results(folder: Path) -> dict[str, Row]:
+    """Results by name. Raises FileNotFoundError if there is none."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    if not results:
         raise FileNotFoundError(f"{folder}: no results of launch/bench.py --out in it; run launch/measure.sh {folder}")
-    return found
+    return results
 
 
 def findings(results: dict[str, Row]) -> Iterator[Finding]:
-    """In the order of docs/performance.md; what was not measured is left out."""
+    """The findings in the order of docs/performance.md; what was not measured is left out."""
     if kernels := results.get("kernels"):
-        yield from _kernels(kernels["rows"] + kernels["alternatives"], "gpu" in kernels["host"])
-        yield from (Finding(f"{text}", None) for text in kernels.get("failed", []))
-    if train := _trained(results.get("train_full")):
-        yield Finding("MFU of a training step, 2p7b", train["mfu"], 0.45, wish=0.55)
+        yield from _kernel_findings(kernels["rows"] + kernels["alternatives"], "gpu" in kernels["host"])
+        yield from (Finding(text, None) for text in kernels.get("failed", []))
+    if train := _train_row(results.get("train_full")):
+        yield Finding("MFU of a training step, 2p7b", train["mfu"], 0.45, stretch=0.55)
         if "peak_bytes" in train:
             yield Finding("  GB allocated at most", train["peak_bytes"] / 1e9)
-        if other := _trained(results.get("train_plain"), "plain"):
+        if other := _train_row(results.get("train_plain"), "plain"):
             yield Finding("  times the speed of a plain loop", train["samples_per_s"] / other["samples_per_s"])
-        if other := _trained(results.get("train_fp8")):
+        if other := _train_row(results.get("train_fp8")):
             yield Finding("  with FP8, times its speed", other["samples_per_s"] / train["samples_per_s"], 1.2)
-        if other := _trained(results.get("train_zero2")):
+        if other := _train_row(results.get("train_zero2")):
             yield Finding("  ZeRO-2, times the speed of ZeRO-1", other["samples_per_s"] / train["samples_per_s"])
-        speeds = [r["samples_per_s"] for r in _sizes(results["train_full"])]
+        speeds = [r["samples_per_s"] for r in _rows_by_batch(results["train_full"])]
         for small, large in itertools.pairwise(speeds):
             yield Finding("  times the speed of the next smaller batch (flat: 0.98)", large / small, 0.98)
     if distill := results.get("distill"):
         if "ratio" in distill:
-            yield Finding("a round of distillation, times its parts alone", distill["ratio"], 1.15, most=True)
+            yield Finding("a round of distillation, times its parts alone", distill["ratio"], 1.15, at_most=True)
         if "peak_bytes" in distill:
             yield Finding("a round of distillation: GB allocated at most", distill["peak_bytes"] / 1e9)
         yield Finding("  its seconds", distill["round_s"])
         yield Finding("  its MFU", distill["mfu"])
-    if infer := results.get("infer"):
-        ms = {(row["way"], row["steps"]): row["ms"] for row in infer["rows"]}
+    if sample := results.get("sample"):
+        ms = {(row["way"], row["steps"]): row["ms"] for row in sample["rows"]}
         for way in dict.fromkeys(way for way, _ in ms if way.startswith("ours")):
-            yield Finding(f"ms of the student's 4 steps, batch 1, {way}", ms[way, 4], 20, most=True)
+            yield Finding(f"ms of the student's 4 steps, batch 1, {way}", ms[way, 4], 20, at_most=True)
             yield Finding("  the teacher's 50 guided steps, times that", ms[way, 50] / ms[way, 4], 12)
     for name, of in (("memory", ""), ("memory_distill", " of distillation")):
         if memory := results.get(name):
             off = abs(memory["measured_peak"] / memory["planned_peak"] - 1)
-            yield Finding(f"peak of allocated memory{of}, off its plan by", off, 0.1, most=True)
+            yield Finding(f"peak of allocated memory{of}, off its plan by", off, 0.1, at_most=True)
 
 
-def _trained(result: Row | None, variant: str = "deepspeed") -> Row | None:
+def _train_row(result: Row | None, variant: str = "deepspeed") -> Row | None:
     return next((r for r in result["rows"] if r["variant"] == variant), None) if result else None
 
 
-def _sizes(result: Row) -> list[Row]:
-    """DeepSpeed's steps by their number of samples."""
+def _rows_by_batch(result: Row) -> list[Row]:
+    """DeepSpeed's rows, by the number of samples in a step."""
     return sorted((r for r in result["rows"] if r["variant"].startswith("deepspeed")), key=lambda r: r["samples"])
 
 
-def _kernels(rows: list[Row], on_gpu: bool) -> Iterator[Finding]:
-    races = list(_races(rows, on_gpu))
+def _kernel_findings(rows: list[Row], on_gpu: bool) -> Iterator[Finding]:
+    pairs = list(_our_rows(rows, on_gpu))
     for op in dict.fromkeys(r["op"] for r in rows):
-        if not any(op == raced for raced, *_ in races):
+        if not any(op == compared for compared, *_ in pairs):
             yield Finding(f"{op}, our kernel", None, 1.0)
-    for op, way, ours, fastest in races:
+    for op, way, ours, fastest in pairs:
         name = f"{op}, {way}"
         if op == "joint_attention":
-            yield Finding(f"{name}, times the fastest alternative", fastest / ours[f"{way}_ms"], 1.0, wish=1.3)
+            yield Finding(f"{name}, times the fastest alternative", fastest / ours[f"{way}_ms"], 1.0, stretch=1.3)
         elif op in NORMS:
             yield Finding(f"{name}, of the limit", ours[f"{way}_of_limit"], 0.85)
             compiled = [r[f"{way}_ms"] for r in rows if r["op"] == op and r["backend"] == "reference"]
@@ -123,36 +123,36 @@ def _kernels(rows: list[Row], on_gpu: bool) -> Iterator[Finding]:
                 yield Finding("  times torch.compile", compiled[0] / ours[f"{way}_ms"], 1.0)
 
 
-def _races(rows: list[Row], on_gpu: bool) -> Iterator[tuple[str, str, Row, float]]:
-    """Per operation and way: our row, and the milliseconds of the fastest other one; nothing where ours did not run."""
+def _our_rows(rows: list[Row], on_gpu: bool) -> Iterator[tuple[str, str, Row, float]]:
+    """Per operation and way: our row, and the milliseconds of the fastest alternative; nothing if ours did not run."""
     for op in dict.fromkeys(r["op"] for r in rows):
-        mine = [r for r in rows if r["op"] == op]
-        ours = next((r for r in mine if r["backend"] == OURS[on_gpu]), None)
+        all_rows = [r for r in rows if r["op"] == op]
+        ours = next((r for r in all_rows if r["backend"] == OURS[on_gpu]), None)
         if ours is None:
             continue
-        others = [r for r in mine if r is not ours]
+        others = [r for r in all_rows if r is not ours]
         for way in ("forward", "backward"):
             if others:
                 yield op, way, ours, min(r[f"{way}_ms"] for r in others)
 
 
-def draw(results: dict[str, Row], folder: Path) -> list[Path]:
-    """One SVG for each kind of result that is there; `folder` is made where it is missing."""
+def draw_charts(results: dict[str, Row], folder: Path) -> list[Path]:
+    """One SVG per kind of result that is there; `folder` is made if it is missing."""
     kinds: dict[str, Iterable[Panel]] = {
         "kernels": _kernel_panels(results["kernels"]) if "kernels" in results else (),
         "train": _train_panels({name: r for name, r in results.items() if name.split("_")[0] == "train"}),
-        "infer": _infer_panels(results["infer"]) if "infer" in results else (),
+        "sample": _sample_panels(results["sample"]) if "sample" in results else (),
     }
     drawn = []
     for name, panels in kinds.items():
-        if made := list(panels):
+        if drawn_panels := list(panels):
             host = next(r["host"] for stem, r in results.items() if stem.split("_")[0] == name)
-            drawn.append(_chart(folder / f"{name}.svg", made, host))
+            drawn.append(_chart(folder / f"{name}.svg", drawn_panels, host))
     return drawn
 
 
 def _train_panels(results: dict[str, Row]) -> Iterator[Panel]:
-    """Every variant of every measurement; and ours by the number of samples, where there are several."""
+    """Every variant of every measurement, and ours by the number of samples if there are several."""
     bars = [
         (r["variant"] if name in ("train", "train_full") else f"{r['variant']}, {name.removeprefix('train_')}", r)
         for name, result in results.items()
@@ -163,7 +163,7 @@ def _train_panels(results: dict[str, Row]) -> Iterator[Panel]:
         drawn = [(name, r["samples_per_s"], r["variant"] == "deepspeed") for name, r in bars]
         yield "a training step", drawn, "samples/s"
     for result in results.values():
-        if len(sizes := _sizes(result)) > 1:
+        if len(sizes := _rows_by_batch(result)) > 1:
             yield "by batch", [(f"{r['samples']} samples", r["samples_per_s"], True) for r in sizes], "samples/s"
 
 
@@ -173,12 +173,12 @@ def _bar(row: Row, label: str, value: str, ours: str) -> tuple[str, float, bool]
 
 def _kernel_panels(result: Row) -> Iterator[Panel]:
     rows = result["rows"] + result["alternatives"]
-    for op, way, ours, _ in _races(rows, "gpu" in result["host"]):
+    for op, way, ours, _ in _our_rows(rows, "gpu" in result["host"]):
         bars = [(r["backend"], r[f"{way}_ms"], r is ours) for r in rows if r["op"] == op]
         yield f"{op.replace('_', ' ')}, {way}", bars, "ms"
 
 
-def _infer_panels(result: Row) -> Iterator[Panel]:
+def _sample_panels(result: Row) -> Iterator[Panel]:
     for steps in dict.fromkeys(r["steps"] for r in result["rows"]):
         yield (
             f"{steps} steps",
@@ -188,7 +188,7 @@ def _infer_panels(result: Row) -> Iterator[Panel]:
 
 
 def _chart(path: Path, panels: list[Panel], host: Row) -> Path:
-    """Lying bars, two panels a line."""
+    """Horizontal bars, two panels per row."""
     columns = min(2, len(panels))
     lines = -(-len(panels) // columns)
     tall = max(len(bars) for _, bars, _ in panels)

@@ -1,4 +1,4 @@
-"""Every operation of a block at a model's shapes: each implementation that runs here beside the alternatives."""
+"""Every operation of a block at a model's shapes: each implementation that runs here against the alternatives."""
 
 import importlib
 import statistics
@@ -14,44 +14,53 @@ from ...kernels.joined_attention import by_sequences, joined, joint_attention_sd
 from ...kernels.joint_attention import StreamInput
 from ...kernels.ops import BACKENDS, OPS, available
 from ...models.config import ModelConfig
-from ..core.hardware import describe, description_lines, peak_flops
-from ..engine.kernel_cases import Case, Shape, cases, lengths
-from ..engine.kernel_selection import as_run, row, timings
-from ..engine.timing import interleaved
+from ..core.hardware import peak_flops
+from ..engine.kernel_cases import BlockShape, KernelCase, condition_lengths, kernel_cases
+from ..engine.kernel_selection import as_in_run, table_row, time_implementations
+from ..engine.timing import time_interleaved
+from .summary import Column, format_table
+
+COLUMNS = (
+    Column("operation", "op"),
+    Column("by", "backend"),
+    Column("forward ms", "forward_ms", ".3f"),
+    Column("of limit", "forward_of_limit", ".2f"),
+    Column("backward ms", "backward_ms", ".3f"),
+    Column("of limit", "backward_of_limit", ".2f"),
+)
 
 
-def kernels(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inner: int) -> dict[str, Any]:
-    """`rows` are what `kernels.benchmark_file` of a configuration can name; `alternatives` are what no run can choose;
-    `failed` says what does not run here, or computes something else than the reference.
+def measure(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inner: int) -> dict[str, Any]:
+    """`rows` are what `kernels.benchmark_file` of a configuration can name. `alternatives` are implementations that no
+    run can select. `failed` says what does not run here or differs from the reference.
 
-    Both have the share of the physical limit that they reach: the least bytes at this machine's copying speed, or the
-    operations at its speed of matrix products, whichever takes longer.
+    Rows and alternatives have the share of the physical limit that they reach: the least bytes at this machine's
+    copying speed, or the operations at its speed of matrix products, whichever takes longer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = Shape.of(model, batch)
+    shape = BlockShape.of(model, batch)
     bandwidth, peak = copy_bandwidth(device), peak_flops(device, dtype)
     rows: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []
     failed: list[str] = []
-    for op, case in cases(shape, device, dtype).items():
+    for op, case in kernel_cases(shape, device, dtype).items():
         backends = available(op, device, dtype, shape.head_width)
-        implementations: dict[str, Callable[..., Any]] = {b: as_run(op, b, True) for b in backends}
+        implementations: dict[str, Callable[..., Any]] = {b: as_in_run(op, b, True) for b in backends}
         implementations["reference, eager"] = BACKENDS[op]["reference"]
         if op == "joint_attention" and device.type == "cuda":
             others_here = alternatives(shape, device)
             implementations |= {name: torch.compile(call, dynamic=False) for name, call in others_here.items()}
-        found, wrong = timings(op, case, implementations, device, rounds, inner)
+        found, wrong = time_implementations(op, case, implementations, device, rounds, inner)
         failed += [f"{op} by {name}: {why}" for name, why in wrong.items()]
         limits = limit(case, bandwidth, peak)
         for name, seconds in found.items():
-            facts = row(op, name, shape, device, dtype, *seconds)
+            facts = table_row(op, name, shape, device, dtype, *seconds)
             for way, (values, least) in zip(("forward", "backward"), zip(seconds, limits, strict=True), strict=True):
                 facts[f"{way}_low_ms"], facts[f"{way}_high_ms"] = 1000 * min(values), 1000 * max(values)
                 facts[f"{way}_of_limit"] = least / statistics.median(values)
             (rows if name in backends else others).append(facts)
     assert {r["op"] for r in rows} | {why.split()[0] for why in failed} >= set(OPS)
     return {
-        "host": describe(),
         "copy_bytes_per_s": bandwidth,
         "peak_flops": peak,
         "rows": rows,
@@ -60,8 +69,8 @@ def kernels(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inn
     }
 
 
-def limit(case: Case, bandwidth: float, peak: float) -> tuple[float, float]:
-    """Seconds that forward and backward take at least on this machine."""
+def limit(case: KernelCase, bandwidth: float, peak: float) -> tuple[float, float]:
+    """The least seconds that forward and backward can take on this machine."""
     return (
         max(case.forward_bytes / bandwidth, case.forward_flops / peak),
         max(case.backward_bytes / bandwidth, case.backward_flops / peak),
@@ -72,16 +81,16 @@ def copy_bandwidth(device: torch.device) -> float:
     """Bytes/s, read and written together, of copying a large tensor: the best of several."""
     a = torch.empty(2**30 if device.type == "cuda" else 2**26, dtype=torch.uint8, device=device)
     b = torch.empty_like(a)
-    seconds = interleaved({"copy": lambda: _discard(b.copy_(a))}, rounds=10, inner=4, warmup=2, device=device)
+    seconds = time_interleaved({"copy": lambda: b.copy_(a)}, rounds=10, inner=4, warmup=2, device=device)
     return 2 * a.numel() / min(seconds["copy"])
 
 
-def alternatives(shape: Shape, device: torch.device) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
-    """Joint attention in ways that no run can choose. Of SDPA's kernels flash takes no mask: torch's function for
-    sequences of several lengths has the same kernel without one."""
+def alternatives(shape: BlockShape, device: torch.device) -> dict[str, Callable[..., tuple[Tensor, Tensor]]]:
+    """Joint attention in ways that no run can select. SDPA's flash kernel takes no mask; torch's function for sequences
+    of several lengths has the same kernel and needs none."""
     found: dict[str, Callable[..., tuple[Tensor, Tensor]]] = {
-        "sdpa, efficient": forced(SDPBackend.EFFICIENT_ATTENTION),
-        "sdpa, math": forced(SDPBackend.MATH),
+        "sdpa, efficient": sdpa_by(SDPBackend.EFFICIENT_ATTENTION),
+        "sdpa, math": sdpa_by(SDPBackend.MATH),
         "flex_attention": flex(shape, device),
     }
     try:
@@ -92,7 +101,7 @@ def alternatives(shape: Shape, device: torch.device) -> dict[str, Callable[..., 
     return found
 
 
-def forced(backend: SDPBackend) -> Callable[..., tuple[Tensor, Tensor]]:
+def sdpa_by(backend: SDPBackend) -> Callable[..., tuple[Tensor, Tensor]]:
     """`joint_attention_sdpa` by one kernel of SDPA."""
 
     def attend(*streams: Any) -> tuple[Tensor, Tensor]:
@@ -102,10 +111,10 @@ def forced(backend: SDPBackend) -> Callable[..., tuple[Tensor, Tensor]]:
     return attend
 
 
-def flex(shape: Shape, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
-    """FlexAttention over the concatenated streams. Its block mask, of the case's lengths, is made once, not timed and
-    not compiled."""
-    n, ends = shape.latent + shape.condition, shape.latent + lengths(shape, device)
+def flex(shape: BlockShape, device: torch.device) -> Callable[..., tuple[Tensor, Tensor]]:
+    """FlexAttention over the concatenated streams. Its block mask, for the case's lengths, is made once; it is neither
+    timed nor compiled."""
+    n, ends = shape.latent + shape.condition, shape.latent + condition_lengths(shape, device)
 
     def inside(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
         return k < ends[b]
@@ -119,16 +128,7 @@ def flex(shape: Shape, device: torch.device) -> Callable[..., tuple[Tensor, Tens
     return attend
 
 
-def _discard(_: object) -> None:
-    return None
-
-
-def table(result: dict[str, Any]) -> list[str]:
-    """Lines to print."""
+def summary_lines(result: dict[str, Any]) -> list[str]:
     speeds = f"copying {result['copy_bytes_per_s'] / 1e9:.0f} GB/s, products {result['peak_flops'] / 1e12:.3g} TFLOP/s"
-    head = f"{'operation':36} {'by':26} {'forward ms':>11} {'of limit':>9} {'backward ms':>12} {'of limit':>9}"
-    lines = [*description_lines(result["host"]), speeds, head]
-    for facts in sorted(result["rows"] + result["alternatives"], key=lambda facts: facts["op"]):
-        ways = f"{facts['forward_ms']:11.3f} {facts['forward_of_limit']:9.2f} {facts['backward_ms']:12.3f}"
-        lines.append(f"{facts['op']:36} {facts['backend']:26} {ways} {facts['backward_of_limit']:9.2f}")
-    return lines + [f"left out: {why}" for why in result["failed"]]
+    rows = sorted(result["rows"] + result["alternatives"], key=lambda row: row["op"])
+    return [speeds, *format_table(rows, COLUMNS), *(f"left out: {why}" for why in result["failed"])]

@@ -1,17 +1,25 @@
 """Exact counts of floating point operations: a multiply and an add are two.
 
 A token passes one of the two streams, and modulations are computed per sample, so parameters times tokens would
-overstate this model's work. Counted are all matrix products; norms, activations and sums are left out (below 1%).
+overstate this model's work. All matrix products are counted; norms, activations and sums are left out (below 1%), and
+so is the discriminator's head, which is two small products.
 """
 
+from collections.abc import Sequence
+
 from ...models.config import ModelConfig, TransformerConfig
+from ..core.distill_config import DistillConfig
+from ..core.update_cycle import Phase
+from .passes import PRETRAINING, Gradient, Pass, distillation_passes
+
+BLOCKS = ("latent stream", "condition stream", "attention", "modulation")  # parts that checkpointing computes again
 
 
 def forward_flops(model: ModelConfig, text_tokens: int, n_blocks: int | None = None) -> dict[str, int]:
-    """Operations of one sample's forward pass, per part and in total, with `text_tokens` of (padded) text; with
-    `n_blocks` of a pass that ends after that many blocks.
+    """Operations of one sample's forward pass, per part and in total, with `text_tokens` of (padded) text. With
+    `n_blocks` the pass ends after that many blocks.
 
-    What a batch computes once, whatever its size (the embeddings of fixed times), is not a sample's.
+    What a batch computes once, whatever its size (the embeddings of fixed times), is not counted.
     """
     backbone, fusion, codec = model.backbone, model.fusion, model.codec
     latent, video, audio = codec.frames, model.video.tokens, codec.frames
@@ -58,15 +66,40 @@ def forward_flops(model: ModelConfig, text_tokens: int, n_blocks: int | None = N
     return parts | {"total": sum(parts.values())}
 
 
-def counted(parts: dict[str, int]) -> str:
-    """The parts of `forward_flops`, as a line."""
-    listed = ", ".join(f"{name} {flops / 1e9:.4g}" for name, flops in parts.items())
-    return f"forward of a sample, GFLOP: {listed}"
+def pass_flops(model: ModelConfig, one: Pass, text_tokens: int) -> int:
+    """Operations of a pass for one sample of the micro-batch. A backward pass to the weights counts as two forward
+    passes; one to the latents counts as one, without the conditioner."""
+    if one.role == "discriminator":
+        return 0
+    parts = forward_flops(model, text_tokens, one.blocks)
+    whole, conditioner = parts["total"], parts["temporal"] + parts["fusion"]
+    backward = {Gradient.NONE: 0, Gradient.LATENTS: whole - conditioner, Gradient.WEIGHTS: 2 * whole}[one.gradient]
+    return one.count * one.samples * (whole + backward)
+
+
+def update_flops(model: ModelConfig, passes: Sequence[Pass], text_tokens: int) -> int:
+    """Operations of an update for one sample, without what checkpointing computes again (the numerator of MFU)."""
+    return sum(pass_flops(model, one, text_tokens) for one in passes)
+
+
+def recomputed_flops(model: ModelConfig, passes: Sequence[Pass], text_tokens: int) -> int:
+    """Operations of an update for one sample that checkpointing adds: the blocks of every pass with a gradient."""
+    total = 0
+    for one in passes:
+        if one.gradient is not Gradient.NONE and one.role != "discriminator":
+            parts = forward_flops(model, text_tokens, one.blocks)
+            total += one.count * one.samples * sum(parts[name] for name in BLOCKS)
+    return total
 
 
 def training_flops(model: ModelConfig, text_tokens: int) -> int:
-    """Forward and backward of one sample, without what checkpointing recomputes (the numerator of MFU)."""
-    return 3 * forward_flops(model, text_tokens)["total"]
+    """`update_flops` of a pretraining step."""
+    return update_flops(model, PRETRAINING, text_tokens)
+
+
+def distillation_flops(config: DistillConfig, phase: Phase, k: int, text_tokens: int) -> int:
+    """`update_flops` of a distillation's update about the student's step `k`."""
+    return update_flops(config.model, distillation_passes(config, phase, k), text_tokens)
 
 
 def _transformer(config: TransformerConfig, tokens: int) -> int:

@@ -1,6 +1,6 @@
-"""What a pass through a model keeps in memory, found by passing through one whose tensors have shapes and no numbers.
+"""The memory that a pass through a model needs, found by a pass through one whose tensors have shapes and no numbers.
 
-The code that trains is the code that is run here, so the count follows it. B samples a micro-batch.
+The code that trains is the code that runs here, so the count follows it. B samples per micro-batch.
 """
 
 import weakref
@@ -22,32 +22,34 @@ from ...models.audiox import AudioX
 from ...models.config import ModelConfig
 from ...models.discriminator import DiscriminatorHead
 from ..core.distill_config import DistillConfig
+from ..core.update_cycle import Phase
 from ..losses.flow_matching import flow_matching_loss
+from .passes import Gradient, Pass, distillation_passes
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes of a micro-batch, without weights, their gradients and what the pass was given."""
+    """Bytes of a micro-batch, without weights, their gradients and the inputs."""
 
-    kept: int  # from the forward to the backward pass
+    kept: int  # from the forward pass to the backward pass
     peak: int  # at the worst moment of both
 
 
 class Allocations(TorchDispatchMode):
-    """Counts bytes of memory that operations inside it take, and give back; what was there before does not count."""
+    """Counts bytes of memory that operations inside it allocate and free. Earlier allocations do not count."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = self.peak = 0
-        self._known: set[int] = set()  # addresses of memory that is there
+        self._known: set[int] = set()  # addresses of memory that is allocated
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._look((args, kwargs), count=False)
+        self._note((args, kwargs), count=False)
         out = func(*args, **(kwargs or {}))
-        self._look(out, count=True)
+        self._note(out, count=True)
         return out
 
-    def _look(self, tree: Any, count: bool) -> None:
+    def _note(self, tree: Any, count: bool) -> None:
         for tensor in tree_leaves(tree):
             if isinstance(tensor, Tensor):
                 storage = tensor.untyped_storage()
@@ -56,15 +58,15 @@ class Allocations(TorchDispatchMode):
                     self._known.add(storage._cdata)
                     self.now += size
                     self.peak = max(self.peak, self.now)
-                    weakref.finalize(storage, self._gone, storage._cdata, size)
+                    weakref.finalize(storage, self._freed, storage._cdata, size)
 
-    def _gone(self, address: int, size: int) -> None:
+    def _freed(self, address: int, size: int) -> None:
         self._known.remove(address)
         self.now -= size
 
 
-class _Fused(torch.autograd.Function):
-    """An attention that keeps what the fused kernels of a GPU keep: its inputs, its output and a number a query."""
+class _FusedAttention(torch.autograd.Function):
+    """An attention that keeps what a GPU's fused kernels keep: its inputs, its output and one number per query."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -78,33 +80,33 @@ class _Fused(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-class _FusedAttention(TorchFunctionMode):
-    """torch would not choose a GPU's kernel for tensors that lie nowhere."""
+class _UseFusedAttention(TorchFunctionMode):
+    """Replaces torch's attention, which would not choose a GPU's kernel for tensors without memory."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
-            return _Fused.apply(*args[:3])
+            return _FusedAttention.apply(*args[:3])
         return func(*args, **(kwargs or {}))
 
 
-class Simulated:
-    """One architecture in one precision: as on a GPU with the operations that a configuration names, or as on a CPU.
+class SimulatedModel:
+    """One architecture in one precision: on a GPU with the operations that a configuration names, or on a CPU.
 
-    Blocks run as they are written; compiled ones keep at most as much.
+    Blocks run uncompiled; compiled ones keep at most as much.
     """
 
     def __init__(self, config: ModelConfig, precision: str, kernels: KernelsConfig | None, tokens: int) -> None:
-        """`kernels` None is a CPU; `tokens` is the length of the texts."""
+        """`kernels` None means a CPU; `tokens` is the length of the texts."""
         self.config, self.tokens = config, tokens
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.kernels = kernels
         self.fake = FakeTensorMode(allow_non_fake_inputs=True) if kernels is None else None
-        with self._nowhere():
+        with self._without_memory():
             ops = REFERENCE if kernels is None else _ops(kernels)
             self.trained = _cast(AudioX(config).use(ops), self.dtype)
             self.frozen = _cast(AudioX(config).use(ops), self.dtype).requires_grad_(False)
             self.head = _cast(DiscriminatorHead(config.backbone.width), self.dtype).requires_grad_(False)
-        for parameter in self.trained.parameters():  # a gradient belongs to the states, and leaves when it is whole
+        for parameter in self.trained.parameters():  # gradients are counted with the states: drop each once it is whole
             parameter.register_post_accumulate_grad_hook(_drop)
 
     def sizes(self) -> list[int]:
@@ -117,38 +119,42 @@ class Simulated:
             v = self.trained(z, t, *conditions)
             return flow_matching_loss(v, z.float(), z.float()).mean()
 
-        return self._passed(batch, checkpointing, forward)
+        return self._run(batch, checkpointing, forward)
 
     def student(self, config: DistillConfig, batch: int, checkpointing: bool) -> Activations:
-        """A student's update in a distillation: what `distill.Distillation` does, with models of this architecture."""
-        settings = config.distillation
+        """A student's update in a distillation: its own pass, then the passes of the others at its estimate."""
+        others = [one for one in distillation_passes(config, Phase.STUDENT, 0) if one.role != "student"]
+        teacher, fake, *adversarial = others
 
         def forward(z: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
+            def ask(one: Pass) -> Tensor:
+                with torch.set_grad_enabled(one.gradient is not Gradient.NONE):
+                    inputs = [leaf.to(self.dtype), t, *conditions]
+                    if one.samples > 1:
+                        inputs = [torch.cat([x] * one.samples) for x in inputs]
+                    out: Tensor = self.frozen(*inputs, n_blocks=one.blocks)
+                    return out[:batch]
+
             estimate = self.trained(z, t, *conditions).float()
             leaf = estimate.detach().requires_grad_()
-            times = 1 if settings.teacher_guidance == 1 else 2
-            with torch.set_grad_enabled(settings.loss == "eq10"):
-                both = [torch.cat([x] * times) for x in (leaf.to(self.dtype), t, *conditions)]
-                teacher = self.frozen(*both)[:batch].float()
-            with torch.set_grad_enabled(settings.loss != "dmd"):
-                fake = self.frozen(leaf.to(self.dtype), t, *conditions).float()
-            direction = fake - teacher
+            v_teacher = ask(teacher).float()
+            direction = ask(fake).float() - v_teacher
             if direction.requires_grad:
                 (direction,) = torch.autograd.grad(direction.square().mean(), leaf)
-            if settings.adversarial_weight:
-                features = self.frozen(leaf.to(self.dtype), t, *conditions, n_blocks=settings.discriminator_blocks)
-                (pulled,) = torch.autograd.grad(self.head(features).float().mean(), leaf)
-                direction = direction + pulled
+            if adversarial:
+                trunk, _ = adversarial
+                (more,) = torch.autograd.grad(self.head(ask(trunk)).float().mean(), leaf)
+                direction = direction + more
             return (estimate * direction.detach()).sum()
 
-        return self._passed(batch, checkpointing, forward)
+        return self._run(batch, checkpointing, forward)
 
-    def _passed(self, batch: int, checkpointing: bool, forward: Callable[..., Tensor]) -> Activations:
+    def _run(self, batch: int, checkpointing: bool, forward: Callable[..., Tensor]) -> Activations:
         self.trained.backbone.checkpointing = self.frozen.backbone.checkpointing = checkpointing
-        with self._nowhere():
-            given = self._inputs(batch)
-            with Allocations() as memory, _FusedAttention() if self.fake is None else ExitStack():
-                loss = forward(*given)
+        with self._without_memory():
+            inputs = self._inputs(batch)
+            with Allocations() as memory, _UseFusedAttention() if self.fake is None else ExitStack():
+                loss = forward(*inputs)
                 kept = memory.now
                 loss.backward()
             return Activations(kept, memory.peak)
@@ -165,8 +171,8 @@ class Simulated:
         words = torch.empty(n, self.tokens, text.dim, dtype=self.dtype)
         return [z, torch.empty(n), clip, audio, words, torch.empty(n, dtype=torch.int64)]
 
-    def _nowhere(self) -> ExitStack:
-        """Where tensors have no memory."""
+    def _without_memory(self) -> ExitStack:
+        """A context in which tensors have no memory."""
         stack = ExitStack()
         modes: list[AbstractContextManager[Any]] = [torch.device("meta")]
         if self.fake is not None:
@@ -177,14 +183,14 @@ class Simulated:
 
 
 def _ops(kernels: KernelsConfig) -> Ops:
-    """The operations of a GPU; those of libraries that may not be here keep what torch's own attention keeps."""
-    own = {"auto": "triton", "flash": "sdpa", "cudnn": "sdpa"}
-    chosen = {op: getattr(kernels, op) for op in OPS}
-    return resolve({op: own.get(name, name) for op, name in chosen.items()})
+    """A GPU's operations. Those of libraries that may not be installed keep what torch's own attention keeps."""
+    stand_ins = {"auto": "triton", "flash": "sdpa", "cudnn": "sdpa"}
+    names = {op: getattr(kernels, op) for op in OPS}
+    return resolve({op: stand_ins.get(name, name) for op, name in names.items()})
 
 
 def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """`model.to(dtype)` also where the weights are fake, which it does not know how to replace."""
+    """`model.to(dtype)`, also for fake weights, which it cannot replace."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             setattr(module, name, nn.Parameter(parameter.detach().to(dtype)))

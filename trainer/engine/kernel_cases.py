@@ -1,4 +1,4 @@
-"""Each operation of a transformer block at a model's shapes, ready to be called, timed and compared."""
+"""Each operation of a transformer block at a model's shapes, to be called, timed and compared."""
 
 import itertools
 import math
@@ -12,12 +12,12 @@ from torch import Tensor
 from ...kernels.joint_attention import StreamInput
 from ...models.config import ModelConfig
 
-FRESH = 2**27  # bytes that a call reads and writes before any are met again: a GPU caches less than half (H100: 50 MB)
+UNCACHED_BYTES = 2**27  # read before any are read again: a GPU caches less than half as much (H100: 50 MB)
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Sizes that settle how fast an operation is."""
+class BlockShape:
+    """The sizes that determine how fast an operation is."""
 
     batch: int
     latent: int  # tokens
@@ -31,8 +31,8 @@ class Shape:
         return self.heads * self.head_width
 
     @classmethod
-    def of(cls, model: ModelConfig, batch: int) -> "Shape":
-        """Of a model's blocks with full texts."""
+    def of(cls, model: ModelConfig, batch: int) -> "BlockShape":
+        """The shape of a model's blocks with full texts."""
         backbone, frames = model.backbone, model.codec.frames
         condition = model.video.tokens + frames + model.text.max_tokens
         head = backbone.width // backbone.heads
@@ -43,8 +43,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Case:
-    """One operation's inputs, and the least that any implementation of it has to read, write and multiply."""
+class KernelCase:
+    """One operation's inputs, and the least that any implementation has to read, write and multiply."""
 
     inputs: tuple[Tensor, ...]  # those with gradients
     call: Callable[..., Any]  # (implementation, *inputs) -> its outputs
@@ -52,40 +52,40 @@ class Case:
     backward_bytes: int
     forward_flops: int = 0
     backward_flops: int = 0
-    real: tuple[Tensor | bool, ...] = ()  # which of each output's tokens (B, N, 1) are no padding; all, where not said
+    real: tuple[Tensor | bool, ...] = ()  # which of each output's tokens (B, N, 1) are no padding; (): all
 
     def forward(self, implementation: Callable[..., Any]) -> tuple[Tensor, ...]:
         out = self.call(implementation, *self.inputs)
         return out if isinstance(out, tuple) else (out,)
 
     def results(self, implementation: Callable[..., Any]) -> list[Tensor]:
-        """Outputs without padding, and the gradients of the inputs where an output's is the output itself."""
+        """Outputs without padding, and the gradients of the inputs when the gradient of each output is that output."""
         outputs = self.forward(implementation)
         return [
-            *self._kept(outputs),
-            *torch.autograd.grad(outputs, self.inputs, self._kept(outputs), retain_graph=True),
+            *self._without_padding(outputs),
+            *torch.autograd.grad(outputs, self.inputs, self._without_padding(outputs), retain_graph=True),
         ]
 
-    def _kept(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
-        """Detached, zero at padding: what stands there is nobody's, and no gradient comes from it."""
+    def _without_padding(self, outputs: tuple[Tensor, ...]) -> list[Tensor]:
+        """The outputs detached, with zeros at padding: nobody reads it, and no gradient comes from it."""
         real = self.real or (True,) * len(outputs)
         return [
             out.detach().clone() if isinstance(mask, bool) else torch.where(mask, out.detach(), 0)
             for out, mask in zip(outputs, real, strict=True)
         ]
 
-    def timed(self, implementation: Callable[..., Any], backward: bool, fresh: int = 0) -> Callable[[], None]:
-        """A call to take the time of: forward alone, without what a backward pass needs, or backward alone. The calls
-        take turns with copies of the inputs, as many as it takes until `fresh` bytes have passed."""
-        copies = min(8, max(1, math.ceil(fresh / self.forward_bytes)))
+    def timed_call(self, implementation: Callable[..., Any], backward: bool, uncached: int = 0) -> Callable[[], None]:
+        """A call to be timed: forward alone, without what a backward pass needs, or backward alone. Calls alternate
+        between as many copies of the inputs as it takes to read `uncached` bytes."""
+        copies = min(8, max(1, math.ceil(uncached / self.forward_bytes)))
         others = [replace(self, inputs=tuple(_copy(x) for x in self.inputs)) for _ in range(copies - 1)]
-        calls = [case._timed(implementation, backward) for case in (self, *others)]
+        calls = [case._call(implementation, backward) for case in (self, *others)]
         if not others:
             return calls[0]
         turns = itertools.cycle(calls)
         return lambda: next(turns)()
 
-    def _timed(self, implementation: Callable[..., Any], backward: bool) -> Callable[[], None]:
+    def _call(self, implementation: Callable[..., Any], backward: bool) -> Callable[[], None]:
         if not backward:
 
             def forward() -> None:
@@ -94,7 +94,7 @@ class Case:
 
             return forward
         outputs = self.forward(implementation)
-        gradients = self._kept(outputs)
+        gradients = self._without_padding(outputs)
 
         def back() -> None:
             torch.autograd.grad(outputs, self.inputs, gradients, retain_graph=True)
@@ -106,9 +106,9 @@ def _copy(x: Tensor) -> Tensor:
     return x.detach().clone().requires_grad_()
 
 
-def cases(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, Case]:
-    """By operation, on random numbers from a fixed seed: what a block has of it, which is a call for each stream of all
-    but the joint attention. Texts have lengths of their own, as in training."""
+def kernel_cases(shape: BlockShape, device: torch.device, dtype: torch.dtype) -> dict[str, KernelCase]:
+    """The cases by operation, on random numbers from a fixed seed. Each holds the calls that one block makes: one per
+    stream, except for the joint attention. Texts have different lengths, as in training."""
     generator = torch.Generator().manual_seed(0)
     B, W, size = shape.batch, shape.width, dtype.itemsize
     both = shape.latent, shape.condition
@@ -120,10 +120,10 @@ def cases(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, C
     def modulation() -> Tensor:
         return normal(B, W, kind=torch.float32)
 
-    def case(rows: int, modulations: int, forward: int, backward: int) -> Case:
-        """Of so many (B, N, W) and (B, W) a stream."""
-        given = [[*(normal(B, n, W) for _ in range(rows)), *(modulation() for _ in range(modulations))] for n in both]
-        return Case((*given[0], *given[1]), _each, forward, backward)
+    def case(rows: int, modulations: int, forward: int, backward: int) -> KernelCase:
+        """A case of so many (B, N, W) and (B, W) inputs per stream."""
+        inputs = [[*(normal(B, n, W) for _ in range(rows)), *(modulation() for _ in range(modulations))] for n in both]
+        return KernelCase((*inputs[0], *inputs[1]), _both_streams, forward, backward)
 
     wide = B * sum(both) * 2 * shape.hidden * size
     return {
@@ -131,26 +131,28 @@ def cases(shape: Shape, device: torch.device, dtype: torch.dtype) -> dict[str, C
         "layer_norm_modulate": case(1, 2, 2 * tokens, 3 * tokens),
         "gated_residual": case(2, 1, 3 * tokens, 3 * tokens),
         "gated_residual_layer_norm_modulate": case(2, 3, 4 * tokens, 6 * tokens),
-        "swiglu": Case(tuple(normal(B, n, 2 * shape.hidden) for n in both), _each, wide * 3 // 2, wide * 5 // 2),
+        "swiglu": KernelCase(
+            tuple(normal(B, n, 2 * shape.hidden) for n in both), _both_streams, wide * 3 // 2, wide * 5 // 2
+        ),
     }
 
 
-def _each(implementation: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
-    """Of the latent stream's inputs, then of the condition stream's."""
+def _both_streams(implementation: Callable[..., Any], *inputs: Tensor) -> tuple[Tensor, ...]:
+    """The outputs for the latent stream's inputs, then for the condition stream's."""
     half = len(inputs) // 2
     outputs = [implementation(*inputs[:half]), implementation(*inputs[half:])]
     return tuple(y for out in outputs for y in (out if isinstance(out, tuple) else (out,)))
 
 
-def lengths(shape: Shape, device: torch.device) -> Tensor:
-    """(B,) condition tokens that are no padding, from a fixed seed."""
+def condition_lengths(shape: BlockShape, device: torch.device) -> Tensor:
+    """How many condition tokens of each sample (B,) are no padding, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(shape.condition // 2, shape.condition + 1, (shape.batch,), generator=generator).to(device)
 
 
-def _attention(shape: Shape, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> Case:
+def _attention(shape: BlockShape, device: torch.device, dtype: torch.dtype, generator: torch.Generator) -> KernelCase:
     B, H, D = shape.batch, shape.heads, shape.head_width
-    used = lengths(shape, device)
+    used = condition_lengths(shape, device)
     inputs: list[Tensor] = []
     tables: list[tuple[Tensor, Tensor]] = []
     for n in (shape.latent, shape.condition):
@@ -159,12 +161,14 @@ def _attention(shape: Shape, device: torch.device, dtype: torch.dtype, generator
         inputs += [t.to(device, dtype).requires_grad_() for t in (qkv, torch.ones(D), torch.ones(D))]
         tables.append((angles.cos().to(device), angles.sin().to(device)))
 
-    def call(implementation: Callable[..., Any], *given: Tensor) -> Any:
-        streams = [StreamInput(given[3 * i], given[3 * i + 1], given[3 * i + 2], *tables[i]) for i in range(2)]
+    def call(implementation: Callable[..., Any], *inputs: Tensor) -> Any:
+        streams = [StreamInput(inputs[3 * i], inputs[3 * i + 1], inputs[3 * i + 2], *tables[i]) for i in range(2)]
         return implementation(*streams, used)
 
     # A sample's latents and the conditions within its length attend to each other; QKV is read, the outputs written.
     pairs = int(((shape.latent + used) ** 2).sum())
     real = True, (torch.arange(shape.condition, device=device) < used[:, None])[:, :, None]
     packed = B * (shape.latent + shape.condition) * 3 * H * D * dtype.itemsize
-    return Case(tuple(inputs), call, packed * 4 // 3, packed * 8 // 3, 4 * pairs * H * D, 10 * pairs * H * D, real)
+    return KernelCase(
+        tuple(inputs), call, packed * 4 // 3, packed * 8 // 3, 4 * pairs * H * D, 10 * pairs * H * D, real
+    )

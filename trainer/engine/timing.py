@@ -1,20 +1,20 @@
-"""Times of several ways to do the same, which take turns so that a busy machine slows all of them alike."""
+"""Timing of several ways to do the same. They take turns, so that a busy machine slows all of them alike."""
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 
-def interleaved(
-    variants: dict[str, Callable[[], None]],
+def time_interleaved(
+    variants: Mapping[str, Callable[[], object]],
     rounds: int,
     inner: int,
     warmup: int,
     device: torch.device | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds a call of each variant, `rounds` values each of `inner` calls in a row, after `warmup` calls."""
+    """Seconds per call of each variant: `rounds` values, each of `inner` calls in a row, after `warmup` calls."""
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     for call in variants.values():
         for _ in range(warmup):
@@ -33,16 +33,16 @@ def interleaved(
     return seconds
 
 
-def replayed(
-    variants: dict[str, Callable[[], None]], rounds: int, inner: int, device: torch.device
+def time_graphs(
+    variants: Mapping[str, Callable[[], object]], rounds: int, inner: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds a call of each variant, all captured by `captured` with `inner` calls: by the GPU's own clock, so that
-    what Python takes to launch them does not count."""
+    """Seconds per call of each variant, captured by `capture_graph` with `inner` calls. The GPU's own clock measures,
+    so that the time Python takes to launch them does not count."""
     seconds: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, replay in variants.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            replay()  # what the variant before it left in a cache is gone
+            replay()  # so that the cache holds nothing of the variant before
             begin.record()
             replay()
             end.record()
@@ -51,11 +51,11 @@ def replayed(
     return seconds
 
 
-def captured(make: Callable[[], Callable[[], None]], inner: int) -> Callable[[], None]:
-    """Replays `inner` calls of what `make` makes as one CUDA graph. It is made, compiled and captured on one stream:
-    autograd computes a backward where its forward was.
+def capture_graph(make: Callable[[], Callable[[], object]], inner: int) -> Callable[[], None]:
+    """A replay of `inner` calls of what `make` returns, as one CUDA graph. It is made, compiled and captured on one
+    stream, since autograd computes a backward on the stream of its forward.
 
-    Raises RuntimeError where a call does what a graph cannot hold; the stream is then the one that it was before.
+    Raises RuntimeError if a call does what a graph cannot hold; the current stream is then the same as before.
     """
     before, side = torch.cuda.current_stream(), torch.cuda.Stream()
     side.wait_stream(before)
@@ -70,10 +70,10 @@ def captured(make: Callable[[], Callable[[], None]], inner: int) -> Callable[[],
             for _ in range(inner):
                 call()
     finally:
-        torch.cuda.set_stream(before)  # a capture that fails leaves its own
+        torch.cuda.set_stream(before)  # a failed capture leaves its own
     return functools.partial(_replay, graph, call)
 
 
-def _replay(graph: torch.cuda.CUDAGraph, held: Callable[[], None]) -> None:
-    """`held` keeps the tensors that the graph reads."""
+def _replay(graph: torch.cuda.CUDAGraph, call: Callable[[], object]) -> None:
+    """`call` keeps the tensors alive that the graph reads."""
     graph.replay()

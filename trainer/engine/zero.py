@@ -21,7 +21,7 @@ from ..core.cli import ExitCode
 from ..core.config import OptimizerConfig, ZeroConfig
 from ..core.config_reader import merged
 from ..core.hardware import free_port, keep_freed_memory
-from ..cost import role_bytes
+from ..cost.role_bytes import RoleBytes, storage_bytes
 from .fragment import Fragment
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -139,7 +139,7 @@ class Engine:
         """
         boundary = self.engine.is_gradient_accumulation_boundary()
         if boundary and not self._gradient_bytes:
-            self._gradient_bytes = role_bytes.held(self._gradients())
+            self._gradient_bytes = storage_bytes(self._gradients())
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         finite = True
@@ -150,13 +150,13 @@ class Engine:
         self._updates += applied
         return applied
 
-    def bytes(self, ema: Sequence[Tensor] = ()) -> role_bytes.RoleBytes:
+    def bytes(self, ema: Sequence[Tensor] = ()) -> RoleBytes:
         """Counts the bytes of the model's tensors on this rank, and with offload on its host. Gradients are counted in
         the first update."""
         optimizer = [t for state in self.adamw.state.values() for t in state.values() if isinstance(t, Tensor)]
         copies = getattr(self.optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", ())
-        weights = role_bytes.held([*_weights(self.module), *self.shards(), *copies])
-        return role_bytes.RoleBytes(weights, self._gradient_bytes, role_bytes.held(optimizer), role_bytes.held(ema))
+        weights = storage_bytes([*_weights(self.module), *self.shards(), *copies])
+        return RoleBytes(weights, self._gradient_bytes, storage_bytes(optimizer), storage_bytes(ema))
 
     def _gradients(self) -> Iterator[Tensor | None]:
         """Every tensor that holds a gradient between backward and step, at whichever stage."""
@@ -295,9 +295,9 @@ class FrozenModel:
         self.engine, *_ = deepspeed.initialize(model=model, config=config)
         self.module = self.engine.module
 
-    def bytes(self) -> role_bytes.RoleBytes:
+    def bytes(self) -> RoleBytes:
         """Counts the bytes of its weights on this rank."""
-        return role_bytes.RoleBytes(role_bytes.held(_weights(self.module)), 0, 0, 0)
+        return RoleBytes(storage_bytes(_weights(self.module)), 0, 0, 0)
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor | None]:

@@ -19,7 +19,7 @@ from ..core.config_reader import read_json
 from ..core.distill_config import load_distill_config, precision_overrides
 from ..core.files import hash_file, write_json, write_text
 from ..core.hardware import fastest_precision
-from ..cost.distill_operations import rounds_within
+from ..cost.budget import rounds_within_budget
 from ..cost.operations import training_flops
 from ..data.pairs import check_pairs
 
@@ -188,7 +188,7 @@ class Ablations:
             self.settings.student, [f"warm_start.pairs={self.settings.pairs}", *overrides]
         )
         share = budget / distillation.training.global_batch
-        rounds = rounds_within(distillation, share, distillation.model.text.max_tokens)
+        rounds = rounds_within_budget(distillation, share, distillation.model.text.max_tokens)
         return rounds * distillation.updates.counts[0]
 
 

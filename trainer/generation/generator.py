@@ -22,7 +22,7 @@ from ..checkpoint.export import load_weights
 from ..core.hardware import choose_device
 from ..data.batches import Conditions
 from ..engine import kernel_selection
-from ..engine.kernel_cases import Shape
+from ..engine.kernel_cases import BlockShape
 from .batching import parallel_map
 from .clip_request import ClipRequest, concatenate_requests
 from .long_form import LongSound, sampling_for
@@ -58,8 +58,8 @@ class Generator:
         self.device = choose_device(device)
         self.dtype = dtype
         self.model = load_weights(Path(weights)).to(self.device, dtype).eval()
-        shape = Shape.of(self.model.config, batch=2)  # a clip and its unconditional branch
-        self.kernels, _ = kernel_selection.decide(requested, shape, self.device, dtype, table)
+        shape = BlockShape.of(self.model.config, batch=2)  # a clip and its unconditional branch
+        self.kernels, _ = kernel_selection.select_for_shape(requested, shape, self.device, dtype, table)
         self.model.use(self.kernels.ops())
         self.sampling = self.model.sampling
         self._runtime = Runtime.here(self.device)

@@ -46,7 +46,8 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
     with Watchdog(config.timeouts) as watchdog:
         world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
-        trainer = Distillation(config, weights, world, kernel_selection.choose(config, world, output, config.precision))
+        ops = kernel_selection.select_for_run(config, world, config.precision, output).ops()
+        trainer = Distillation(config, weights, world, ops)
         if world.rank == 0:
             print("\n".join(memory_lines(trainer)), flush=True)
         reader = DistillationReader(config, world)

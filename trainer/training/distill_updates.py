@@ -20,8 +20,9 @@ from ..checkpoint.load import TrainedModel
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig, RoleConfig
 from ..core.update_cycle import Phase
-from ..cost.distill_operations import update_flops
-from ..cost.role_bytes import RoleBytes, roles
+from ..cost.operations import distillation_flops
+from ..cost.passes import step_probabilities
+from ..cost.role_bytes import RoleBytes, planned_roles
 from ..data.batches import Batch
 from ..data.distill_draws import DistillDraws
 from ..engine import zero
@@ -106,7 +107,7 @@ class Distillation:
             applied = engine.step(rate)
         if applied and name == "student":
             self.ema.update(engine.shards(), engine.updates())
-        flops = update_flops(self.config, phase, self._interval(update), batch.conditions.text.shape[1])
+        flops = distillation_flops(self.config, phase, self._interval(update), batch.conditions.text.shape[1])
         return StepResult(name, applied, {f"{name}_lr": rate}, flops)
 
     def destroy(self) -> None:
@@ -122,7 +123,7 @@ class Distillation:
     def planned_bytes(self) -> dict[str, RoleBytes]:
         """The bytes that each role's tensors will take on this rank, by arithmetic."""
         sizes = {name: [math.prod(shape) for shape in engine.shapes.values()] for name, engine in self.engines.items()}
-        planned = roles(self.config, sizes["student"], sizes["discriminator"])
+        planned = planned_roles(self.config, sizes["student"], sizes["discriminator"])
         where = self.world.rank, self.world.ranks, self.accumulation > 1
         return {role.name: role.bytes(*where) for role in planned}
 
@@ -282,10 +283,8 @@ class Distillation:
     # The student's samples.
 
     def _interval(self, update: int) -> int:
-        """The sampling step of the student that an update trains. The warm start draws all with equal probability."""
-        shares = self.config.distillation.step_probabilities
-        equal = self.cycle.phase(update) is Phase.WARM_START
-        return self.draws.interval(update, [1 / len(shares)] * len(shares) if equal else shares)
+        """The sampling step of the student that an update trains."""
+        return self.draws.interval(update, step_probabilities(self.config, self.cycle.phase(update)))
 
     def _level(self, k: int, batch: Batch) -> Tensor:
         return torch.full((len(batch),), self.times[k], device=self.world.device)

@@ -64,7 +64,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
         torch.distributed.barrier()  # every rank has looked before any rank writes
         missing = [part for part, shares in enumerate(present) if not all(shares)]
         if missing:
-            ops = kernel_selection.choose(config, world, out, config.teacher.precision)
+            ops = kernel_selection.select_for_run(config, world, config.teacher.precision, out).ops()
             model = configure_model(weights, replace(config.training, fp8=False), ops)
             frozen = zero.FrozenModel(model, config.teacher.precision, config.teacher.sharded, world.device)
             _PairMaker(config, facts, frozen, world, out, watchdog).parts(missing)

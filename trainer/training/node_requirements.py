@@ -10,8 +10,9 @@ import torch
 from ..checkpoint import load
 from ..core.config import BaseConfig
 from ..core.gpu_specs import find_gpu
-from ..cost.plan import Arrangement, arranged, workload
-from ..cost.plan_time import Cluster
+from ..cost.planned_memory import configured_layout, planned_memory
+from ..cost.planned_time import Cluster
+from ..cost.workload import workload
 from ..resilience.preflight import NodeRequirements
 
 MEMORY_SHARE = 0.9  # of a plan's, which is within a tenth of what a run measures
@@ -30,13 +31,9 @@ def from_config(requested: NodeRequirements, config: BaseConfig, given: Collecti
         return requested
     ranks, each = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     missing = max(0, config.checkpoint.keep_last - len(load.list_checkpoints(requested.output)))
-    needs = {"disk": sum(role.saved() for role in work.roles) * (1 + missing) / 1e9}
+    needs = {"disk": sum(role.checkpoint_bytes() for role in work.roles) * (1 + missing) / 1e9}
     if torch.cuda.is_available():
-        training = work.training
-        layout = Arrangement(
-            ranks, None, training.micro_batch, training.global_batch, training.activation_checkpointing
-        )
-        needs["memory"] = MEMORY_SHARE * arranged(work, layout).total / 1e9
+        needs["memory"] = MEMORY_SHARE * planned_memory(work, configured_layout(work, ranks)).total / 1e9
         gpu = find_gpu(torch.cuda.get_device_name())
         if gpu is not None:
             needs["bandwidth"] = SPEED_SHARE * Cluster(gpu, ranks, each).speed / 1e9

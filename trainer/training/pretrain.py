@@ -139,7 +139,8 @@ def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:
     with Watchdog(config.timeouts) as watchdog:
         world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
         watchdog.connect(world.rank, world.ranks)
-        trainer = Pretraining(config, world, kernel_selection.choose(config, world, output, config.training.precision))
+        ops = kernel_selection.select_for_run(config, world, config.training.precision, output).ops()
+        trainer = Pretraining(config, world, ops)
         reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
         peak = peak_flops(world.device, trainer.engine.dtype) * world.ranks
         train(trainer, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)}, watchdog)

@@ -12,7 +12,8 @@ import torch
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.update_cycle import Phase
-from audiox_trainer.trainer.cost.distill_operations import update_flops
+from audiox_trainer.trainer.cost.operations import distillation_flops
+from audiox_trainer.trainer.cost.passes import distillation_passes
 from audiox_trainer.trainer.training.distill_updates import Distillation
 from tests.helpers.reference_distillation import TRAINED, Plain
 from tests.helpers.scenario_results import KINDS, Item, Launch, differing
@@ -125,7 +126,7 @@ class TestResume:
 
     def test_asked_to_stop_in_a_round_saves_at_its_end(self, two):
         """One rank is asked in update 3, which ends no round; then both in the last round, which is the end anyway."""
-        stopped = {"said": "asked to stop: step 6 of 10 is saved; continue with --resume", "code": ExitCode.STOPPED}
+        stopped = {"said": "asked to stop: step 6 of 10 is saved; go on with --resume", "code": ExitCode.STOPPED}
         assert two.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
         for role in ROLES:
             kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
@@ -173,7 +174,32 @@ COUNTED = {
     "eq10": ("distillation.loss=eq10",),
     "eq10_sg_teacher": ("distillation.loss=eq10_sg_teacher",),
     "rolled": ("sampling.sampler=euler", "warm_start.rollout=true"),
+    "unguided": ("distillation.teacher_guidance=1", "distillation.discriminator_blocks=2"),
+    "not adversarial": ("distillation.adversarial_weight=0", "warm_start.rollout=true"),
 }
+
+
+def listed(config, row, micro_batches):
+    """The passes of an update as `cost.passes` lists them."""
+    passes = distillation_passes(config, Phase(row["phase"]), row["k"])
+    return micro_batches * [
+        {"role": one.role, "gradient": one.gradient.name, "samples": one.samples, "blocks": one.blocks}
+        for one in passes
+        for _ in range(one.count)
+    ]
+
+
+@pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
+def test_an_update_makes_the_passes_that_are_listed(two, name):
+    """Each with its role, its gradient, its number of blocks and its share of samples, in the listed order."""
+    item = next(item for item in TWO_RANKS if item.name == name)
+    config = small_distill_config(None, *item.overrides)
+    paired = small_distill_config(None, *item.overrides, "warm_start.pairs=made")
+    micro_batches = config.training.global_batch // config.training.micro_batch // 2
+    for result in two.results(name):
+        for update, row in enumerate(result["rows"]):
+            fitting = paired if update in item.arguments.get("paired", ()) else config
+            assert row["passes"] == listed(fitting, row, micro_batches), (update, row["phase"], row["k"])
 
 
 @pytest.mark.long
@@ -188,12 +214,14 @@ def test_operations_are_counted_to_a_twentieth(scenes, tmp_path):
     launch, found = Launch(1, scenes, tmp_path, items, "tests.helpers.distillation_scenarios"), set()
     for name, how in COUNTED.items():
         four, eight = (launch.results(f"{name} {batch}")[0]["rows"] for batch in (4, 8))
+        config = small_distill_config(None, *how)
         for a, b in zip(four, eight, strict=True):
             assert (a["phase"], a["k"]) == (b["phase"], b["k"])
-            expected = update_flops(small_distill_config(None, *how), Phase(a["phase"]), a["k"], 8)
+            expected = distillation_flops(config, Phase(a["phase"]), a["k"], 8)
             assert (b["count"] - a["count"]) / 4 == pytest.approx(expected, rel=0.05), (name, a["phase"], a["k"])
+            assert a["passes"] == b["passes"] == listed(config, a, 1)
             found.add((name, a["phase"]))
-    assert len(found) == len(COUNTED) * len(Phase)
+    assert len(found) == len(COUNTED) * len(Phase) - 1
 
 
 @pytest.mark.long

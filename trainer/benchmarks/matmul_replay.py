@@ -1,4 +1,4 @@
-"""The matrix products of a training step alone: what is left of it where everything else costs nothing."""
+"""The matrix products of a training step alone: the time it would take if everything else were free."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -11,10 +11,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 Signature = tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int, ...]]  # shape and stride of both
 
 
-class Products(TorchDispatchMode):
-    """Notes the products that are computed while it is entered; called, it computes them again.
+class MatmulReplay(TorchDispatchMode):
+    """Records the products that are computed inside it; a call computes them again.
 
-    Products of one kind take the same operands every time, which then lie in a cache: no step has it that easy.
+    Products of one kind take the same operands every time, which then lie in a cache, so no step is that fast.
     """
 
     def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
@@ -30,7 +30,7 @@ class Products(TorchDispatchMode):
             self.counts[tuple(a.shape), a.stride(), tuple(b.shape), b.stride()] += 1
         return op(*args, **(kwargs or {}))
 
-    def prepare(self) -> "Products":
+    def prepare(self) -> "MatmulReplay":
         for shape_a, stride_a, shape_b, stride_b in self.counts:
             pair = [
                 torch.empty_strided(shape, stride, dtype=self.dtype, device=self.device).normal_()
@@ -41,7 +41,7 @@ class Products(TorchDispatchMode):
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions of all of them."""
+        """Multiplications and additions of all products."""
         total = 0
         for (shape_a, _, shape_b, _), count in self.counts.items():
             rows, inner, columns = shape_a[-2], shape_a[-1], shape_b[-1]
@@ -55,9 +55,9 @@ class Products(TorchDispatchMode):
                 torch.matmul(a, b)
 
 
-def products_of(call: Callable[[], object], dtype: torch.dtype, device: torch.device) -> Products:
-    """Those of one call, ready to be computed in `dtype`."""
-    products = Products(dtype, device)
-    with products:
+def replay_matmuls(call: Callable[[], object], dtype: torch.dtype, device: torch.device) -> MatmulReplay:
+    """The products of one call, to be computed in `dtype`."""
+    replay = MatmulReplay(dtype, device)
+    with replay:
         call()
-    return products.prepare()
+    return replay.prepare()
