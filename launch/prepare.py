@@ -50,7 +50,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     scenes.add_argument(
         "--config", type=Path, default=Path("configs/tiny.json"), help=f"{config} (default %(default)s)"
     )
-    files.add_argument("--filters", type=Path, help="JSON file of what is kept (default: whatever is whole and sounds)")
+    files.add_argument(
+        "--filters", type=Path, help="JSON file of what is kept (default: all that is intact and audible)"
+    )
     files.add_argument(
         "--limit", type=float, default=1800, metavar="SECONDS",
         help="without a clip, after which a file is given up (default %(default)g)",
@@ -111,7 +113,7 @@ def main() -> int:
         model = load_pretrain_config(args.config, args.set).model
         filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
         cli.set_compile_cache(scratch_folder(args.out))
-        place = replace(PrepareRank.here(args.device), limit=args.limit, unreachable=args.unreachable)
+        place = replace(PrepareRank.from_environment(args.device), limit=args.limit, unreachable=args.unreachable)
         summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
         if place.rank == 0:
             print(f"{args.out}: {summary}")

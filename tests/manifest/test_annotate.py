@@ -147,7 +147,9 @@ def test_what_is_missing_is_filled_and_what_is_there_stays(tmp_path, model):
     assert music["mood"] == "sad" and music["genre"] == "jazz" and "category" not in music
     assert full == {"audio": "a.wav", **given[3]}
     assert len(read_manifest(tmp_path / "out.jsonl")) == 4
-    assert str(summary).startswith("4 lines, 1 lacked nothing, 0 answered before; filled 2 SED, 2 caption, 1 category")
+    assert str(summary).startswith(
+        "4 lines, 1 complete already, 0 answered before; filled 2 SED, 2 caption, 1 category"
+    )
     assert not (tmp_path / "out.jsonl.unfilled.jsonl").exists()
     with pytest.raises(ValueError, match=r"out\.jsonl exists"):
         annotate(tmp_path / "clips.jsonl", tmp_path / "out.jsonl", model.endpoint, 2, again=False)
@@ -216,7 +218,7 @@ def test_nothing_is_asked_twice(tmp_path, model):
     assert model.asked == once and summary.cached == 4
     (tmp_path / "out.jsonl").unlink()
     annotate(path, tmp_path / "out.jsonl", model.endpoint, 2, again=True)
-    assert model.asked == once | {"stubborn": 6}, "what was refused is asked anew when that is wished"
+    assert model.asked == once | {"stubborn": 6}, "refused answers are asked for again on request"
     soundfile.write(tmp_path / "a.wav", sine(seconds=1.1, rate=8000), 8000)
     (tmp_path / "out.jsonl").unlink()
     annotate(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
@@ -225,7 +227,9 @@ def test_nothing_is_asked_twice(tmp_path, model):
 
 def test_an_endpoint_that_is_down_or_refuses_the_key_stops_the_run(tmp_path, model):
     path = manifest(tmp_path, *clips("good", *(f"dead {i}" for i in range(20))))
-    with pytest.raises(ValueError, match=r"no answer to 10 clips in a row, the last time: .*the same command goes on"):
+    with pytest.raises(
+        ValueError, match=r"no answer to 10 clips in a row, the last time: .*the same command continues"
+    ):
         annotate(path, tmp_path / "out.jsonl", model.endpoint, 1, again=False)
     assert not (tmp_path / "out.jsonl").exists() and model.asked["good"] == 1
     assert sum(model.asked.values()) <= 1 + 4 * 13
@@ -281,7 +285,7 @@ def test_answers_that_another_process_holds(tmp_path):
     other.execute("begin exclusive")
     answers._file.execute("pragma busy_timeout = 10")
     for act in (lambda: answers.put("k", CachedAnswer("{}")), lambda: answers.get("k")):
-        with pytest.raises(OSError, match="/a: database is locked; what was answered is kept, and the same command"):
+        with pytest.raises(OSError, match="/a: database is locked; earlier answers are kept, and the same command"):
             act()
     with pytest.raises(OSError, match="none/a: unable to open"):
         AnswerCache(tmp_path / "none/a")

@@ -67,7 +67,7 @@ def test_a_byte_order_mark_and_windows_lines(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("not json", r"not JSON .*'not json'; expected one object a line"),
+        ("not json", r"not JSON .*'not json'; expected one object per line"),
         ('{"audio": "a.wav"', "not JSON"),
         ('["a.wav"]', "is a list; expected an object"),
         ('{"audio": "a.wav", "start": NaN}', "NaN is not a number"),
@@ -217,7 +217,7 @@ def test_ten_wrong_lines_are_named_and_all_are_counted(tmp_path):
 
 def test_a_number_that_no_float_holds(tmp_path):
     """Among the keys that are kept as they are, too: a record could not be written with it."""
-    with pytest.raises(ValueError, match=r"clips\.jsonl:1: not JSON \(1e999 is larger than any number"):
+    with pytest.raises(ValueError, match=r"clips\.jsonl:1: not JSON \(1e999 is larger than any float"):
         read_manifest(written(tmp_path, '{"audio": "a.wav", "gain": {"left": [1e999]}}'))
     assert read_manifest(written(tmp_path, '{"audio": "a.wav", "gain": 1.5e2}'))[0].annotation == {
         "extra": {"gain": 150}

@@ -1,4 +1,4 @@
-"""A first manifest of a folder: what is joined, what is left out, and that nothing is written over."""
+"""A first manifest of a folder: what is joined, what is left out, and that nothing is overwritten."""
 
 import json
 import os
@@ -116,13 +116,13 @@ def test_what_is_left_out_is_named(tmp_path, monkeypatch):
     assert [line["audio"] for line in lines_of(tmp_path / "clips.jsonl")] == ["fine.wav"]
     text = str(report)
     for problem in (
-        "twice.mp3, twice.wav: one name, and which is meant cannot be told",
+        "twice.mp3, twice.wav: several files with one name; rename one",
         "broken.json: not JSON",
         "slip.json: key 'captoins'; did you mean 'captions'?",
         "wrong.json: SED is",
         "path.json: expected an object",
         "text.txt: not UTF-8 (unexpected end of data at byte 3)",
-        "alone.txt: no sound or video of that name beside it",
+        "alone.txt: no sound or video has this name",
         "readme.md: neither sound nor video",
         "caf\\xe9.wav: audio is",
         "left out: 7",
@@ -135,13 +135,13 @@ def test_what_is_left_out_is_named(tmp_path, monkeypatch):
 
 def test_nothing_is_written_over(tmp_path):
     put(tmp_path, a__wav="", clips__jsonl="mine")
-    with pytest.raises(ValueError, match=r"clips\.jsonl exists, and nothing is written over it"):
+    with pytest.raises(ValueError, match=r"clips\.jsonl exists and is not overwritten"):
         scan(tmp_path, tmp_path / "clips.jsonl", "audio", pictures=False)
     assert (tmp_path / "clips.jsonl").read_text() == "mine"
     with pytest.raises(ValueError, match="is not a folder"):
         scan(tmp_path / "a.wav", tmp_path / "new.jsonl", "audio", pictures=False)
     (tmp_path / "a.wav").unlink()
-    with pytest.raises(ValueError, match="not one line could be written"):
+    with pytest.raises(ValueError, match="no line could be written"):
         scan(tmp_path, tmp_path / "new.jsonl", "audio", pictures=False)
     assert not (tmp_path / "new.jsonl").exists()
 

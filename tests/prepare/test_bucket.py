@@ -71,7 +71,7 @@ def test_the_same_as_in_a_folder(bucket, made):
     assert str(summary) == "kept 12 audio clips (21.0 s of sound), rejected 1 missing"
     assert objects(bucket, "mine") == expected
     assert prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1) == summary, "finished already"
-    with pytest.raises(ValueError, match="s3://sounds/mine was begun with seed 0, this command has 1; go on with"):
+    with pytest.raises(ValueError, match="s3://sounds/mine was started with seed 0, this command has 1; keep"):
         prepare_files("s3://sounds/mine", MODEL, path, seed=1, workers=1)
 
 
@@ -88,7 +88,7 @@ def test_a_bucket_that_fails(bucket, made, monkeypatch):
 
     monkeypatch.setattr(storage.BucketStore, "put", put)
     with pytest.raises(
-        OSError, match=r"Could not connect.*: could not \w+ s3://sounds/mine/.*; what is finished stays in"
+        OSError, match=r"Could not connect.*: could not \w+ s3://sounds/mine/.*; finished work stays in"
     ):
         prepare_files("s3://sounds/mine", MODEL, path, seed=0, workers=1)
     monkeypatch.setattr(storage.BucketStore, "put", whole)

@@ -185,7 +185,7 @@ class TestNetworks:
         with pytest.raises(ValueError, match=r"gives \(1, 2\) for 1 rows; expected .* with column 2"):
             scores(judge, load_network(judge.file, CPU), [clip()], RATE)
         judge = replace(judge, file=networks["bright"])
-        with pytest.raises(ValueError, match=r"bright\.\w+: does not take float32 \(1, 32000\) \("):
+        with pytest.raises(ValueError, match=r"bright\.\w+: does not accept float32 \(1, 32000\) \("):
             scores(judge, load_network(judge.file, CPU), [clip()], RATE)
         separator = SeparatorConfig(networks["stems"], rate=16000, stem=2)
         with pytest.raises(ValueError, match=r"gives \(1, 2, 2, 32000\) for \(1, 2, 32000\); .* with stem 2"):
@@ -231,16 +231,16 @@ def test_a_long_file_is_left_at_once(tmp_path):
         ),
         (
             {"classifiers": [{"name": "a", "file": "a.ts", "min_score": 0}]},
-            r"classifiers\[0\]\.rate: 0; audio wants it above",
+            r"classifiers\[0\]\.rate: 0; audio needs it above",
         ),
         ({"classifiers": [{"name": "a", "file": "a.ts", "rate": 8000}]}, r"classifiers\[0\]\.min_score: missing"),
         (
             {"classifiers": [{"name": "a", "file": "a.ts", "input": "video", "size": 9, "rate": 8, "max_score": 1}]},
-            r"classifiers\[0\]\.size: 9; video wants it above 0, and no rate",
+            r"classifiers\[0\]\.size: 9; video needs it above 0, and no rate",
         ),
         (
             {"classifiers": [{"name": "a", "file": "a.ts", "rate": 8000, "min_score": 0, "domains": ["speech"]}]},
-            r"classifiers\[0\]\.domains: \['speech'\] must be some of",
+            r"classifiers\[0\]\.domains\[0\]: 'speech' is not allowed; expected 'audio' or 'music'",
         ),
         ({"separator": {"file": "a.ts", "rate": 44100, "channels": 3}}, r"separator\.channels: 3 is not allowed"),
     ],

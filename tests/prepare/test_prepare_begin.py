@@ -48,7 +48,7 @@ def test_another_rank_begins_between_two_looks(tmp_path, path):
     start_preparation(store, plan_of(path))
     other = Late(tmp_path / "other", 0)
     other.plan = plan_of(path)
-    with pytest.raises(ValueError, match="other was begun with seed 0, this command has 1"):
+    with pytest.raises(ValueError, match="other was started with seed 0, this command has 1"):
         start_preparation(other, replace(plan_of(path), seed=1))
 
 
@@ -95,7 +95,7 @@ def test_folders_that_vanish_while_they_are_looked_through(tmp_path):
 @pytest.mark.usefixtures("forkserver")
 @pytest.mark.parametrize("device", ["", "cpu"])
 def test_a_slip_in_the_configuration_can_be_mended(tmp_path, path, device):
-    """Nothing is begun with it, so the folder is free for the right one."""
+    """Nothing is started with it, so the folder is free for the right one."""
     from audiox_trainer.trainer.prepare.prepare_files import PrepareRank
 
     def prepare(model=MODEL, filters=None):
@@ -108,7 +108,7 @@ def test_a_slip_in_the_configuration_can_be_mended(tmp_path, path, device):
     wrong = [
         ({"model": replace(MODEL, video=replace(MODEL.video, steps=34))}, "32 motion frames.* says 34 steps"),
         ({"model": replace(MODEL, codec=replace(MODEL.codec, kind="oobleck"))}, r"model\.codec\.weights: empty"),
-        ({"filters": judged}, r"seven\.ts: does not take float32 \(1, 16384\)"),
+        ({"filters": judged}, r"seven\.ts: does not accept float32 \(1, 16384\)"),
     ]
     for changes, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -140,14 +140,14 @@ class TestNetworks:
         codec = replace(model.codec, weights=str(tmp_path / "vae"))
         moved = plan_of(path, replace(model, codec=codec, video=replace(model.video, **places)))
         start_preparation(FolderStore(tmp_path / "out", 0), moved)
-        assert moved.digest == plan.digest and moved != plan
+        assert moved.hash == plan.hash and moved != plan
 
     @pytest.mark.parametrize("name", ["clip", "stable-audio", "synchformer"])
     def test_others_in_their_place(self, tmp_path, path, model, name):
         start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, model))
         shutil.rmtree(tmp_path / name)
         {"clip": save_clip, "stable-audio": save_oobleck, "synchformer": save_synchformer}[name](tmp_path / name)
-        with pytest.raises(ValueError, match=r"out was begun with networks\.model\.(codec|video\.\w+) '\w+', this"):
+        with pytest.raises(ValueError, match=r"out was started with networks\.model\.(codec|video\.\w+) '\w+', this"):
             start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, model))
 
     def test_a_filter_of_the_same_name(self, tmp_path, path):
@@ -161,10 +161,10 @@ class TestNetworks:
         (tmp_path / "a.onnx").rename(tmp_path / "b.onnx")
         start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, filters=filters("b.onnx")))
         (tmp_path / "a.onnx").write_bytes(b"another")
-        with pytest.raises(ValueError, match=r"begun with networks\.filters\.classifiers\.music "):
+        with pytest.raises(ValueError, match=r"started with networks\.filters\.classifiers\.music "):
             start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, filters=filters("a.onnx")))
         (tmp_path / "a.onnx").unlink()
-        with pytest.raises(ValueError, match=r"filters\.classifiers\.music: .*a\.onnx is not there"):
+        with pytest.raises(ValueError, match=r"filters\.classifiers\.music: .*a\.onnx is missing"):
             plan_of(path, filters=filters("a.onnx"))
 
     @pytest.mark.parametrize("key", ["image_weights", "motion_weights"])

@@ -81,7 +81,7 @@ class TestAddresses:
         return prepare
 
     def test_an_outage_stops_the_rank_and_costs_no_file(self, tmp_path, prepare, port):
-        message = r"3 addresses in a row gave no answer, the last one: http.*/a\.flac.*; what is finished stays"
+        message = r"3 addresses in a row gave no answer, the last one: http.*/a\.flac.*; finished work stays"
         with pytest.raises(OSError, match=message):
             prepare("tgggg", unreachable=3)
         assert [p.name for p in (tmp_path / "out/work/blocks").glob("*")] == ["000000.json"]
@@ -174,7 +174,7 @@ def test_a_process_that_is_killed(tmp_path, monkeypatch, forkserver, capsys, tim
         assert contents(tmp_path / "out") == contents(tmp_path / "expected")
         return
     assert rejected(tmp_path / "out") == {2: "undecodable"}
-    assert "ended its process twice, by SIGKILL when it was alone" in (tmp_path / "out/rejected.jsonl").read_text()
+    assert "killed its process twice, the second time alone (SIGKILL)" in (tmp_path / "out/rejected.jsonl").read_text()
 
 
 def test_features_that_are_not_finite(tmp_path, monkeypatch):

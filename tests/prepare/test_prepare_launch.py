@@ -47,7 +47,7 @@ class TestPlace:
     )
     def test_a_launchers_word(self, given, variables, rank, ranks):
         given(**variables)
-        place = PrepareRank.here("cpu")
+        place = PrepareRank.from_environment("cpu")
         assert (place.rank, place.ranks, place.device) == (rank, ranks, "")
 
     def test_each_rank_takes_a_gpu_of_its_own(self, given, monkeypatch):
@@ -55,8 +55,8 @@ class TestPlace:
         monkeypatch.setattr(module.torch.cuda, "device_count", lambda: 4)
         monkeypatch.setattr(module, "choose_device", lambda name: name)
         given(RANK="13", WORLD_SIZE="16", LOCAL_RANK="5")
-        assert PrepareRank.here().device == "cuda:1"
-        assert PrepareRank.here("cpu").device == ""
+        assert PrepareRank.from_environment().device == "cuda:1"
+        assert PrepareRank.from_environment("cpu").device == ""
 
     @pytest.mark.parametrize(
         ("variables", "message"),
@@ -69,11 +69,11 @@ class TestPlace:
     def test_half_a_launcher(self, given, variables, message):
         given(**variables)
         with pytest.raises(ValueError, match=message):
-            PrepareRank.here("cpu")
+            PrepareRank.from_environment("cpu")
 
     def test_a_device_that_is_not_here(self, given):
         with pytest.raises(ValueError, match=r"device: 'gpu' cannot be used .*; here: cpu"):
-            PrepareRank.here("gpu")
+            PrepareRank.from_environment("gpu")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_compiled_code_has_a_folder_of_its_own(given, tmp_path, root, monkeypatc
 
 @pytest.mark.parametrize("scheme", ["azure", "hf", "dbfs", "ftp"])
 def test_a_storage_in_which_ranks_cannot_meet_is_refused(scheme):
-    message = rf"{scheme}://b/x: expected a folder, or BUCKET/FOLDER behind one of s3://, gs://, oci://, alipan://$"
+    message = rf"{scheme}://b/x: expected a folder, or BUCKET/FOLDER after one of s3://, gs://, oci://, alipan://$"
     with pytest.raises(ValueError, match=message):
         open_store(f"{scheme}://b/x", 0)
 

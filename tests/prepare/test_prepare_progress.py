@@ -35,9 +35,9 @@ def test_a_line_says_how_fast_and_how_long_still(clock, capsys):
     progress.close()
 
 
-def tell(store, rank, lines, clips, beat):
-    told = RankStatus(lines=lines, clips=clips, beat=beat)
-    store.write(f"work/ranks/{rank:05d}.json", json.dumps(asdict(told)).encode())
+def announce(store, rank, lines, clips, beat):
+    status = RankStatus(lines=lines, clips=clips, heartbeat=beat)
+    store.write(f"work/ranks/{rank:05d}.json", json.dumps(asdict(status)).encode())
 
 
 class Shown(Progress):
@@ -50,16 +50,16 @@ class Shown(Progress):
 
 
 def shown(tmp_path, monkeypatch, rank, others, then):
-    """What a rank shows after others have told something at first, and then something else."""
+    """What a rank shows after two announcements of others."""
     monkeypatch.setattr(module, "Progress", Shown)
     store = FolderStore(tmp_path / "out", 9)
     for other, (lines, clips) in others.items():
-        tell(store, other, lines, clips, 1)
+        announce(store, other, lines, clips, 1)
     with Ranks(FolderStore(tmp_path / "out", rank), rank, 4, patience=0.6) as ranks:
-        ranks.mine.lines, ranks.mine.clips = 5, 7
+        ranks.own.lines, ranks.own.clips = 5, 7
         ranks.show(100, 30)
         for other, (lines, clips) in then.items():
-            tell(store, other, lines, clips, 2)
+            announce(store, other, lines, clips, 2)
         time.sleep(0.5 if rank == 0 else 1.8)
         return ranks._progress.seen
 
@@ -73,10 +73,10 @@ def test_what_others_had_finished_before_is_counted_once(tmp_path, monkeypatch):
 
 
 def test_the_lowest_living_rank_shows_it(tmp_path, monkeypatch):
-    """Rank 0 told something once, and no more."""
+    """Rank 0 announced something once, and then nothing more."""
     assert shown(tmp_path, monkeypatch, 1, {0: (3, 3)}, {})[-1][:2] == (5, 7)
 
 
 def test_a_rank_above_others_is_silent(tmp_path, monkeypatch):
-    monkeypatch.setattr(module.Ranks, "lowest", lambda self: False)
+    monkeypatch.setattr(module.Ranks, "is_lowest", lambda self: False)
     assert shown(tmp_path, monkeypatch, 1, {0: (3, 3)}, {}) == []

@@ -131,7 +131,7 @@ def test_a_folder_begun_with_something_else(tmp_path, changes, message):
         (tmp_path / "more").mkdir()
         changes = {"manifest": small(tmp_path / "more", 2)}
     with pytest.raises(
-        ValueError, match=rf"out was begun with .*{message}; go on with the former, or choose another --out"
+        ValueError, match=rf"out was started with .*{message}; keep the former, or choose another --out"
     ):
         prepare_files(**arguments | changes)
     assert contents(tmp_path / "out") == before
@@ -157,7 +157,7 @@ def test_a_disk_without_room(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     try:
         with pytest.raises(
-            OSError, match=r"File too large.*; what is finished stays in .*out, and the same command goes"
+            OSError, match=r"File too large.*; finished work stays in .*out, and the same command continues"
         ):
             prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
     finally:
@@ -177,7 +177,7 @@ def test_a_disk_without_room(tmp_path):
         (lambda out: edit(out / "work/blocks/000002.json"), r"000002\.json: changed, or of another command; remove it"),
         (
             lambda out: (out / "audio/000002/shard.00000.mds").unlink(),
-            r"shard\.00000\.mds is gone; remove .*000002\.json",
+            r"shard\.00000\.mds is missing; remove .*000002\.json",
         ),
         (
             lambda out: os.truncate(out / "audio/000002/shard.00000.mds", 1000),
@@ -185,7 +185,7 @@ def test_a_disk_without_room(tmp_path):
         ),
     ],
 )
-def test_a_damaged_block_is_named_and_made_anew(tmp_path, damage, message):
+def test_a_damaged_block_is_named_and_made_again(tmp_path, damage, message):
     path = small(tmp_path)
     prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
     expected = contents(tmp_path / "out")
@@ -254,6 +254,6 @@ def test_a_process_that_a_file_ends():
 
 def test_a_process_that_is_ended_from_outside():
     tasks = deque([int(signal.SIGTERM)])
-    message = r"a worker process was ended \(SIGTERM\) at 15"
+    message = r"a worker process was killed \(SIGTERM\) at 15"
     with WorkerPool(yield_or_end, 2) as pool, pytest.raises(ChildProcessError, match=message):
         list(pool.run(lambda: tasks.popleft() if tasks else None))

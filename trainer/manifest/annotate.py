@@ -1,8 +1,8 @@
-"""Fills missing annotation of a manifest by asking a model that hears and sees, clip by clip (section III-B).
+"""Fill missing annotation of a manifest by asking a model that hears and sees, clip by clip (section III-B).
 
-What a line lacks of caption, category, SED and time_relation (of music: caption, genre, mood, instruments and tempo) is
-asked for, what it has stays. Answers are kept beside the new manifest as they come; a run that was killed asks on from
-there. The new manifest appears when every line has been tried.
+Existing fields stay; the model is asked for missing ones of caption, category, SED and time_relation (for music:
+caption, genre, mood, instruments and tempo). Answers are saved next to the new manifest at once, and an interrupted run
+continues from them. The new manifest appears when every line has been tried.
 """
 
 import hashlib
@@ -24,17 +24,17 @@ from .answer_cache import AnswerCache, CachedAnswer
 from .endpoint import FIELDS, PROMPT, AnswerRefused, ClipTooLong, Endpoint, EndpointClient, EndpointDown
 from .manifest import ManifestEntry, parse_entry, read_manifest
 
-MAX_FAILURES = 10  # clips in a row to which the endpoint gave no answer: it is down
+MAX_FAILURES = 10  # clips in a row without an answer: the endpoint is down
 
 
 @dataclass
 class AnnotateSummary:
-    """Of a run: what was filled, what was there, what could not be filled and why."""
+    """The result of a run: fields that were filled, and those that were not, with the reason."""
 
     lines: int = 0
     complete: int = 0  # lines that lacked nothing
     filled: Counter[str] = field(default_factory=Counter)  # by field
-    cached: int = 0  # lines whose answer was there
+    cached: int = 0  # lines whose answer was saved before
     unfilled: list[dict[str, Any]] = field(default_factory=list)
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class AnnotateSummary:
         reasons = Counter(row["reason"].split(":")[0][:60] for row in self.unfilled)
         missing = "; ".join(f"{count} x {reason}" for reason, count in reasons.most_common(5))
         return (
-            f"{self.lines} lines, {self.complete} lacked nothing, {self.cached} answered before; filled {filled}; "
+            f"{self.lines} lines, {self.complete} complete already, {self.cached} answered before; filled {filled}; "
             f"not filled: {len(self.unfilled)}{f' ({missing})' if missing else ''}"
         )
 
@@ -57,8 +57,8 @@ class _Question:
 
 
 def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> AnnotateSummary:
-    """Writes `out`, and `out`.unfilled.jsonl beside it where something could not be filled; `out`.answers keeps the
-    answers. `again` asks anew what was refused in an earlier run.
+    """Write `out`, and `out`.unfilled.jsonl if some fields could not be filled. `out`.answers keeps the answers.
+    `again` repeats questions whose answers were refused in an earlier run.
 
     Raises:
         ValueError: `out` exists, the manifest is wrong, the endpoint refuses the key or the model, or has given no
@@ -66,7 +66,7 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
         OSError: the disk is full, or another process holds the answers.
     """
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over it; take another name")
+        raise ValueError(f"{out} exists and is not overwritten; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(manifest)
     texts = [line for line in manifest.read_bytes().splitlines() if line.strip()]
@@ -89,7 +89,7 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
 
 
 def _raw_line(entry: ManifestEntry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]:
-    """A line as it is written, with paths that hold in the folder of `out` too."""
+    """A line as written, with paths that are also valid in the folder of `out`."""
     raw: dict[str, Any] = json.loads(text.decode("utf-8-sig"))
     if manifest.parent.resolve() != out.parent.resolve():
         places = {"audio": entry.audio, "video": entry.video}
@@ -109,7 +109,7 @@ def _question(index: int, entry: ManifestEntry, raw: dict[str, Any], endpoint: E
 
 
 def _media_identity(place: str) -> list[Any]:
-    """Changes when a file does; what lies elsewhere is taken to stay as it is."""
+    """Changes when a file does; media behind addresses are assumed not to change."""
     try:
         status = Path(place).stat()
     except OSError:
@@ -125,7 +125,7 @@ def _ask_all(
     again: bool,
     summary: AnnotateSummary,
 ) -> Iterator[tuple[_Question, CachedAnswer]]:
-    """In any order. Never more than a few questions a thread are under way, and none is begun after a failure."""
+    """Yield questions with answers, in any order. Few per thread are in progress, and none starts after a failure."""
     todo = iter(jobs)
     pending: dict[Future[tuple[CachedAnswer, bool]], _Question] = {}
     failed = 0
@@ -147,8 +147,8 @@ def _ask_all(
                     failed = failed + 1 if down else 0
                     if failed >= MAX_FAILURES:
                         raise ValueError(
-                            f"{asker.endpoint.url} has given no answer to {failed} clips in a row, the last time: "
-                            f"{answer.reason}; what was answered is kept, and the same command goes on from there"
+                            f"{asker.endpoint.url} gave no answer to {failed} clips in a row, the last time: "
+                            f"{answer.reason}; earlier answers are kept, and the same command continues from there"
                         )
                     bar.update()
                     yield pending.pop(future), answer
@@ -157,7 +157,7 @@ def _ask_all(
 
 
 def _ask_one(job: _Question, answers: AnswerCache, asker: EndpointClient) -> tuple[CachedAnswer, bool]:
-    """The answer to one clip, and whether the endpoint was down: that is not kept."""
+    """The answer to one clip, and whether the endpoint was down, which is not saved."""
 
     def check(answer: dict[str, Any]) -> None:
         given = {key: value for key, value in answer.items() if value is not None}
@@ -178,7 +178,7 @@ def _ask_one(job: _Question, answers: AnswerCache, asker: EndpointClient) -> tup
 
 
 def _fill_line(job: _Question, answer: CachedAnswer, model: str, summary: AnnotateSummary) -> dict[str, Any]:
-    """The line with what was answered; what was not goes into the summary."""
+    """The line with the answered fields; unanswered ones go into the summary."""
     values = json.loads(answer.text) if answer.text else dict.fromkeys(job.fields)
     given = {name: value for name, value in values.items() if value not in (None, {}, [], "")}
     summary.filled.update(given.keys())

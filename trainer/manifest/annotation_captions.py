@@ -1,11 +1,11 @@
-"""Sentences about a recording from its annotation: what sounds and how often, when, in which order; of music its genre,
+"""Write sentences about a recording from its annotation: sounds and how often, when, in which order; for music genre,
 mood, instruments and tempo.
 
-The paper has a language model write them (section III-B, appendix A-A 2); here they come from templates, in several
-phrasings that a seed chooses from. Procedural scenes have shorter captions of their own, in `scenes/scene_captions.py`.
+The paper uses a language model for this (section III-B, appendix A-A 2). Here a seed chooses among templates.
+Procedural scenes have shorter captions, in `scenes/scene_captions.py`.
 
-Names are whatever an annotation says. What can be counted gets an article or a plural; what cannot (rain, dog barking,
-footsteps) stays as it is and is counted in times. No verb has to agree with a name.
+Names may be any text. Countable ones get an article or a plural; others (rain, dog barking, footsteps) stay as they are
+and are counted in times. No verb depends on the number of a name.
 """
 
 import re
@@ -17,8 +17,8 @@ import numpy as np
 
 from ..core.english import article, join, number, plural
 
-SENTENCES_PER_KIND = 2  # sentences of a kind
-MAX_EVENTS = 6  # more time stamps than these are no sentence that anybody would write
+SENTENCES_PER_KIND = 2
+MAX_EVENTS = 6  # with more, a sentence of time stamps is unreadable
 _UNCOUNTABLE = frozenset(
     "ambience applause audio breath chatter cheering fire gunfire hum laughter music noise rain silence singing sound "
     "speech static surf thunder traffic water weather wind".split()
@@ -30,8 +30,8 @@ _NEXT = re.compile(r"\s*(?:,|;|->|→|\bthen\b|\bfollowed by\b)\s*")
 
 
 def annotation_captions(given: Sequence[str], annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """All texts to store with a clip: those it was given, the annotation's caption, and EACH sentences of every kind
-    that the annotation allows. A bare name ("dog", not counted) makes sentences only where nothing else says it."""
+    """All texts to store with a clip: the given ones, the annotation's caption, and SENTENCES_PER_KIND sentences per
+    kind. Names without a count give sentences only if there is no other text."""
     texts = [*given, *([annotation["caption"]] if annotation.get("caption") else [])]
     counts = annotation.get("category") or {}
     kinds = [
@@ -46,7 +46,7 @@ def annotation_captions(given: Sequence[str], annotation: Mapping[str, Any], rng
 
 
 def count_phrases(counts: Mapping[str, int | None]) -> list[str]:
-    """What sounds and how often: "two dogs and rain can be heard"."""
+    """Sounds and how often: "two dogs and rain can be heard"."""
     if not counts:
         return []
     words, digits = (
@@ -61,7 +61,7 @@ def count_phrases(counts: Mapping[str, int | None]) -> list[str]:
 
 
 def time_phrases(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """When each event sounds: "a siren can be heard from 0.4 to 1.2 seconds"."""
+    """Times of the events: "a siren can be heard from 0.4 to 1.2 seconds"."""
     if not 1 <= len(events) <= MAX_EVENTS:
         return []
     spans: dict[str, list[tuple[str, str]]] = {}
@@ -87,7 +87,7 @@ def time_phrases(events: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def order_phrases(relation: str, names: Sequence[str]) -> list[str]:
-    """What follows what: "first a bell, then two kicks"; or, of all `names`, that they take turns or sound together."""
+    """The order of sounds: "first a bell, then two kicks"; or that all `names` alternate or sound together."""
     if len(names) >= 2 and (_IN_TURNS.search(relation) or _TOGETHER.search(relation)):
         things = join([_noun_phrase(name, None, False) for name in names])
         if _IN_TURNS.search(relation):
@@ -130,7 +130,7 @@ def music_phrases(annotation: Mapping[str, Any]) -> list[str]:
 
 
 def _noun_phrase(name: str, count: int | None, digits: bool | int) -> str:
-    """A name with its number: "a dog", "three dogs", "rain", "dog barking twice"."""
+    """A name with its count: "a dog", "three dogs", "rain", "dog barking twice"."""
     name = _ARTICLE.sub("", name.strip()) or name
     if name[1:2].islower():
         name = name[0].lower() + name[1:]
@@ -155,7 +155,7 @@ def _times(count: int, digits: bool | int) -> str:
 
 
 def _overlapping_pair(events: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Two different events of which the shorter one lies in the other for at least half of its time."""
+    """Two different events; the shorter one overlaps the other for at least half of its length."""
     for i, one in enumerate(events):
         for other in events[i + 1 :]:
             shared = min(one["end"], other["end"]) - max(one["start"], other["start"])

@@ -1,4 +1,4 @@
-"""One clip and one model behind an OpenAI-compatible endpoint: the question, the check of the answer, asking again."""
+"""Ask a model behind an OpenAI-compatible endpoint about a clip, check the answer, and ask again."""
 
 import base64
 import copy
@@ -28,7 +28,7 @@ SOUND_CODEC = CodecConfig(
     "logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, latent_channels=1
 )  # what models hear
 PICTURE_SIZE = 336  # pixels, height and width
-TIME_TOLERANCE = 0.5  # seconds by which a time may lie beyond the end: models round
+TIME_TOLERANCE = 0.5  # seconds that a time may exceed the length of a clip, because models round
 FIELDS = {"audio": ("caption", *AUDIO_FIELDS), "music": ("caption", *MUSIC_FIELDS)}
 PROMPT = """You annotate recordings for training a model that makes sound. Listen, and answer with one JSON object that
 has exactly the keys you are asked for, and nothing else. Say what you hear, not what you suppose; a key that the
@@ -43,21 +43,21 @@ genre, mood: a few words each. instruments: a list of names. tempo: beats a minu
 
 
 class EndpointDown(Exception):
-    """The endpoint gave no answer, however often it was asked; the next clip may fare better."""
+    """The endpoint gave no answer in several attempts; the next clip may succeed."""
 
 
 class AnswerRefused(Exception):
-    """No answer to a clip was acceptable; asking once more would not help."""
+    """No answer to a clip was acceptable, and asking again will not help."""
 
 
 class ClipTooLong(Exception):
-    """A clip is longer than a model is sent."""
+    """A clip is too long to be sent to a model."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """`rate` is in requests a minute over all threads, 0 for any; `attempts` counts answers, `retries` failures of a
-    request (too many requests, an error of the server, a connection that breaks), between which the pauses grow."""
+    """rate: requests per minute of all threads, 0 for no limit. attempts: answers per clip. retries: failures of a
+    request (too many requests, server error, broken connection), with growing pauses."""
 
     url: str
     model: str
@@ -65,19 +65,19 @@ class Endpoint:
     attempts: int = 3
     retries: int = 8
     timeout: float = 120.0  # seconds
-    pictures: int = 4  # of a clip with video
-    longest: float = 60.0  # seconds of a clip
+    pictures: int = 4  # per clip with video
+    longest: float = 60.0  # seconds per clip
 
 
 class EndpointClient:
-    """Asks an endpoint about clips; may be shared by threads. The key comes from the environment (OPENAI_API_KEY)."""
+    """Asks an endpoint about clips; threads may share it. The key comes from the environment (OPENAI_API_KEY)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
         pace = _rate_limiter(endpoint.rate)
         self._client = openai.OpenAI(
             base_url=endpoint.url,
-            api_key=os.environ.get(API_KEY_VARIABLE) or "none",  # servers of one's own often want none
+            api_key=os.environ.get(API_KEY_VARIABLE) or "none",  # private servers often need none
             max_retries=endpoint.retries,
             timeout=endpoint.timeout,
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [lambda request: pace()]}),
@@ -86,13 +86,13 @@ class EndpointClient:
     def ask(
         self, entry: ManifestEntry, fields: Sequence[str], check: Callable[[dict[str, Any]], None]
     ) -> dict[str, Any]:
-        """The fields of a clip, None where the model cannot tell. An answer that the schema or `check` (which raises
-        ValueError) refuses is asked for again, with the reason.
+        """The fields of a clip, None for those the model cannot tell. If the schema or `check` (which raises
+        ValueError) refuses an answer, the model is asked again, with the reason.
 
         Raises:
-            Refused, TooLong, EndpointDown: see there.
+            AnswerRefused, ClipTooLong, EndpointDown: see there.
             MediaError: the clip cannot be read.
-            ValueError: the endpoint does not know the key, or the model: all clips would fare alike.
+            ValueError: the endpoint refuses the key or does not know the model, so every clip would fail.
         """
         content, seconds = _message_content(entry, fields, self.endpoint)
         schema = answer_schema(fields, seconds)
@@ -132,7 +132,7 @@ class EndpointClient:
 
 
 def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
-    """The schema of an answer about a clip of so many seconds: each field as the manifest has it, or null."""
+    """The schema of an answer about a clip of this length: each field as in the manifest, or null."""
     schema = copy.deepcopy(line_schema())
     for name in ("start", "end"):
         schema["$defs"]["Event"]["properties"][name]["maximum"] = round(seconds + TIME_TOLERANCE, 2)
@@ -146,7 +146,7 @@ def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
 
 
 def _parse_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """The object in an answer, whatever a model writes around it. Raises ValueError with the reason of a refusal."""
+    """The JSON object in an answer, without the text around it. Raises ValueError with the reason of a refusal."""
     begin, end = text.find("{"), text.rfind("}")
     if begin < 0 or end < begin:
         raise ValueError(f"it holds no JSON object: {text[:80]!r}")
@@ -163,7 +163,7 @@ def _parse_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _message_content(
     entry: ManifestEntry, fields: Sequence[str], endpoint: Endpoint
 ) -> tuple[list[dict[str, Any]], float]:
-    """Parts of the message, as the API has them, and the clip's seconds."""
+    """The parts of the message for the API, and the clip's seconds."""
     with open_media(entry.audio) as source:
         try:
             wave = decode_all(source, SOUND_CODEC, SoundSegment(entry.start, entry.end), endpoint.longest)
@@ -194,7 +194,7 @@ def _base64(data: bytes) -> str:
 
 
 def _rate_limiter(rate: float) -> Callable[[], None]:
-    """A function that returns at most `rate` times a minute, to all threads together."""
+    """A function that returns at most `rate` times per minute, over all threads."""
     lock, due = Lock(), [0.0]
 
     def wait() -> None:

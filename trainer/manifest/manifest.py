@@ -98,10 +98,10 @@ def line_schema() -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ManifestEntry:
-    """One line of a manifest. `annotation` has the fields that are given, `extra` among them."""
+    """One line of a manifest. `annotation` has the existing fields, with `extra`."""
 
     line: int
-    name: str  # the sound's path or address as it was written, without a credential
+    name: str  # the sound's path or address as written, without credentials
     audio: str  # absolute path, or address
     video: str | None
     domain: str
@@ -112,11 +112,11 @@ class ManifestEntry:
 
 
 def read_manifest(path: Path) -> list[ManifestEntry]:
-    """Reads and checks every line; whether the files exist is not looked at, whether addresses can be opened at all
-    (is the package there that s3:// needs?) is. Empty lines are skipped.
+    """Read and check every line. Files may be missing, but the package for an address (such as s3://) must be
+    installed. Empty lines are skipped.
 
     Raises:
-        ValueError: the manifest is missing or empty, or lines are not as the table above says; names the first of them.
+        ValueError: the manifest is missing or empty, or lines are wrong; names the first of them.
     """
     try:
         lines = path.read_bytes().splitlines()
@@ -133,17 +133,17 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
         title = f"manifest {path}: {lines_wrong(len(wrong), len(wrong) + len(entries))}"
         raise ValueError(wrong[0] if len(wrong) == 1 else complaint_list(wrong, title))
     if not entries:
-        raise ValueError(f"manifest {path} holds no line; expected one JSON object a line")
+        raise ValueError(f"manifest {path} holds no line; expected one JSON object per line")
     return entries
 
 
 def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
-    """One line of the manifest at `path`; raises ValueError as `read_manifest` does."""
+    """Read one line of the manifest at `path`; raises ValueError as `read_manifest`."""
     where = f"{path}:{line}"
     try:
         raw = json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}): {text[:80]!r}; expected one object a line") from error
+        raise ValueError(f"{where}: not JSON ({error}): {text[:80]!r}; expected one object per line") from error
     if not isinstance(raw, dict):
         raise ValueError(
             f"{where}: {text[:80]!r} is a {type(raw).__name__}; expected an object such as "
@@ -153,7 +153,7 @@ def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
 
 
 def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> ManifestEntry:
-    """What an object says, with its relative paths in `folder`; raises ValueError that begins with `where`."""
+    """Turn a JSON object into an entry, with paths relative to `folder`; raises ValueError that begins with `where`."""
     keys = {key.lower(): key for key in ManifestLine.__annotations__}
     extra = {key: value for key, value in raw.items() if key not in keys.values()}
     for key in extra:
@@ -193,7 +193,7 @@ def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Man
 
 
 def _place(where: str, folder: Path, key: str, written: str) -> str:
-    """-> an absolute path, or an address of a protocol that can be opened here."""
+    """An absolute path, or an address whose protocol can be opened here."""
     found = ADDRESS.match(written)
     if found is None:
         return str(folder.absolute() / written)
@@ -206,8 +206,8 @@ def _place(where: str, folder: Path, key: str, written: str) -> str:
 
 @cache
 def _protocol_problem(protocol: str) -> str:
-    """Why addresses of a protocol cannot be opened; empty where they can."""
-    import fsspec  # takes a tenth of a second, and most manifests hold paths alone
+    """Why addresses of a protocol cannot be opened; empty if they can."""
+    import fsspec  # takes a tenth of a second, and most manifests have only paths
 
     try:
         fsspec.get_filesystem_class(protocol)
@@ -227,7 +227,7 @@ def _local_path(address: str) -> str:
 def _finite(text: str) -> float:
     value = float(text)
     if math.isinf(value):
-        raise ValueError(f"{text} is larger than any number that can be kept")
+        raise ValueError(f"{text} is larger than any float")
     return value
 
 
@@ -236,11 +236,11 @@ def _no_constant(name: str) -> None:
 
 
 def clip_annotation(entry: ManifestEntry, start: float, seconds: float, whole: bool) -> dict[str, Any]:
-    """The part of an entry's annotation that holds for one clip of its segment.
+    """The part of an entry's annotation that is true of one clip of its segment.
 
-    start, seconds: where the clip lies in the segment. For a `whole` segment everything holds. For a piece, the events
-    are those that sound in it, at their place in it, and the counts follow from them; without events the categories
-    lose their counts, and in both cases the order is left out. The caption and the music fields stay.
+    start, seconds: the place of the clip in the segment. For a `whole` segment everything stays. Otherwise events are
+    cut to the clip and counts follow from them; without events, categories lose their counts. The order is dropped. The
+    caption and the music fields stay.
     """
     annotation = dict(entry.annotation)
     if whole:

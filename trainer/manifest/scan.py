@@ -1,9 +1,9 @@
-"""A first manifest from a folder: its sounds and videos, and what lies beside each of them under the same name.
+"""Write a first manifest of a folder: sounds and videos, with side-car files of the same name.
 
     dog.wav, dog.mp4, dog.txt, dog.json  ->  {"audio": "dog.wav", "video": "dog.mp4", "captions": [...], ...}
 
 Every line of `dog.txt` is a caption. `dog.json` holds an object with keys of a manifest, or a list of such objects, one
-a segment with its start and end.
+per segment with its start and end.
 """
 
 import json
@@ -24,17 +24,17 @@ AUDIO = frozenset(
 )
 VIDEO = frozenset("3gp asf avi f4v flv m2ts m4v mkv mov mp4 mpeg mpg mts mxf ogv rm rmvb ts vob webm wmv".split())
 PICTURE = frozenset("bmp gif jpeg jpg png tif tiff webp".split())
-_SHOWN = 20  # problems of each kind that the report names
+_SHOWN = 20  # problems per kind in the report
 
 
 @dataclass
 class ScanReport:
-    """What was found, in numbers, and what was left out and why."""
+    """What was written, in numbers, and what was left out and why."""
 
-    written: Counter[str] = field(default_factory=Counter)  # lines by the media they name
-    known: Counter[str] = field(default_factory=Counter)  # lines by what is known of them
+    written: Counter[str] = field(default_factory=Counter)  # lines by their media
+    known: Counter[str] = field(default_factory=Counter)  # lines by their captions and annotation
     left_out: list[str] = field(default_factory=list)
-    unused: list[str] = field(default_factory=list)  # files that no line speaks of
+    unused: list[str] = field(default_factory=list)  # files that no line uses
 
     def __str__(self) -> str:
         lines = [f"{self.written.total()} lines: {_counts(self.written)}", f"  of these {_counts(self.known)}"]
@@ -47,7 +47,7 @@ class ScanReport:
 
 @dataclass
 class _NameGroup:
-    """Files of one folder that share a name."""
+    """Files of one folder with the same name."""
 
     audio: list[Path] = field(default_factory=list)
     video: list[Path] = field(default_factory=list)
@@ -60,22 +60,22 @@ class _NameGroup:
         return {kind: files[0] for kind, files in (("audio", self.audio), ("video", self.video)) if files}
 
     @property
-    def doubled(self) -> list[Path]:
-        """Files that claim the same place."""
+    def conflicting(self) -> list[Path]:
+        """Several files of one kind."""
         return next((files for files in (self.audio, self.video, self.txt, self.json) if len(files) > 1), [])
 
 
 def scan(folder: Path, out: Path, domain: str, pictures: bool) -> ScanReport:
-    """Writes the manifest `out` of a folder and the folders in it. `domain` is that of files whose side-car says none;
-    with `pictures` a picture beside a sound is its video. Paths are relative to the manifest where the files lie below
-    its folder. Hidden files are left alone, contents of media are not looked at.
+    """Write the manifest `out` of a folder and its subfolders. `domain` is for files whose side-car has none; with
+    `pictures`, a picture next to a sound is its video. Paths of files below the manifest are relative to it. Hidden
+    files are ignored, and media are not opened.
 
     Raises:
-        ValueError: `out` exists, `folder` is none, or holds no media.
-        OSError: a folder cannot be read, or `out` not be written.
+        ValueError: `out` exists, `folder` is no folder or has no media.
+        OSError: a folder cannot be read, or `out` cannot be written.
     """
     if out.exists():
-        raise ValueError(f"{out} exists, and nothing is written over it; take another name")
+        raise ValueError(f"{out} exists and is not overwritten; choose another name")
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder")
     report = ScanReport()
@@ -84,18 +84,18 @@ def scan(folder: Path, out: Path, domain: str, pictures: bool) -> ScanReport:
     for group in tqdm(groups, unit=" names", disable=None):
         lines += _lines(group, folder, out, domain, pictures, report)
     if not lines:
-        raise ValueError(f"{folder}: not one line could be written.\n{report}")
+        raise ValueError(f"{folder}: no line could be written.\n{report}")
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
         out.touch(exist_ok=False)
     except FileExistsError as error:
-        raise ValueError(f"{out} has appeared meanwhile, and nothing is written over it") from error
+        raise ValueError(f"{out} has appeared meanwhile and is not overwritten") from error
     files.write_text(out, "".join(line + "\n" for line in lines))
     return report
 
 
 def _groups(folder: Path, report: ScanReport) -> list[_NameGroup]:
-    """In the order of their names; a folder that cannot be read raises."""
+    """The groups in order of their names. Raises OSError for a folder that cannot be read."""
     groups: dict[Path, _NameGroup] = defaultdict(_NameGroup)
 
     def fail(error: OSError) -> None:
@@ -123,11 +123,11 @@ def _lines(
     report.unused += [f"{_display_path(path, folder)}: a picture" for path in group.picture]
     if not group.media:
         beside = [*group.txt, *group.json]
-        report.unused += [f"{_display_path(path, folder)}: no sound or video of that name beside it" for path in beside]
+        report.unused += [f"{_display_path(path, folder)}: no sound or video has this name" for path in beside]
         return
-    if group.doubled:
-        names = ", ".join(_display_path(path, folder) for path in group.doubled)
-        report.left_out.append(f"{names}: one name, and which is meant cannot be told")
+    if group.conflicting:
+        names = ", ".join(_display_path(path, folder) for path in group.conflicting)
+        report.left_out.append(f"{names}: several files with one name; rename one")
         return
     try:
         for line in _group_lines(group, folder, out, domain):
@@ -139,7 +139,7 @@ def _lines(
 
 
 def _group_lines(group: _NameGroup, folder: Path, out: Path, domain: str) -> list[dict[str, Any]]:
-    """The lines of a group; raises ValueError that names the side-car, and no line is good then."""
+    """The lines of a group. Raises ValueError that names the side-car, also if only one line is wrong."""
     captions: list[str] = []
     for path in group.txt:
         captions = [line.strip() for line in _text(path, folder).splitlines() if line.strip()]
@@ -173,13 +173,13 @@ def _known_fields(line: dict[str, Any]) -> str:
 
 
 def _manifest_path(path: Path, out: Path) -> str:
-    """As the manifest names it."""
+    """The path for the manifest."""
     top, full = out.parent.resolve(), path.parent.resolve() / path.name
     return str(full.relative_to(top) if full.is_relative_to(top) else full)
 
 
 def _display_path(path: Path, folder: Path) -> str:
-    """For messages; a name that is no text is shown with its odd bytes."""
+    """The path for messages; undecodable bytes are escaped."""
     return os.fsencode(path.relative_to(folder)).decode(errors="backslashreplace")
 
 

@@ -1,10 +1,10 @@
-"""A preparation in blocks, each a few lines of the manifest: what one holds does not depend on who makes it, or when.
+"""A preparation in blocks of a few manifest lines. The content of a block does not depend on who makes it, or when.
 
-    OUT/prepare.json                      what the preparation was begun with
-    OUT/audio/000012/shard.00000.mds      shards of block 12; OUT/music likewise
-    OUT/work/blocks/000012.json           block 12 is finished: its shards, and what was left out
+    OUT/prepare.json                      the plan: everything that decides the result
+    OUT/audio/000012/shard.00000.mds      shards of block 12; the same in OUT/music
+    OUT/work/blocks/000012.json           the record of finished block 12: its shards, and what was left out
 
-The record of a block is written last. A block without one is made again, and its files are replaced by the same ones.
+The record of a block is written last. A block without one is made again and gives the same files.
 """
 
 import json
@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 
 from ...models import strict
 from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig, without_weight_paths
-from ..core.files import hash_file, hash_json
+from ..core.files import hash_file, hash_json, json_text
 from ..data.record import Record
 from ..data.shards import DamagedError, ShardGroup, ShardGroupWriter
 from ..data.storage import Store
 from ..manifest.annotation_captions import annotation_captions
 from ..manifest.manifest import ANNOTATION_FIELDS, ManifestEntry, clip_annotation
-from . import network_hashes as networks
 from .counts import Counts
 from .encode import ClipFeatures, ClipInfo, EncodedClips, Rejection
 from .filters import FiltersConfig
+from .network_hashes import network_hashes
 
-FORMAT = 2
+FORMAT = 3
 PLAN_FILE = "prepare.json"
 BLOCKS_FOLDER = "work/blocks"
 BLOCK_LINES = 64  # lines per block at most
@@ -39,51 +39,51 @@ MIN_BLOCKS = 256  # for the ranks to share: with few lines, blocks are smaller
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """`prepare.json`: all that decides what a preparation gives."""
+    """`prepare.json`: everything that decides the result of a preparation."""
 
     format: int
     manifest: str  # xxh3 of its bytes
     lines: int
-    block: int  # lines of it a block
+    block_lines: int  # lines per block
     seed: int
     codec: CodecConfig
     text: TextConfig
     video: VideoConfig
     filters: FiltersConfig
-    networks: dict[str, str]  # of `networks.network_hashes`
+    networks: dict[str, str]  # hashes of the weights, by what uses them
 
     @property
     def blocks(self) -> int:
-        return -(-self.lines // self.block)
+        return -(-self.lines // self.block_lines)
 
     def lines_of(self, block: int) -> range:
-        """Places in the manifest, from 0."""
-        return range(block * self.block, min((block + 1) * self.block, self.lines))
+        """Indices of the block's lines in the manifest, from 0."""
+        return range(block * self.block_lines, min((block + 1) * self.block_lines, self.lines))
 
     @property
-    def settled(self) -> Any:
-        """What decides the result, as JSON: all of it but where networks lie."""
+    def settings(self) -> Any:
+        """The plan as JSON, without the paths of networks."""
         return without_weight_paths(self)
 
     @property
-    def digest(self) -> str:
-        return hash_json(self.settled)
+    def hash(self) -> str:
+        return hash_json(self.settings)
 
 
 @dataclass(frozen=True)
 class BlockRecord:
     """The record of a finished block."""
 
-    plan: str  # the digest of the plan it was made after
-    parts: dict[str, ShardGroup]  # by domain; names of shards as they stand below its folder
+    plan: str  # hash of the plan that it follows
+    shards: dict[str, ShardGroup]  # by domain; the names of shards are relative to its folder
     rejections: tuple[Rejection, ...]
     counts: dict[str, dict[str, int | float]]
-    examples: tuple[dict[str, Any], ...]  # a clip of each domain, for the report
-    seal: str = ""
+    examples: tuple[dict[str, Any], ...]  # one clip per domain, for the report
+    checksum: str = ""
 
 
 def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersConfig, seed: int) -> PreparePlan:
-    """Raises ValueError where the weights of a network are missing."""
+    """Raises ValueError if the weights of a network are missing."""
     return PreparePlan(
         FORMAT,
         hash_file(manifest),
@@ -94,34 +94,34 @@ def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersCo
         model.text,
         model.video,
         filters,
-        networks.network_hashes(model, filters),
+        network_hashes(model, filters),
     )
 
 
 def start_preparation(store: Store, plan: PreparePlan) -> None:
-    """Writes the plan, unless the same one is there. Raises what `is_started` does."""
+    """Write the plan, unless the same one is there. Raises as `is_started`."""
     if not is_started(store, plan):
         store.write(PLAN_FILE, json_bytes(strict.to_dict(plan)))
-        is_started(store, plan)  # another command may have begun at the same moment
+        is_started(store, plan)  # another command may have started at the same moment
 
 
 def is_started(store: Store, plan: PreparePlan) -> bool:
-    """Whether a folder was begun with this plan; False where nothing is there.
+    """Whether a folder was started with this plan; False if it is empty.
 
-    Raises ValueError where it was begun with another one, or holds something else.
+    Raises ValueError if it was started with another plan or holds something else.
     """
     data = store.read(PLAN_FILE)
     if data is None and store.names(""):
-        data = store.read(PLAN_FILE)  # another rank may have begun between the two looks
+        data = store.read(PLAN_FILE)  # another rank may have started in between
         if data is None:
             raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
     if data is None:
         return False
-    before, now = without_weight_paths(json.loads(data)), plan.settled
+    before, now = without_weight_paths(json.loads(data)), plan.settings
     if before != now:
         where, old, new = strict.difference("", before, now)
         raise ValueError(
-            f"{store} was begun with {where} {old!r}, this command has {new!r}; go on with the former, or choose "
+            f"{store} was started with {where} {old!r}, this command has {new!r}; keep the former, or choose "
             f"another --out"
         )
     return True
@@ -137,22 +137,22 @@ def block_is_finished(store: Store, number: int) -> bool:
 
 
 def read_block(store: Store, plan: PreparePlan, number: int) -> BlockRecord:
-    """Raises DamagedError where it is not what was written after this plan."""
+    """Raises DamagedError if the record is damaged or follows another plan."""
     data = store.read(record_name(number))
-    again = "remove it and run the same command again, which makes the block anew"
+    again = "remove it and run the same command again, which makes the block again"
     try:
         block: BlockRecord = strict.parse(BlockRecord, json.loads(data or b""))
     except ValueError as error:
         raise DamagedError(f"{store}/{record_name(number)}: not the record of a block ({error}); {again}") from error
-    if block.seal != hash_json(strict.to_dict(block), "seal") or block.plan != plan.digest:
+    if block.checksum != hash_json(strict.to_dict(block), "checksum") or block.plan != plan.hash:
         raise DamagedError(f"{store}/{record_name(number)}: changed, or of another command; {again}")
     return block
 
 
 def write_block(store: Store, plan: PreparePlan, number: int, files: Sequence["FileInProgress"]) -> None:
-    """Makes the shards of a block from its files in the order of the manifest, and then its record.
+    """Write the shards of a block, from its files in the order of the manifest, and then its record.
 
-    Raises OSError where there is no room, ShardError where what is read back is not what was written.
+    Raises OSError if the disk is full, ShardError if the shards read back differ from what was written.
     """
     counts, examples = Counts(), dict[str, dict[str, Any]]()
     with store.scratch() as folder:
@@ -170,17 +170,17 @@ def write_block(store: Store, plan: PreparePlan, number: int, files: Sequence["F
                     writers[record.domain].write(record)
                     counts.record(record)
                 counts.file(file.seconds, file.rejections)
-            parts = {domain: _put_shards(store, folder, number, domain, writer) for domain, writer in writers.items()}
+            shards = {domain: _put_shards(store, folder, number, domain, writer) for domain, writer in writers.items()}
         finally:
             for writer in writers.values():
                 writer.cancel()
     rejections = tuple(rejection for file in files for rejection in file.rejections)
-    block = BlockRecord(plan.digest, parts, rejections, counts.to_json(), tuple(examples.values()))
+    block = BlockRecord(plan.hash, shards, rejections, counts.to_json(), tuple(examples.values()))
     if not block_is_finished(
         store, number
     ):  # by a rank that began it at the same moment, and has put the same bytes there
         value = strict.to_dict(block)
-        store.write(record_name(number), json_bytes(value | {"seal": hash_json(value, "seal")}))
+        store.write(record_name(number), json_bytes(value | {"checksum": hash_json(value, "checksum")}))
 
 
 def _put_shards(store: Store, folder: Path, number: int, domain: str, writer: ShardGroupWriter) -> ShardGroup:
@@ -209,7 +209,7 @@ def _example(entry: ManifestEntry, record: Record) -> dict[str, Any]:
 
 
 class FileInProgress:
-    """What has come of one line of the manifest so far. Features wait on the disk, however long the file is."""
+    """The clips of one manifest line so far. Their features are kept on the disk, because a file may be very long."""
 
     def __init__(self, entry: ManifestEntry) -> None:
         self.entry = entry
@@ -221,16 +221,16 @@ class FileInProgress:
 
     @property
     def clips(self) -> int:
-        """Of it that are kept."""
+        """The number of clips that are kept."""
         return len(self._clips)
 
     @property
     def seconds(self) -> float:
-        """Of sound that is kept."""
+        """Seconds of sound that are kept."""
         return sum(clip.seconds for clip in self._clips)
 
     def add(self, value: EncodedClips | Rejection, folder: Path) -> None:
-        """Some more clips, in order; or the file is no good, and neither is what it gave before."""
+        """Add the next clips. A rejection concerns the whole file and removes earlier clips."""
         if isinstance(value, Rejection):
             self.close()
             self._clips, self.rejections = [], [value]
@@ -245,7 +245,7 @@ class FileInProgress:
                 np.save(self._spool, array, allow_pickle=False)  # type: ignore[arg-type]
 
     def records(self, seed: int) -> Iterator[Record]:
-        """One for each clip. The wording of captions follows from `seed`, the line and the place in the file."""
+        """Yield one record per clip. The wording of captions depends on `seed`, the line and the clip's index."""
         if self._spool is None:
             return
         self._spool.seek(0)
@@ -281,4 +281,4 @@ def record_name(number: int) -> str:
 
 
 def json_bytes(value: Any) -> bytes:
-    return (json.dumps(value, indent=1) + "\n").encode()
+    return json_text(value).encode()

@@ -1,4 +1,4 @@
-"""What a preparation's report counts: of the files of a block, and by addition of all."""
+"""Count what a preparation's report shows: per block, and by addition over all blocks."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -8,8 +8,8 @@ from ..data.batches import can_serve
 from ..data.record import Record
 from .encode import Rejection
 
-LENGTH_EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds: the edges of the files' histogram
-# Words that say nothing about a sound.
+LENGTH_EDGES = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800, 3600)  # seconds: the edges of the histogram of files
+# Words without information about a sound.
 _STOP = frozenset(
     "a an and are as at be been by can each for from has have heard in into is it its of off on or over s sound sounds "
     "that the their then there this through to twice up was were while with".split()
@@ -17,7 +17,7 @@ _STOP = frozenset(
 
 
 class Counts:
-    """Amounts by chart and name: "clips" and "seconds" by domain, "files" by what became of them, and so on."""
+    """Amounts by chart and name: "clips" and "seconds" by domain, "files" by outcome, and so on."""
 
     def __init__(self, charts: Mapping[str, Mapping[str, float]] | None = None) -> None:
         self.charts: dict[str, dict[str, float]] = {name: dict(chart) for name, chart in (charts or {}).items()}
@@ -31,25 +31,25 @@ class Counts:
     def add(self, other: "Counts") -> None:
         for chart, amounts in other.charts.items():
             for name, amount in amounts.items():
-                self._more(chart, name, amount)
+                self._add(chart, name, amount)
 
     def file(self, seconds: float, rejections: Iterable[Rejection]) -> None:
-        """A file of which `seconds` are kept, after its records."""
+        """Count a file of which `seconds` are kept, after its records."""
         whole = False
         for rejection in rejections:
             whole = whole or rejection.start is None
-            self._more("rejected files" if rejection.start is None else "rejected clips", rejection.reason)
-        self._more("files", "kept" if seconds else "left out" if whole else "without a good clip")
+            self._add("rejected files" if rejection.start is None else "rejected clips", rejection.reason)
+        self._add("files", "kept" if seconds else "left out" if whole else "without a good clip")
         if seconds:
-            self._more("lengths", str(sum(seconds >= edge for edge in LENGTH_EDGES)))
+            self._add("lengths", str(sum(seconds >= edge for edge in LENGTH_EDGES)))
 
     def record(self, record: Record) -> None:
         notes, domain = record.annotation, record.domain
-        self._more("clips", domain)
-        self._more("seconds", domain, record.seconds)
-        self._more("with video", domain, len(record.image) > 0)
-        self._more("with captions", domain, bool(record.captions))
-        self._more("captions", domain, len(record.captions))
+        self._add("clips", domain)
+        self._add("seconds", domain, record.seconds)
+        self._add("with video", domain, len(record.image) > 0)
+        self._add("with captions", domain, bool(record.captions))
+        self._add("captions", domain, len(record.captions))
         named = {
             "tasks": tasks_of(record),
             "terms": caption_terms(record.captions),
@@ -60,9 +60,9 @@ class Counts:
         }
         for chart, names in named.items():
             for name in names:
-                self._more(chart, name)
+                self._add(chart, name)
 
-    def _more(self, chart: str, name: str, amount: float = 1) -> None:
+    def _add(self, chart: str, name: str, amount: float = 1) -> None:
         amounts = self.charts.setdefault(chart, {})
         amounts[name] = amounts.get(name, 0) + amount
 
@@ -73,11 +73,11 @@ def tasks_of(record: Record) -> list[str]:
 
 
 def caption_terms(captions: Iterable[str]) -> set[str]:
-    """The words of a clip's captions that say something, each once."""
+    """The distinct informative words of a clip's captions."""
     words = {word for text in captions for word in re.findall(r"[^\W\d_][\w'-]+", text.lower())}
     return words - _STOP
 
 
 def amounts_sentence(amounts: Mapping[str, float]) -> str:
-    """As "2 missing, 1 silent"; "nothing" where there is nothing."""
+    """As in "2 missing, 1 silent"; "nothing" if there is nothing."""
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(amounts.items()) if amount) or "nothing"

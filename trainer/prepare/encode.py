@@ -1,9 +1,9 @@
-"""Clips and scenes through filters and frozen encoders to features: what the worker processes of `prepare.py` do.
+"""Filter and encode clips and scenes: the work of the worker processes of a preparation.
 
-With encoders on the CPU a worker does all of it. For encoders on a GPU it decodes, and the main process encodes what
-it sends; the batches are the same, clips of one file, whoever encodes and whenever they come.
+With encoders on the CPU a worker does everything. With encoders on a GPU it only decodes, and the main process encodes.
+The batches are the same in both cases: clips of one file.
 
-This module leaves mosaicml-streaming alone: importing it takes longer than many workers' whole job.
+This module does not import mosaicml-streaming, which takes longer than the whole job of many workers.
 """
 
 from collections.abc import Iterator
@@ -32,13 +32,13 @@ from ..scenes.synth import FRAME_RATE, FRAMES, render_audio, render_video
 from .filter_networks import load_network, score_fault, scores, separate
 from .filters import FiltersConfig, clip_fault, file_fault, silence_fault
 
-LARGEST = float(np.finfo(np.float16).max)  # in which features are stored
-BATCH = 4  # clips of a file that are encoded together: 10 s of them with 224-pixel video take 180 MB
+LARGEST = float(np.finfo(np.float16).max)  # features are stored as float16
+BATCH = 4  # clips of a file per batch: with 10 s and 224-pixel video they take 180 MB
 
 
 @dataclass(frozen=True)
 class EncoderSettings:
-    """The configurations that decide a record's features, and where they are computed."""
+    """The configurations that decide a record's features, and the device of the encoders."""
 
     codec: CodecConfig
     video: VideoConfig
@@ -52,7 +52,7 @@ class EntryTask:
 
     encoders: EncoderSettings
     entry: ManifestEntry
-    block: int = 0  # that it belongs to
+    block: int = 0  # number of its block
 
     def __str__(self) -> str:
         return f"line {self.entry.line} ({self.entry.name})"
@@ -74,7 +74,7 @@ class SceneTask:
 
 @dataclass(frozen=True)
 class Rejection:
-    """A line of `rejected.jsonl`: a file, or the clip of it at `start` seconds of its segment, that is left out."""
+    """A line of `rejected.jsonl`: a file that is left out, or one of its clips, at `start` seconds of the segment."""
 
     line: int
     audio: str
@@ -85,7 +85,7 @@ class Rejection:
 
 @dataclass(frozen=True)
 class DecodedClips:
-    """Some clips of a file that passed the filters, and the rest of the `seen` ones."""
+    """The clips of a file, of `seen` ones, that passed the filters, and the rejections of the others."""
 
     clips: list[Clip]
     rejections: list[Rejection]
@@ -94,7 +94,7 @@ class DecodedClips:
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """A clip's four arrays, without the batch axis."""
+    """The four arrays of a clip, without the batch axis."""
 
     latent_mean: NDArray[np.float32]
     latent_std: NDArray[np.float32]
@@ -104,16 +104,16 @@ class ClipFeatures:
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What is known of a clip besides its features."""
+    """A clip without its arrays."""
 
     start: float  # seconds after the start of its segment
     seconds: float  # true length
-    scores: dict[str, float]  # of each classifier that judged it
+    scores: dict[str, float]  # by classifier
 
 
 @dataclass(frozen=True)
 class EncodedClips:
-    """The same clips, as far as the networks kept them, with their features."""
+    """The clips of `DecodedClips` that the networks kept, with their features."""
 
     clips: list[ClipInfo]
     features: list[ClipFeatures]
@@ -122,9 +122,9 @@ class EncodedClips:
 
 
 def check_encoders(encoders: EncoderSettings) -> Iterator[None]:
-    """Loads every network, asks those of the filters about a silent clip, counts the frames of a clip; gives nothing.
+    """Load every network, run those of the filters on a silent clip, check the number of frames. Yields nothing.
 
-    Raises ValueError where weights or networks are not what their configuration says.
+    Raises ValueError if weights or networks do not match their configuration.
     """
     codec, frames, filters = encoders.codec, encoders.video, encoders.filters
     rows = np.zeros((frames_in(codec.seconds, frames.image_rate), 3, frames.size, frames.size), np.uint8)
@@ -139,13 +139,13 @@ def check_encoders(encoders: EncoderSettings) -> Iterator[None]:
 
 
 def encode_entry(task: EntryTask) -> Iterator[EncodedClips | Rejection]:
-    """A file, a few clips at a time. It may end in a rejection of the whole file, whatever came before."""
+    """Yield a file, a few clips at a time. The last item may reject the whole file, with its earlier clips."""
     for found in decode_entry(task):
         yield found if isinstance(found, Rejection) else encode(task, found)
 
 
 def decode_entry(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
-    """The same without encoding."""
+    """As `encode_entry`, without encoding."""
     entry, encoders = task.entry, task.encoders
     clips = read_clips(
         entry.audio,
@@ -171,8 +171,8 @@ def decode_entry(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
         yield Rejection(entry.line, entry.name, error.reason.value, str(error))
         return
     except (OSError, MemoryError):
-        raise  # the machine's fault, not the file's
-    except Exception as error:  # one odd file of a million must not end the work on all of them
+        raise  # the machine is at fault
+    except Exception as error:  # one odd file among a million must not stop the work
         detail = redacted(f"{entry.name}: {type(error).__name__}: {error}")
         yield Rejection(entry.line, entry.name, Reason.UNDECODABLE.value, detail)
         return
@@ -185,9 +185,9 @@ def _clip_rejection(entry: ManifestEntry, clip: Clip, fault: tuple[str, str]) ->
 
 
 def encode(task: EntryTask, decoded: DecodedClips) -> EncodedClips:
-    """Asks the networks of the filters, then encodes what they keep as one batch.
+    """Run the networks of the filters, then encode the remaining clips as one batch.
 
-    Raises ValueError where weights or networks are not what their configuration says.
+    Raises ValueError if weights or networks do not match their configuration.
     """
     entry, encoders = task.entry, task.encoders
     kept = [(clip, dict[str, float]()) for clip in decoded.clips]
@@ -224,7 +224,7 @@ def _separate(task: EntryTask, kept: ScoredClips) -> tuple[ScoredClips, list[Rej
     if separator is None or not kept or task.entry.domain not in separator.domains:
         return kept, []
     rate, network = encoders.codec.sample_rate, load_network(separator.file, torch.device(encoders.device))
-    silent = (Reason.SILENT.value, "nothing is left of it")
+    silent = (Reason.SILENT.value, "nothing is left of its sound")
     clips = separate(separator, network, [clip for clip, _ in kept], rate)
     faults = [
         silent if clip.peak < encoders.filters.min_peak else silence_fault(clip, rate, encoders.filters)
@@ -244,11 +244,11 @@ def _stack_arrays(clips: list[Clip]) -> tuple[NDArray[np.float32], NDArray[np.ui
 class SharedClips:
     """DecodedClips clips whose arrays lie in memory that the processes share: ten seconds of video are 48 MB."""
 
-    decoded: DecodedClips  # its clips without arrays
+    decoded: DecodedClips  # clips without arrays
     arrays: list[tuple[Tensor, Tensor, Tensor]]  # wave, images, motion of each clip
 
     def restored(self) -> DecodedClips:
-        """With the arrays, where they lie."""
+        """The clips with their arrays, without a copy."""
         clips = [
             replace(clip, wave=wave.numpy(), images=images.numpy(), motion=motion.numpy())
             for clip, (wave, images, motion) in zip(self.decoded.clips, self.arrays, strict=True)
@@ -257,7 +257,7 @@ class SharedClips:
 
 
 def share_entry(task: EntryTask) -> Iterator[SharedClips | Rejection]:
-    """`decode_entry` for a process that encodes elsewhere. torch hands tensors over without copying them."""
+    """As `decode_entry`, for another process to encode. torch passes the tensors on without a copy."""
     for found in decode_entry(task):
         if isinstance(found, Rejection):
             yield found
@@ -269,12 +269,12 @@ def share_entry(task: EntryTask) -> Iterator[SharedClips | Rejection]:
 
 
 def stream_scenes(task: SceneTask) -> Iterator[list[Record]]:
-    """What a worker sends of `encode_scenes`."""
+    """`encode_scenes` as a generator, for a worker."""
     yield encode_scenes(task)
 
 
 def encode_scenes(task: SceneTask) -> list[Record]:
-    """Renders scenes and encodes them as one batch, with all the captions that their annotations allow."""
+    """Render scenes and encode them as one batch, with captions from their annotations."""
     indices = range(task.first, task.last)
     scenes = [draw_scene(task.seed, index, task.domain) for index in indices]
     waves = np.stack([render_audio(scene) for scene in scenes])

@@ -1,4 +1,4 @@
-"""Networks that judge and clean clips: TorchScript or ONNX files that a user brings.
+"""Run networks that score and clean clips: TorchScript or ONNX files of the user.
 
 B clips, n samples at the network's rate, N images.
 """
@@ -24,9 +24,9 @@ Network = Callable[[Tensor], Tensor]
 
 @cache
 def load_network(file: str, device: torch.device) -> Network:
-    """A function of one tensor and to one tensor, both on the CPU, that is computed on `device`.
+    """A function from one CPU tensor to another, computed on `device`.
 
-    Raises ValueError where the file is missing, is not what its ending says, or does not take what it is given.
+    Raises ValueError if the file is missing, is not in the format of its ending, or refuses its input.
     """
     kind, load = ("ONNX", _onnx) if file.endswith(".onnx") else ("TorchScript", _torch_script)
     if not Path(file).is_file():
@@ -35,14 +35,14 @@ def load_network(file: str, device: torch.device) -> Network:
         network = load(file, device)
     except ImportError as error:
         raise ValueError(f"{file}: needs onnxruntime ({error}); pip install 'audiox-trainer[onnx]'") from error
-    except Exception as error:  # each library has its own
+    except Exception as error:  # every library has its own kinds
         raise ValueError(f"{file}: not a network in {kind} ({_brief(error)})") from error
 
     def run(x: Tensor) -> Tensor:
         try:
             return network(x)
         except Exception as error:
-            raise ValueError(f"{file}: does not take float32 {tuple(x.shape)} ({_brief(error)})") from error
+            raise ValueError(f"{file}: does not accept float32 {tuple(x.shape)} ({_brief(error)})") from error
 
     return run
 
@@ -54,7 +54,7 @@ def _brief(error: Exception) -> str:
 
 def _torch_script(file: str, device: torch.device) -> Network:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # torch would rather load what torch.export has written
+        warnings.simplefilter("ignore", DeprecationWarning)  # torch recommends torch.export instead
         module = torch.jit.load(file, map_location=device).eval()
 
     def run(x: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ def _onnx(file: str, device: torch.device) -> Network:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    if device.type == "cpu":  # as many processes as cores are at work already
+    if device.type == "cpu":  # there is already one process per core
         options.intra_op_num_threads = options.inter_op_num_threads = 1
     wanted = ["CUDAExecutionProvider"] * (device.type == "cuda") + ["CPUExecutionProvider"]
     providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
@@ -83,9 +83,9 @@ def _onnx(file: str, device: torch.device) -> Network:
 
 
 def scores(classifier: ClassifierConfig, network: Network, clips: list[Clip], rate: int) -> list[float | None]:
-    """What the network thinks of each clip, whose sound has `rate` Hz; None of a clip that has nothing to judge.
+    """The network's score of each clip, whose sound has `rate` Hz; None for a clip without the input of the network.
 
-    Raises ValueError where its answer has not the shape that is declared.
+    Raises ValueError if the output has another shape than declared.
     """
     if classifier.input == "audio":
         waves = np.stack([_at_rate(clip.wave.mean(axis=0, keepdims=True), rate, classifier.rate)[0] for clip in clips])
@@ -104,7 +104,7 @@ def _video_score(classifier: ClassifierConfig, network: Network, clip: Clip) -> 
 
 
 def _rows(classifier: ClassifierConfig, answer: Tensor, rows: int) -> Tensor:
-    """-> (rows,), the column that counts."""
+    """The scores (rows,) in the chosen column."""
     table = answer[:, None] if answer.ndim == 1 else answer
     if table.ndim != 2 or len(table) != rows or table.shape[1] <= classifier.column:
         raise ValueError(
@@ -115,11 +115,11 @@ def _rows(classifier: ClassifierConfig, answer: Tensor, rows: int) -> Tensor:
 
 
 def score_fault(classifier: ClassifierConfig, score: float | None) -> tuple[str, str] | None:
-    """Why a clip of this score is left out, if it is: reason and detail."""
+    """Reason and detail if a clip with this score is left out."""
     reason = f"{Filtered.CLASSIFIER} {classifier.name}"
     if score is None:
         return None
-    if classifier.min_score is not None and not score >= classifier.min_score:  # what is no number is left out, too
+    if classifier.min_score is not None and not score >= classifier.min_score:  # NaN is left out as well
         return reason, f"{score:.3f}, less than {classifier.min_score:g}"
     if classifier.max_score is not None and not score <= classifier.max_score:
         return reason, f"{score:.3f}, more than {classifier.max_score:g}"
@@ -127,9 +127,9 @@ def score_fault(classifier: ClassifierConfig, score: float | None) -> tuple[str,
 
 
 def separate(separator: SeparatorConfig, network: Network, clips: list[Clip], rate: int) -> list[Clip]:
-    """The clips with the part of their sound that the network takes out; the padding stays silent.
+    """The clips with the part of their sound that the network extracts; the padding stays silent.
 
-    Raises ValueError where its answer has not the shape that is declared.
+    Raises ValueError if the output has another shape than declared.
     """
     waves = np.stack([_at_rate(_to_channels(clip.wave, separator.channels), rate, separator.rate) for clip in clips])
     answer = network(torch.from_numpy(waves))  # (B, channels, n) or (B, stems, channels, n)
@@ -137,7 +137,7 @@ def separate(separator: SeparatorConfig, network: Network, clips: list[Clip], ra
         answer = answer[:, separator.stem]
     if answer.shape != waves.shape:
         raise ValueError(
-            f"{separator.file}: gives {tuple(answer.shape)} for {waves.shape}; expected as much, or stems before the "
+            f"{separator.file}: gives {tuple(answer.shape)} for {waves.shape}; expected the same, or stems before the "
             f"channels, with stem {separator.stem}"
         )
     return [_with_sound(clip, part, separator.rate, rate) for clip, part in zip(clips, answer.numpy(), strict=True)]
@@ -146,7 +146,7 @@ def separate(separator: SeparatorConfig, network: Network, clips: list[Clip], ra
 def _with_sound(clip: Clip, part: Wave, found: int, rate: int) -> Clip:
     channels, samples = clip.wave.shape
     wave = _at_rate(part, found, rate)[:, :samples]
-    wave = np.pad(wave, ((0, 0), (0, samples - wave.shape[1])))  # rates do not divide each other
+    wave = np.pad(wave, ((0, 0), (0, samples - wave.shape[1])))  # the rates may not divide each other
     wave[:, round(clip.seconds * rate) :] = 0
     wave = _to_channels(wave, channels) / np.float32(max(1.0, np.abs(wave).max()))
     return replace(clip, wave=np.ascontiguousarray(wave))
@@ -160,5 +160,5 @@ def _to_channels(wave: Wave, channels: int) -> Wave:
 
 
 def _at_rate(wave: Wave, found: int, wanted: int) -> Wave:
-    """wave (c, n) from one rate to another."""
+    """Resample a wave (c, n)."""
     return wave if found == wanted else np.ascontiguousarray(soxr.resample(wave.T, found, wanted).T)

@@ -1,28 +1,31 @@
-"""Which clips are good enough to learn from: the filters of the paper's first stage (section III-A), as numbers.
+"""Decide which clips are good enough: the filters of the paper's first stage (section III-A), as numbers.
 
-Broken, missing and empty tracks are always left out (`source.Reason`), and so is a clip in which nothing sounds. What
-is here is asked for by the JSON file of `launch/prepare.py files --filters`; without one, all else is kept.
+Broken, missing and empty tracks and silent clips are always left out (`source.Reason`). The filters here are set by the
+JSON file of `launch/prepare.py files --filters`; without one, everything else is kept.
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 from ...models.strict import NonNegativeFloat, Positive, Share
-from ..core.tasks import DOMAINS
+from ..core.tasks import DOMAINS, Domain
 from ..media.audio_decode import SLACK, Wave
 from ..media.clips import Clip
 from ..media.source import Reason
 from ..media.video_decode import VIDEO_SLACK
 
 WINDOW = 0.05  # seconds over which loudness is measured
-APART = 4  # pixels between those that are compared from image to image
+PIXEL_STEP = 4  # every fourth pixel is compared from image to image
+
+Domains = Annotated[tuple[Domain, ...], Field(min_length=1)]
 
 
 class Filtered(StrEnum):
-    """Why a file, or a clip of it, is left out although it is whole."""
+    """Why a file or a clip is left out although it is intact."""
 
     SHORT_FILE = "short file"
     LONG_FILE = "long file"
@@ -30,60 +33,56 @@ class Filtered(StrEnum):
     SILENCE = "mostly silent"
     CLIPPING = "clipping"
     STATIC = "static video"
-    CLASSIFIER = "classifier"  # with its name behind it
+    CLASSIFIER = "classifier"  # followed by its name
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """A network that gives a clip a score: of music, of speech, of picture quality.
+    """A network that scores clips: for music, speech, picture quality.
 
-    For "audio" it takes one channel at `rate` Hz, (B, n) float32 in [-1, 1]; for "video" the images of a clip,
-    (N, 3, size, size) float32 in [0, 1], and the clip's score is the mean over them. It gives a score for each row, or
-    several, of which `column` is taken. Clips without pictures are not judged for "video".
+    For "audio" its input is one channel at `rate` Hz, (B, n) float32 in [-1, 1]. For "video" it is the images of a
+    clip, (N, 3, size, size) float32 in [0, 1], and the score is the mean over them; clips without pictures are not
+    scored. It returns one score per row, or several, of which `column` is used.
     """
 
     name: str
-    file: str  # TorchScript, or ONNX where it ends in .onnx
+    file: str  # TorchScript, or ONNX if it ends in .onnx
     input: Literal["audio", "video"] = "audio"
     rate: int = 0  # Hz, for "audio"
-    size: int = 0  # pixels a side, for "video"
+    size: int = 0  # height and width in pixels, for "video"
     column: int = 0
     min_score: float | None = None  # a clip is kept from this score on
     max_score: float | None = None  # and up to this one
-    domains: tuple[str, ...] = DOMAINS
+    domains: Domains = DOMAINS
 
     def __post_init__(self) -> None:
         wanted, other = ("rate", "size") if self.input == "audio" else ("size", "rate")
         if getattr(self, wanted) < 1 or getattr(self, other):
-            raise ValueError(f"{wanted}: {getattr(self, wanted)}; {self.input} wants it above 0, and no {other}")
+            raise ValueError(f"{wanted}: {getattr(self, wanted)}; {self.input} needs it above 0, and no {other}")
         if self.min_score is None and self.max_score is None:
             raise ValueError(
                 "min_score: missing; give the score that a clip needs, or `max_score`, which it may not exceed"
             )
-        _check_domains(self.domains)
 
 
 @dataclass(frozen=True)
 class SeparatorConfig:
-    """A network that takes a part out of a sound: the music without speech and noise.
+    """A network that extracts a part of a sound: the music without speech and noise.
 
-    It takes (B, channels, n) float32 at `rate` Hz and gives as much, or (B, stems, channels, n), of which `stem` is
-    taken. It comes last; what it leaves silent is left out.
+    Its input is (B, channels, n) float32 at `rate` Hz. It returns the same shape, or (B, stems, channels, n), of which
+    `stem` is used. It runs last; clips that are then silent are left out.
     """
 
-    file: str  # TorchScript, or ONNX where it ends in .onnx
+    file: str  # TorchScript, or ONNX if it ends in .onnx
     rate: Positive  # Hz
     channels: Literal[1, 2] = 2
     stem: int = 0
-    domains: tuple[str, ...] = ("music",)
-
-    def __post_init__(self) -> None:
-        _check_domains(self.domains)
+    domains: Domains = ("music",)
 
 
 @dataclass(frozen=True)
 class FiltersConfig:
-    """What is kept; the defaults keep everything that is whole and sounds."""
+    """What is kept. The defaults keep everything that is intact and not silent."""
 
     max_missing_sound: NonNegativeFloat = SLACK  # seconds that a file's sound may lack of its declared length
     max_missing_video: NonNegativeFloat = (
@@ -112,7 +111,7 @@ class FiltersConfig:
 
 
 def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str, str] | None:
-    """Why a file that has given `seconds` of sound, and has `ended` or not, is left out: reason and detail."""
+    """Reason and detail if a file is left out; `seconds` of sound were read, and the file has `ended` or not."""
     if filters.max_file_seconds and seconds > filters.max_file_seconds:
         return Filtered.LONG_FILE, f"longer than {filters.max_file_seconds:g} s"
     if ended and seconds < filters.min_file_seconds:
@@ -121,7 +120,7 @@ def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str
 
 
 def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
-    """Why a clip whose sound has `rate` Hz is left out, if it is: reason and detail. Networks are asked elsewhere."""
+    """Reason and detail if a clip, whose sound has `rate` Hz, is left out. Networks are run elsewhere."""
     if clip.peak < filters.min_peak:
         return Reason.SILENT, f"nothing above {filters.min_peak:g} dB"
     if clip.seconds < filters.min_clip_seconds:
@@ -135,7 +134,7 @@ def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str]
 
 
 def silence_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
-    """The same for silence alone, which a separator can bring."""
+    """The same for silence alone, which a separator may cause."""
     share = (
         silent_share(clip.wave[:, : round(clip.seconds * rate)], rate, filters.silence_level)
         if filters.max_silent < 1
@@ -149,22 +148,17 @@ def silence_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, s
 def _static_fault(clip: Clip, filters: FiltersConfig) -> tuple[str, str] | None:
     if filters.max_static == 1 or len(clip.images) < 2:
         return None
-    small = clip.images[..., ::APART, ::APART].astype(np.int16)
+    small = clip.images[..., ::PIXEL_STEP, ::PIXEL_STEP].astype(np.int16)
     change = np.abs(np.diff(small, axis=0)).mean(axis=(1, 2, 3))
     share = float((change < filters.static_threshold).mean())
     if share > filters.max_static:
-        return Filtered.STATIC, f"the picture stands still for {share:.0%}, more than {filters.max_static:.0%}"
+        return Filtered.STATIC, f"the picture does not move for {share:.0%}, more than {filters.max_static:.0%}"
     return None
 
 
 def silent_share(wave: Wave, rate: int, level: float) -> float:
-    """The share of a sound (c, n) whose root mean square over WINDOW is below `level` dB of full scale."""
+    """The share of a sound (c, n) whose RMS over WINDOW is below `level` dB of full scale."""
     size = max(1, min(round(WINDOW * rate), wave.shape[1]))
     windows = wave[:, : wave.shape[1] // size * size].reshape(len(wave), -1, size)
     power = np.square(windows, dtype=np.float32).mean(axis=(0, 2))
     return float((power < 10 ** (level / 10)).mean())
-
-
-def _check_domains(domains: tuple[str, ...]) -> None:
-    if not domains or not set(domains) <= set(DOMAINS):
-        raise ValueError(f"domains: {list(domains)} must be some of {list(DOMAINS)}")

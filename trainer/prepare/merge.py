@@ -1,7 +1,7 @@
-"""Blocks that are all finished become streams: an index of their shards, and what they hold.
+"""Merge finished blocks into streams: an index of their shards, and a summary of their content.
 
-Whoever does this, and however often, writes the same files. streaming's own `merge_index` makes the same index; it
-wants an index.json beside each part's shards, reads them one by one, and replaces what a reader may be reading.
+The files are the same whoever writes them, and however often. streaming's own `merge_index` makes the same index, but
+needs an index.json next to each group of shards and replaces files that may be in use.
 """
 
 import json
@@ -19,13 +19,13 @@ from .blocks import PreparePlan, json_bytes, read_block, record_name
 from .counts import Counts
 from .encode import Rejection
 
-THREADS = 16  # a bucket takes its time to answer
-EXAMPLES = 64  # blocks, evenly spread, of which the examples are kept
+THREADS = 16  # buckets answer slowly
+EXAMPLES = 64  # the number of blocks, evenly spread, whose examples are kept
 
 
 @dataclass(frozen=True)
 class MergedBlocks:
-    """What all blocks hold together."""
+    """The content of all blocks together."""
 
     counts: Counts
     examples: list[dict[str, Any]]
@@ -33,11 +33,11 @@ class MergedBlocks:
 
 
 def merge_blocks(store: Store, plan: PreparePlan) -> MergedBlocks:
-    """Writes index.json and features.json of each domain, and rejected.jsonl.
+    """Write index.json and features.json of each domain, and rejected.jsonl.
 
     Raises:
-        DamagedError: the record of a block or a shard is gone or changed; names it, and how to have it made anew.
-        OSError: there is no room, or the bucket fails.
+        DamagedError: a shard or the record of a block is missing or changed; says how to make it again.
+        OSError: the disk is full, or the bucket fails.
     """
     counts, examples, rejected = Counts(), list[dict[str, Any]](), list[str]()
     parts: dict[str, list[ShardGroup]] = defaultdict(list)
@@ -45,7 +45,7 @@ def merge_blocks(store: Store, plan: PreparePlan) -> MergedBlocks:
     with ThreadPoolExecutor(THREADS) as pool:
         for number, block in enumerate(pool.map(lambda n: read_block(store, plan, n), range(plan.blocks))):
             counts.add(Counts(block.counts))
-            for domain, part in block.parts.items():
+            for domain, part in block.shards.items():
                 parts[domain].append(part)
             if number % -(-plan.blocks // EXAMPLES) == 0:
                 examples += block.examples
@@ -56,7 +56,7 @@ def merge_blocks(store: Store, plan: PreparePlan) -> MergedBlocks:
         index = index_json(made).encode()
         features = stream_features(made, plan.codec, plan.text, plan.video, str(xxhash.xxh3_128(index).hexdigest()))
         store.write(f"{domain}/index.json", index)
-        # Without it a folder is no stream yet.
+        # Last: without it a folder is no stream.
         store.write(f"{domain}/features.json", json_bytes(strict.to_dict(features)))
     store.write("rejected.jsonl", "".join(rejected).encode())
     return MergedBlocks(counts, examples, first)
@@ -70,8 +70,8 @@ def _check_shards_exist(store: Store, domain: str, parts: list[ShardGroup]) -> N
             name = f"{domain}/{raw['basename']}"
             size = store.size(name)
             if name not in there or size not in (None, raw["bytes"]):
-                problem = f"has {size} bytes, not {raw['bytes']}" if name in there else "is gone"
+                problem = f"has {size} bytes, not {raw['bytes']}" if name in there else "is missing"
                 raise DamagedError(
                     f"{store}/{name} {problem}; remove {store}/{record_name(int(raw['basename'].partition('/')[0]))} "
-                    f"and run the same command again, which makes the block anew"
+                    f"and run the same command again, which makes the block again"
                 )

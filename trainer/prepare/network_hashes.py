@@ -1,4 +1,4 @@
-"""Which networks decide what a preparation gives, by the bytes of their weights: where they lie is no part of it."""
+"""Hash the weights of the networks that decide the result of a preparation. Their paths do not matter."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ WEIGHTS = "*.safetensors"
 
 
 def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]:
-    """The xxh3 of each network's weights, by what uses it. Texts are stored as texts: the text encoder is none of them.
+    """The xxh3 of each network's weights, by what uses it. The text encoder is not included: shards hold texts.
 
-    Raises ValueError where there are no such weights.
+    Raises ValueError if weights are missing.
     """
     found = {}
     if model.codec.kind == "oobleck":
@@ -36,12 +36,12 @@ def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]
 
 def _file(key: str, file: Path) -> str:
     if not file.is_file():
-        raise ValueError(f"{key}: {file} is not there; give the TorchScript or ONNX file of the network")
+        raise ValueError(f"{key}: {file} is missing; give the TorchScript or ONNX file of the network")
     return hash_file(file)
 
 
 def _weights(source: Source, part: str = "") -> str:
-    """Of the safetensors in a folder, or in its folder `part` where it has one."""
+    """The hash of the safetensors in a folder, or in its subfolder `part` if there is one."""
     with source.reading():
         folder = Path(source.place) if source.local else _fetched(source.place, part)
         files = sorted((folder / part if (folder / part).is_dir() else folder).glob(WEIGHTS))
@@ -51,6 +51,6 @@ def _weights(source: Source, part: str = "") -> str:
 
 
 def _fetched(name: str, part: str) -> Path:
-    from huggingface_hub import snapshot_download  # which transformers brings, and which loads them from there later
+    from huggingface_hub import snapshot_download  # later transformers loads the weights from the same cache
 
     return Path(snapshot_download(name, allow_patterns=f"{part}/{WEIGHTS}" if part else WEIGHTS))

@@ -1,7 +1,7 @@
-"""The files of a manifest to shard folders: any number of ranks, which may be killed at any time and begin again.
+"""Prepare the files of a manifest, on any number of ranks, which may be killed and restarted at any time.
 
-A rank makes the blocks that are its own by their number, then what others have not begun, and waits until all are
-there; the lowest rank that lives writes what makes streams of them. `blocks.py` and `ranks.py` say what lies where.
+A rank makes its own blocks, then those that others have not started, and waits until all are finished. The lowest
+living rank then merges them into streams. `blocks.py` and `ranks.py` describe the files.
 """
 
 import json
@@ -52,28 +52,27 @@ from .ranks import PATIENCE, Ranks
 from .report import REPORT_FILE, write_report
 from .worker_pool import TaskEnd, TaskOutput, WorkerPool
 
-POLL = 1.0  # seconds between two looks for what others have left
-CROWDED = 8  # ranks, above which they look less often
-MAX_UNREACHABLE = 10  # addresses in a row that give no answer: the network or the storage is away
-STUCK_AFTER = 1800.0  # seconds in which a file gives no clip, after which it is given up
+POLL = 1.0  # seconds between two looks at the work of other ranks
+CROWDED = 8  # with more ranks, each looks less often
+MAX_UNREACHABLE = 10  # addresses in a row without an answer: the network or the storage is at fault
+STUCK_AFTER = 1800.0  # seconds without a clip after which a file is given up
 
 
 @dataclass(frozen=True)
 class PrepareRank:
-    """Which rank of how many this is, and where its encoders compute."""
+    """The rank of this process, the number of ranks, and the device and limits of its work."""
 
     rank: int = 0
     ranks: int = 1
-    device: str = ""  # a device of the main process; empty: in the workers, on the CPU
-    patience: float = PATIENCE  # seconds without a sign of life after which a rank counts as dead
-    unreachable: int = MAX_UNREACHABLE  # addresses in a row without an answer at which a rank stops; 0: never
+    device: str = ""  # of the encoders in the main process; empty: in the workers, on the CPU
+    patience: float = PATIENCE  # seconds without a heartbeat after which a rank counts as dead
+    unreachable: int = MAX_UNREACHABLE  # addresses in a row without an answer after which a rank stops; 0: never
     limit: float = STUCK_AFTER  # seconds without a clip after which a file is given up
 
     @classmethod
-    def here(cls, device: str | None = None) -> Self:
-        """As torchrun, deepspeed and launch/slurm/rank.sh say it, or srun itself. Without a `device` this rank's GPU is
-        taken, where there is one; "cpu" leaves it alone. Raises ValueError where they make no sense, or it
-        is not here."""
+    def from_environment(cls, device: str | None = None) -> Self:
+        """As set by torchrun, deepspeed and launch/slurm/rank.sh, or by srun. Without a `device` this rank's GPU is
+        used, if there is one; "cpu" ignores it. Raises ValueError for inconsistent variables or a missing device."""
         rank, ranks, local = 0, 1, 0
         for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
             if names[0] in os.environ:
@@ -86,14 +85,14 @@ class PrepareRank:
 
 def _rank_numbers(names: tuple[str, str, str]) -> tuple[int, int, int]:
     """Rank, number of ranks and rank on this machine from the environment."""
-    given = {name: os.environ.get(name, "0" if name == names[2] else "") for name in names}
-    said = ", ".join(f"{name}={value!r}" for name, value in given.items())
+    values = {name: os.environ.get(name, "0" if name == names[2] else "") for name in names}
+    shown = ", ".join(f"{name}={value!r}" for name, value in values.items())
     try:
-        rank, ranks, local = (int(value) for value in given.values())
+        rank, ranks, local = (int(value) for value in values.values())
     except ValueError:
-        raise ValueError(f"{said}: {names[0]} and {names[1]} must be numbers; a launcher sets both") from None
+        raise ValueError(f"{shown}: {names[0]} and {names[1]} must be numbers; a launcher sets both") from None
     if not 0 <= rank < ranks:
-        raise ValueError(f"{said}: {names[0]} must be from 0 to {names[1]} - 1; a launcher sets both")
+        raise ValueError(f"{shown}: {names[0]} must be from 0 to {names[1]} - 1; a launcher sets both")
     return rank, ranks, local
 
 
@@ -106,17 +105,17 @@ def prepare_files(
     filters: FiltersConfig | None = None,
     place: PrepareRank | None = None,
 ) -> PrepareSummary:
-    """Decodes, cuts, filters and encodes the files of a manifest into `out/audio` and `out/music`, where they occur.
+    """Decode, cut, filter and encode the files of a manifest into `out/audio` and `out/music`, as far as they occur.
 
-    What is left out is listed in `out/rejected.jsonl` and counted in `out/prepare_report.html`. `seed` settles the
+    What is left out is listed in `out/rejected.jsonl` and counted in `out/prepare_report.html`. `seed` decides the
     wording of captions that are written from annotations. `out` is a folder, or the address of one in a bucket. The
-    result depends on neither the number of ranks and workers nor on how often they were killed and begun again.
+    result does not depend on the number of ranks and workers, or on interruptions.
 
     Raises:
-        ValueError: the manifest is wrong (before any work), `out` was begun with something else, or nothing was kept.
-        OSError: the disk is full or not writable, a bucket or what media lie on fails, memory runs out, or a worker
-            process was ended.
-        StoppedError: the process was asked to stop. After this and an OSError the same command goes on.
+        ValueError: the manifest is wrong (before any work), `out` was started with other settings, or nothing was kept.
+        OSError: the disk is full or not writable, a bucket or the storage of media fails, memory runs out, or a worker
+            process was killed.
+        StoppedError: the process was asked to stop. After this or an OSError the same command continues.
     """
     entries = read_manifest(manifest)
     plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
@@ -130,13 +129,13 @@ def prepare_files(
         if not store.has(REPORT_FILE):
             _prepare_blocks(store, plan, entries, encoders, place, workers)
     except OSError as error:
-        raise OSError(f"{error}; what is finished stays in {store}, and the same command goes on from there") from error
+        raise OSError(f"{error}; finished work stays in {store}, and the same command continues from there") from error
     return _summary(store)
 
 
 def _check_encoders(encoders: EncoderSettings, in_worker: bool) -> None:
-    """Before anything is written, so that a slip in the configuration can be mended. What encodes in workers is loaded
-    in one, which gives its memory back. Raises ValueError."""
+    """Check the encoders before anything is written, so that a wrong configuration can be corrected. Encoders of
+    workers are loaded in a worker, which then frees the memory. Raises ValueError."""
     if not in_worker:
         list(check_encoders(encoders))
         return
@@ -144,7 +143,7 @@ def _check_encoders(encoders: EncoderSettings, in_worker: bool) -> None:
     with WorkerPool(check_encoders, 1) as pool:
         for message in pool.run(lambda: left.pop() if left else None):
             if isinstance(message, TaskEnd) and message.crash:
-                raise ChildProcessError(f"loading the encoders ended the process by {message.crash}")
+                raise ChildProcessError(f"loading the encoders killed the process ({message.crash})")
 
 
 def _prepare_blocks(
@@ -174,7 +173,7 @@ def _prepare_blocks(
                 break
             _wait(stop, store, work.poll)
         while not store.has(REPORT_FILE):
-            if ranks.lowest():
+            if ranks.is_lowest():
                 write_report(store, plan, entries, merge_blocks(store, plan))
                 store.clean(ranks.living())
             else:
@@ -182,7 +181,7 @@ def _prepare_blocks(
 
 
 def _wait(stop: StopSignal, store: Store, seconds: float) -> None:
-    """Until it is time to look again what others have left."""
+    """Wait until it is time to look at the other ranks again."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         _check(stop, store)
@@ -191,11 +190,11 @@ def _wait(stop: StopSignal, store: Store, seconds: float) -> None:
 
 def _check(stop: StopSignal, store: Store) -> None:
     if stop.asked:
-        raise StoppedError(f"asked to stop; what is finished stays in {store}, and the same command goes on from there")
+        raise StoppedError(f"asked to stop; finished work stays in {store}, and the same command continues from there")
 
 
 class _RankWork:
-    """The blocks that a rank has in hand."""
+    """The blocks that a rank is working on."""
 
     def __init__(
         self,
@@ -209,54 +208,54 @@ class _RankWork:
     ) -> None:
         self.store, self.plan, self.entries, self.encoders = store, plan, entries, encoders
         self.ranks, self.spool = ranks, spool
-        self.finished = finished_blocks(store)  # blocks, as far as this rank knows
+        self.finished = finished_blocks(store)  # blocks, as far as known
         self._own = iter(range(ranks.rank, plan.blocks, ranks.count))
         self._tasks: deque[EntryTask] = deque()
         self._open: dict[int, dict[int, FileInProgress]] = {}  # by block, then by line
-        self._complete: list[int] = []  # blocks that wait to be written
-        self._under_way: set[int] = set()  # lines
+        self._complete: list[int] = []  # blocks waiting to be written
+        self._running: set[int] = set()  # lines in a worker
         self._killed: set[int] = set()  # lines whose process was killed once
-        self._again: deque[EntryTask] = deque()  # of these
+        self._retries: deque[EntryTask] = deque()  # tasks of these lines
         self._unreachable, self._most_unreachable = 0, unreachable  # in a row
-        # Each that has nothing to do looks at all others: the more there are, the less often.
+        # An idle rank looks at all others: with many ranks, it looks less often.
         self.poll = POLL * max(1.0, ranks.count / CROWDED)
-        self._looked = -self.poll
+        self._last_look = -self.poll
 
     def next_task(self) -> EntryTask | None:
-        """The next file; None while there is nothing that nobody has in hand, or a file is tried by itself."""
-        if self._under_way & self._killed or (self._again and self._under_way):
+        """The next file; None if no rank has left any, or while a file is retried alone."""
+        if self._running & self._killed or (self._retries and self._running):
             return None
-        if not self._again and not self._tasks and (number := self._next_block()) is not None:
+        if not self._retries and not self._tasks and (number := self._next_block()) is not None:
             files = {self.entries[i].line: FileInProgress(self.entries[i]) for i in self.plan.lines_of(number)}
             self._open[number] = files
             self._tasks.extend(EntryTask(self.encoders, file.entry, number) for file in files.values())
-            self._tell()
-        waiting = self._again or self._tasks
+            self._announce()
+        waiting = self._retries or self._tasks
         if not waiting:
             return None
         task = waiting.popleft()
-        self._under_way.add(task.entry.line)
+        self._running.add(task.entry.line)
         return task
 
     def _next_block(self) -> int | None:
         for number in self._own:
-            # Another rank that had nothing left may have made it.
+            # An idle rank may have made it.
             if number not in self.finished and not block_is_finished(self.store, number):
                 return number
             self.finished.add(number)
-        if time.monotonic() - self._looked < self.poll:
+        if time.monotonic() - self._last_look < self.poll:
             return None
-        self._looked = time.monotonic()
+        self._last_look = time.monotonic()
         self.finished |= finished_blocks(self.store)
         left = set(range(self.plan.blocks)) - self.finished - self._open.keys()
-        free = sorted(left - self.ranks.elsewhere()) if left else []
-        # From the end, where whose own they are comes last, and not all ranks the same.
+        free = sorted(left - self.ranks.taken_blocks()) if left else []
+        # From the end, which their own ranks reach last; a different one for each idle rank.
         return free[-1 - self.ranks.rank % len(free)] if free else None
 
     def take(self, message: TaskOutput[EntryTask] | TaskEnd[EntryTask]) -> None:
-        """Some more of a file, or its end; with the last of a block the block is written.
+        """Take the next clips of a file, or its end. The last file of a block completes the block.
 
-        Raises ConnectionError where too many addresses in a row give no answer.
+        Raises ConnectionError if too many addresses in a row give no answer.
         """
         task = message.task
         line, files = task.entry.line, self._open[task.block]
@@ -264,25 +263,23 @@ class _RankWork:
             value: EncodedClips | Rejection | SharedClips = message.value
             files[line].add(encode(task, value.restored()) if isinstance(value, SharedClips) else value, self.spool)
             return
-        self._under_way.discard(line)
+        self._running.discard(line)
         if message.crash == signal.SIGKILL.name and line not in self._killed:
             files[line].close()
             files[line] = FileInProgress(task.entry)
             self._killed.add(line)
-            self._again.append(task)
-            warning = (
-                f"the worker process of {task} was killed, most often for want of memory: it is tried again by itself"
-            )
+            self._retries.append(task)
+            warning = f"the worker process of {task} was killed, usually for lack of memory: it is tried again alone"
             print(f"{warning}; fewer --workers may be faster", file=sys.stderr, flush=True)
             return
         if fault := _process_fault(message, line in self._killed):
             files[line].add(Rejection(line, task.entry.name, *fault), self.spool)
-        self._end(task.block, files[line])
+        self._finish_file(task.block, files[line])
 
-    def _end(self, block: int, file: FileInProgress) -> None:
+    def _finish_file(self, block: int, file: FileInProgress) -> None:
         file.ended = True
-        self.ranks.mine.lines += 1
-        self.ranks.mine.clips += file.clips
+        self.ranks.own.lines += 1
+        self.ranks.own.clips += file.clips
         self._count_unreachable(file)
         if all(file.ended for file in self._open[block].values()):
             self._complete.append(block)
@@ -301,7 +298,7 @@ class _RankWork:
             )
 
     def write(self) -> None:
-        """The blocks that are complete. While addresses give no answer they wait: the fault may not be the files'."""
+        """Write complete blocks. Not while addresses give no answer, because the files may not be at fault."""
         for number in self._complete:
             files = list(self._open[number].values())
             write_block(self.store, self.plan, number, files)
@@ -311,24 +308,24 @@ class _RankWork:
             self.finished.add(number)
         if self._complete:
             self._complete = []
-            self._tell()
+            self._announce()
 
-    def _tell(self) -> None:
-        self.ranks.mine.blocks = sorted(self._open)
-        self.ranks.tell()
+    def _announce(self) -> None:
+        self.ranks.own.blocks = sorted(self._open)
+        self.ranks.announce()
 
 
 def _process_fault(end: TaskEnd[EntryTask], killed: bool) -> tuple[str, str] | None:
-    """Why a file is left out whose process has not come to its end."""
+    """Reason and detail if a file is left out because of what happened to its process."""
     if end.stuck:
-        return Reason.STUCK.value, "gave no clip in the longest time that a file may take (--limit)"
+        return Reason.STUCK.value, "gave no clip within the time limit (--limit)"
     if end.crash and killed:
-        return Reason.UNDECODABLE.value, f"decoding it ended its process twice, by {end.crash} when it was alone"
-    return (Reason.UNDECODABLE.value, f"decoding it ended the process by {end.crash}") if end.crash else None
+        return Reason.UNDECODABLE.value, f"decoding it killed its process twice, the second time alone ({end.crash})"
+    return (Reason.UNDECODABLE.value, f"decoding it killed the process ({end.crash})") if end.crash else None
 
 
 def _summary(store: Store) -> PrepareSummary:
-    """Of a finished preparation. Raises ValueError where nothing was kept."""
+    """The summary of a finished preparation. Raises ValueError if nothing was kept."""
     report = json.loads(store.read(REPORT_FILE) or b"{}")
     counts = Counts(report["counts"])
     rejected = Counts({"all": counts["rejected files"]})

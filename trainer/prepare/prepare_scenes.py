@@ -1,4 +1,4 @@
-"""Procedural scenes to shard folders: the folder that appears only when complete, and what a preparation has left."""
+"""Prepare procedural scenes: shard folders that appear only when complete, and the summary of a preparation."""
 
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping
@@ -18,12 +18,12 @@ from .counts import amounts_sentence
 from .encode import EncoderSettings, SceneTask, stream_scenes
 from .worker_pool import TaskEnd, TaskOutput, WorkerPool
 
-BLOCK = 64  # scenes a task; part of the result, since a batch decides how its sums are ordered
+BLOCK = 64  # scenes per task; affects the result, because batches decide the order of sums
 
 
 @dataclass(frozen=True)
 class PrepareSummary:
-    """What a preparation left: clips kept of each domain, their seconds together, and how much was left out and why."""
+    """The result of a preparation: clips kept per domain, their total seconds, and rejections by reason."""
 
     kept: Mapping[str, float]
     seconds: float
@@ -37,12 +37,12 @@ class PrepareSummary:
 def prepare_scenes(
     out: Path, model: ModelConfig, clips: int, seed: int, music_share: float, workers: int
 ) -> PrepareSummary:
-    """Renders `clips` procedural scenes, `music_share` of them music, into `out/audio` and `out/music`.
+    """Render `clips` procedural scenes, a share of them music, into `out/audio` and `out/music`.
 
-    The result depends on neither the number of workers nor their speed.
+    The result does not depend on the number of workers or their speed.
 
     Raises:
-        ValueError: `out` exists, a number is out of range, or the model is not made for the scenes' sound and pictures.
+        ValueError: `out` exists, a number is out of range, or the model does not fit the sound and pictures of scenes.
         OSError: the disk is full or not writable, or a worker process was killed.
     """
     if clips < 1 or not 0 <= music_share <= 1 or seed < 0:
@@ -66,9 +66,9 @@ def _check_scene_model(model: ModelConfig) -> None:
     found = (codec.sample_rate, codec.samples, codec.audio_channels, video.size)
     made = (scene.SAMPLE_RATE, scene.SAMPLES, 1, synth.SIZE)
     if found != made:
-        names = ("Hz", "samples a clip", "channel(s)", "pixels a side")
+        names = ("Hz", "samples per clip", "channel(s)", "pixels per side")
         as_text = [", ".join(f"{value} {name}" for value, name in zip(v, names, strict=True)) for v in (found, made)]
-        raise ValueError(f"the configuration wants {as_text[0]}; scenes have {as_text[1]}: use configs/tiny.json")
+        raise ValueError(f"the configuration needs {as_text[0]}; scenes have {as_text[1]}: use configs/tiny.json")
 
 
 def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], total: int) -> PrepareSummary:
@@ -89,7 +89,7 @@ def _write(folder: Path, model: ModelConfig, batches: Iterator[list[Record]], to
 
 
 def _ordered_results(tasks: list[SceneTask], workers: int) -> Iterator[list[Record]]:
-    """What the tasks give, in their order; a little of it waits for its turn, since tasks are alike."""
+    """Yield the results of the tasks in their order. Few of them wait, because all tasks take about as long."""
     left, made = deque(tasks), dict[SceneTask, list[Record]]()
     with WorkerPool(stream_scenes, workers) as pool:
         for message in pool.run(lambda: left.popleft() if left else None):
@@ -97,8 +97,8 @@ def _ordered_results(tasks: list[SceneTask], workers: int) -> Iterator[list[Reco
                 made[message.task] = message.value
             elif isinstance(message, TaskEnd) and message.crash:
                 raise ChildProcessError(
-                    f"a worker process was ended ({message.crash}) at {message.task}, most often for want of memory: "
-                    f"take fewer than {workers} workers"
+                    f"a worker process was killed ({message.crash}) at {message.task}, usually for lack of memory: "
+                    f"use fewer than {workers} workers"
                 )
             while tasks and tasks[0] in made:
                 yield made.pop(tasks.pop(0))

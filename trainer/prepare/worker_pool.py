@@ -1,6 +1,6 @@
-"""Processes that work on one task at a time and send what it gives piece by piece, as fast as it is taken from them.
+"""A pool of processes that work on one task at a time and send its outputs one by one.
 
-A pipe holds little: who is not read from waits, so that decoding runs no further ahead than one piece a process.
+A pipe holds little: a worker blocks until its pipe is read, so each one is at most one output ahead.
 """
 
 import math
@@ -21,18 +21,18 @@ import torch
 
 Task = TypeVar("Task")
 
-# A process that imports once, and from which the others fork: a dozen of them start in no time and share that memory.
-# It runs no thread of torch, as the main process does, a copy of which could hang.
+# Workers fork from a server that has done the imports: they start quickly and share its memory. Unlike the main process
+# it runs no threads of torch, which could hang after a fork.
 _CONTEXT = get_context("forkserver")
-# Signals by which code that decodes a damaged file ends its process. SIGKILL comes from outside: memory ran out.
+# Signals that end a process while it decodes a damaged file. SIGKILL usually means that memory ran out.
 _CRASHES = (signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGFPE, signal.SIGILL, signal.SIGKILL)
-TICK = 0.5  # seconds after which `run` says that nothing has come
-GRACE = 10.0  # seconds for a process to end: one that waits for a dead file system does not
+TICK = 0.5  # seconds without an output after which `run` yields None
+GRACE = 10.0  # seconds to wait for a killed process; one that hangs in a dead file system does not end
 
 
 @dataclass(frozen=True)
 class TaskOutput(Generic[Task]):
-    """Something that a task gave."""
+    """One output of a task."""
 
     task: Task
     value: Any
@@ -40,11 +40,11 @@ class TaskOutput(Generic[Task]):
 
 @dataclass(frozen=True)
 class TaskEnd(Generic[Task]):
-    """A task has given everything; or it ended its process by a signal, or was given up, and gives nothing more."""
+    """The end of a task: it is complete, or a signal killed its process, or it was given up."""
 
     task: Task
     crash: str = ""  # the signal's name
-    stuck: bool = False  # it gave nothing for the longest time that it may take
+    stuck: bool = False  # no output within the time limit
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class _Worker(Generic[Task]):
         self.process.start()
         theirs.close()
         self.task: Task | None = None
-        self.since = 0.0  # when it last gave something, or was given its task
+        self.since = 0.0  # its last output, or the start of its task
 
     def give(self, task: Task) -> None:
         self.task, self.since = task, time.monotonic()
-        # One that is dead already is found where its answer is waited for.
+        # A dead process is noticed when its output is read.
         with suppress(BrokenPipeError):
             self.pipe.send(task)
 
@@ -74,8 +74,8 @@ class _Worker(Generic[Task]):
 
 
 class WorkerPool(Generic[Task]):
-    """A context manager around `count` processes that call `function` on each task and send what it yields. A task that
-    gives nothing for `limit` seconds is given up."""
+    """A context manager with `count` processes that call `function` on each task and send what it yields. A task
+    without an output for `limit` seconds is given up."""
 
     def __init__(self, function: Callable[[Task], Iterator[Any]], count: int, limit: float = math.inf) -> None:
         if count < 1:
@@ -95,14 +95,13 @@ class WorkerPool(Generic[Task]):
             worker.close()
 
     def run(self, next_task: Callable[[], Task | None]) -> Iterator[TaskOutput[Task] | TaskEnd[Task] | None]:
-        """The pieces and ends of tasks as they come, those of one task in its order. None where nothing came for a
-        moment.
+        """Yield outputs and ends of tasks as they come, in order for each task; None if nothing came for a moment.
 
-        A task is asked for when a process is free; None means that there is none now. The iterator ends when no process
-        has one. An exception in a process is raised here.
+        `next_task` is called when a process is free; None means that there is no task now. The iterator ends when no
+        process has a task. An exception in a process is raised here.
 
         Raises:
-            ChildProcessError: a process ended without a task's doing.
+            ChildProcessError: a process ended for a reason other than its task.
         """
         while True:
             while (worker := self._free()) and (task := next_task()) is not None:
@@ -120,7 +119,7 @@ class WorkerPool(Generic[Task]):
                     yield self._given_up(worker)
 
     def _free(self) -> _Worker[Task] | None:
-        """A process without a task; new ones are started up to their number."""
+        """A process without a task; starts one if there are fewer than `count`."""
         free = next((worker for worker in self._workers if worker.task is None), None)
         if free is None and len(self._workers) < self._count:
             free = _Worker(self._function)
@@ -148,7 +147,7 @@ class WorkerPool(Generic[Task]):
         worker.close()
         if -code not in _CRASHES:
             how = signal.Signals(-code).name if code < 0 else f"code {code}"
-            raise ChildProcessError(f"a worker process was ended ({how}) at {task}")
+            raise ChildProcessError(f"a worker process was killed ({how}) at {task}")
         self._workers.remove(worker)
         return TaskEnd(task, signal.Signals(-code).name)
 
@@ -161,7 +160,7 @@ class WorkerPool(Generic[Task]):
 
 
 def _serve(pipe: Connection, function: Callable[[Task], Iterator[Any]]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal sends it to all; the main process ends them
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the main process ends workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     Thread(target=_exit_with_parent, daemon=True).start()
@@ -170,17 +169,17 @@ def _serve(pipe: Connection, function: Callable[[Task], Iterator[Any]]) -> None:
             task = pipe.recv()
         except EOFError:
             return
-        answer = None
+        last = None
         try:
             for value in function(task):
                 pipe.send(value)
         except Exception as error:
-            answer = _WorkerFailure(error)
-        pipe.send(answer)
+            last = _WorkerFailure(error)
+        pipe.send(last)
 
 
 def _exit_with_parent() -> None:
-    """A parent that is killed would leave its workers waiting for ever."""
+    """Exit when the parent does; workers of a killed parent would wait forever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

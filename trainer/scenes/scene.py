@@ -1,7 +1,7 @@
-"""The embedded data set: what happens in a procedural clip, drawn from a seed. Its sound and picture are in `synth.py`.
+"""The embedded data set: the content of a procedural clip, drawn from a seed. `synth.py` renders it.
 
-A clip lasts 2.048 s. An audio scene holds one to five events that do not overlap; a music scene holds one instrument
-playing a pattern at one of three tempi. Annotations have the fields of the paper's appendix A-A 2.
+A clip lasts 2.048 s. An audio scene has one to five events that do not overlap. In a music scene one instrument plays a
+pattern at one of three tempi. Annotations have the fields of the paper's appendix A-A 2.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ SAMPLE_RATE = 8000  # Hz
 SAMPLES = 16384
 SECONDS = SAMPLES / SAMPLE_RATE
 
-# Shortest and longest natural duration in seconds. Five of the longest-winded (sirens) must still fit into a clip.
+# Shortest and longest natural duration in seconds. Five of the longest (sirens) must still fit into a clip.
 DURATIONS: dict[str, tuple[float, float]] = {
     "bell": (0.20, 0.60),
     "kick": (0.14, 0.24),
@@ -31,30 +31,30 @@ DURATIONS: dict[str, tuple[float, float]] = {
 }
 AUDIO_CATEGORIES: tuple[str, ...] = tuple(DURATIONS)
 INSTRUMENTS: tuple[str, ...] = ("piano", "flute", "organ", "guitar")
-TEMPI: tuple[int, ...] = (100, 160, 250)  # beats a minute; no two stand in a ratio near 2
+TEMPI: tuple[int, ...] = (100, 160, 250)  # beats per minute; no two have a ratio near 2
 GENRES: tuple[str, ...] = ("march", "waltz", "jazz")
 MOODS: dict[str, tuple[int, int, int]] = {"happy": (0, 4, 7), "sad": (0, 3, 7)}  # semitones of the triad
 
 MIN_GAP = 0.16  # seconds of silence between events: two whole latent frames, so that repeated sounds can be counted
-EVENNESS = 4.0  # of the pauses between events, a Dirichlet law's concentration; 1 would be no order at all
+EVENNESS = 4.0  # concentration of the Dirichlet distribution of the pauses between events; 1 is fully random
 HEAD, TAIL = 0.03, 0.05  # seconds kept free at the ends of a clip
 MAX_EVENTS = 5
 
-# Scene kinds: one for each prompt type of T2A-bench (appendix A-C), and free mixtures such as "a bell, then two kicks".
+# One kind per prompt type of T2A-bench (appendix A-C), and mixtures such as "a bell, then two kicks".
 SCENE_KINDS: tuple[str, ...] = ("categories", "count", "order", "single", "mixture")
-KIND_SHARES: tuple[float, ...] = (0.25, 0.35, 0.2, 0.1, 0.1)  # of the kinds: counting is hardest to learn
+KIND_SHARES: tuple[float, ...] = (0.25, 0.35, 0.2, 0.1, 0.1)  # of the kinds; counting is the hardest to learn
 COUNT_SHARES: tuple[float, ...] = (
     0.1,
     0.15,
     0.2,
     0.25,
     0.3,
-)  # of "categories" with one to five: many are hard to gather
+)  # of one to five "categories"; many are harder
 
 
 @dataclass(frozen=True)
 class Event:
-    """One sound of a category of `AUDIO_CATEGORIES`, from onset to offset in seconds."""
+    """One sound of a category in `AUDIO_CATEGORIES`, from onset to offset in seconds."""
 
     category: str
     onset: float
@@ -63,9 +63,9 @@ class Event:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip's content. Audio scenes have events; music scenes have the four musical fields and no events.
+    """The content of a clip. Audio scenes have events; music scenes have the four musical fields and no events.
 
-    `seed` settles everything the annotation does not say: levels, pitches, note choices, background.
+    `seed` decides everything that the annotation does not say: levels, pitches, note choices, background.
     """
 
     domain: str
@@ -79,7 +79,7 @@ class Scene:
 
 @dataclass(frozen=True)
 class Note:
-    """One note: onset and offset in seconds, semitones above the instrument's root, level, whether it is on a beat."""
+    """One note: onset and offset in seconds, semitones above the root of the instrument, level, whether on a beat."""
 
     onset: float
     offset: float
@@ -89,7 +89,7 @@ class Note:
 
 
 def draw_scene(seed: int, index: int, domain: str) -> Scene:
-    """The `index`-th scene of a data set. Same arguments, same scene.
+    """Draw the `index`-th scene of a data set. The same arguments give the same scene.
 
     Raises:
         ValueError: `domain` is neither "audio" nor "music".
@@ -111,7 +111,7 @@ def draw_scene(seed: int, index: int, domain: str) -> Scene:
 
 
 def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
-    """The categories of a scene's events in order of time, for one of `SCENE_KINDS`."""
+    """Draw the categories of a scene's events, in order of time, for one of `SCENE_KINDS`."""
     if kind == "single":
         return _distinct_categories(1, rng)
     if kind == "categories":
@@ -121,7 +121,7 @@ def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
     if kind == "count":
         return _distinct_categories(1, rng) * int(rng.integers(1, MAX_EVENTS + 1))
     groups = int(rng.integers(2, 4))
-    # Between one and three of each, but never more than MAX_EVENTS together.
+    # One to three of each, and at most MAX_EVENTS in all.
     counts = [1] * groups
     for _ in range(int(rng.integers(1, MAX_EVENTS + 1 - groups))):
         counts[rng.integers(groups)] += 1
@@ -132,27 +132,27 @@ def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
 
 
 def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
-    """Lays events of these categories out in time, in this order, with at least MIN_GAP seconds between them.
+    """Place events of these categories in time, in this order, at least MIN_GAP seconds apart.
 
     Raises:
         ValueError: there are none, or more than MAX_EVENTS.
     """
     count = len(categories)
     if not 1 <= count <= MAX_EVENTS:
-        raise ValueError(f"{count} events asked for, a scene holds 1 to {MAX_EVENTS}")
+        raise ValueError(f"{count} events requested, a scene has 1 to {MAX_EVENTS}")
     shortest = np.array([DURATIONS[name][0] for name in categories])
     longest = np.array([DURATIONS[name][1] for name in categories])
-    # What sounds again is the same thing: its events are equally long.
+    # Events of one category are equally long.
     lengths = {name: rng.random() for name in dict.fromkeys(categories)}
     durations = shortest + np.array([lengths[name] for name in categories]) * (longest - shortest)
     room = SECONDS - HEAD - TAIL - (count - 1) * MIN_GAP
     if count > 1:
-        # Durations shrink towards the shortest ones until a drawn share of the room stays silent.
+        # Durations shrink towards the shortest ones until a random share of the room is silent.
         limit = max(float(shortest.sum()), room * rng.uniform(0.5, 0.9))
         excess = float(durations.sum()) - limit
         if excess > 0:
             durations -= (durations - shortest) * excess / float((durations - shortest).sum())
-    # The slack is shared out to the pauses before, between and after the events, those between being more alike.
+    # The slack goes to the pauses before, between and after the events; those between vary less.
     pauses = rng.dirichlet([1.0, *[EVENNESS] * (count - 1), 1.0])[:count] * (room - durations.sum())
     onsets = HEAD + np.cumsum(pauses) + np.concatenate(([0.0], np.cumsum(durations[:-1] + MIN_GAP)))
     events = tuple(
@@ -188,11 +188,11 @@ def scene_notes(scene: Scene) -> list[Note]:
 
 
 def scene_annotation(scene: Scene) -> dict[str, Any]:
-    """What is true of a scene, with the fields of appendix A-A 2.
+    """The annotation of a scene, with the fields of appendix A-A 2.
 
     Audio: caption, category (name -> count, in order of first appearance), SED (list of {"start", "end", "event"},
     seconds) and time_relation (the order as "bell, kick, kick"). Music: caption, genre, mood, instruments (a list)
-    and tempo (beats a minute).
+    and tempo (beats per minute).
     """
     if scene.domain == "music":
         return {

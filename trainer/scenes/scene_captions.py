@@ -1,7 +1,8 @@
-"""Captions written from an annotation alone, so that they serve annotated recordings as well as procedural scenes.
+"""Write the short captions of procedural scenes, from their annotations alone.
 
-The paper augments its captions from the same fields with a language model (appendix A-A 2): by category and count, by
-time stamps, by order; for music by instrument, tempo, genre and mood.
+The paper augments its captions from the same fields by a language model (appendix A-A 2): by category and count, time
+stamps and order; for music by instrument, tempo, genre and mood. The names of scenes are regular nouns; for annotated
+recordings see `manifest/annotation_captions.py`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,14 +15,14 @@ from ..core.english import article, join, number, plural
 
 MAX_WORDS = 18
 MAX_WORDS_TIMED = 22
-# Captions of a kind to store with a clip: what is hardest to learn is said most often.
+# Captions per kind to store with a clip: more for what is harder to learn.
 _STORED = {"category": 1, "count": 2, "order": 2, "time": 3, "music": 3}
 
 
 def scene_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """All the captions to store with a clip: the annotation's own first, then a few of each kind that it allows.
+    """All captions to store with a clip: the annotation's own first, then a few of each kind.
 
-    Fields that are missing or empty, and orders such as "interleave", give no captions of their kind.
+    Missing or empty fields, and orders such as "interleave", give no captions of their kind.
     """
     kinds = {
         "category": category_captions(annotation),
@@ -37,13 +38,13 @@ def scene_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> l
 
 
 def category_captions(annotation: Mapping[str, Any]) -> list[str]:
-    """What sounds, without numbers: "a bell and a siren", "kicks". Sounds are named as they are annotated, in the order
-    in which they are first heard: a model that may choose any order repeats one sound and forgets another."""
+    """The sounds without numbers: "a bell and a siren", "kicks". They keep their order of first appearance, because a
+    model that may choose the order repeats one sound and forgets another."""
     return _phrasings([_noun_phrase(name, count) for name, count in (annotation.get("category") or {}).items()])
 
 
 def count_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """How many of each sound: "two kicks and a bell", "the sound of 3 bells". Uncounted sounds stay uncounted."""
+    """The number of each sound: "two kicks and a bell", "the sound of 3 bells". Uncounted sounds get none."""
     counts, digits = annotation.get("category") or {}, bool(rng.integers(2))
     result = _phrasings([_number_phrase(name, count, digits) for name, count in counts.items()])
     if len(counts) == 1:
@@ -54,7 +55,7 @@ def count_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> l
 
 
 def order_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """What follows what: "a bell, then two kicks", "a bell followed by a kick". Needs two different sounds in a row."""
+    """The order of sounds: "a bell, then two kicks", "a bell followed by a kick". Needs two different sounds."""
     relation = annotation.get("time_relation") or ""
     names = [name.strip() for name in relation.split(",") if name.strip()]
     digits = bool(rng.integers(2))
@@ -68,7 +69,7 @@ def order_captions(annotation: Mapping[str, Any], rng: np.random.Generator) -> l
 
 
 def time_captions(annotation: Mapping[str, Any]) -> list[str]:
-    """When each sound starts and ends, in seconds with one decimal: "a siren from 0.4 to 1.2 seconds"."""
+    """Start and end of each sound, in seconds with one decimal: "a siren from 0.4 to 1.2 seconds"."""
     events = annotation.get("SED") or []
     if not 1 <= len(events) <= 3:
         return []
@@ -102,7 +103,7 @@ def music_captions(annotation: Mapping[str, Any]) -> list[str]:
 
 
 def order_phrase(names: Sequence[str]) -> str:
-    """Events in order of time, runs of one kind counted: "a bell, then two kicks"."""
+    """Sounds in order of time, with repeated ones counted: "a bell, then two kicks"."""
     return ", then ".join(_number_phrase(name, len(list(run)), digits=False) for name, run in groupby(names))
 
 

@@ -1,4 +1,4 @@
-"""Sound and picture of the scenes of `scene.py`. n is the number of samples of one event or note."""
+"""Render sound and pictures of scenes. n is the number of samples of one event or note."""
 
 from collections.abc import Callable
 
@@ -8,20 +8,19 @@ from numpy.typing import NDArray
 from .scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLE_RATE, SAMPLES, Event, Note, Scene, scene_notes
 
 FRAMES = 32
-FRAME_RATE = 15.625  # frames a second: 32 of them last as long as the sound
+FRAME_RATE = 15.625  # frames per second: 32 frames last as long as the sound
 SIZE = 16  # pixels
 
 Wave = NDArray[np.float32]
 
-# Everything below is computed once: a scene is then a few table look-ups and single-precision sines, which keeps
-# rendering near a thousandth of a second.
+# Tables are computed once. A scene is then a few look-ups and single-precision sines, about a millisecond.
 _TAU = np.float32(2 * np.pi)
 _TIME: Wave = np.arange(SAMPLES, dtype=np.float32) / np.float32(SAMPLE_RATE)
 _TABLE = 2048  # samples of one period in a wave table
 
 
 def _wave_table(amplitudes: list[float]) -> Wave:
-    """One period of a tone whose k-th harmonic has the k-th amplitude, peak 1."""
+    """One period of a tone with these amplitudes of its harmonics, peak 1."""
     phase = 2 * np.pi * np.arange(_TABLE) / _TABLE
     wave = np.zeros(_TABLE)
     for k, amplitude in enumerate(amplitudes, start=1):
@@ -30,7 +29,7 @@ def _wave_table(amplitudes: list[float]) -> Wave:
 
 
 def _noise_bank(low: float) -> Wave:
-    """Noise above `low` Hz, 4 s of it, peak about 1."""
+    """Four seconds of noise above `low` Hz, peak about 1."""
     white = np.random.default_rng(7).standard_normal(4 * SAMPLE_RATE)
     spectrum = np.fft.rfft(white)
     spectrum[np.fft.rfftfreq(white.size, 1 / SAMPLE_RATE) < low] = 0
@@ -48,11 +47,11 @@ _DULL = {
     "organ": _wave_table([1.0, 0.8, 0.0, 0.6, 0.0, 0.0, 0.0, 0.5]),
     "guitar": _wave_table([1.0, 0.7, 0.4, 0.2]),
 }
-_BRIGHT = {  # heard at the attack only, where the two differ
+_BRIGHT = {  # for the attack of instruments that have one
     "piano": _wave_table([1.0, 0.6, 0.4, 0.2, 0.1]),
     "guitar": _wave_table([1.0, 0.9, 0.9, 0.8, 0.7, 0.6, 0.6, 0.5, 0.4, 0.4, 0.3, 0.3]),
 }
-_ROOT = {"piano": 262.0, "flute": 523.0, "organ": 196.0, "guitar": 131.0}  # Hz; registers differ as the instruments do
+_ROOT = {"piano": 262.0, "flute": 523.0, "organ": 196.0, "guitar": 131.0}  # Hz; instruments also differ in register
 
 
 def _lookup(table: Wave, phase: Wave) -> Wave:
@@ -69,8 +68,8 @@ def _noise(bank: Wave, n: int, rng: np.random.Generator) -> Wave:
     return bank[start : start + n]
 
 
-# A voice: time axis (n,) in seconds, duration in seconds, pitch factor near 1, generator -> wave (n,). No voice falls
-# below about -14 dB before its end, so that offsets can be heard.
+# Voices: time axis (n,) in seconds, duration in seconds, pitch factor near 1, generator -> wave (n,). No voice falls
+# below about -14 dB before its end, so that offsets are audible.
 def _bell(t: Wave, seconds: float, pitch: float, rng: np.random.Generator) -> Wave:
     f = np.float32(590 * pitch)
     partials = _sine(f * t) + np.float32(0.6) * _sine(f * np.float32(2.76) * t)
@@ -137,14 +136,14 @@ _VOICES: dict[str, Callable[[Wave, float, float, np.random.Generator], Wave]] = 
     "dog": _dog,
     "hiss": _hiss,
 }
-_RISE = np.linspace(0, 1, 24, dtype=np.float32)  # 3 ms, against clicks
+_RISE = np.linspace(0, 1, 24, dtype=np.float32)  # 3 ms, avoids clicks
 _FALL = np.linspace(1, 0, 64, dtype=np.float32)  # 8 ms
 
 
 def _event_wave(event: Event, n: int, pitch: float, level: float, rng: np.random.Generator) -> Wave:
     t, seconds = _TIME[:n], n / SAMPLE_RATE
     wave = _VOICES[event.category](t, seconds, pitch, rng)
-    # A little louder at the start: the onset of a steady sound shows in a spectrogram too.
+    # A little louder at the start, so that the onset of a steady sound shows in a spectrogram.
     wave = wave * (np.float32(0.7) + np.float32(0.3) * np.exp(t * np.float32(-12.0)))
     wave[: _RISE.size] *= _RISE
     wave[-_FALL.size :] *= _FALL
@@ -172,11 +171,11 @@ def _note_wave(note: Note, instrument: str, n: int, rng: np.random.Generator) ->
 
 
 def render_audio(scene: Scene) -> Wave:
-    """-> mono sound (1, SAMPLES) at 8 kHz; the loudest sample is between 0.5 and 0.9 of full scale."""
+    """Render mono sound (1, SAMPLES) at 8 kHz with a peak between 0.5 and 0.9."""
     rng = np.random.default_rng([scene.seed, 0])
     sound = np.zeros(SAMPLES, dtype=np.float32)
     if scene.domain == "audio":
-        # What sounds again is the same thing, at the same pitch and level.
+        # Events of one category have the same pitch and level.
         things = {e.category: (rng.uniform(0.95, 1.05), rng.uniform(0.7, 1.0)) for e in scene.events}
         for event in scene.events:
             start, stop = (round(event.onset * SAMPLE_RATE), round(event.offset * SAMPLE_RATE))
@@ -199,7 +198,7 @@ def _disc(row: float, column: float, radius: float) -> Wave:
 
 
 def _shapes() -> dict[str, Wave]:
-    """Coverage (SIZE, SIZE) of every category's disc, on a grid of four columns, and of every instrument's shape."""
+    """The coverage (SIZE, SIZE) of each category's disc, on a grid with four columns, and each instrument's shape."""
     shapes = {name: _disc(2 + 4 * (i // 4), 2 + 4 * (i % 4), 1.8) for i, name in enumerate(AUDIO_CATEGORIES)}
     y, x = np.abs(np.mgrid[:SIZE, :SIZE] + 0.5 - SIZE / 2)
     ring = _disc(8, 8, 5.5) - _disc(8, 8, 3.0)
@@ -212,7 +211,7 @@ _PALETTE = (
     (255, 130, 30), (200, 60, 220), (70, 220, 80), (170, 120, 70), (150, 255, 230),
     (255, 255, 255), (110, 200, 255), (190, 110, 255), (255, 170, 80),
 )  # fmt: skip
-# Coverage times colour, (SIZE, SIZE, 3) each: what a fully lit event adds to a frame.
+# Coverage times colour, (SIZE, SIZE, 3): a fully lit event adds this to a frame.
 _PICTURES: dict[str, Wave] = {
     name: shape[..., None] * np.array(colour, dtype=np.float32)
     for (name, shape), colour in zip(_shapes().items(), _PALETTE, strict=True)
@@ -221,10 +220,10 @@ _FRAME_TIMES: NDArray[np.float64] = (np.arange(FRAMES) + 0.5) / FRAME_RATE
 
 
 def render_video(scene: Scene) -> NDArray[np.uint8]:
-    """-> frames (FRAMES, SIZE, SIZE, 3) in RGB; frame i shows the time (i + 0.5)/FRAME_RATE seconds.
+    """Render frames (FRAMES, SIZE, SIZE, 3) in RGB; frame i shows the time (i + 0.5)/FRAME_RATE seconds.
 
-    An event is a disc in its category's colour and place, brightest at its onset, gone after its offset. Music shows
-    the instrument's shape, which flashes on each beat.
+    An event is a disc in the colour and place of its category, brightest at its onset, visible until its offset. Music
+    shows the shape of the instrument, which flashes on each beat.
     """
     rng = np.random.default_rng([scene.seed, 1])
     frames = np.empty((FRAMES, SIZE, SIZE, 3), dtype=np.float32)
