@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import PretrainConfig, check_ranks, load_pretrain_config
+from audiox_trainer.trainer.core.config import PretrainConfig, TimeoutsConfig, check_ranks, load_pretrain_config
 from audiox_trainer.trainer.core.config_reader import apply_override, find_config, read_config
 from tests.helpers.small_config import ROOT, small_json
 
@@ -238,3 +238,8 @@ def test_a_name_that_is_misspelt(tmp_path, monkeypatch):
     message = r"distil_2p7b: no such configuration \(did you mean distill_2p7b\?\); give a file, or one of 2p7b, "
     with pytest.raises(FileNotFoundError, match=message):
         find_config("distil_2p7b")
+
+
+@pytest.mark.parametrize("phase", ["start", "first_step", "step", "save"])
+def test_a_collective_operation_may_take_longer_than_any_phase(phase):
+    assert TimeoutsConfig(**{phase: 5000.0}).collective == 10000

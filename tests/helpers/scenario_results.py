@@ -164,6 +164,7 @@ ONE_RANK = [
     Item("one from three", "reload", stage(1, *CURVE), arguments={"source": "curve 3"}),
     Item("one from zero", "reload", stage(3, *CURVE), arguments={"source": "curve 0"}),
     Item("preview", "preview", stage(2)),
+    Item("process groups", "process_groups", stage(2)),
     *[Item(name, "counted", overrides, folder=f"{name}, one") for name, overrides in (PLANNED | OFFLOADED).items()],
 ]
 

@@ -13,13 +13,14 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.comm.comm import comms_logger
+from torch.distributed import distributed_c10d as c10d
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audiox_trainer.models.encoders.build import build_text_encoder
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint import save as saving
 from audiox_trainer.trainer.core.cli import exit_code_of
-from audiox_trainer.trainer.core.config import PretrainConfig
+from audiox_trainer.trainer.core.config import PretrainConfig, TimeoutsConfig
 from audiox_trainer.trainer.cost import role_bytes
 from audiox_trainer.trainer.data.batches import Batch
 from audiox_trainer.trainer.data.reader import Reader
@@ -285,6 +286,14 @@ def counted(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     return {"held": held, "staying": staying, "buffers": max(buffers), "logged": logged}
 
 
+def process_groups(folder: Path, config: PretrainConfig) -> dict[str, Any]:
+    """The timeout in seconds of every process group, DeepSpeed's own included, and the bounds of the phases."""
+    task = Pretraining(config, scenarios.WORLD)
+    seconds = [group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in c10d._world.pg_map]
+    task.engine.destroy()
+    return {"seconds": seconds, "phases": list(asdict(TimeoutsConfig()).values())}
+
+
 SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     f.__name__: f
     for f in (
@@ -299,6 +308,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
         preview,
         waits,
         counted,
+        process_groups,
     )
 }
 

@@ -194,3 +194,11 @@ def test_the_host_waits_for_the_device_only_where_the_ranks_agree(two, stage):
     for found in two.results(f"waits {stage}"):
         assert found["before"] == []
         assert 1 <= len(found["stepping"]) <= 3
+
+
+def test_no_collective_operation_ends_before_the_watchdog_speaks(one):
+    """DeepSpeed's process groups have torch's timeout by themselves: ten minutes with NCCL, where compiling may take
+    thirty."""
+    result = one.results("process groups")[0]
+    assert len(result["seconds"]) > 1
+    assert min(result["seconds"]) >= 2 * max(result["phases"])

@@ -164,6 +164,12 @@ class TimeoutsConfig:
     step: PositiveFloat = 120.0
     save: PositiveFloat = 1800.0  # and previews
 
+    @property
+    def collective(self) -> float:
+        """For one operation of a process group: longer than any phase, so that the watchdog, which knows who is missing,
+        speaks before NCCL ends the process."""
+        return 2 * max(self.start, self.first_step, self.step, self.save)
+
 
 @dataclass(frozen=True)
 class LoggingConfig:

@@ -16,9 +16,10 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
+from torch.distributed import distributed_c10d as c10d
 
 from ..core.cli import ExitCode
-from ..core.config import OptimizerConfig, ZeroConfig
+from ..core.config import OptimizerConfig, TimeoutsConfig, ZeroConfig
 from ..core.config_reader import merged
 from ..core.hardware import free_port, keep_freed_memory
 from ..cost.role_bytes import RoleBytes, storage_bytes
@@ -37,12 +38,13 @@ class World:
     device: torch.device
 
 
-def init_process_group(threads: int = 0, timeout: float = 1800.0) -> World:
+def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None) -> World:
     """Joins the process group that torchrun, deepspeed or Slurm describe. Without a launcher there is one rank.
 
     `threads` per rank on a CPU; with 0 the ranks share those that torch would use. Raises MissingRanksError where the
-    group is not complete within `timeout` seconds, OSError where its port is taken.
+    group is not complete within `timeouts.start` seconds, OSError where its port is taken.
     """
+    timeouts = timeouts or TimeoutsConfig()
     if threads:
         torch.set_num_threads(threads)
     local_size = os.environ.get("LOCAL_SIZE", "1")  # the name of LOCAL_WORLD_SIZE in DeepSpeed's launcher
@@ -69,7 +71,7 @@ def init_process_group(threads: int = 0, timeout: float = 1800.0) -> World:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = accelerator.communication_backend_name()
     try:
-        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeout))
+        deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeouts.start))
     except RuntimeError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         reason = str(error).strip().split("\n")[0]
@@ -80,8 +82,18 @@ def init_process_group(threads: int = 0, timeout: float = 1800.0) -> World:
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no process group at {where}: {remedy} "
             f"({reason})"
         ) from error
+    c10d._set_pg_timeout(timedelta(seconds=timeouts.collective))
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+
+
+def align_timeouts() -> None:
+    """Gives every process group the timeout of the default one. Those that DeepSpeed makes have torch's own, which for
+    NCCL is ten minutes."""
+    default = c10d._get_default_group()
+    timeout = default._get_backend(default._device_types[0]).options._timeout
+    for group in c10d._world.pg_map:
+        c10d._set_pg_timeout(timeout, group)
 
 
 class MissingRanksError(OSError):
@@ -116,6 +128,7 @@ class Engine:
         settings = deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation)
         config = merged(settings, overrides)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+        align_timeouts()
         self.module: nn.Module = self.engine.module
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
@@ -215,9 +228,9 @@ class Engine:
 
     def _stage3_fragment(self, name: str, parameter: Any) -> Fragment | None:
         group, offset, share = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)]
-        init_process_group = torch.distributed.get_rank() * parameter.partition_numel()
-        length = min(share, parameter.ds_numel - init_process_group)
-        return Fragment(name, self.shapes[name], init_process_group, length, group, offset) if length > 0 else None
+        start = torch.distributed.get_rank() * parameter.partition_numel()
+        length = min(share, parameter.ds_numel - start)
+        return Fragment(name, self.shapes[name], start, length, group, offset) if length > 0 else None
 
     def moments(self) -> dict[str, list[Tensor]]:
         """AdamW's moments, laid out like `shards()`; zeros before the first step."""
@@ -293,6 +306,7 @@ class FrozenModel:
         if precision == "bf16":
             config["bf16"] = {"enabled": True}
         self.engine, *_ = deepspeed.initialize(model=model, config=config)
+        align_timeouts()
         self.module = self.engine.module
 
     def bytes(self) -> RoleBytes:

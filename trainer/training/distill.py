@@ -44,7 +44,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
         check_pairs(config, digest)
     metadata = {"config": strict.to_dict(config), "teacher": digest}
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
+        world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         ops = kernel_selection.select_for_run(config, world, config.precision, output).ops()
         trainer = Distillation(config, weights, world, ops)

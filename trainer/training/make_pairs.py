@@ -56,7 +56,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     )
     check_resumable(out, facts)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
+        world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         if world.rank == 0:
             write_json(out / PAIRS_FILE, strict.to_dict(facts))

@@ -137,7 +137,7 @@ def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:
     run_folder.check(config, output, resume)
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.init_process_group(config.training.cpu_threads, config.timeouts.start)
+        world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         ops = kernel_selection.select_for_run(config, world, config.training.precision, output).ops()
         trainer = Pretraining(config, world, ops)
