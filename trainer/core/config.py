@@ -166,8 +166,8 @@ class TimeoutsConfig:
 
     @property
     def collective(self) -> float:
-        """For one operation of a process group: longer than any phase, so that the watchdog, which knows who is missing,
-        speaks before NCCL ends the process."""
+        """For one operation of a process group. It is longer than any phase: the watchdog knows which rank is missing,
+        and has to speak before NCCL ends the process."""
         return 2 * max(self.start, self.first_step, self.step, self.save)
 
 
