@@ -1,4 +1,4 @@
-"""Checkpoints: resumed exactly, exported, saved on a full disk, found when damaged."""
+"""Checkpoints: exact resuming, export, a full disk, damage."""
 
 import json
 import os
@@ -40,7 +40,7 @@ class TestResume:
         assert differing(two.checkpoint(f"{precision} through", 8), two.checkpoint(f"{precision} resumed", 8)) == []
 
     def test_asked_to_stop_saves_the_step_it_is_in(self, two):
-        """One rank is asked in step 4, then both in step 8, and nothing else makes it save there."""
+        """One rank is asked in step 4, then both in step 8. Nothing else makes the run save there."""
         said = [f"asked to stop: step {step} of 12 is saved; continue with --resume" for step in (5, 9)]
         ends = [{"said": words, "code": ExitCode.STOPPED} for words in said]
         assert two.results("asked") == 2 * [{"ends": [*ends, {}]}]
@@ -57,7 +57,8 @@ class TestResume:
 
     @pytest.mark.long
     def test_a_killed_launch_goes_on_as_if_nothing_had_been(self, scenes, tmp_path):
-        """launch/pretrain.py under torchrun: one run in peace, one that is killed and started again with --resume."""
+        """launch/pretrain.py under torchrun: one undisturbed run, and one that is killed and started again with
+        --resume."""
         (tmp_path / "run.json").write_text(json.dumps(small_json(scenes, "training.steps=60", "zero.stage=2")))
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
         command += ["launch/pretrain.py", "--config", str(tmp_path / "run.json"), "--output"]
@@ -209,7 +210,7 @@ class TestFullDisk:
 
 @pytest.fixture
 def group():
-    """A process group of this process alone."""
+    """A process group with one rank, this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
@@ -260,7 +261,7 @@ class TestDamage:
             export(run, run / "weights")
 
     def test_any_flipped_byte_of_a_manifest_is_found(self, run, group):
-        """But in its white space, which says nothing."""
+        """Except in its white space, which has no meaning."""
         file = run / "checkpoints" / "step_00000012" / "manifest.json"
         text = file.read_bytes()
         for at in np.random.default_rng(0).integers(0, len(text), 300):

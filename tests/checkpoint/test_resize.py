@@ -1,4 +1,4 @@
-"""A run that goes on with two, then four, then one rank: the same samples in the same order, the state carried over."""
+"""A run that resumes on two, then four, then one rank: the same samples in the same order, the same state."""
 
 import json
 
@@ -10,7 +10,7 @@ from tests.training.distillation.conftest import ROLES
 from tests.training.distillation.conftest import stage as distill_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
-# What the state at the end and each loss may differ by, relative: gradients are summed in another order.
+# Relative tolerances of the final state and of each loss: gradients are summed in another order.
 STATE = {"fp32": 1e-4, "bf16": 1e-2}
 LOSS = {"fp32": 1e-5, "bf16": 1e-3}
 PLAIN = stage(2, "training.micro_batch=2")
@@ -26,7 +26,7 @@ ROUNDS = distill_stage(2, *SHORT)
 
 
 def samples(launch, name, ranks):
-    """step -> place -> sample, of all ranks; no place has two."""
+    """-> step -> place -> sample of all ranks; no place has two samples."""
     found: dict[int, dict[int, str]] = {}
     for rank in range(ranks):
         file = launch.folders[name] / f"samples_{ranks}_{rank}.jsonl"
@@ -66,7 +66,7 @@ def test_the_same_samples_in_the_same_order(pretraining):
 
 
 def test_the_end_is_that_of_one_number_of_ranks(pretraining, precision):
-    """Up to the order in which gradients are summed."""
+    """Equal up to the order in which gradients are summed."""
     first, _, third = pretraining
     folders = first.checkpoint("through", 12), third.checkpoint("resized", 12)
     assert [load.read_manifest(f)["ranks"] for f in folders] == [2, 1]
@@ -104,7 +104,7 @@ def test_distillation(scenes, tmp_path_factory):
 
 
 def test_compiled_code_goes_on_in_another_process_bitwise(scenes, tmp_path):
-    """With texts of varying lengths, which are compiled for more than once."""
+    """Texts of several lengths, for which the model is compiled more than once."""
     settings = stage(2, "training.precision=bf16", "training.compile=true", "training.compile_conditioner=true")
     begun = [Item("through", "whole", settings), Item("broken", "whole", settings, arguments={"stop": 7})]
     first = Launch(2, scenes, tmp_path, begun)
@@ -113,7 +113,7 @@ def test_compiled_code_goes_on_in_another_process_bitwise(scenes, tmp_path):
 
 
 def losses(folder):
-    """Of each update, what it trained on."""
+    """The samples of each update."""
     rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     named = ("warm_start", "dm", "adversarial", "fake", "discriminator")
     return [{name: row[name] for name in named if name in row} for row in rows]

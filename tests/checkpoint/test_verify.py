@@ -1,4 +1,4 @@
-"""launch/verify.py: good folders are called so, and every change of a byte is found and its file named."""
+"""launch/verify.py reports intact folders, finds every changed byte and names its file."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STEPS = (4, 8, 12)  # of the run's checkpoints
 
 @pytest.fixture(scope="module")
 def kept(two, scenes, tmp_path_factory):
-    """A run of two ranks, its weights and its shards, each as it was written."""
+    """A run of two ranks, its weights and its shards, all intact."""
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(two.folders["fp32 through"], folder / "run")
     shutil.copytree(scenes, folder / "scenes")
@@ -40,7 +40,7 @@ def folder(kept, tmp_path):
 
 
 def faults(path: Path) -> list[str]:
-    """What `verify` says of a folder that is not as it was written."""
+    """The output of `verify` for a damaged folder."""
     said: list[str] = []
     with pytest.raises(DamageFoundError) as caught:
         verify(path, said.append)
@@ -66,7 +66,7 @@ def test_what_is_good_is_called_so(kept):
 
 @pytest.mark.parametrize("part", ["checkpoint", "scenes/audio", "weights"])
 def test_every_changed_byte_is_found_and_its_file_named(folder, part):
-    """At 100 places of all the files together, so that the large ones have the most; and some of each."""
+    """At 100 places of all files together, most of them in large files, and some in each file."""
     path = newest(folder) if part == "checkpoint" else folder / part
     rng = np.random.default_rng(0)
     files = sorted(file for file in path.rglob("*") if file.is_file() and file.name != "README.md")
@@ -122,7 +122,7 @@ def test_damage_is_named_once(folder, kind):
 
 
 def test_what_nobody_reads_does_not_count(folder):
-    """What a save or an export left that was killed, and what people keep beside weights."""
+    """Leftovers of a killed save or export, and other files that people keep with weights."""
     newest(folder).with_name("step_00000016.partial").mkdir()
     (folder / ".weights.partial").mkdir()
     (folder / ".weights.partial" / "model.safetensors").touch()

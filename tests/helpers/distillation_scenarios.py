@@ -1,4 +1,4 @@
-"""One rank of a launch of tests/training/distillation: scenarios of distillation."""
+"""Scenarios of tests/training/distillation, which every rank of a launch runs one after the other."""
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
@@ -26,7 +26,7 @@ from tests.helpers.small_config import small_distill_config
 
 
 def teacher(config: DistillConfig) -> AudioX:
-    """Weights that answer, which fresh ones do not: their last projection is zero."""
+    """Random weights with a nonzero output; in new models the last projection is zero."""
     torch.manual_seed(11)
     return stirred(config.model)
 
@@ -54,7 +54,7 @@ def held(model: nn.Module) -> list[torch.Tensor]:
 
 
 def watched(task: Distillation) -> set[str]:
-    """A set that fills with the roles whose weights a gradient arrives at."""
+    """A set that collects the roles whose weights receive a gradient."""
     reached: set[str] = set()
     models = {name: role.engine.module for name, role in task.roles.items()}
     for name, model in (models | {"teacher": task.teacher.frozen.module}).items():
@@ -144,7 +144,7 @@ def whole(
 
 
 def midway(folder: Path, config: DistillConfig, updates: int) -> dict[str, Any]:
-    """The first updates of a run, and a checkpoint where no round ends."""
+    """The first updates of a run, and a checkpoint in the middle of a round."""
     task = begun(config)
     for update, batch in zip(range(updates), MadeUp(config).batches(0), strict=False):
         task.step(update, batch)
@@ -178,12 +178,12 @@ def collapsed(folder: Path, config: DistillConfig, size: float) -> dict[str, Any
 
 
 def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
-    """A run that is asked to stop several times, and goes on; how each part of it ended."""
+    """A run that is asked to stop several times, and resumes; returns how each part ended."""
     return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
 
 
 def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
-    """Load another run's newest checkpoint of all roles, and save it as it is held here."""
+    """Loads another run's newest checkpoint of all roles, and saves it in this layout."""
     task = begun(config)
     step = restore(task, folder.parent / source, True, scenarios.WORLD, config.checkpoint.every, False)
     save(folder, step, task.roles, config)

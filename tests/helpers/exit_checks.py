@@ -31,7 +31,7 @@ class Fault:
 
 
 def outcome(run: Run, fault: Fault) -> tuple[list[int | None], float]:
-    """Exit codes, after what was stopped is gone too; seconds from the fault, or later, to the last rank's end."""
+    """Exit codes once all processes have ended, and seconds from the fault, or later, to the last rank's end."""
     faults = [f for f in (fault.before, (fault.target, fault.call, fault.act)) if f]
     common = {"rank": fault.rank, "shards": fault.shards}
     where = json.dumps([common | dict(zip(("target", "call", "act"), f, strict=True)) for f in faults])
@@ -49,7 +49,7 @@ def outcome(run: Run, fault: Fault) -> tuple[list[int | None], float]:
 
 
 def check_exits(run: Run, fault: Fault) -> None:
-    """Every rank leaves in time, with the code and the sentence that it should."""
+    """Every rank exits in time, with the expected code and message."""
     codes, seconds = outcome(run, fault)
     expected = {
         rank: fault.code if fault.rank is not None and rank != fault.rank else fault.own for rank in range(len(codes))
@@ -63,7 +63,7 @@ def check_exits(run: Run, fault: Fault) -> None:
     assert seconds < STEP + 5, f"{seconds} s from the last step"
     for rank, code in enumerate(codes):
         if fault.says and code not in (None, -signal.SIGKILL):
-            # Whose sentence it is need not name itself.
+            # The rank at fault need not name itself.
             says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
             assert re.search(f"[eE]rror: .*{says}", run.said(rank)), run.said(rank)[-3000:]
     if fault.steps:
@@ -71,7 +71,7 @@ def check_exits(run: Run, fault: Fault) -> None:
 
 
 def finish_resumed(run: Run) -> dict[str, Any]:
-    """Its end, by the same command, from its newest checkpoint and within a minute."""
+    """Resumes a run by the same command, from its newest checkpoint and within a minute; returns its result."""
     again = begin(run)
     assert again["resumed"] == again["expected"] > 0
     assert again["training_s"] < 60

@@ -26,7 +26,7 @@ UNREAD = "backbone.blocks.1.condition.q_norm"
 
 @dataclass(frozen=True)
 class Item:
-    """One scenario of a launch; `folder` is another's where it goes on with it."""
+    """One scenario of a launch. `folder` is another item's folder if it resumes that."""
 
     name: str
     scenario: str
@@ -36,7 +36,7 @@ class Item:
 
 
 class Launch:
-    """What a launch left: results of the ranks and folders, by the items' names."""
+    """The results of a launch's ranks and their folders, by the items' names."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ def stage(number: int, *more: str) -> tuple[str, ...]:
 
 
 def resumed(name: str, *overrides: str) -> list[Item]:
-    """A run in one piece, and one that breaks off in the middle of an epoch and goes on from its checkpoint."""
+    """A run in one piece, and one that stops in the middle of an epoch and resumes from its checkpoint."""
     return [
         Item(f"{name} through", "whole", overrides),
         Item(f"{name} broken", "whole", overrides, arguments={"stop": 7}),
@@ -170,13 +170,13 @@ ONE_RANK = [
 
 
 def state(folder: Path, role: str = "model", kinds: Sequence[str] = KINDS) -> dict[str, torch.Tensor]:
-    """Everything in a checkpoint that is trained of a role, whole."""
+    """All trained tensors of a role in a checkpoint, whole."""
     parts = {kind: load.full_tensors(folder, role, kind) for kind in kinds}
     return {f"{kind}/{name}": tensor for kind, tensors in parts.items() for name, tensor in tensors.items()}
 
 
 def differing(first: Path, second: Path, role: str = "model", kinds: Sequence[str] = KINDS) -> list[str]:
-    """What is not bitwise the same of a role in two checkpoints, or not counted alike."""
+    """The tensors and counts of a role that differ between two checkpoints."""
     a, b = state(first, role, kinds), state(second, role, kinds)
     names = [name for name in a if not torch.equal(a[name], b[name])]
     updates = [load.read_manifest(f)["roles"][role]["updates"] for f in (first, second)]

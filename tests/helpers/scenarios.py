@@ -29,11 +29,11 @@ WORLD: zero.World
 
 
 class Stopped(Exception):
-    """A process that ends in the middle of a run."""
+    """Raised to end a run in the middle."""
 
 
 def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
-    """Latents, video, audio, text and its length, made up from the step and the place alone."""
+    """Synthetic latents, video, audio, text and its length, from the step and the place only."""
     model = config.model
     rng = np.random.default_rng([step, place])
     length = int(rng.integers(1, 9))
@@ -46,7 +46,7 @@ def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
 
 
 def made_up(config: BaseConfig, step: int, places: list[int], paired: bool = False) -> Batch:
-    """A batch that needs no shards; `paired` with the noise that its latents are called the endpoints of."""
+    """A batch without shards. If `paired`, with noise whose endpoints its latents are."""
     rows = zip(*(sample(config, step, place) for place in places), strict=True)
     latents, video, audio, text, length = (torch.from_numpy(np.stack(row)) for row in rows)
     conditions = Conditions(video.float(), audio.float(), text.float(), length)
@@ -79,7 +79,7 @@ class MadeUp:
 
 
 class StoppedAt:
-    """The batches of another reader up to a step."""
+    """The batches of another reader up to a step, then `Stopped`."""
 
     def __init__(self, reader: BatchSource, step: int) -> None:
         self.reader, self.step = reader, step
@@ -92,7 +92,7 @@ class StoppedAt:
 
 
 class Recorded:
-    """The batches of another reader, which samples they hold written to a file."""
+    """The batches of another reader, whose samples are also written to a file."""
 
     def __init__(self, reader: BatchSource, file: Path) -> None:
         self.reader, self.file = reader, file
@@ -116,14 +116,14 @@ def about(config: BaseConfig) -> dict[str, Any]:
 
 
 def save(folder: Path, step: int, roles: dict[str, TrainedModel], config: BaseConfig) -> None:
-    """A checkpoint that training waits for."""
+    """Saves a checkpoint while training waits."""
     with Saver(folder, roles, about(config)) as saver:
         saver.begin(step)
         saver.finish()
 
 
 def ask(task: Trainer, at: int, ranks: list[int]) -> None:
-    """These ranks get a batch system's signal in the middle of this step."""
+    """Sends these ranks a batch system's signal in the middle of this step."""
     step = task.step
 
     def stepped(number: int, batch: Batch) -> StepResult:

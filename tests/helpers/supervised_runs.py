@@ -1,4 +1,4 @@
-"""Runs of the small model on two ranks, as a launch starts them: begun, gone on with, watched, and compared."""
+"""Runs of the small model on two ranks as a launch starts them: started, resumed, watched and compared."""
 
 import json
 import os
@@ -18,26 +18,26 @@ from tests.helpers.small_config import CLIPS, ROOT, small_config, small_distill_
 RANKS = 2
 KINDS = ("pretrain", "distill")
 STEP, START = 10.0, 120.0  # seconds: `timeouts` of the runs
-PATIENCE = 600.0  # seconds for what should take some: a hang, on however slow a machine
+PATIENCE = 600.0  # seconds, for hangs only, on however slow a machine
 SETTINGS = (
     f'timeouts={{"start": {START}, "first_step": {START}, "step": {STEP}, "save": {STEP}}}',
     'checkpoint={"every": 5, "keep_last": 3}',
     "data.verify_hashes=true",
 )
-# What a process has not seen itself since it began: speed, and the last gradient of a role whose turn it was not.
+# Values that a resumed process cannot have: speeds, and the last gradient norm of a role before its turn.
 OF_THE_PROCESS = ("seconds", "samples_per_s", "mfu", "reader_wait", "grad_norm/", "bytes/")
 ROLES = ("student", "fake", "discriminator")
 
 
 class Run:
-    """One run's folder, and the processes that work on it."""
+    """A run's folder and its processes."""
 
     def __init__(self, kind: str, base: Path, name: str, settings: Sequence[str] = ()) -> None:
         self.kind, self.base, self.folder, self.settings = kind, base, base / name, settings
         self.processes: list[subprocess.Popen[str]] = []
 
     def start(self, script: Sequence[str] = (), port: int = 0) -> None:
-        """`script` is what Python runs, if not the launch itself."""
+        """`script` replaces the launch script."""
         command = [sys.executable, *(script or [f"launch/{self.kind}.py"])]
         command += ["--config", str(self.base / f"{self.kind}.json")]
         command += ["--output", str(self.folder), "--resume"]
@@ -64,7 +64,7 @@ class Run:
         return (self.folder / f"said_{rank}.txt").read_text()
 
     def step(self) -> int:
-        """The last one in its log."""
+        """The last step in its log."""
         return max([0, *self.losses()])
 
     def losses(self) -> dict[int, dict[str, Any]]:

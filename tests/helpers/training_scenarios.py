@@ -1,4 +1,5 @@
-"""One rank of a launch of tests/training: runs scenarios one after the other and leaves checkpoints and numbers."""
+"""Scenarios of tests/training, which every rank of a launch runs one after the other; they leave checkpoints and
+results."""
 
 import os
 import resource
@@ -33,13 +34,13 @@ from tests.helpers.small_config import small_config
 
 
 def digests(task: Pretraining) -> dict[str, str]:
-    """Weights, moments and moving average that this rank owns, and what the model computes with."""
+    """Digests of this rank's weights, moments and moving average."""
     found = {kind: digest(shards) for kind, shards in task.roles["model"].state().items()}
     return found | {"updates": str(task.engine.updates())}
 
 
 def losses(folder: Path, config: PretrainConfig) -> dict[str, Any]:
-    """Train on made-up samples; the mean loss of all ranks and the gradient's norm at every step."""
+    """Trains on synthetic samples and returns the mean loss of all ranks and the gradient norm of every step."""
     task, curve = Pretraining(config, scenarios.WORLD), []
     batches = MadeUp(config).batches(0)
     for step in range(config.training.steps):
@@ -88,7 +89,7 @@ def whole(
 
 
 def asked(folder: Path, config: PretrainConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
-    """A run that is asked to stop several times, and goes on; how each part of it ended."""
+    """A run that is asked to stop several times, and resumes; returns how each part ended."""
     return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
 
 
@@ -125,7 +126,7 @@ def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[st
 
 
 def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) -> dict[str, Any]:
-    """Load another run's newest checkpoint, go on for some made-up steps, and save under the step reached."""
+    """Loads another run's newest checkpoint, trains some synthetic steps, and saves."""
     task = Pretraining(config, scenarios.WORLD)
     origin = folder.parent / source
     start = restore(task, origin, True, scenarios.WORLD, config.checkpoint.every, False)
@@ -139,7 +140,7 @@ def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) ->
 
 
 def poisoned(folder: Path, config: PretrainConfig, at: int, place: int) -> dict[str, Any]:
-    """Six steps, in one of which one sample is NaN: digests after every step, and whether it was applied."""
+    """Six steps, one of them with a NaN sample: digests after every step, and whether it was applied."""
     task, rows = Pretraining(config, scenarios.WORLD), []
     batches = MadeUp(config, {at: place}).batches(0)
     rows.append([None, digests(task)])
@@ -154,7 +155,7 @@ def poisoned(folder: Path, config: PretrainConfig, at: int, place: int) -> dict[
 def save_three_times(
     folder: Path, config: PretrainConfig, before: Callable[[], None], after: Callable[[], None]
 ) -> list[Any]:
-    """Save after each of three steps; before the second one something happens, after it something else."""
+    """Saves after each of three steps, with an action before and one after the second save."""
     task = Pretraining(config, scenarios.WORLD)
     batches, found = MadeUp(config).batches(0), []
     for step in range(3):
@@ -177,7 +178,7 @@ def save_three_times(
 
 
 def file_too_large(folder: Path, config: PretrainConfig) -> dict[str, Any]:
-    """Rank 1 may not write what it has to, once."""
+    """Rank 1 may not write large files, once."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     small = (20_000 if scenarios.WORLD.rank == 1 else limits[0], limits[1])
 
@@ -188,7 +189,7 @@ def file_too_large(folder: Path, config: PretrainConfig) -> dict[str, Any]:
 
 
 def full_disk(folder: Path, config: PretrainConfig) -> dict[str, Any]:
-    """A small file system of its own that is full, once."""
+    """A small file system that is full, once."""
     disk = folder / load.FOLDER
     disk.mkdir(exist_ok=True)
     mount = ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(disk)]
@@ -216,7 +217,7 @@ def full_disk(folder: Path, config: PretrainConfig) -> dict[str, Any]:
 
 
 def preview(folder: Path, config: PretrainConfig) -> dict[str, Any]:
-    """Sound of the EMA weights in the middle of training changes no weight."""
+    """A preview of the EMA weights in the middle of training changes no weight."""
     logging = replace(config.logging, preview_prompts=("a bell rings", "a dog barks"))
     task = Pretraining(replace(config, logging=logging), scenarios.WORLD)
     batches = MadeUp(config).batches(0)
@@ -228,7 +229,7 @@ def preview(folder: Path, config: PretrainConfig) -> dict[str, Any]:
 
 
 class Waits(TorchDispatchMode):
-    """The operations for which a host would wait for its device: those whose result it has to know to go on."""
+    """Records operations whose result the host needs, for which it would wait for its device."""
 
     NAMES = frozenset(("_local_scalar_dense", "nonzero", "masked_select", "equal", "is_nonzero", "_unique2"))
 
@@ -244,7 +245,8 @@ class Waits(TorchDispatchMode):
 
 
 def waits(folder: Path, config: PretrainConfig) -> dict[str, Any]:
-    """Of the fourth step: what a host would wait for in forward and backward, and in the optimizer's step."""
+    """The operations of the fourth step that a host would wait for, in forward and backward, and in the optimizer's
+    step."""
     task, batches, mode = Pretraining(config, scenarios.WORLD), MadeUp(config).batches(0), Waits()
     step = task.engine.engine.step
 

@@ -1,4 +1,4 @@
-"""The losses of distillation on Gaussians, where every velocity is known in closed form."""
+"""The distillation losses on Gaussians, whose velocities are known in closed form."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def velocity(z, t, mean, deviation):
 
 
 def gradient(loss, student, teacher, tau):
-    """Mean gradient at the samples of a student N(mean, deviation²), whose fake model has caught up with it."""
+    """The mean gradient at the samples of a student N(mean, deviation²) with an exact fake model."""
     generator = torch.Generator().manual_seed(0)
     z0 = (student[0] + student[1] * torch.randn(B, L, C, generator=generator)).requires_grad_()
     tau = torch.full((B,), tau)
@@ -45,7 +45,7 @@ def test_distribution_matching_rests_where_the_distributions_agree(tau):
 
 @pytest.mark.parametrize(("own", "sign"), [(2.0, 1), (0.5, -1)])
 def test_distribution_matching_mends_the_spread(own, sign):
-    """Too wide a student is drawn together, too narrow a one apart."""
+    """A student that is too wide is drawn together, one that is too narrow is drawn apart."""
     z0, grad = gradient(dmd_loss, (0.0, own), (0.0, 1.0), 0.3)
     assert sign * (z0 * grad).mean() > 0.01
 
@@ -64,7 +64,7 @@ def test_eq10_with_the_teacher_stopped_repels_at_high_noise():
 
 
 def test_the_normaliser_is_each_samples_own():
-    """Scaling a sample's error leaves the length of its gradient as it is."""
+    """Scaling a sample's error does not change its gradient's norm."""
     z0 = torch.zeros(2, 3, 5, requires_grad=True)
     tau = torch.tensor([0.5, 0.5])
     error = torch.randn(1, 3, 5, generator=torch.Generator().manual_seed(0)).repeat(2, 1, 1)
@@ -93,7 +93,7 @@ def test_hinge_losses():
 
 
 class TestCycle:
-    """Whose turn it is, as a function of the number of updates alone."""
+    """Whose turn an update is follows from its number."""
 
     def test_five_to_one_to_one_after_both_warm_ups(self):
         cycle = UpdateCycle(5, 1, 1, warm_start=2, fake_warm_up=3)

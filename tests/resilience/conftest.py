@@ -1,4 +1,4 @@
-"""Shards, a teacher and undisturbed runs of two ranks, made once for all the files of this folder."""
+"""Shards, a teacher and undisturbed runs of two ranks, made once for all files of this folder."""
 
 import pytest
 
@@ -17,5 +17,5 @@ def ready(base):
 
 @pytest.fixture(scope="session")
 def references(base, ready):
-    """Ends of undisturbed runs."""
+    """The results of undisturbed runs."""
     return {kind: reference(kind, base) for kind in KINDS}

@@ -1,4 +1,4 @@
-"""How long a lost rank goes unnoticed, and how long until the run trains again.
+"""Measures how long it takes to notice a lost rank, and until the run trains again.
 
     python -m tests.resilience.recovery --times 5
 
@@ -36,7 +36,7 @@ class Loss:
 def lost(
     run: supervised_runs.Run, victim: int, how: signal.Signals, said: Callable[[], str], again: Callable[[], None]
 ) -> Loss:
-    """Rank 1's process gets the signal; `again` sees to it that the run is started again."""
+    """Sends rank 1's process the signal; `again` starts the run again."""
     words = said().count(NAMED)
     os.kill(victim, how)
     begun = time.monotonic()

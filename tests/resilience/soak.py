@@ -2,12 +2,12 @@
 
     python tests/resilience/soak.py --kills 60 --seed 0 --log soak.jsonl
 
-Runs of launch/pretrain.py and launch/distill.py take turns, one of each that waits for its saves, then one of each that
-saves beside its steps. Each is killed some times in start-up, in a step or in a save; all ranks at once, or one that
-the others have to notice; dead, or only stopped. Then something of what it left is damaged, and it goes on. At its end
-every byte of its last checkpoint (weights, moments, moving average, random states of every rank) and every step's
-losses have to be those of a run that nobody disturbed. Every kill and every comparison is a line of the log; a soak
-with the same log and seed goes on after the last complete run, and refuses another's log.
+Runs of launch/pretrain.py and launch/distill.py alternate, one of each that waits for its saves, then one of each that
+saves in the background. Each is killed several times in start-up, in a step or in a save: all ranks at once, or one
+rank, whose loss the others have to notice; killed, or only stopped. Then something that it left is damaged, and the run
+resumes. At its end every byte of its last checkpoint (weights, moments, moving average, random states of every rank)
+and every step's losses must be those of an undisturbed run. Every kill and every comparison is a line of the log. A
+soak with the same log and seed continues after the last complete run, and refuses the log of another.
 """
 
 import argparse
@@ -36,10 +36,10 @@ from tests.helpers.supervised_runs import KINDS, RANKS, Run, begin, prepare, ref
 
 @dataclass(frozen=True)
 class Kill:
-    """What happens to a run."""
+    """One disturbance of a run."""
 
     where: str  # start, step, save
-    at: float  # how far between the step that it stands at and its last, or seconds after the start
+    at: float  # the share of the steps that are left, or seconds after the start
     who: str  # all, one
     rank: int
     how: str  # kill, stop
@@ -49,7 +49,7 @@ class Kill:
 def draw(seed: int, number: int) -> Kill:
     rng = np.random.default_rng([seed, number])
     where = str(rng.choice(["start", "step", "save"], p=[0.1, 0.5, 0.4]))
-    # Who misses a rank in start-up waits for as long as that may take, so there all of them die.
+    # In start-up the others wait for a lost rank as long as start-up may take, so there all ranks are killed.
     who = "all" if where == "start" else str(rng.choice(["all", "one"]))
     how = "kill" if who == "all" else str(rng.choice(["kill", "stop"]))
     return Kill(where, float(rng.random()), who, int(rng.integers(RANKS)), how, str(rng.choice(list(DAMAGE))))
@@ -69,7 +69,7 @@ def halve(file: Path) -> None:
     os.truncate(file, file.stat().st_size // 2)
 
 
-# What is done to the newest of several checkpoints, or to what says which is the newest.
+# Damage to the newest of several checkpoints, or to the file that names the newest.
 DAMAGE: dict[str, Callable[[Path, np.random.Generator], None]] = {
     "nothing": lambda folder, rng: None,
     "byte flipped": lambda folder, rng: flip(one_file(folder, rng), rng),
@@ -84,7 +84,7 @@ DAMAGE: dict[str, Callable[[Path, np.random.Generator], None]] = {
 
 
 def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
-    """Starts the run, lets it come to the point and kills it; what came of it."""
+    """Starts the run, kills it at its point, and returns the outcome."""
     if kill.where == "start":
         run.start()
         time.sleep(6 * kill.at)
@@ -132,7 +132,7 @@ def refused(run: Run, rng: np.random.Generator) -> dict[str, Any]:
 def soak_one(
     kind: str, base: Path, seed: int, numbers: range, reference: dict[str, Any], beside: bool
 ) -> list[dict[str, Any]]:
-    """A run with these kills; a line for each, and one for its end."""
+    """A run with these kills: a line for each, and one for its end."""
     settings = ("checkpoint.async_save=true",) if beside else ()
     run, lines = Run(kind, base, f"run_{numbers.start}", settings), []
     shutil.rmtree(run.folder, ignore_errors=True)
@@ -161,7 +161,7 @@ def soak_one(
 
 
 def sound(line: dict[str, Any]) -> bool:
-    """Whether a line of the log is as it has to be."""
+    """Whether a line of the log is as expected."""
     right = line.get("resumed") == line.get("expected") and line.get("found", True)
     if "run" in line:
         return bool(right and line["codes"] == [0] * RANKS and not line["differing"])
@@ -181,7 +181,7 @@ def begun(log: Path, seed: int, per_run: int) -> list[dict[str, Any]]:
     lines = whole[: ends[-1] + 1] if ends else []
     for line in lines:
         for name, value in (("seed", seed), ("per_run", per_run)):
-            if line.get(name, value) != value:  # earlier logs do not say
+            if line.get(name, value) != value:  # absent from earlier logs
                 raise ValueError(
                     f"{log} is of --{name.replace('_', '-')} {line[name]}, not {value}: give another --log"
                 )
@@ -213,7 +213,7 @@ def main(arguments: list[str] | None = None) -> int:
         of = {"seed": options.seed, "per_run": options.per_run}
         found = [line | of for line in soak_one(kind, folder, options.seed, numbers, references[kind], beside)]
         lines += found
-        with log.open("a") as file:  # a run's lines at once: one that was cut short is made again
+        with log.open("a") as file:  # all lines of a run at once: an interrupted run is repeated
             file.write("".join(json.dumps(line) + "\n" for line in found))
         for line in found:
             print(json.dumps(line), flush=True)

@@ -1,4 +1,4 @@
-"""Streams in a bucket that fails, is slow, or holds damage; and shards that were fetched and are damaged here."""
+"""Streams in a bucket that fails, is slow or is damaged, and fetched shards that are damaged here."""
 
 import json
 import math
@@ -27,7 +27,7 @@ SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 
 @pytest.fixture
 def bucket(scenes, tmp_path, monkeypatch):
-    """Of a copy of the scenes; what asks it does so twice at most, and at once."""
+    """A bucket with a copy of the scenes; clients try twice at most, without a pause."""
     for name, value in (("ACCESS_KEY_ID", "nobody"), ("SECRET_ACCESS_KEY", SECRET), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "2")
@@ -38,18 +38,18 @@ def bucket(scenes, tmp_path, monkeypatch):
 
 
 def far_config(folder, *overrides):
-    """The small model's, with both streams in the bucket and a cache in the folder."""
+    """The small model's configuration, with both streams in the bucket and a cache in the folder."""
     streams = [f"data.streams.{i}.path=s3://far/{name}" for i, name in enumerate(("audio", "music"))]
     return small_config(None, *streams, f"data.cache={folder}/cache", *overrides)
 
 
 def cached(folder, stream="audio"):
-    """A shard that was fetched."""
+    """A fetched shard."""
     return folder / "cache" / "s3" / "far" / stream / "shard.00000.mds"
 
 
 def epoch(config):
-    """All of the reader's first epoch."""
+    """The reader's whole first epoch."""
     batches = open_reader(config).batches(0)
     return [next(batches).ids for _ in range(9)]
 
@@ -57,7 +57,7 @@ def epoch(config):
 class TestInTheCache:
     @pytest.fixture
     def filled(self, bucket, tmp_path):
-        """A configuration all of whose shards were fetched."""
+        """A configuration whose shards have all been fetched."""
         config = far_config(tmp_path)
         epoch(config)
         assert cached(tmp_path).is_file() and cached(tmp_path, "music").is_file()
@@ -122,7 +122,7 @@ class TestAFailingOne:
 
 @pytest.fixture
 def launched(bucket, tmp_path):
-    """A run of two ranks that read from the bucket, not yet started."""
+    """A run of two ranks that reads from the bucket, not yet started."""
     config = far_config(tmp_path, *SETTINGS, "training.steps=9", "zero.stage=2", "data.workers=1")
     (tmp_path / "pretrain.json").write_text(json.dumps(strict.to_dict(config)))
     run = Run("pretrain", tmp_path, "run")

@@ -40,12 +40,12 @@ def unreadable(file: Path) -> None:
 
 
 def each(act: Callable[[Path], object], name: str) -> Callable[[Path], None]:
-    """On this file of every checkpoint of the run."""
+    """Applies to this file of every checkpoint of the run."""
     return lambda folder: [act(step / name) for step in folder.parent.iterdir()] and None
 
 
-# What is done to the newest of three checkpoints, or to its run; which one is chosen then. Files 0 and 2 are read by
-# rank 0, files 1 and 3 by rank 1.
+# Damage to the newest of three checkpoints, or to its run, and which checkpoint is chosen then. Rank 0 reads files 0
+# and 2, rank 1 files 1 and 3.
 SHARDS = {
     f"file {number} {how}": (lambda folder, n=number, act=act: act(folder / f"model/rank_{n:05d}.safetensors"), 10)
     for number in (0, 1)
@@ -68,7 +68,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], int]] = {
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    """What each of two ranks says of each damage."""
+    """The messages of each of two ranks, by damage."""
     base = tmp_path_factory.mktemp("choosing")
     runs = [base / name.replace(" ", "_") for name in DAMAGE]
     for run, (act, _) in zip(runs, DAMAGE.values(), strict=True):

@@ -1,4 +1,4 @@
-"""What lies around the ranks of a run and is damaged, lost, changed or taken while both of them are at work."""
+"""Files, ports and memory that are damaged, lost, changed or taken while two ranks run."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def settings(scenes: Path) -> tuple[str, ...]:
 
 @pytest.mark.parametrize("name", DAMAGED)
 def test_shards_that_are_damaged_in_mid_run(base, references, name):
-    """Both ranks say which file it is; with the shards brought back the run goes on."""
+    """Both ranks name the file; when the shards are restored the run resumes."""
     fault = DAMAGED[name]
     scenes = shutil.copytree(base / "scenes", base / f"scenes {name}")
     run = Run(fault.kind, base, name.replace(" ", "_"), (*fault.settings, *settings(scenes)))
@@ -70,7 +70,7 @@ def test_processes_that_load(base, references, name):
 
 
 def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
-    """Once: no rank updates that role, and the run goes on. From then on: both give up; the checkpoint is good."""
+    """Once: no rank updates that role, and the run continues. From then on: both give up; the checkpoint is intact."""
     fault = {"rank": 1, "target": FAKE, "call": 3, "act": "NaN"}
     once = Run("distill", base, "nan_once", ("training.max_skipped_steps=2",))
     once.start(("-m", "tests.helpers.faulty_rank", "distill", json.dumps([fault])))
@@ -100,7 +100,7 @@ def test_a_gradient_that_is_nan_on_one_rank_of_a_distillation(base, references):
 
 
 def test_a_taken_port(base, ready):
-    """Rank 0 says so at once. The others, whom another program answers, wait for as long as `timeouts.start` says."""
+    """Rank 0 reports it at once. The others, which another program answers, wait for `timeouts.start`."""
     run = Run("pretrain", base, "taken_port", ("timeouts.start=20",))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -112,7 +112,7 @@ def test_a_taken_port(base, ready):
 
 
 def test_shared_memory_of_a_neighbour_that_is_killed(base, references):
-    """Two runs at once on a machine: the death of one does not touch the other, and it goes on beside it."""
+    """Two runs at once on a machine: the death of one does not affect the other."""
     killed, other = (Run(kind, base, f"neighbour_{kind}", LOADING) for kind in KINDS)
     kill = {"rank": None, "target": LOSS, "call": 12, "act": "SIGKILL"}
     killed.start(("-m", "tests.helpers.faulty_rank", "pretrain", json.dumps([kill])))
@@ -128,7 +128,7 @@ def test_shared_memory_of_a_neighbour_that_is_killed(base, references):
 
 @pytest.mark.skipif(bool(not_alone()), reason=not_alone())
 def test_stale_shared_memory(base, ready, tmp_path):
-    """In a /dev/shm that no other job sees: both ranks refuse what another left half, name it, and leave it there."""
+    """In a private /dev/shm: both ranks refuse half-made segments of another job, name them, and leave them."""
     start = (
         "from pathlib import Path; from tests.helpers.supervised_runs import Run; import sys\n"
         "left = Path('/dev/shm/000001_cache_usage')\n"
@@ -154,7 +154,7 @@ CHANGED = {
 
 @pytest.mark.parametrize("change", CHANGED)
 def test_what_changed_between_two_starts(base, ready, change):
-    """Both ranks refuse, before anything of the run is touched; where it may be accepted, the run goes on with it."""
+    """Both ranks refuse before anything of the run is changed; if accepted, the run continues with the change."""
     scenes = shutil.copytree(base / "scenes", base / f"scenes of {change.split('=')[0]}")
     begun = (*settings(scenes), "training.steps=10", "logging.every=1")
     run = Run("pretrain", base, f"changed_{change.partition('=')[0]}", begun)

@@ -1,4 +1,4 @@
-"""The check of every node names the one that lacks something, on every rank's exit code, and never hangs."""
+"""The preflight names a node that lacks something, sets every rank's exit code, and never hangs."""
 
 import json
 import re
@@ -76,7 +76,7 @@ SCENARIOS = {
 
 @pytest.fixture(scope="module")
 def said():
-    """What each rank of each scenario ended with and printed."""
+    """The exit code and the output of each rank of each scenario."""
     plan = {
         name: {"ranks": ranks, "options": ["--output", "/", "--megabytes", "4", *options], "faults": faults}
         for name, (ranks, options, faults, _) in SCENARIOS.items()

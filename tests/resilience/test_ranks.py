@@ -1,4 +1,4 @@
-"""A rank that is dead, stopped, elsewhere or mistaken: every rank leaves in time, says why, and the run goes on."""
+"""A rank is dead, stopped, in another place or wrong: every rank exits in time, says why, and the run resumes."""
 
 import json
 import re
@@ -103,7 +103,7 @@ EARLY = {
 @pytest.mark.long
 @pytest.mark.parametrize("name", EARLY)
 def test_a_rank_that_is_lost_in_start_up(base, ready, name):
-    """The other one waits for as long as `timeouts.start` says, and can be started again."""
+    """The other rank waits for `timeouts.start`, and can be started again."""
     target, act, own, says = EARLY[name]
     run = Run("pretrain", base, name.replace(" ", "_"))
     where = json.dumps([{"rank": 1, "target": target, "call": 1, "act": act}])

@@ -1,4 +1,4 @@
-"""Shards that are damaged after the start has looked at their sizes: refused when they are first read, by name."""
+"""Shards damaged after the start has checked their sizes are refused by name when they are first read."""
 
 import shutil
 
@@ -16,7 +16,7 @@ SAID = {"flip": "has changed: xxh64 ", "cut": "has 2000 bytes, its index says", 
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", SAID)
 def test_it_is_refused_at_its_first_read(scenes, tmp_path, kind, workers):
-    """As a run does it that does not compare hashes at its start (`data.verify_hashes` is false)."""
+    """Like a run that does not compare hashes at its start (`data.verify_hashes` is false)."""
     folder = shutil.copytree(scenes, tmp_path / "copy")
     batches = open_reader(small_config(folder, f"data.workers={workers}")).batches(0)
     for file in folder.glob("*/*.mds"):

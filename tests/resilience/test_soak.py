@@ -1,4 +1,4 @@
-"""Kills and damages at random points: every run ends bitwise as if nobody had disturbed it."""
+"""Kills and damage at random points: every run ends bitwise like an undisturbed one."""
 
 import json
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.slow
 
 
 def soaked(folder, *arguments):
-    """The lines of a soak's log, after what has to be true of every one."""
+    """The lines of a soak's log, after the checks that hold for every line."""
     log = folder / "soak.jsonl"
     assert soak.main([*arguments, "--folder", str(folder / "runs"), "--log", str(log)]) == 0
     lines = [json.loads(line) for line in log.read_text().splitlines()]
@@ -21,7 +21,7 @@ def soaked(folder, *arguments):
 
 
 def bound(line):
-    """A rank that was last heard of in start-up or its first step, which compiles, may take longer."""
+    """A rank whose last report was in start-up or its first step, which compiles, may take longer."""
     early = any(f"last heard of in {phase}" in said for said in line["said"] for phase in ("start-up", "first step"))
     return supervised_runs.START if early else supervised_runs.STEP
 

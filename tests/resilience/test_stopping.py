@@ -1,4 +1,4 @@
-"""A request to stop is this process's alone: what it has started lives on until it has saved."""
+"""A request to stop affects this process only: its children live until it has saved."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Damage outside the ranks: processes of the loader, shared memory, ports, exports, checkpoints, kept and spared."""
+"""Damage outside the ranks: loader processes, shared memory, ports, exports, and which checkpoints stay."""
 
 import errno
 import gc
@@ -35,14 +35,14 @@ from tests.helpers.small_config import ROOT, small_config, small_distill_config,
 
 @pytest.fixture
 def group():
-    """A process group of this process alone."""
+    """A process group with one rank, this process."""
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
 
 
 def publish(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
-    """A checkpoint of one file, published as a rank publishes its own."""
+    """A checkpoint of one file, published like a run's."""
     folder = run / load.FOLDER / f"step_{step:08d}"
     unfinished = folder.with_name(folder.name + ".partial")
     file = unfinished / "model" / "rank_00000.safetensors"
@@ -70,7 +70,7 @@ class TestCheckpoints:
         assert not list((tmp_path / load.FOLDER).glob("*.partial"))
 
     def test_the_first_after_each_multiple_is_kept_where_a_round_ends(self, tmp_path, group):
-        """A distillation's saves, as the loop makes them: due at every tenth step, made where the round of 7 ends."""
+        """A distillation's saves as the loop makes them: due at every tenth step, made where a round of 7 ends."""
         config = small_distill_config(None, "training.steps=200")
         due, saved = False, []
         for update in range(config.cycle.total_updates(200)):
@@ -120,7 +120,7 @@ class TestCheckpoints:
         assert load.find_fault(folder) == ""
 
     def test_one_that_is_made_again_never_stands_half(self, tmp_path, group, monkeypatch):
-        """Of a run that went back: what is removed of the former checkpoint does not bear a good name any more."""
+        """A run that went back saves a step again: the former checkpoint loses its name before it is removed."""
         publish(tmp_path, 1)
         removed, remove = [], shutil.rmtree
         monkeypatch.setattr(files.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
@@ -208,7 +208,7 @@ class TestSharedMemory:
             next(batches)
 
     def test_jobs_name_theirs_one_after_the_other(self, scenes, tmp_path, monkeypatch):
-        """Streaming looks for a free name and then takes it: another job that looks meanwhile would find the same."""
+        """Streaming finds a free name and then takes it: meanwhile another job would find the same name."""
         monkeypatch.setattr(reader_module, "LOCK", tmp_path / "turn")
         with ThreadPoolExecutor(1) as other:
             with FileLock(tmp_path / "turn"):

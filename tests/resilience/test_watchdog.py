@@ -1,4 +1,4 @@
-"""What one rank has to say reaches all the others, also those that cannot listen for a while."""
+"""A rank's verdict reaches all others, also those that cannot read it for a while."""
 
 import os
 import subprocess
@@ -11,7 +11,7 @@ from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.hardware import free_port
 from tests.helpers.small_config import ROOT
 
-# Threads of a library that call Python, one after the other for some seconds, beside many signs of life.
+# Threads of a library call Python, one after the other for some seconds, during many signs of life.
 ATTACHING = """
     import ctypes, time
     import torch.distributed as dist
@@ -34,7 +34,7 @@ ATTACHING = """
                 libc.pthread_join(thread, None)
 """
 
-# Rank 0 is refused something at once, rank 1 is in a library's call that keeps Python's lock, no thread listens.
+# Rank 0 fails at once. Rank 1 is in a library call that keeps Python's lock, so none of its threads can read.
 SCRIPT = """
     import ctypes, os, sys
     import torch.distributed as dist
@@ -57,7 +57,7 @@ SCRIPT = """
 
 
 def launch(script, text, *arguments):
-    """Two ranks of a script: what they ended with, and what they said."""
+    """Two ranks of a script: their exit codes and their output."""
     script.write_text(textwrap.dedent(text))
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
     ranks = [
@@ -82,6 +82,6 @@ def test_a_rank_that_does_not_listen_hears_later(tmp_path, seconds):
 
 
 def test_a_run_that_goes_on_is_not_looked_into(tmp_path):
-    """Python 3.11 ends with SIGSEGV where stacks are read while a thread of C++ attaches itself."""
+    """Python 3.11 crashes with SIGSEGV if stacks are read while a C++ thread attaches itself."""
     codes, said = launch(tmp_path / "rank.py", ATTACHING)
     assert codes == [0, 0], said

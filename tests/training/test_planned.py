@@ -1,4 +1,4 @@
-"""Plans say what runs do: bytes of every kind of tensor, of buffers and of collective operations."""
+"""Plans agree with runs: the bytes of every kind of tensor, of buffers and of collective operations."""
 
 import pytest
 
@@ -63,5 +63,5 @@ def test_groups_of_stage_3_are_several(works):
 
 
 def test_the_sizes_differ(works):
-    """So that a constant would be found out."""
+    """A wrong constant would be found."""
     assert len({work.parameters["total"] for work in works.values()}) == 2

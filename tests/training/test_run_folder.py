@@ -1,4 +1,4 @@
-"""What may change between two starts of a run, and what is refused: with both values, before anything is written."""
+"""What may change between two starts of a run, and what is refused, with both values, before anything is written."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ from tests.helpers.small_config import small_config, small_distill_config
 
 
 def saved(folder, config, step=5, **more):
-    """A checkpoint that holds nothing but its manifest."""
+    """A checkpoint with nothing but its manifest."""
     made = folder / load.FOLDER / f"step_{step:08d}"
     made.mkdir(parents=True)
     integrity.write_manifest(made, {"step": step, "files": {}, "config": strict.to_dict(config), **more})

@@ -1,4 +1,4 @@
-"""That training is right: the same numbers at every ZeRO stage and for every number of ranks as in plain PyTorch.
+"""Training is correct: at every ZeRO stage and on every number of ranks its numbers are those of plain PyTorch.
 
 Two launches, of one rank and of two, run all scenarios of training_scenarios.py that are needed; the tests read what
 they left. What takes longer is in a third, for `make test-long`.
@@ -110,7 +110,7 @@ class TestNonFinite:
         assert self.changed_wrongly(two_long.results(name), 2) == []
 
     def changed_wrongly(self, results, at) -> list[tuple[int, str]]:
-        """Steps and what of the state changed in them though step `at` was not finite, or stayed though it was not."""
+        """The steps whose state changed although the step was not finite, or stayed although it was."""
         wrong = []
         for step in range(6):
             for kind in (*KINDS, "updates"):  # before the step and after it

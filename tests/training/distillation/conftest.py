@@ -41,7 +41,7 @@ PAIRED = {"paired": [1, 2]}  # the others of the warm start are solved on the fl
 
 
 def interrupted(end: int, name: str, overrides: tuple[str, ...]) -> list[Item]:
-    """A run that breaks off before an update, and goes on."""
+    """A run that stops before an update, and resumes."""
     return [
         Item(f"broken {name}", "whole", overrides, arguments={"stop": end}),
         Item(f"resumed {name}", "whole", overrides, folder=f"broken {name}", arguments={"resume": True}),

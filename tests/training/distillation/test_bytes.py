@@ -1,4 +1,4 @@
-"""Bytes of roles that are laid out each in its own way, two of them with their optimizer in the host's memory."""
+"""The bytes of roles with different layouts, two of them with their optimizer in the host's memory."""
 
 from types import SimpleNamespace
 

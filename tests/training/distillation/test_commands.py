@@ -36,7 +36,7 @@ pytestmark = pytest.mark.slow
 
 
 class Commands:
-    """One folder with a configuration and a teacher, and what is run in it."""
+    """A folder with a configuration and a teacher, and the commands that run in it."""
 
     def __init__(self, folder, scenes):
         self.folder = folder
@@ -74,7 +74,7 @@ def commands(scenes, tmp_path_factory):
 
 
 def test_pairs_are_noise_and_its_endpoint(commands):
-    """Solved again, the teacher's ODE leads from each pair's noise to its latents."""
+    """The teacher's ODE, solved again, leads from each pair's noise to its latents."""
     config = commands.config
     reader = PairReader(config, build_text_encoder(config.model.text), 0, 1)
 
@@ -180,7 +180,7 @@ def test_a_run_broken_off_among_the_pairs_ends_as_if_it_had_not(commands):
 
 
 def test_two_ranks_make_the_pairs_of_one_in_parts(commands, scenes):
-    """17 global batches are five parts; what a sample was conditioned on, its noise and its endpoint are the same."""
+    """17 global batches are five parts. Each sample has the same conditions, noise and endpoint."""
     made = {}
     for ranks in (1, 2):
         out = commands.folder / f"pairs_{ranks}"
@@ -200,7 +200,7 @@ def test_two_ranks_make_the_pairs_of_one_in_parts(commands, scenes):
 
 
 def test_pairs_that_were_asked_to_stop_are_gone_on_with(commands):
-    """17 global batches are five parts; it is asked within the first, which is made whole, and nothing is lost."""
+    """17 global batches are five parts. The request comes within the first, which is finished; nothing is lost."""
     out = commands.folder / "asked"
     arguments = ("--config", commands.folder / "config.json", "--teacher", commands.folder / "teacher", "--out", out)
     command = [sys.executable, "launch/pairs.py", *map(str, arguments), "--count", str(17 * 8)]

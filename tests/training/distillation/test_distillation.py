@@ -1,4 +1,4 @@
-"""That a distillation is right: the roles do not disturb one another, the numbers are those of plain PyTorch at every
+"""Distillation is correct: the roles do not disturb one another, the numbers are those of plain PyTorch at every
 ZeRO stage, and an interruption changes nothing."""
 
 import functools
@@ -35,7 +35,7 @@ def run(overrides, paired):
 
 @pytest.fixture(scope="module")
 def plain():
-    """What a `rounds` item of the launch should come to, by its name."""
+    """The expected result of a `rounds` item of the launch, by its name."""
     items = {item.name: item for item in TWO_RANKS if item.scenario == "rounds"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are small: two would wait for each other, on a busy machine for a minute
@@ -47,12 +47,12 @@ def plain():
 
 
 def watched(row):
-    """What an update says of losses, gradients at ẑ_0, scores and samples; not of a rank's memory or an optimizer."""
+    """An update's values of losses, gradients at ẑ_0, scores and samples, without memory and optimizer."""
     return {key: value for key, value in row["values"].items() if "/" not in key}
 
 
 def apart(a, b):
-    """Distance of all of a model's weights from others."""
+    """The distance of all of a model's weights from others."""
     assert a.keys() == b.keys()
     return sum((a[name] - b[name]).detach().double().square().sum() for name in a) ** 0.5
 
@@ -117,7 +117,7 @@ class TestResume:
 
     @pytest.mark.parametrize("role", ROLES)
     def test_a_checkpoint_within_a_round_is_gone_on_with(self, two, role):
-        """None is made there now; that a round's place follows from the step alone must stay."""
+        """No checkpoint is made there now, but a round's position must still follow from the step alone."""
         assert not two.checkpoint("through", MIDWAY).exists()
         log = (two.folders["resumed midway"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in log] == list(range(MIDWAY + 1, 11))
@@ -125,7 +125,8 @@ class TestResume:
         assert differing(two.checkpoint("through", 10), two.checkpoint("resumed midway", 10), role, kinds) == []
 
     def test_asked_to_stop_in_a_round_saves_at_its_end(self, two):
-        """One rank is asked in update 3, which ends no round; then both in the last round, which is the end anyway."""
+        """One rank is asked in update 3, in the middle of a round; then both in the last round, which is the end
+        anyway."""
         stopped = {"said": "asked to stop: step 6 of 10 is saved; go on with --resume", "code": ExitCode.STOPPED}
         assert two.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
         for role in ROLES:
@@ -204,7 +205,7 @@ def test_an_update_makes_the_passes_that_are_listed(two, name):
 
 @pytest.mark.long
 def test_operations_are_counted_to_a_twentieth(scenes, tmp_path):
-    """Of a sample in every kind of update: what a batch of 8 takes more than one of 4."""
+    """Operations per sample in every kind of update: the difference of a batch of 8 and one of 4."""
 
     def sized(batch):
         return f"training.global_batch={batch}", f"training.micro_batch={batch}", "warm_start.updates=4"
