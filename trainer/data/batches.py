@@ -5,7 +5,7 @@ B batch, L latent frames, C latent channels, S motion steps, D feature width, T 
 
 import warnings
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -67,35 +67,31 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """Move to a device; places stay on the host."""
-        return replace(
-            self,
-            latents=self.latents.to(device, non_blocking=True),
-            conditions=self.conditions.to(device, self.latents.dtype),
-            given_mask=self.given_mask.to(device, non_blocking=True),
-            noise=None if self.noise is None else self.noise.to(device, non_blocking=True),
-        )
+        """Move to a device, all features in the precision of the latents; places stay on the host."""
+        dtype = self.latents.dtype
+        return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True))
 
     def pinned(self) -> "Batch":
         """The same samples for a GPU, in memory that it copies from by itself. T5's features are on it already."""
-        return replace(
-            self,
-            latents=pinned(self.latents),
-            conditions=Conditions(*(pinned(x) for x in self.conditions.tensors())),
-            given_mask=pinned(self.given_mask),
-            noise=None if self.noise is None else pinned(self.noise),
-        )
+        return self.map(pinned)
 
     def split(self, size: int) -> list["Batch"]:
         """Split into micro-batches of `size` samples."""
-        batches = []
-        for i in range(0, len(self), size):
-            cut = slice(i, i + size)
-            conditions = Conditions(*(x[cut] for x in self.conditions.tensors()))
-            tensors = self.latents[cut], conditions, self.given_mask[cut], self.places[cut]
-            noise = None if self.noise is None else self.noise[cut]
-            batches.append(Batch(*tensors, self.tasks[cut], self.ids[cut], noise))
-        return batches
+        return [self._slice(slice(i, i + size)) for i in range(0, len(self), size)]
+
+    def _slice(self, cut: slice) -> "Batch":
+        batch = self.map(lambda x: x[cut])
+        return replace(batch, places=self.places[cut], tasks=self.tasks[cut], ids=self.ids[cut])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Apply a function to all tensors except places."""
+        return replace(
+            self,
+            latents=function(self.latents),
+            conditions=Conditions(*map(function, self.conditions.tensors())),
+            given_mask=function(self.given_mask),
+            noise=None if self.noise is None else function(self.noise),
+        )
 
 
 @dataclass(frozen=True)

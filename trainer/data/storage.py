@@ -12,9 +12,9 @@ import shutil
 import tempfile
 import uuid
 from collections.abc import Callable, Container, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import tenacity
 
@@ -39,41 +39,7 @@ class UnansweredError(OSError):
     exit_code = ExitCode.HUNG  # a restart may succeed
 
 
-class Store(Protocol):
-    """Files that all ranks share."""
-
-    def names(self, prefix: str) -> set[str]:
-        """The names of all finished files that begin with `prefix`."""
-        ...
-
-    def has(self, name: str) -> bool: ...
-
-    def read(self, name: str) -> bytes | None:
-        """None if there is no such file."""
-        ...
-
-    def size(self, name: str) -> int | None:
-        """Bytes; None if there is no such file, or if asking would take a request."""
-        ...
-
-    def write(self, name: str, data: bytes, durable: bool = True) -> None:
-        """A file that need not survive a power cut is written faster. Raises OSError with a sentence."""
-        ...
-
-    def put(self, file: Path, name: str) -> None:
-        """Move a file from a `scratch` folder here. Raises OSError with a sentence."""
-        ...
-
-    def scratch(self) -> AbstractContextManager[Path]:
-        """A temporary folder for files that will be written."""
-        ...
-
-    def clean(self, living: Container[int]) -> None:
-        """Remove the scratch folders of killed ranks."""
-        ...
-
-
-def open_store(path: str, rank: int) -> Store:
+def open_store(path: str, rank: int) -> "Store":
     """Raises ValueError for an unknown kind of address, OSError if a bucket does not answer."""
     return BucketStore(path) if is_remote(path) else FolderStore(Path(path), rank)
 
@@ -104,6 +70,7 @@ class FolderStore:
         return str(self.path)
 
     def names(self, prefix: str) -> set[str]:
+        """The names of all finished files that begin with `prefix`."""
         top, names = self.path / prefix.rpartition("/")[0], set[str]()
         for folder, folders, files in os.walk(top, onerror=_ignore_removed):
             place = Path(folder).relative_to(self.path).as_posix()
@@ -116,18 +83,21 @@ class FolderStore:
         return (self.path / name).is_file()
 
     def read(self, name: str) -> bytes | None:
+        """None if there is no such file."""
         try:
             return (self.path / name).read_bytes()
         except FileNotFoundError:
             return None
 
     def size(self, name: str) -> int | None:
+        """Bytes; None if there is no such file, or if asking would take a request."""
         try:
             return (self.path / name).stat().st_size
         except FileNotFoundError:
             return None
 
     def write(self, name: str, data: bytes, durable: bool = True) -> None:
+        """A file that need not survive a power cut is written faster. Raises OSError with a sentence."""
         with self.scratch() as folder:
             file = folder / "file"
             with self._explain(name):
@@ -135,6 +105,7 @@ class FolderStore:
             self.put(file, name, durable)
 
     def put(self, file: Path, name: str, durable: bool = True) -> None:
+        """Move a file from a `scratch` folder here. Raises OSError with a sentence."""
         target = self.path / name
         with self._explain(name):
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +115,7 @@ class FolderStore:
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
-        """On the same disk, so that a file is moved by a rename."""
+        """A temporary folder for files that will be put; on the same disk, so that a rename moves them."""
         folder = self._scratch / uuid.uuid4().hex[:8]
         with self._explain(TEMPORARY):
             folder.mkdir(parents=True)
@@ -154,6 +125,7 @@ class FolderStore:
             shutil.rmtree(folder, ignore_errors=True)
 
     def clean(self, living: Container[int]) -> None:
+        """Remove the scratch folders of killed ranks."""
         for folder in (self.path / TEMPORARY).glob("*"):
             if int(folder.name) not in living:
                 shutil.rmtree(folder, ignore_errors=True)
@@ -173,7 +145,7 @@ def _ignore_removed(error: OSError) -> None:
 
 
 class BucketStore:
-    """A bucket of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
+    """The same in a bucket of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
 
     def __init__(self, url: str) -> None:
         scheme, _, rest = url.partition("://")
@@ -235,6 +207,9 @@ class BucketStore:
             yield
         except Exception as error:  # every storage has its own kinds
             raise OSError(f"{error}: could not {what} {self.url}/{name}") from error
+
+
+Store = FolderStore | BucketStore
 
 
 def download(url: str, file: Path) -> None:
