@@ -13,7 +13,7 @@ import pytest
 
 from audiox_trainer.trainer.data.shards import check_shards
 from tests.helpers.media_files import mixed
-from tests.helpers.preparing import manifest, records, sound, start_rank
+from tests.helpers.preparation import manifest, records, sound, start_rank
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from audiox_trainer.trainer.media.source import MediaError, Reason
 from audiox_trainer.trainer.prepare import encode as encode_module
 from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
 from tests.helpers.media_files import encode, film, mixed, sine, warble
-from tests.helpers.preparing import MODEL
+from tests.helpers.preparation import MODEL
 
 
 def decoded(audio, video=None):

@@ -19,7 +19,7 @@ from audiox_trainer.trainer.data.reader import check_streams
 from audiox_trainer.trainer.data.shards import DamagedError
 from audiox_trainer.trainer.data.storage import open_store
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
-from tests.helpers.preparing import MODEL, contents, manifest, sound
+from tests.helpers.preparation import MODEL, contents, manifest, sound
 from tests.helpers.reader_ranks import open_reader
 from tests.helpers.small_config import small_config
 

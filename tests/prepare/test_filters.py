@@ -21,7 +21,7 @@ from audiox_trainer.trainer.prepare.filters import (
     file_fault,
     silent_share,
 )
-from tests.helpers.preparing import MODEL, sound
+from tests.helpers.preparation import MODEL, sound
 from tests.helpers.small_config import ROOT
 
 RATE = 8000

@@ -16,7 +16,7 @@ from audiox_trainer.trainer.data.shards import check_shards, read_features
 from audiox_trainer.trainer.prepare import prepare_scenes as module
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
 from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
-from tests.helpers.preparing import MODEL, contents, manifest, records, sound
+from tests.helpers.preparation import MODEL, contents, manifest, records, sound
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 

@@ -15,7 +15,7 @@ from audiox_trainer.trainer.prepare.blocks import PLAN_FILE, is_started, make_pl
 from audiox_trainer.trainer.prepare.filters import ClassifierConfig, FiltersConfig
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
 from tests.helpers.encoder_weights import save_clip, save_oobleck, save_synchformer
-from tests.helpers.preparing import MODEL, contents, manifest, sound
+from tests.helpers.preparation import MODEL, contents, manifest, sound
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from audiox_trainer.trainer.prepare import prepare_files as module
 from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, encode_entry
 from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
-from tests.helpers.preparing import MODEL, contents, manifest, sound
+from tests.helpers.preparation import MODEL, contents, manifest, sound
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.data.storage import open_store, scratch_folder
 from audiox_trainer.trainer.prepare import prepare_files as module
 from audiox_trainer.trainer.prepare.prepare_files import PrepareRank
-from tests.helpers.preparing import contents, manifest, sound
+from tests.helpers.preparation import contents, manifest, sound
 
 KEYS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")
 SLURM = ("SLURM_CPUS_PER_TASK", "SLURM_CPUS_ON_NODE", "SLURM_STEP_TASKS_PER_NODE")

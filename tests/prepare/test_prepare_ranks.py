@@ -17,7 +17,7 @@ from audiox_trainer.trainer.prepare.filters import FiltersConfig
 from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
 from audiox_trainer.trainer.prepare.worker_pool import TaskEnd, WorkerPool
 from tests.helpers.media_files import film, sine
-from tests.helpers.preparing import MODEL, contents, manifest, sound, start_rank
+from tests.helpers.preparation import MODEL, contents, manifest, sound, start_rank
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 FILES = 24

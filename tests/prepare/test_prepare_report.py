@@ -13,7 +13,7 @@ from audiox_trainer.trainer.prepare.counts import Counts, caption_terms, tasks_o
 from audiox_trainer.trainer.prepare.encode import Rejection
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
-from tests.helpers.preparing import MODEL, manifest, sound
+from tests.helpers.preparation import MODEL, manifest, sound
 
 
 def record(domain="audio", video=False, captions=(), **annotation):
