@@ -5,9 +5,9 @@ rank and on two. Then every tensor of every checkpoint is compared: weights, mom
 
   python tests/same_weights.py ../before . --work /tmp/same-weights
 
-Both checkouts need an environment of their own in .venv, with the same packages. Where the second one has other names
-for keys or scripts, give them: --rename training.seed=training.random_seed. A run of the script that was stopped
-continues with the same command; what is finished in --work is not trained again.
+Both checkouts need an environment of their own in .venv, with the same packages. Where the first one has other names
+for keys or scripts than this file, give them: --rename training.cpu_threads=training.threads. A run of the script that
+was stopped continues with the same command; what is finished in --work is not trained again.
 """
 
 import argparse
@@ -63,9 +63,9 @@ def train(checkout: Path, work: Path, ranks: int, renames: dict[str, str]) -> No
 
 
 def renamed(word: str, renames: dict[str, str]) -> str:
-    for old, new in renames.items():
-        if word == old or word.startswith(f"{old}="):
-            return new + word.removeprefix(old)
+    for name, former in renames.items():
+        if word == name or word.startswith(f"{name}="):
+            return former + word.removeprefix(name)
     return word
 
 
@@ -120,13 +120,13 @@ def main() -> int:
     parser.add_argument("checkouts", nargs=2, type=Path, metavar="CHECKOUT", help="before, after")
     parser.add_argument("--work", type=Path, default=Path("runs/same-weights"), help="folder to work in")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--rename", action="append", default=[], metavar="OLD=NEW", help="for the second checkout")
+    parser.add_argument("--rename", action="append", default=[], metavar="NAME=FORMER", help="for the first checkout")
     arguments = parser.parse_args()
     renames = dict(rename.split("=", 1) for rename in arguments.rename)
     rows = []
     for ranks in arguments.ranks:
         folders = [arguments.work.absolute() / f"{name}-{ranks}" for name in ("before", "after")]
-        for folder, checkout, names in zip(folders, arguments.checkouts, ({}, renames), strict=True):
+        for folder, checkout, names in zip(folders, arguments.checkouts, (renames, {}), strict=True):
             train(checkout.resolve(), folder, ranks, names)
         rows += [(ranks, *row) for row in compare(*folders)]
     print(f"\n{'ranks':5}  {'tensors':>7}  {'file':64}  result")
