@@ -76,8 +76,8 @@ def step_of(folder: Path) -> int:
 
 def list_checkpoints(run: Path) -> list[Path]:
     """The run's published checkpoints, newest first."""
-    found = (run / FOLDER).glob("step_*") if (run / FOLDER).is_dir() else ()
-    return sorted((p for p in found if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
+    folders = (run / FOLDER).glob("step_*") if (run / FOLDER).is_dir() else ()
+    return sorted((p for p in folders if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
 
 
 def newest_manifest(run: Path) -> dict[str, Any] | None:

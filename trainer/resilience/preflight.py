@@ -113,11 +113,11 @@ def preflight(needs: NodeRequirements) -> list[str]:
         rendezvous.leave()
     except RuntimeError as error:
         raise BadNodeError(f"{rendezvous.names([0])} was lost during the preflight", everywhere=False) from error
-    found = _late_clocks(nodes, clocks, needs.clock)
-    found += [f"{node}: {fault}" for node, fault in zip(nodes, faults, strict=True) if fault]
-    found += [] if found else _without_gpus(nodes, [int(count) for count in counts])
-    if found:
-        raise BadNodeError("; ".join(dict.fromkeys(found)))
+    messages = _late_clocks(nodes, clocks, needs.clock)
+    messages += [f"{node}: {fault}" for node, fault in zip(nodes, faults, strict=True) if fault]
+    messages += [] if messages else _without_gpus(nodes, [int(count) for count in counts])
+    if messages:
+        raise BadNodeError("; ".join(dict.fromkeys(messages)))
     lines = [f"{len(set(nodes))} nodes, {rendezvous.ranks} ranks"]
     return [*lines, _links(rendezvous, nodes, needs)] if rendezvous.ranks > 1 else lines
 
@@ -250,11 +250,11 @@ def _seconds(act: Callable[[], object], device: torch.device) -> float:
     for _ in range(REPEATS):
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        begun = time.perf_counter()
+        start = time.perf_counter()
         act()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return statistics.median(times[1:])
 
 

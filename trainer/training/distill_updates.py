@@ -141,28 +141,28 @@ class Distillation:
             values["gradient_ratio"] = share / max(values["dm_gradient"], 1e-12)
         norms = {f"grad_norm/{name}": engine.gradient_norm() for name, engine in self.engines.items()}
         values |= {name: norm for name, norm in norms.items() if math.isfinite(norm)}  # nan before its first update
-        return values | {f"bytes/{name}": float(held.total) for name, held in self.bytes().items()}
+        return values | {f"bytes/{name}": float(counted.total) for name, counted in self.bytes().items()}
 
     def warnings(self, values: dict[str, float]) -> list[str]:
         """Warns of a collapsed student and of a discriminator that has won. Raises KeyError where the student was
         trained and a value that is needed is missing."""
-        found = []
+        messages = []
         watched = {"distance": "like one another", "deviation": "silent or flat"} if "dm" in values else {}
         if self.config.training.micro_batch == 1:
             watched.pop("distance", None)  # one sample has no neighbour
         for what, words in watched.items():
             share = values[f"{what}_samples"] / max(values[f"{what}_data"], 1e-9)
             if share < COLLAPSED_SPREAD:
-                found.append(
+                messages.append(
                     f"the student's samples become {words}: their {what} is {share:.2f} of the data's; lower "
                     f"student.optimizer.lr, raise fake.optimizer.lr or lower distillation.adversarial_weight"
                 )
         if "discriminator" in values and values["discriminator"] < DISCRIMINATOR_WON:
-            found.append(
+            messages.append(
                 f"the discriminator tells every sample from data (hinge loss {values['discriminator']:.3f}): lower "
                 f"discriminator.optimizer.lr or distillation.adversarial_weight"
             )
-        return found
+        return messages
 
     def preview(self) -> tuple[list[str], Tensor]:
         """Samples of the teacher at 50 steps and at the student's number of steps, and of the student. All ranks call
