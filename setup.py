@@ -7,6 +7,10 @@ package of that name in site-packages: transformers imports Hugging Face's `kern
 from setuptools import find_namespace_packages, setup
 
 FOLDERS = ("trainer", "models", "kernels", "launch")
+SCRIPTS = (  # of launch/; each becomes a command, as audiox-generate
+    "prepare", "pretrain", "pairs", "distill", "convert", "generate", "evaluate", "plan", "preflight", "verify",
+    "bench", "check_goals", "ablate", "classify", "demo",
+)  # fmt: skip
 
 packages = ["audiox_trainer.configs"]
 for folder in FOLDERS:
@@ -26,6 +30,9 @@ setup(
         "audiox_trainer.configs": ["*.json", "base/*.json", "schema/*.json"],
         "audiox_trainer.launch.slurm": ["*"],
         "audiox_trainer.trainer.pages": ["templates/*"],
+    },
+    entry_points={
+        "console_scripts": [f"audiox-{name.replace('_', '-')} = audiox_trainer.launch.{name}:main" for name in SCRIPTS]
     },
     # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
     # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.

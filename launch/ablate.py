@@ -24,6 +24,8 @@ from audiox_trainer.trainer.core import cli
 if TYPE_CHECKING:
     from audiox_trainer.trainer.evaluation.ablations import Ablations, Variant
 
+SCRIPTS = Path(__file__).parent
+
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
@@ -40,7 +42,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--prompts", type=int, default=100, help="prompts of each type (default: 100)")
     parser.add_argument("--parallel", type=int, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--only", nargs="+", default=[], metavar="GROUP", help="only these groups")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of every run")
+    cli.add_overrides(parser, of="all configurations")
     return parser.parse_args(argv)
 
 
@@ -52,15 +54,15 @@ def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
     run, weights = settings.out / name, settings.out / "weights" / name
     if weights.exists() or ablations.is_judged(name):
         return name
-    command = ["launch/pretrain.py", "--config", str(settings.pretraining)]
+    command = [str(SCRIPTS / "pretrain.py"), "--config", str(settings.pretraining)]
     if not variant.teacher:
-        command = ["launch/distill.py", "--config", str(settings.student), "--teacher", str(settings.teacher)]
+        command = [str(SCRIPTS / "distill.py"), "--config", str(settings.student), "--teacher", str(settings.teacher)]
     sets = cli.set_options(ablations.overrides(variant, seed))
     run.mkdir(parents=True, exist_ok=True)
     with (run / "output.txt").open("a") as log:
         for line in (
             [*command, "--output", str(run), "--resume", *sets],
-            ["launch/convert.py", str(run), "--out", str(weights)],
+            [str(SCRIPTS / "convert.py"), str(run), "--out", str(weights)],
         ):
             done = subprocess.run([sys.executable, *line], stdout=log, stderr=subprocess.STDOUT)
             if done.returncode:
@@ -78,7 +80,7 @@ def judge(ablations: "Ablations", name: str) -> None:
         if f"{prompts}" in ablations.results.get(name, {}):
             continue
         report = settings.out / name / f"report-{prompts}.json"
-        command = [sys.executable, "launch/evaluate.py", "--weights", str(settings.out / "weights" / name)]
+        command = [sys.executable, str(SCRIPTS / "evaluate.py"), "--weights", str(settings.out / "weights" / name)]
         command += ["--judge", str(settings.judge), "--prompts", str(settings.prompts), "--tasks", "0"]
         command += ["--dtype", fastest_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
         done = subprocess.run(command, capture_output=True, text=True)

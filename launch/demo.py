@@ -23,6 +23,7 @@ from audiox_trainer.trainer.cost.budget import divide_budget
 from audiox_trainer.trainer.cost.operations import training_flops
 from audiox_trainer.trainer.evaluation.demo_report import draw_comparison, training_facts, write_demo_report
 
+SCRIPTS = {path.stem: os.path.relpath(path) for path in Path(__file__).parent.glob("*.py")}
 CALIBRATION = 60  # training steps that measure the speed
 LATENCY_STEPS = ("4", "50", "100", "200")  # those of Table II
 TEACHER_SAMPLINGS = ("4", "4:euler", "4:euler:1")  # the teacher with as few steps as the student
@@ -42,7 +43,7 @@ class Demo:
         overrides += [f"training.steps={steps}", f"training.precision={fastest_precision()}"]
         overrides += [f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
         options = ["--config", str(self.a.config), "--output", str(output), *cli.set_options(overrides)]
-        return [*self.launcher(), "launch/pretrain.py", *options]
+        return [*self.launcher(), SCRIPTS["pretrain"], *options]
 
     def launcher(self) -> list[str]:
         """Two ranks on a CPU: on small tensors, two cores are faster apart, and synchronise once per step."""
@@ -68,8 +69,8 @@ class Demo:
         speed = training_facts(teacher)["samples_per_s"] * training_flops(config.model, config.model.text.max_tokens)
         count, updates, steps = divide_budget(config, PACE * 60 * self.a.student_minutes * speed)
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
-        make_pairs = [*self.launcher(), "launch/pairs.py", *common, "--out", str(pairs), "--count", str(count)]
-        distill = [*self.launcher(), "launch/distill.py", *common, "--output", str(student), "--resume"]
+        make_pairs = [*self.launcher(), SCRIPTS["pairs"], *common, "--out", str(pairs), "--count", str(count)]
+        distill = [*self.launcher(), SCRIPTS["distill"], *common, "--output", str(student), "--resume"]
         length = [f"warm_start.updates={updates}", f"training.steps={steps}", f"training.seed={seed}"]
         options = cli.set_options([*overrides, f"warm_start.pairs={pairs}", *length])
         return make_pairs + cli.set_options(overrides), distill + options
@@ -78,14 +79,14 @@ class Demo:
         out, python = self.out, sys.executable
         scenes, teacher, exports = out / "scenes", out / "teacher", out / "weights"
         weights, report = exports / "teacher", out / "evaluation.json"
-        prepare = ["launch/prepare.py", "scenes", "--config", str(self.a.config), "--out", str(scenes)]
+        prepare = [SCRIPTS["prepare"], "scenes", "--config", str(self.a.config), "--out", str(scenes)]
         prepare += ["--clips", str(self.a.clips), "--seed", "0", "--workers", str(os.cpu_count() or 1)]
         self.run("shards", scenes, python, *prepare)
         if not weights.exists():
             started = teacher / "config.json"
             steps = json.loads(started.read_text())["training"]["steps"] if started.exists() else self.steps()
             self.run("train", weights, *self.training(teacher, steps), "--resume")
-        self.run("export", weights, python, "launch/convert.py", str(teacher), "--out", str(weights))
+        self.run("export", weights, python, SCRIPTS["convert"], str(teacher), "--out", str(weights))
         models = {weights: teacher}
         for seed in range(self.a.students if self.a.student_minutes else 0):
             name = f"student-{seed}" if seed else "student"
@@ -94,9 +95,9 @@ class Demo:
                 pairs, distill = self.distillation(teacher, weights, student, seed)
                 self.run("pairs", exports / "student", *pairs)
                 self.run(f"distill {name}", exported, *distill)
-            self.run(f"export {name}", exported, python, "launch/convert.py", str(student), "--out", str(exported))
+            self.run(f"export {name}", exported, python, SCRIPTS["convert"], str(student), "--out", str(exported))
             models[exported] = student
-        evaluate = ["launch/evaluate.py", "--weights", *map(str, models), "--judge", str(out / "judge")]
+        evaluate = [SCRIPTS["evaluate"], "--weights", *map(str, models), "--judge", str(out / "judge")]
         evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", fastest_precision()]
         evaluate += ["--first", self.a.first] if self.a.first else []
         evaluate += ["--also", *TEACHER_SAMPLINGS, "--latency-steps", *LATENCY_STEPS]
@@ -128,8 +129,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--students", type=int, default=1, help="number of students, with seeds 0, 1, ... (default: 1)")
     add("--first", metavar="N", help="sampler steps of the teacher in the evaluation (default: those of its weights)")
     add("--picture", type=Path, metavar="PNG", help="also draw spectrograms of true scenes, teacher and student")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the teacher")
-    add("--set-student", action="append", default=[], metavar="KEY=VALUE", help="override a value of the student")
+    cli.add_overrides(parser, of="the teacher's configuration")
+    cli.add_overrides(parser, "--set-student", of="the student's configuration")
     return parser.parse_args(argv)
 
 

@@ -1,4 +1,4 @@
-"""What a run needs before anything is spent: memory of a GPU, time, GPU-hours, and how to lay it out.
+"""Plan a run: memory per GPU, time, GPU-hours, and the best arrangement.
 
 examples:
   python launch/plan.py --config configs/2p7b.json --gpus 64 --gpu h800
@@ -7,7 +7,7 @@ examples:
   python launch/plan.py --config configs/2p7b.json --gpus 8 64 512 --gpu a100-80 --each 30
   python launch/plan.py --config configs/single_gpu.json --measure
 
-Times are reckoned from data sheets and an assumed utilisation (--mfu); nothing in them was measured.
+Times are computed from data sheets and an assumed utilisation (--mfu); nothing was measured.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def gpu_named(name: str) -> Gpu:
 
 
 def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    from audiox_trainer.trainer.cost import plan_report, scaling_report  # the model, seconds a typo need not cost
+    from audiox_trainer.trainer.cost import plan_report, scaling_report  # slow
     from audiox_trainer.trainer.cost.planned_time import Cluster
     from audiox_trainer.trainer.cost.workload import workload
 
@@ -58,17 +58,21 @@ def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
-    cli.add_config(parser, "JSON file of a pretraining or a distillation, see configs/")
-    parser.add_argument("--gpus", type=int, nargs="+", default=[8], help="how many (default 8); several: a short table")
-    parser.add_argument("--gpu", default="h100", help=f"which: {', '.join(GPUS)} (default h100)")
-    parser.add_argument("--per-node", type=int, default=8, help="GPUs a node (default 8)")
-    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak that passes reach (assumed: 0.4)")
-    parser.add_argument("--network", type=float, default=0.0, help="GB/s out of a node (default: usual for that GPU)")
-    parser.add_argument("--storage", type=float, default=2.0, help="GB/s that a node writes checkpoints at (default 2)")
-    parser.add_argument("--each", type=int, default=0, help="with several --gpus: samples a GPU and update")
-    parser.add_argument("--text-tokens", type=int, default=0, help="of text a sample (default: the most there can be)")
-    parser.add_argument("--measure", action="store_true", help="take steps here, and compare their memory instead")
-    parser.add_argument("--json", type=Path, help="file for all figures")
+    cli.add_config(parser, "JSON file of a pretraining or a distillation, or the name of one in configs/")
+    parser.add_argument(
+        "--gpus", type=int, nargs="+", default=[8], help="number of GPUs (default 8); several give a table"
+    )
+    parser.add_argument("--gpu", default="h100", help=f"{', '.join(GPUS)} (default h100)")
+    parser.add_argument("--per-node", type=int, default=8, help="GPUs per node (default 8)")
+    parser.add_argument("--mfu", type=float, default=0.4, help="assumed share of the peak FLOP/s (default 0.4)")
+    parser.add_argument("--network", type=float, default=0.0, help="GB/s out of a node (default: usual for this GPU)")
+    parser.add_argument(
+        "--storage", type=float, default=2.0, help="GB/s at which a node writes checkpoints (default 2)"
+    )
+    parser.add_argument("--each", type=int, default=0, help="with several --gpus: samples per GPU and update")
+    parser.add_argument("--text-tokens", type=int, default=0, help="text tokens per sample (default: the maximum)")
+    parser.add_argument("--measure", action="store_true", help="take steps on this machine and compare their memory")
+    parser.add_argument("--json", type=Path, help="write all figures to this file")
     return parser.parse_args(argv)
 
 

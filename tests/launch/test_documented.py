@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from torch.distributed.run import get_args_parser
 
-from audiox_trainer.launch.plan import chosen
+from audiox_trainer.launch.plan import gpu_named
 from audiox_trainer.models import strict
 from audiox_trainer.models.config import ModelConfig
 from audiox_trainer.trainer.core.config import BaseConfig, check_ranks, load_pretrain_config
@@ -121,7 +121,7 @@ def test_its_script_takes_it(command, user):
     if config and name != "plan":
         assert check_ranks(config.training, ranks(command)) >= 1
     if name == "plan":
-        chosen(parsed.gpu)
+        gpu_named(parsed.gpu)
         assert not parsed.each or len(parsed.gpus) > 1
 
 

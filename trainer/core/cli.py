@@ -38,9 +38,11 @@ def add_config(
 ) -> None:
     """Add --config and --set."""
     to.add_argument("--config", required=True, type=Path, help=what)
-    to.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a value of the configuration"
-    )
+    add_overrides(to)
+
+
+def add_overrides(to: argparse.ArgumentParser, name: str = "--set", of: str = "the configuration") -> None:
+    to.add_argument(name, action="append", default=[], metavar="KEY=VALUE", help=f"override a value of {of}")
 
 
 def set_options(overrides: Iterable[str]) -> list[str]:
