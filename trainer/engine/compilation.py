@@ -33,5 +33,6 @@ def compilation_warnings() -> list[str]:
         return []
     return [
         f"{RECOMPILE_LIMIT} versions of a block are compiled, which is the limit; inputs that need another one run "
-        "uncompiled. TORCH_LOGS=recompiles prints the reasons; a larger model.text.round_to means fewer text lengths"
+        "uncompiled. TORCH_LOGS=recompiles prints the reasons; a larger model.text.pad_to_multiple_of means fewer "
+        "text lengths"
     ]
