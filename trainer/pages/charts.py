@@ -76,20 +76,23 @@ def columns(amounts: Sequence[tuple[str, float]], label: str) -> Markup:
 
 def save_spectrograms(comparisons: Sequence[SoundComparison], out: Path) -> None:
     """A PNG with one row per prompt and one column per rendition; time in seconds, mel bands from low to high."""
-    columns = max(len(comparison.renditions) for comparison in comparisons)
-    figure = Figure(figsize=(4 * columns, 1.9 * len(comparisons)), layout="constrained", dpi=120)
-    grid = figure.subplots(len(comparisons), columns, squeeze=False, sharex=True)
+    names = [rendition.name for rendition in comparisons[0].renditions]
+    figure = Figure(figsize=(4 * len(names), 0.3 + 1.9 * len(comparisons)), layout="constrained")
+    header, *grid = figure.subplots(
+        len(comparisons) + 1, len(names), squeeze=False, height_ratios=[0.1] + [1] * len(comparisons)
+    )
+    for axes, name in zip(header, names, strict=True):
+        axes.axis("off")
+        axes.text(0.5, 0, name, fontsize=12, ha="center", weight="bold")
     colours = LinearSegmentedColormap.from_list("loudness", SPECTROGRAM_COLOURS)
     for row, comparison in zip(grid, comparisons, strict=True):
+        row[0].set_title(f"“{comparison.text}”", fontsize=10, loc="left")
         for axes, rendition in zip(row, comparison.renditions, strict=True):
             seconds = rendition.wave.shape[-1] / comparison.sample_rate
             picture = spectrogram(rendition.wave, comparison.sample_rate)
             axes.imshow(picture, cmap=colours, aspect="auto", extent=(0, seconds, 0, 1))
             axes.set_yticks([])
-            axes.set_title(rendition.name, fontsize=9, loc="right", color=COLOURS[-1])
-        row[0].set_title(f"“{comparison.text}”", fontsize=10, loc="left")
-    for axes in grid[-1]:
-        axes.set_xlabel("s")
+            axes.tick_params(labelbottom=comparison is comparisons[-1])
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
 
