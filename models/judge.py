@@ -1,7 +1,7 @@
-"""A small convolutional network that listens: which sounds, from when to when, which instrument, which tempo.
+"""A small convolutional network that annotates sound: which events, with start and end, which instrument, which tempo.
 
-It stands where the paper's benchmark has a multimodal language model (appendix A-C), and its embedding where Fréchet
-distances have PANNs' or VGGish's. B batch, T frames, W width, K categories, I instruments, J tempi, E embedding.
+It replaces the multimodal language model of the paper's benchmark (appendix A-C); its embedding replaces PANNs' or
+VGGish's in Fréchet distances. B batch, T frames, W width, K categories, I instruments, J tempi, E embedding.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ LOG_CENTRE, LOG_SPREAD = -5.5, 2.5  # of log-mel magnitudes over the embedded sc
 
 @dataclass(frozen=True)
 class JudgeConfig:
-    """What the judge can name, and its size. Frames are `hop`/`sample_rate` seconds apart."""
+    """The names that the judge knows, and its size. Frames are `hop`/`sample_rate` seconds apart."""
 
     categories: tuple[str, ...]
     instruments: tuple[str, ...]
-    tempi: tuple[int, ...]  # beats a minute
+    tempi: tuple[int, ...]  # beats per minute
     sample_rate: int = 8000
     hop: int = 128
     window: int = 512
@@ -48,7 +48,7 @@ class JudgeOutput:
 
     def class_probabilities(self) -> Tensor:
         """(B, K + I), each row summing to 1: independent presences brought to one distribution, as KL and the
-        inception score want it."""
+        inception score need it."""
         present = self.presence.float().sigmoid()
         return present / present.sum(dim=1, keepdim=True)
 

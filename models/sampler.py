@@ -75,8 +75,8 @@ def euler(
 ) -> Tensor:
     """Integrate dz/dt = v from noise (B, L, C) over noise levels that fall from 1 to 0.
 
-    Where `mask` (B, L, 1) is 1 the clean latents `known` (B, L, C) are given: z follows their straight path and ends in
-    them exactly.
+    Where `mask` (B, L, 1) is 1, the clean latents `known` (B, L, C) are given: z follows their straight path and ends
+    exactly there.
     """
     z = noise
     for t, t_next in itertools.pairwise(times):
@@ -95,10 +95,10 @@ def renoise(
     known: Tensor | None = None,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Denoise to a clean estimate and noise it afresh to the next of the levels, which fall from 1 to 0 (section V).
+    """Denoise to a clean estimate, then add fresh noise up to the next level; the levels fall from 1 to 0 (section V).
 
-    What an earlier step got wrong is noised away, so that with many steps a teacher that has seen little follows its
-    text better than by `euler`.
+    Fresh noise removes errors of earlier steps: with many steps, a teacher with little training follows its text better
+    than with `euler`.
     """
     z, clean = noise, noise
     for t, t_next in itertools.pairwise(times):

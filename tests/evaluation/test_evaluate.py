@@ -160,7 +160,7 @@ def test_sampling_is_changed_or_refused():
 def test_a_judge_is_trained_once_and_kept(tmp_path, config, monkeypatch):
     trained = []
 
-    def train(seed, round_trip, steps):
+    def train(seed, through_codec, steps):
         trained.append(seed)
         return Judge(JUDGE).eval()
 

@@ -126,7 +126,7 @@ def test_frames_are_where_the_sound_is() -> None:
 def judge() -> Iterator[Judge]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on a busy machine, threads that wait for each other take ten times as long
-    yield train_judge(seed=0, round_trip=lambda wave: wave, steps=50, batch=16, pool=16, learning_rate=2e-3)
+    yield train_judge(seed=0, through_codec=lambda wave: wave, steps=50, batch=16, pool=16, learning_rate=2e-3)
     torch.set_num_threads(threads)
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from audiox_trainer.trainer.core.config import load_pretrain_config
-from audiox_trainer.trainer.evaluation.pretrained_judge import load_or_train_judge
+from tests.helpers.random_weights import untrained_judge
 
 SMALL = ("training.compile=false", "training.cpu_threads=1")
 STUDENT = (*SMALL, "warm_start.ode_steps=2")
@@ -30,8 +30,7 @@ TEACHER = (
 @pytest.mark.parametrize("students", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: int) -> None:
     out = tmp_path / "demo"
-    # A judge that has hardly learnt: what it says is not the point here.
-    load_or_train_judge(out / "judge", load_pretrain_config(root / "configs/tiny.json").model.codec, steps=2)
+    untrained_judge(out / "judge", load_pretrain_config(root / "configs/tiny.json").model.codec)
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
     command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
     command += ["--picture", str(out / "spectrograms.png"), "--students", str(students)]

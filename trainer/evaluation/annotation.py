@@ -1,4 +1,4 @@
-"""What the judge hears: events, instrument and tempo of a clip, without knowing what was asked for.
+"""The judge's output as annotations: events, instrument and tempo of a clip.
 
 B batch, T frames, K categories.
 """

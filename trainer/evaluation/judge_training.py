@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from ...models.encoders.base import AudioCodec
 from ...models.judge import Judge, JudgeConfig, JudgeOutput
 from ..core.hardware import cpu_has_bf16
 from ..scenes.scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLES, TEMPI, Scene, draw_scene
@@ -71,27 +72,25 @@ def judge_loss(output: JudgeOutput, batch: JudgeBatch) -> Tensor:
 
 
 def render(scenes: list[Scene]) -> Tensor:
-    """-> (B, 1, SAMPLES)."""
+    """Waves (B, 1, SAMPLES) of scenes."""
     return torch.from_numpy(np.stack([render_audio(scene) for scene in scenes]))
 
 
-def apply_codec(round_trip: Callable[[Tensor], Tensor], waves: Tensor) -> Tensor:
+def round_trip(codec: AudioCodec, waves: Tensor) -> Tensor:
     """waves (B, 1, samples) through the codec and back, a few at a time."""
     with torch.no_grad():
-        return torch.cat([round_trip(chunk) for chunk in waves.split(CODEC_CHUNK)])
+        return torch.cat([codec.decode(codec.encode(chunk)[0]) for chunk in waves.split(CODEC_CHUNK)])
 
 
 class _BatchSource:
     """Endless batches: one half newly drawn scenes, the other half from a pool that went through the codec."""
 
-    def __init__(self, seed: int, round_trip: Callable[[Tensor], Tensor], pool: int, batch: int) -> None:
+    def __init__(self, seed: int, through_codec: Callable[[Tensor], Tensor], pool: int, batch: int) -> None:
         self.rng = np.random.default_rng([TRAINING_SEED, seed])
         self.half = batch // 2
         self.pool_scenes = self._draw(pool)
         chunks = [self.pool_scenes[i : i + CODEC_CHUNK] for i in range(0, pool, CODEC_CHUNK)]
-        self.pool = torch.cat(
-            [apply_codec(round_trip, render(c)) for c in tqdm(chunks, desc="codec", unit_scale=CODEC_CHUNK)]
-        )
+        self.pool = torch.cat([through_codec(render(c)) for c in tqdm(chunks, desc="codec", unit_scale=CODEC_CHUNK)])
 
     def _draw(self, count: int) -> list[Scene]:
         domains = np.where(self.rng.random(count) < MUSIC_SHARE, "music", "audio")
@@ -117,20 +116,20 @@ class _BatchSource:
 
 def train_judge(
     seed: int,
-    round_trip: Callable[[Tensor], Tensor],
+    through_codec: Callable[[Tensor], Tensor],
     steps: int = 200,
     batch: int = 64,
     pool: int = 1024,
     learning_rate: float = 3e-3,
 ) -> Judge:
-    """A judge trained on `steps` batches; `round_trip` takes waves (B, 1, samples) through the codec and back.
+    """A judge trained on `steps` batches; `through_codec` takes waves (B, 1, samples) through the codec and back.
 
     The learning rate rises for a tenth of the steps and falls to zero along a half cosine. Returned in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         judge = Judge(JUDGE)
-    source = _BatchSource(seed, round_trip, pool, batch)
+    source = _BatchSource(seed, through_codec, pool, batch)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
     progress = tqdm(range(steps), desc="judge")

@@ -24,7 +24,7 @@ def efficiency_rows(models: Sequence[TimedModel]) -> list[dict[str, Any]]:
 
     `encoding_s_mean` is the share of the text encoder and the conditioner, `transformer_s_mean` that of the transformer
     and the sampler; the rest is the codec. The models take turns, so that other load on the machine affects all of them
-    alike, and the features of the noise levels are cached for each. A row of other weights than the first has
+    equally, and the features of the noise levels are cached for each. A row of other weights than the first has
     `against`: its speed relative to each row of the first weights, paired by turn.
     """
     for _, generator, sampling in models:

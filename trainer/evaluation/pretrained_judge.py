@@ -5,6 +5,7 @@ FOLDER/judge.safetensors   FOLDER/judge.json   FOLDER/scores.json
 
 import json
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..core.files import published, write_json
 from ..scenes.scene import draw_scene
 from .annotation import annotate
 from .held_out import SEED
-from .judge_training import apply_codec, render, train_judge
+from .judge_training import render, round_trip, train_judge
 from .t2a_prompts import draw_prompts, score
 from .task_benchmark import same_music
 
@@ -39,11 +40,10 @@ def load_or_train_judge(
         ValueError: the judge in the folder was trained with another codec.
     """
     if not (folder / "judge.json").is_file():
-        round_trip = build_codec(codec)
-        judge = train_judge(seed, lambda waves: round_trip.decode(round_trip.encode(waves)[0]), steps=steps)
-        with published(folder) as partial:
-            save_judge(judge, partial)
-            scores = _examine(judge, codec, partial)
+        judge = train_judge(seed, partial(round_trip, build_codec(codec)), steps=steps)
+        with published(folder) as unfinished:
+            save_judge(judge, unfinished)
+            scores = _examine(judge, codec, unfinished)
         return judge, scores
     judge = load_judge(folder)
     if not (folder / "scores.json").is_file():
@@ -80,7 +80,7 @@ def judge_scores(judge: Judge, codec: AudioCodec) -> dict[str, dict[str, float]]
     music = [draw_scene(SEED, i, "music") for i in range(MUSIC_CLIPS)]
     raw = render([prompt.scene for prompt in prompts] + music)
     chunks = tqdm(raw.split(50), desc="examining the judge")
-    coded = torch.cat([apply_codec(lambda w: codec.decode(codec.encode(w)[0]), chunk) for chunk in chunks])
+    coded = torch.cat([round_trip(codec, chunk) for chunk in chunks])
     result = {}
     for name, waves in (("raw", raw), ("codec", coded)):
         annotations = annotate(judge, waves)

@@ -6,6 +6,7 @@ E embedding.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..generation.batching import SEED_STRIDE, SoundModel, decode_latents, paral
 from ..generation.clip_request import ClipRequest
 from ..scenes.scene import Scene, audio_scene
 from .annotation import decode, listen
-from .judge_training import apply_codec, render
+from .judge_training import render, round_trip
 from .metrics import (
     bootstrap_interval,
     frechet_distance,
@@ -90,11 +91,8 @@ class T2ABench:
 
     def _coded(self, waves: Tensor, title: str) -> Tensor:
         chunks = waves.split(50)
-
-        def coded(chunk: Tensor) -> Tensor:
-            return apply_codec(lambda w: self.codec.decode(self.codec.encode(w)[0]), chunk)
-
-        return torch.cat(list(tqdm(parallel_map(coded, chunks), total=len(chunks), desc=title)))
+        coded = parallel_map(partial(round_trip, self.codec), chunks)
+        return torch.cat(list(tqdm(coded, total=len(chunks), desc=title)))
 
     def _accuracies(self, scores: Scores) -> Row:
         row: Row = {"prompts": len(self.prompts)} | scores.rates()

@@ -81,7 +81,7 @@ def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> BenchmarkPrompt
         texts = order_captions(facts, rng)
     else:
         texts = time_captions(facts)
-        # The target is what the text says, and the text has one decimal.
+        # The text has one decimal, and so has the target.
         events = tuple(Event(e.category, round(e.onset, 1), round(e.offset, 1)) for e in events)
     return BenchmarkPrompt(kind, texts[rng.integers(len(texts))], events, scene)
 

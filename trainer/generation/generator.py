@@ -90,7 +90,7 @@ class Generator:
     def generate_sounds(
         self, prompts: Sequence[Prompt], on_clip: Callable[[int, int], None] | None = None
     ) -> list[LongSound | ValueError]:
-        """Finished sounds of prompts that are sampled alike, as one batch. A sound that cannot be made is replaced by
+        """Finished sounds of prompts with one sampling, as one batch. A sound that cannot be generated is replaced by
         the reason.
 
         On a CPU every clip is computed by itself, by a fixed number of threads, so a sound has the same bits in any

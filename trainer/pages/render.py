@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file: self-contained documents, without scripts or network."""
+"""Renders pages from templates/: self-contained documents that need neither scripts nor network."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -13,7 +13,7 @@ from . import charts, embedded_media
 @lru_cache(1)
 def environment() -> Environment:
     """Escapes every text that is not marked as safe; an unknown name is an error."""
-    made = Environment(
+    result = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=True,
         undefined=StrictUndefined,
@@ -21,8 +21,8 @@ def environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals |= {"charts": charts, "media": embedded_media}
-    return made
+    result.globals |= {"charts": charts, "media": embedded_media}
+    return result
 
 
 def render(template: str, **values: Any) -> str:
