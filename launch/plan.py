@@ -1,10 +1,10 @@
-"""Plan a run: memory per GPU, time, GPU-hours, and the best arrangement.
+"""Plan a run: memory per GPU, time, GPU-hours, and the best layout.
 
 examples:
   python launch/plan.py --config configs/2p7b.json --gpus 64 --gpu h800
   python launch/plan.py --config configs/distill_2p7b.json --gpus 16 --gpu h100 --mfu 0.35 --json plan.json
   python launch/plan.py --config configs/single_gpu.json --gpus 8 --gpu 4090 --network 1.25
-  python launch/plan.py --config configs/2p7b.json --gpus 8 64 512 --gpu a100-80 --each 30
+  python launch/plan.py --config configs/2p7b.json --gpus 8 64 512 --gpu a100-80 --samples-per-gpu 30
   python launch/plan.py --config configs/single_gpu.json --measure
 
 Times are computed from data sheets and an assumed utilisation (--mfu); nothing was measured.
@@ -21,6 +21,7 @@ from audiox_trainer.trainer.core.config import BaseConfig
 from audiox_trainer.trainer.core.distill_config import load_training_config
 from audiox_trainer.trainer.core.files import write_text
 from audiox_trainer.trainer.core.gpu_specs import GPUS, Gpu
+from audiox_trainer.trainer.core.hardware import describe
 
 
 def gpu_named(name: str) -> Gpu:
@@ -34,16 +35,16 @@ def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, A
     from audiox_trainer.trainer.cost.planned_time import Cluster
     from audiox_trainer.trainer.cost.workload import workload
 
-    if arguments.each and len(arguments.gpus) == 1:
+    if arguments.samples_per_gpu and len(arguments.gpus) == 1:
         raise ValueError(
-            f"--each {arguments.each}: is for a table of several --gpus; for one give "
-            f"--set training.global_batch={arguments.each * arguments.gpus[0]}"
+            f"--samples-per-gpu {arguments.samples_per_gpu}: needs a table of several --gpus; for one give "
+            f"--set training.global_batch={arguments.samples_per_gpu * arguments.gpus[0]}"
         )
     speeds = 1e9 * arguments.network, arguments.mfu, 1e9 * arguments.storage
     clusters = [Cluster(gpu_named(arguments.gpu), n, arguments.per_node, *speeds) for n in arguments.gpus]
     work, about = workload(config, tokens=arguments.text_tokens), {"config": str(arguments.config)}
     if len(clusters) > 1:
-        found = about | scaling_report.scaling_figures(work, clusters, arguments.each)
+        found = about | scaling_report.scaling_figures(work, clusters, arguments.samples_per_gpu)
         return found, scaling_report.format_scaling(found)
     found = about | plan_report.plan_figures(work, clusters[0])
     return found, plan_report.format_plan(found)
@@ -52,7 +53,7 @@ def plan(config: BaseConfig, arguments: argparse.Namespace) -> tuple[dict[str, A
 def measure(config: BaseConfig) -> tuple[dict[str, Any], str]:
     from audiox_trainer.trainer.benchmarks.memory import format_memory, measure_memory  # imports DeepSpeed
 
-    found = measure_memory(config)
+    found = {"host": describe()} | measure_memory(config)
     return found, format_memory(found)
 
 
@@ -69,7 +70,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--storage", type=float, default=2.0, help="GB/s at which a node writes checkpoints (default 2)"
     )
-    parser.add_argument("--each", type=int, default=0, help="with several --gpus: samples per GPU and update")
+    parser.add_argument("--samples-per-gpu", type=int, default=0, help="with several --gpus: samples in an update")
     parser.add_argument("--text-tokens", type=int, default=0, help="text tokens per sample (default: the maximum)")
     parser.add_argument("--measure", action="store_true", help="take steps on this machine and compare their memory")
     parser.add_argument("--json", type=Path, help="write all figures to this file")

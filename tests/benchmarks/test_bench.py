@@ -1,4 +1,4 @@
-"""The benchmarks run, and count what they say they count. What they measure here means nothing."""
+"""The benchmarks run, and count what they say. Their measurements mean nothing here."""
 
 import json
 import subprocess
@@ -113,7 +113,7 @@ def test_reading_is_measured_at_the_schema_of_a_model(tmp_path, scenes):
     assert not list(tmp_path.glob("bench-data-*"))
 
 
-def test_a_save_beside_the_training_is_measured_with_one_that_is_waited_for(tmp_path, scenes):
+def test_checkpoints_are_measured_asynchronous_and_waited_for(tmp_path, scenes):
     done = run_bench(tmp_path, "save", small_config(scenes), "--rounds", "2", "--folder", str(tmp_path))
     assert done.returncode == 0, done.stderr
     for turn in json.loads((tmp_path / "out.json").read_text())["turns"]:
@@ -140,7 +140,7 @@ def test_operations_that_cannot_run_here_are_refused(measure):
 
 
 @pytest.mark.parametrize("wrong", [("--rounds", "0"), ("--inner", "-1"), ("--batch", "many")])
-def test_counts_that_measure_nothing_are_refused(tmp_path, wrong):
+def test_counts_below_one_are_refused(tmp_path, wrong):
     refused = run_bench(tmp_path, "kernels", small_config(), *wrong)
     assert refused.returncode == 2 and f"{wrong[0]}: {wrong[1]!r} is not a whole number above 0" in refused.stderr
 

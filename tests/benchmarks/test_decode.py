@@ -1,4 +1,4 @@
-"""The benchmark of decoding runs, and compares what it says it compares. What it measures here means nothing."""
+"""The benchmark of decoding runs, and compares what it says. Its measurements mean nothing here."""
 
 import shutil
 

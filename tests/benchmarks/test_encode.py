@@ -1,4 +1,4 @@
-"""The benchmark of encoders runs every part, and counts operations. What it measures here means nothing."""
+"""The benchmark of encoders runs every part, and counts operations. Its measurements mean nothing here."""
 
 import json
 from dataclasses import replace
@@ -48,8 +48,8 @@ def test_the_configured_weights_are_measured_too(tmp_path):
 
 
 def test_operations_at_the_true_size(root):
-    """Synchformer by hand: 16·W² products a token and block, 1,569 tokens, 30 segments; a tenth comes on top with
-    embedding, attention and gathering."""
+    """Synchformer by hand: 16·W² products per token and block, 1,569 tokens, 30 segments; embedding, attention
+    and gathering add a tenth."""
     counted = encode.count_flops(load_pretrain_config(root / "configs/2p7b.json", []).model)
     blocks = 2 * 16 * 768**2 * 1569 * 12 * 30
     assert blocks < counted["motion"] < 1.1 * blocks

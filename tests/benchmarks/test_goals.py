@@ -1,4 +1,4 @@
-"""Results of benchmarks beside their goals: what meets one and what does not, and a chart of each kind."""
+"""Benchmark results and their goals: which are met, and a chart of each kind."""
 
 import json
 import os
@@ -38,7 +38,7 @@ def results():
     }
 
 
-def test_what_meets_its_goal_and_what_does_not(results):
+def test_which_goals_are_met(results):
     found = {f.name: (round(f.value, 3), f.met) for f in findings(results)}
     assert "gpu" in results["kernels"]["host"]
     assert found["joint_attention, forward, times the fastest alternative"] == (1.2, True)
@@ -90,7 +90,7 @@ def test_a_round_without_its_parts_has_its_memory(results):
     assert not any("parts" in what for what in found)
 
 
-def test_peaks_are_held_against_their_plans():
+def test_peaks_are_compared_with_their_plans():
     found = {
         "memory": {"host": HOST, "planned_peak": 10e9, "measured_peak": 10.5e9},
         "memory_distill": {"host": HOST, "planned_peak": 10e9, "measured_peak": 8e9},
@@ -110,8 +110,8 @@ def test_a_folder_without_results_is_refused(tmp_path):
 
 
 def measure(folder, memory="", **environment):
-    """launch/measure.sh on a machine whose nvidia-smi says so much of a GPU's memory, with a Python that only notes
-    what it is asked for -> how it ended, and what that was."""
+    """Runs launch/measure.sh on a machine whose nvidia-smi reports this GPU memory, with a Python that only records its
+    command lines -> how it ended, and the command lines."""
     programs, log = folder / "programs", folder / "asked.jsonl"
     programs.mkdir()
     (programs / "nvidia-smi").write_text(f"#!/bin/sh\necho '{memory}'\n")
@@ -138,8 +138,8 @@ def test_measuring_without_a_gpu_is_refused_before_anything_is_made(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("machine", ["81559", "143771", "small"])
-def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
-    """Every command's arguments and configuration are such as its program takes; results of before are gone."""
+def test_every_command_of_measuring_is_accepted(tmp_path, machine, monkeypatch):
+    """Every command line parses, and its configuration loads; results of an earlier run are gone."""
     monkeypatch.syspath_prepend(str(ROOT / "launch"))
     import bench
     import plan
@@ -172,6 +172,6 @@ def test_what_is_measured_can_be_asked_for(tmp_path, machine, monkeypatch):
     assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
 
 
-def test_the_parts_of_measuring_have_their_time():
+def test_the_parts_of_measuring_fit_their_time():
     seconds = re.findall(r"^ *(?:part|bench|train) \w+ (\d+) ", MEASURE.read_text(), re.MULTILINE)
     assert len(seconds) == 10 and sum(map(int, seconds)) <= 570

@@ -39,7 +39,7 @@ class TestDistillation:
     def simulated(cls):
         return SimulatedModel(small_distill_config().model, "fp32", None, TOKENS)
 
-    def test_a_student_keeps_what_it_is_trained_on_while_others_are_asked(self, simulated):
+    def test_a_student_keeps_its_graph_while_others_are_asked(self, simulated):
         config = small_distill_config()
         alone, asked = simulated.training(4, False), simulated.student(config, 4, False)
         assert alone.kept <= asked.kept < 1.1 * alone.kept and asked.peak > 1.1 * alone.peak
@@ -52,7 +52,7 @@ class TestDistillation:
             ("distillation.teacher_guidance=3", "distillation.teacher_guidance=1"),
         ],
     )
-    def test_what_a_configuration_asks_for_takes_memory(self, simulated, more, less):
+    def test_settings_that_need_more_memory(self, simulated, more, less):
         without = "distillation.adversarial_weight=0"
         peaks = [simulated.student(small_distill_config(None, without, c), 4, False).peak for c in (more, less)]
         assert peaks[0] > peaks[1]
@@ -80,7 +80,7 @@ def paper():
 
 
 class TestMemory:
-    def test_it_lies_on_a_line_that_is_never_below_the_truth(self, paper):
+    def test_interpolated_activations_are_never_below_the_truth(self, paper):
         config = load_pretrain_config(ROOT / "configs" / "2p7b.json")
         simulated = SimulatedModel(config.model, "bf16", config.kernels, 128)
         for samples in (1, 2, 7, 30, LINE_END):
@@ -109,12 +109,12 @@ class TestMemory:
         assert largest_micro_batch(paper, Layout(1, 2, 1, 240, True), GPUS["4090"]) == 0
         assert recommend(paper, Cluster(GPUS["4090"], 1)) is None
 
-    def test_without_gradients_beside_activations(self, paper):
+    def test_one_micro_batch_has_no_gradients_beside_activations(self, paper):
         plan = Layout(8, 2, 30, 240, False)
         one, more = (planned_memory(paper, plan, accumulating=several) for several in (False, True))
         assert more.total - one.total == one.roles["model"].gradients
 
-    def test_sums_that_stay_at_stage_1_are_there_beside_activations_and_in_other_roles_turns(self, paper):
+    def test_sums_stay_at_stage_1_during_passes_and_other_roles_updates(self, paper):
         plan = Layout(8, 1, 30, 240, False)
         one, more = (planned_memory(paper, plan, accumulating=several) for several in (False, True))
         assert more.total - one.total == 2 * paper.parameters["total"]  # those that come and go, in bf16
@@ -126,13 +126,13 @@ class TestMemory:
         held = planned_memory(replace(work, updates=without.updates), lone).total - planned_memory(without, lone).total
         assert held == fake.bytes(0, 1).total - 2 * fake.count
 
-    def test_offload_is_not_guessed_at(self):
+    def test_offload_is_refused(self):
         with pytest.raises(ValueError, match=r"zero\.offload_optimizer: true, which the arithmetic does not cover"):
             workload(small_config(None, "zero.offload_optimizer=true"), on_gpu=False)
 
 
 class TestTime:
-    def test_computing_is_operations_over_the_assumed_speed(self, paper):
+    def test_computing_time_is_operations_over_the_assumed_speed(self, paper):
         cluster = Cluster(GPUS["h100"], 8, mfu=0.5)
         update = average_update_time(paper, Layout(8, 2, 15, 240, False), cluster)
         assert update.compute == pytest.approx(240 * paper.updates[0].flops / (8 * 989.4e12 * 0.5))
@@ -165,8 +165,8 @@ class TestTime:
         assert update.sent == update.communication == update.exposed == 0
 
     def test_stages_send_what_they_send(self, paper):
-        """In halves of the weights' bytes, for many GPUs: reduced for all and gathered at stages 1 and 2; at stage 3
-        reduced and scattered, and gathered for both passes but for the last layers."""
+        """In units of the weights' bytes, for many GPUs: all-reduced and gathered at stages 1 and 2; at stage 3 reduced
+        and scattered, and gathered for both passes except the last layers."""
         cluster, size = Cluster(GPUS["h100"], 240), 2 * paper.parameters["total"] * 239 / 240
         sent = {
             (stage, micro): average_update_time(paper, Layout(240, stage, micro, 480, False), cluster).sent / size
@@ -201,7 +201,7 @@ class TestTime:
 
 
 class TestChoice:
-    def test_what_divides(self, paper):
+    def test_numbers_that_divide(self, paper):
         assert micro_batches(240, 8) == [1, 2, 3, 5, 6, 10, 15, 30] and micro_batches(240, 64) == []
         assert gpu_counts_that_divide(240, Cluster(GPUS["h800"], 64)) == (48, 80)
         assert gpu_counts_that_divide(240, Cluster(GPUS["h800"], 1024)) == (240, 0)
@@ -213,7 +213,7 @@ class TestChoice:
         )
         assert batch_problem(paper, Cluster(GPUS["h800"], 48)).endswith("= 720; a micro_batch of 1 or 5 divides it")
 
-    def test_of_the_same_speed_the_least_memory_in_the_largest_micro_batches(self, paper):
+    def test_of_equally_fast_layouts_the_one_with_the_largest_micro_batches_and_least_memory(self, paper):
         choice = recommend(paper, Cluster(GPUS["h100"], 8))
         assert (choice.layout.stage, choice.layout.micro_batch, choice.layout.checkpointing) == (2, 30, False)
         assert choice.reason.startswith("the fastest that fits, with ") and "ZeRO-1 takes " in choice.reason
@@ -223,7 +223,7 @@ class TestChoice:
         choice = recommend(paper, Cluster(replace(GPUS["a100-40"], memory=12.5e9), 8))
         assert choice.layout.checkpointing and "without checkpointing it would need" in choice.reason
 
-    def test_where_the_batch_does_not_divide_it_is_for_the_nearest(self, paper):
+    def test_a_batch_that_does_not_divide_is_replaced_by_the_nearest(self, paper):
         assert recommend(paper, Cluster(GPUS["h800"], 64)).layout.global_batch == 256
         assert "fewer GPUs or a larger global batch" in recommend(paper, Cluster(GPUS["h800"], 64)).reason
 
@@ -250,7 +250,7 @@ def test_gpus_are_known_by_the_names_of_their_drivers():
 
 @pytest.fixture
 def plan(monkeypatch, capsys):
-    """The command, in this process: its exit code, and what it said."""
+    """Runs the command in this process -> its exit code and its output."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["plan.py", *map(str, arguments)])
@@ -288,13 +288,13 @@ def test_on_the_command_line(plan, tmp_path, config):
         (("--gpus", 8, "--gpu", "h100", "--mfu", 40), "an MFU of 40.0: it is above 0 and at most 1"),
         (("--gpus", 8, "--gpu", "h100", "--text-tokens", 500), "500 text tokens: give 1 to model.text.max_tokens, 24"),
         (
-            ("--gpus", 8, "--gpu", "h100", "--each", 4),
-            "--each 4: is for a table of several --gpus; for one give --set tr",
+            ("--gpus", 8, "--gpu", "h100", "--samples-per-gpu", 4),
+            "--samples-per-gpu 4: needs a table of several --gpus; for one give --set tr",
         ),
-        (("--gpus", 8, "--gpu", "h100", "--set", "zero.stage=4"), "configs/tiny.json: zero.stage: 4 is not allowed"),
+        (("--gpus", 8, "--gpu", "h100", "--set", "zero.stage=4"), "configs/tiny.json: zero.stage: 4 must be at most 3"),
     ],
 )
-def test_what_is_refused(plan, arguments, said):
+def test_refusals(plan, arguments, said):
     code, out, err = plan("--config", "configs/tiny.json", *arguments)
     assert (code, out) == (1, "")
     assert err.startswith(f"error: {said}") and err.count("\n") == 1
@@ -302,7 +302,7 @@ def test_what_is_refused(plan, arguments, said):
 
 @pytest.mark.slow
 def test_bytes_of_every_role_of_a_distillation_are_those_of_a_round(tmp_path):
-    """In a plan's measurement, which asks for one round of a schedule that has no second."""
+    """The measurement asks for one round of a schedule that has no second one."""
     config = small_distill_config(None, "fake.zero.stage=1", "fake.precision=bf16", "discriminator.zero.stage=3")
     config = replace(config, training=replace(config.training, steps=5))
     (tmp_path / "config.json").write_text(json.dumps(strict.to_dict(config)))

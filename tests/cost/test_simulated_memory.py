@@ -1,4 +1,4 @@
-"""What a pass keeps for its backward pass, and its worst moment: as simulated, and as it is."""
+"""The memory that a pass keeps for its backward pass, and its worst moment: simulated and real."""
 
 from dataclasses import replace
 
@@ -24,14 +24,14 @@ def models():
 
 
 def tables(model):
-    """Positions, which a model has from the start."""
+    """Fixed positions, which a model has from the start."""
     for module in model.modules():
         if isinstance(module, Fixed):
             yield from module.tensors
 
 
 def really(config, precision, batch, checkpointing):
-    """What a pass through a real model keeps in saved tensors, keeps in memory, and takes at most."""
+    """Bytes that a pass through a real model keeps in saved tensors, keeps in memory, and needs at most."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = AudioX(config).to(dtype)
     model.backbone.checkpointing = checkpointing
@@ -58,7 +58,7 @@ def really(config, precision, batch, checkpointing):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", models())
-def test_what_a_pass_keeps_is_what_it_saves_for_the_backward_pass(name, precision):
+def test_a_pass_keeps_what_it_saves_for_the_backward_pass(name, precision):
     config = models()[name]
     simulated = SimulatedModel(config, precision, None, TOKENS)
     for batch in (1, 3):
@@ -79,7 +79,7 @@ def test_checkpointing_keeps_less(name):
 
 
 def test_on_a_gpu_fused_operations_keep_less(root):
-    """Scores of attention are never whole there, and norms and gates keep their inputs."""
+    """Attention scores are never materialised there, and norms and gates keep their inputs."""
     config = load_pretrain_config(root / "configs" / "single_gpu.json")
     short = replace(config.model, backbone=replace(config.model.backbone, depth=2))
     cpu, gpu = (SimulatedModel(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))

@@ -92,7 +92,7 @@ def test_operations_are_counted_exactly(small, fusion, linear_path, tokens):
 
 
 def test_backward_is_twice_forward(small):
-    """All but what would lead into the features, which have no gradient."""
+    """Except for the products that would lead into the features, which have no gradient."""
     config = small.model
     model = AudioX(config)
     codec, video = config.codec, config.video
@@ -105,7 +105,7 @@ def test_backward_is_twice_forward(small):
 
 
 def of_one_sample(run, config, tokens):
-    """How many operations more two samples take than one: so much does a sample."""
+    """Operations of one sample: those of two less those of one."""
     counts = []
     for batch in (1, 2):
         with FlopCounterMode(display=False) as counter:
@@ -115,7 +115,7 @@ def of_one_sample(run, config, tokens):
 
 
 def test_operations_of_2p7b(root):
-    """About 3.4 TFLOP a sample in the blocks at 215 + 463 tokens, forward and backward, and a little for the rest."""
+    """About 3.4 TFLOP per sample in the blocks at 215 + 463 tokens, forward and backward, and a little for the rest."""
     config = load(root, "2p7b").model
     parts = forward_flops(config, 128)
     blocks = sum(parts[k] for k in ("latent stream", "condition stream", "attention", "modulation"))

@@ -1,5 +1,5 @@
-"""Products in 8-bit floats: what is converted, and that training loses as little as it should. Rounding is imitated
-where there is no GPU."""
+"""Products in 8-bit floats: which are converted, and that training stays close to full precision. Without a GPU the
+rounding is emulated."""
 
 import sys
 

@@ -30,7 +30,7 @@ def streams(lengths, latent=6, condition=9, heads=2, head=16):
 
 
 def flash_of_torch(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, **_):
-    """What flash-attn's function for several lengths does: every sequence attends to itself alone."""
+    """Does what flash-attn's function for several lengths does: every sequence attends only to itself."""
     assert cu_seqlens_q.dtype == torch.int32 and int(cu_seqlens_q[-1]) == len(q)
     out = torch.empty_like(q)
     for a, b in zip(cu_seqlens_q.tolist(), cu_seqlens_k.tolist()[1:], strict=False):
@@ -190,7 +190,7 @@ def test_a_backend_that_fails_takes_no_part(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("off", ["output", "gradient", "nan"])
-def test_a_backend_that_computes_something_else_takes_no_part(monkeypatch, capsys, off):
+def test_a_backend_with_wrong_results_takes_no_part(monkeypatch, capsys, off):
     swiglu = BACKENDS["swiglu"]["reference"]
 
     def wrong(x):
@@ -220,7 +220,7 @@ def test_alternatives_compute_the_same(monkeypatch, way):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_calls_that_are_timed_take_turns_with_copies_of_the_inputs(backward):
-    """So that a GPU's cache does not hold what they read; and what comes out is that of one call."""
+    """So that a GPU's cache does not hold what they read. The results are those of one call."""
     case = kernel_cases(SHAPE, CPU, torch.float32)["gated_residual"]
     seen = []
 
@@ -248,7 +248,7 @@ def test_everything_but_triton_is_compiled_as_in_a_run(monkeypatch):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="shows what is said without a GPU")
 @pytest.mark.parametrize("name", ["triton", "flash", "cudnn"])
-def test_what_is_asked_for_and_not_there_is_refused(name):
+def test_a_backend_that_is_not_there_is_refused(name):
     with pytest.raises(ValueError, match=f"kernels.joint_attention: '{name}' needs an NVIDIA GPU"):
         kernel_selection.check(KernelsConfig(joint_attention=name), "bf16", small_config().model)
 
@@ -285,7 +285,7 @@ def test_refusals_say_how_to_get_it(monkeypatch):
         ('{"rows": [{"op": "swiglu", "backend": "triton"}]}', "no table of"),
     ],
 )
-def test_a_table_that_is_none_is_refused(tmp_path, content, message):
+def test_a_file_that_is_no_table_is_refused(tmp_path, content, message):
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):

@@ -103,16 +103,16 @@ def _training_from_reader(
     """Training steps on the reader's batches and on batches kept in memory, in turns: as shares of a step, the time it
     waits for its batch and the processor time of the reader; and how much longer the steps on the reader's batches
     take."""
-    task, steps = Pretraining(config, world, selection.ops()), itertools.count()
+    trainer, steps = Pretraining(config, world, selection.ops()), itertools.count()
     reader = Reader(config, WordEncoder(config.model.text), world.rank, world.ranks)
     with Prefetcher(reader.batches(0), world.device) as batches:
         kept = itertools.cycle([next(batches) for _ in range(KEPT_BATCHES)])
         for _ in range(3):  # compiles
-            task.step(next(steps), next(batches))
+            trainer.step(next(steps), next(batches))
         before = {"waited": batches.waited, "busy": batches.busy}
         variants = {
-            "kept": lambda: task.step(next(steps), next(kept)),
-            "read": lambda: task.step(next(steps), next(batches)),
+            "kept": lambda: trainer.step(next(steps), next(kept)),
+            "read": lambda: trainer.step(next(steps), next(batches)),
         }
         seconds = time_interleaved(variants, rounds, inner, warmup=0)
         whole = sum(seconds["read"]) * inner

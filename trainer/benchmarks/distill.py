@@ -54,9 +54,9 @@ def measure(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
         parts = RoundParts(config, world.device, micro_batch, selection.ops())
     with world.device:
         teacher = AudioX(config.model)
-    task = Distillation(config, teacher, world, selection.ops())
-    results = [_round(task, number, batch, parts) for number in range(WARM_UPS + rounds)][WARM_UPS:]
-    task.destroy()
+    trainer = Distillation(config, teacher, world, selection.ops())
+    results = [_round(trainer, number, batch, parts) for number in range(WARM_UPS + rounds)][WARM_UPS:]
+    trainer.destroy()
     speed = statistics.median(one["flops"] / one["seconds"] for one in results)
     facts: dict[str, Any] = {"kernels": selection.names, "rounds": len(results)}
     facts |= {"round_s": statistics.median(one["seconds"] for one in results)}
@@ -68,17 +68,17 @@ def measure(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
     return facts | (_compare(results) if with_parts else {})
 
 
-def _round(task: Distillation, number: int, batch: Batch, parts: "RoundParts | None") -> dict[str, Any]:
+def _round(trainer: Distillation, number: int, batch: Batch, parts: "RoundParts | None") -> dict[str, Any]:
     """A round's seconds and operations, and with `parts` how often it calls each of them and how long each takes."""
-    config, cycle = task.config, task.cycle
+    config, cycle = trainer.config, trainer.cycle
     micro_batches, tokens = len(batch) // config.training.micro_batch, batch.conditions.text.shape[1]
     first = cycle.first_round + number * cycle.updates_per_round
     updates = range(first, first + cycle.updates_per_round)
-    seconds = _seconds(lambda: [task.step(update, batch) for update in updates])
+    seconds = _seconds(lambda: [trainer.step(update, batch) for update in updates])
     calls, flops = Counter[str](), 0
     for update in updates:
         phase = cycle.phase(update)
-        passes = distillation_passes(config, phase, task.draws.interval(update, step_probabilities(config, phase)))
+        passes = distillation_passes(config, phase, trainer.draws.interval(update, step_probabilities(config, phase)))
         flops += len(batch) * update_flops(config.model, passes, tokens)
         calls.update({one.title: micro_batches * count for one, count in count_passes(passes).items()})
         calls[f"{phase.value} optimizer"] += 1

@@ -52,17 +52,17 @@ def measure_memory(config: BaseConfig) -> dict[str, Any]:
     peak = Peak(world.device)
     peak.reset()
     before = peak.bytes()
-    task, first, measured = _task(config, world, selection.ops())
+    trainer, first, measured = _trainer(config, world, selection.ops())
     for step in first:  # allocate everything that stays, of every role
-        task.step(step, batch)
+        trainer.step(step, batch)
     peak.reset()
     for step in measured:
-        task.step(step, batch)
+        trainer.step(step, batch)
     taken = peak.bytes() - before
-    if isinstance(task, Distillation):
-        counted = task.bytes()
+    if isinstance(trainer, Distillation):
+        counted = trainer.bytes()
     else:
-        counted = {"model": task.engine.bytes(task.ema.values)}
+        counted = {"model": trainer.engine.bytes(trainer.ema.values)}
     on_gpu = world.device.type == "cuda"
     work = workload(config, on_gpu)
     planned = planned_memory(work, configured_layout(work, world.ranks), overlap=on_gpu)
@@ -78,10 +78,10 @@ def measure_memory(config: BaseConfig) -> dict[str, Any]:
     }
 
 
-def _task(
+def _trainer(
     config: BaseConfig, world: zero.World, ops: Ops
 ) -> tuple[Pretraining | Distillation, Iterable[int], Iterable[int]]:
-    """The task, the steps in which every role is trained first, and the steps to be measured."""
+    """The trainer, the steps in which every role is trained first, and the steps to be measured."""
     if isinstance(config, PretrainConfig):
         return Pretraining(config, world, ops), (0,), (1,)
     assert isinstance(config, DistillConfig)

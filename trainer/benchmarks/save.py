@@ -27,7 +27,7 @@ def measure(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[st
     Raises ValueError if the configuration asks for what cannot run here.
     """
     config, world, selection = start_run(config)
-    task = Pretraining(config, world, selection.ops())
+    trainer = Pretraining(config, world, selection.ops())
     batch = share_of_rank(random_batch(config), world)
     stop, step, turns = StopSignal(), 0, []
 
@@ -36,7 +36,7 @@ def measure(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[st
         nonlocal step
         begin, first = time.perf_counter(), step
         while True:
-            task.step(step, batch)
+            trainer.step(step, batch)
             if world.device.type == "cuda":
                 torch.cuda.synchronize()
             step += 1
@@ -44,7 +44,7 @@ def measure(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[st
             if step - first >= enough if enough else not writing:
                 return step - first, time.perf_counter() - begin
 
-    with shared_folder(folder, "bench-save-") as path, Saver(path, task.roles, {}, keep=1) as saver:
+    with shared_folder(folder, "bench-save-") as path, Saver(path, trainer.roles, {}, keep=1) as saver:
         for turn in range(rounds + 1):  # the first compiles
             alone = steps(STEPS)[1] / STEPS
             begin = time.perf_counter()
@@ -67,7 +67,7 @@ def measure(config: PretrainConfig, rounds: int, folder: Path | None) -> dict[st
                 added = still + longer
                 turns.append({"waiting": waiting, "async": added, "still": still, "steps": count, "step": alone})
                 turns[-1] |= {"plain": plain, "ratio": added / waiting, "bytes": size}
-    task.engine.destroy()
+    trainer.engine.destroy()
     return {"ranks": world.ranks, "turns": turns}
 
 

@@ -61,10 +61,10 @@ def measure(
     sizes = {f"deepspeed, batch {n}": n for n in batches}
 
     def deepspeed() -> Variants:
-        task, step = Pretraining(config, world, selection.ops()), itertools.count()
+        trainer, step = Pretraining(config, world, selection.ops()), itertools.count()
 
         def take_steps(part: Batch) -> Callable[[], object]:
-            return lambda: task.step(next(step), part)
+            return lambda: trainer.step(next(step), part)
 
         others = {name: take_steps(random_batch(config, n)) for name, n in sizes.items()}
         return {"deepspeed": take_steps(mine)} | others

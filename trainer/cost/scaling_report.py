@@ -25,19 +25,26 @@ COLUMNS = (
 )
 
 
-def scaling_figures(work: Workload, clusters: Sequence[Cluster], each: int = 0) -> dict[str, Any]:
-    """The figures of each cluster at ZeRO-2, with the largest micro-batch that fits. The batch is `each` samples per
+def scaling_figures(work: Workload, clusters: Sequence[Cluster], samples_per_gpu: int = 0) -> dict[str, Any]:
+    """The figures of each cluster at ZeRO-2, with the largest micro-batch that fits. The batch is `samples_per_gpu` per
     GPU or, with 0, the configured one or the nearest that divides. A run always has the configured number of samples.
 
-    Raises ValueError if `each` is negative.
+    Raises ValueError if `samples_per_gpu` is negative.
     """
-    if each < 0:
-        raise ValueError(f"--each {each}: give 1 sample or more")
-    return {"gpu": clusters[0].gpu.title, "mfu": clusters[0].mfu, "rows": [_row(work, c, each) for c in clusters]}
+    if samples_per_gpu < 0:
+        raise ValueError(f"--samples-per-gpu {samples_per_gpu}: give 1 sample or more")
+    return {
+        "gpu": clusters[0].gpu.title,
+        "mfu": clusters[0].mfu,
+        "rows": [_row(work, c, samples_per_gpu) for c in clusters],
+    }
 
 
-def _row(work: Workload, cluster: Cluster, each: int) -> dict[str, Any]:
-    batch, again = each * cluster.gpus or nearest_batch(work, cluster.gpus), work.training.activation_checkpointing
+def _row(work: Workload, cluster: Cluster, samples_per_gpu: int) -> dict[str, Any]:
+    batch, again = (
+        samples_per_gpu * cluster.gpus or nearest_batch(work, cluster.gpus),
+        work.training.activation_checkpointing,
+    )
     layouts = [Layout(cluster.gpus, 2, size, batch, again) for size in micro_batches(batch, cluster.gpus)]
     fitting = [layout for layout in layouts if planned_memory(work, layout).total <= usable_memory(cluster.gpu)]
     if not fitting:
