@@ -22,7 +22,7 @@ elif [[ ! $(gpu memory.total) =~ ^[0-9]+$ ]]; then
     exit 1
 elif (($(gpu memory.total) < 130000)); then
     # Four roles of 2.4 B parameters do not fit: take the largest model for one GPU, together with its parts.
-    parts=() distilled+=(--set "model=$("$PYTHON" -c "import json; print(json.dumps(json.load(open('$memory'))['model']))")")
+    parts=() distilled+=(--set "model=$("$PYTHON" -c "import json; from audiox_trainer.trainer.core.config_reader import read_config; print(json.dumps(read_config('$memory')['model']))")")
 fi
 "$PYTHON" -c 'import audiox_trainer, deepspeed' 2>/dev/null || {
     echo "$PYTHON has no audiox_trainer or DeepSpeed: run make setup, or name another with PYTHON=" >&2

@@ -117,7 +117,7 @@ def measure(folder, memory="", **environment):
     (programs / "nvidia-smi").write_text(f"#!/bin/sh\necho '{memory}'\n")
     noting = (
         f"#!{sys.executable}\nimport json, os, sys\n"
-        f"if 'json.load' in sys.argv[-1]:\n    os.execv('{sys.executable}', ['{sys.executable}', *sys.argv[1:]])\n"
+        f"if 'read_config' in sys.argv[-1]:\n    os.execv('{sys.executable}', ['{sys.executable}', *sys.argv[1:]])\n"
         f"if sys.argv[1] != '-c':\n    open('{log}', 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n"
     )
     (programs / "python").write_text(noting)
