@@ -101,7 +101,7 @@ def test_a_bucket_that_fails(bucket, made, monkeypatch):
 @pytest.mark.parametrize(
     ("out", "kind", "message"),
     [
-        ("ftp://sounds/mine", ValueError, "expected a folder, or BUCKET/FOLDER behind one of s3://, "),
+        ("ftp://sounds/mine", ValueError, "expected a folder, or BUCKET/FOLDER after one of s3://, "),
         ("s3://", ValueError, "expected a folder, or BUCKET"),
         ("s3://silence/mine", OSError, r"404.*Not Found: could not reach s3://silence/mine"),
     ],
@@ -140,7 +140,7 @@ def test_training_reads_it(bucket, made, tmp_path):
 
 def test_a_stream_in_a_bucket_wants_a_folder_here():
     stream = json.dumps([{"path": "s3://sounds/mine/audio", "tasks": {"T2A": 1.0}}])
-    with pytest.raises(ValueError, match=r"data\.cache: missing; s3://sounds/mine/audio needs a folder"):
+    with pytest.raises(ValueError, match=r"data\.cache: missing; s3://sounds/mine/audio needs a local folder"):
         small_config(None, f"data.streams={stream}")
 
 

@@ -59,7 +59,7 @@ def test_an_input_error_of_ffmpeg_is_looked_into(tmp_path, monkeypatch, damaged)
     if damaged:
         assert caught.value.reason is Reason.UNREADABLE
     else:
-        assert caught.value.errno == errno.EIO and "counts as missing then" in str(caught.value)
+        assert caught.value.errno == errno.EIO and "it then counts as missing" in str(caught.value)
 
 
 class TestAddresses:
@@ -121,7 +121,7 @@ def encode_hanging(task):
 
 def test_a_file_that_hangs_is_given_up(tmp_path, monkeypatch, forkserver):
     monkeypatch.setattr(module, "encode_entry", encode_hanging)
-    summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, 2, place=PrepareRank(limit=2.0))
+    summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, 2, place=PrepareRank(limit=6.0))
     assert summary.kept == {"audio": 3} and rejected(tmp_path / "out") == {2: "stuck"}  # the third file has two clips
 
 
