@@ -56,7 +56,7 @@ def pinned(x: Tensor) -> Tensor:
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
     """Copy `x` to the device asynchronously; a copy to a GPU goes through pinned memory."""
-    return pinned(x).to(device, non_blocking=True) if device.type == "cuda" else x
+    return pinned(x).to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def describe() -> dict[str, str]:

@@ -19,7 +19,7 @@ from ...models.encoders.runtime import Runtime
 from ...models.mmdit import Levels, MMDiT
 from ...models.sampler import Velocity, guided, noise_levels, sample
 from ..checkpoint.export import load_weights
-from ..core.hardware import choose_device
+from ..core.hardware import choose_device, to_device
 from ..data.batches import Conditions
 from ..engine import kernel_selection
 from ..engine.kernel_cases import BlockShape
@@ -169,7 +169,7 @@ class Generator:
 
         def draw() -> Tensor:
             noise = [torch.randn(codec.frames, codec.latent_channels, generator=g) for g in generators]
-            return torch.stack(noise).to(self.device)
+            return to_device(torch.stack(noise), self.device)
 
         known = mask = None
         if request.audio is not None and request.given_mask is not None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...models.encoders.base import TextEncoder
 from ...models.sampler import Velocity, combined
+from ..core.hardware import to_device
 from ..data.batches import Conditions
 
 Model = Callable[..., Tensor]
@@ -32,7 +33,7 @@ class NullConditions:
     def appended_to(self, conditions: Conditions) -> Conditions:
         """2·B samples: the conditions of B, then B without any."""
         n, tokens = conditions.text.shape[:2]
-        self.text, self.length = (x.to(conditions.text.device) for x in (self.text, self.length))  # copied once
+        self.text, self.length = (to_device(x, conditions.text.device) for x in (self.text, self.length))  # once
         text = F.pad(self.text, (0, 0, 0, max(0, tokens - self.text.shape[1])))[:, :tokens].to(conditions.text.dtype)
         return Conditions(
             torch.cat((conditions.video, torch.zeros_like(conditions.video))),
