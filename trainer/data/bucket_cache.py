@@ -27,8 +27,8 @@ def fetch_stream(path: str, cache: str, hashes: bool) -> Path:
     folder = cache_folder(path, cache)
     folder.mkdir(parents=True, exist_ok=True)
     for name in SMALL_FILES:
-        with TemporaryDirectory(dir=folder) as beside:
-            now = Path(beside, name)
+        with TemporaryDirectory(dir=folder) as temporary:
+            now = Path(temporary, name)
             download(f"{path}/{name}", now)
             if (folder / name).is_file() and (folder / name).read_bytes() != now.read_bytes():
                 raise DamagedError(f"{folder / name} is not that of {path}, which is another one now; remove {folder}")

@@ -35,11 +35,11 @@ has exactly the keys you are asked for, and nothing else. Say what you hear, not
 recording does not settle gets null.
 
 caption: one sentence that describes everything that is heard.
-category: an object of sound names with how often each is heard, {"dog bark": 2, "rain": null}; null for what goes on or
-cannot be counted.
+category: an object of sound names with how often each is heard, {"dog bark": 2, "rain": null}; null for sounds that
+are continuous or cannot be counted.
 SED: a list of {"start": seconds, "end": seconds, "event": name}, in order of time, seconds from the start.
 time_relation: the names in the order in which they are heard, between commas, or a word such as "interleave".
-genre, mood: a few words each. instruments: a list of names. tempo: beats a minute, a number."""
+genre, mood: a few words each. instruments: a list of names. tempo: beats per minute, a number."""
 
 
 class EndpointDown(Exception):

@@ -122,8 +122,8 @@ def _lines(
         group.video, group.picture = group.picture, []
     report.unused += [f"{_display_path(path, folder)}: a picture" for path in group.picture]
     if not group.media:
-        beside = [*group.txt, *group.json]
-        report.unused += [f"{_display_path(path, folder)}: no sound or video has this name" for path in beside]
+        side_cars = [*group.txt, *group.json]
+        report.unused += [f"{_display_path(path, folder)}: no sound or video has this name" for path in side_cars]
         return
     if group.conflicting:
         names = ", ".join(_display_path(path, folder) for path in group.conflicting)

@@ -79,7 +79,7 @@ class Ranks:
 
     def show(self, total: int, done: int) -> None:
         """Show the progress of all ranks with `total` lines, of which `done` are finished already. The lowest living
-        rank shows it, so progress goes on if rank 0 dies."""
+        rank shows it, so there is progress even if rank 0 dies."""
         self._look()
         self._progress = Progress(total, done)
 
