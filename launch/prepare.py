@@ -62,7 +62,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="stop after this many unreachable addresses in a row, 0 for never (default %(default)s)",
     )  # fmt: skip
     files.add_argument("--device", help="device of the encoders (default: this rank's GPU, else the CPU)")
-    files.add_argument("--out", required=True, help="folder or address in a bucket; new, or started by the same command")
+    files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
     scenes.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
     cli.add_local_rank(parser)
     for kind in (scenes, files):
