@@ -122,7 +122,7 @@ def test_its_script_takes_it(command, user):
         assert check_ranks(config.training, ranks(command)) >= 1
     if name == "plan":
         gpu_named(parsed.gpu)
-        assert not parsed.each or len(parsed.gpus) > 1
+        assert not parsed.samples_per_gpu or len(parsed.gpus) > 1
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.program == "make"], ids=str)
