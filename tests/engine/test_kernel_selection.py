@@ -289,6 +289,6 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, content, message):
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        kernel_selection.check(KernelsConfig(table=str(path)), "bf16", small_config().model)
+        kernel_selection.check(KernelsConfig(benchmark_file=str(path)), "bf16", small_config().model)
     with pytest.raises(FileNotFoundError, match=r"bench\.py kernels"):
-        kernel_selection.check(KernelsConfig(table=str(tmp_path / "none.json")), "bf16", small_config().model)
+        kernel_selection.check(KernelsConfig(benchmark_file=str(tmp_path / "none.json")), "bf16", small_config().model)

@@ -11,6 +11,7 @@ from audiox_trainer.trainer.core.distill_config import load_distill_config, prec
 from audiox_trainer.trainer.core.hardware import fastest_precision
 from audiox_trainer.trainer.cost.budget import rounds_within_budget
 from audiox_trainer.trainer.cost.operations import distillation_flops, training_flops
+from audiox_trainer.trainer.cost.passes import step_probabilities
 from audiox_trainer.trainer.evaluation.ablations import (
     METRICS,
     TEST,
@@ -48,7 +49,7 @@ def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
         spent = sum(
             config.training.global_batch * share * distillation_flops(config, cycle.phase(update), k, 24)
             for update in range(cycle.total_updates(steps))
-            for k, share in enumerate(config.distillation.step_probabilities)
+            for k, share in enumerate(step_probabilities(config, cycle.phase(update)))
         )
         assert spent <= budget < spent * 1.05, variant
 
