@@ -6,10 +6,10 @@ SHELL := bash
 .PHONY: help setup demo test test-long lint format schema clean
 
 PY := .venv/bin/python
-INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --constraint constraints.txt
+INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-compile
 FOLDERS := trainer models kernels launch
 
-# The first interpreter that the pinned packages have wheels for and that can make an environment. Override: PYTHON=...
+# The first interpreter of a version that setup.py allows and that can make an environment. Override: PYTHON=...
 PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	$$p -c 'import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null \
 	&& echo $$p && break; done)
@@ -23,18 +23,17 @@ help:  ## list the targets
 setup: $(STAMP)  ## make or complete .venv; does nothing when it is current
 	@echo "ready: $(PY)"
 
-# A run that was cut short is taken up where it stopped: pip keeps what is complete. torch comes before what needs it, so
-# that nothing pulls another build of it, and DeepSpeed reads it while building.
+# An interrupted run resumes: pip keeps what is complete. torch comes first and alone with its dependencies, which for a
+# CUDA build are its own CUDA libraries; DeepSpeed reads it while building. The rest is the complete list of
+# constraints.txt, installed as it stands.
 $(STAMP):
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or 3.12 with venv found: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 \
 		|| { echo "new environment: .venv, $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; }
-	@echo 'installing build tools'
-	@$(INSTALL) setuptools wheel ninja packaging
-	@echo 'installing torch'
-	@$(INSTALL) torch torchvision
+	@echo 'installing torch and build tools'
+	@$(INSTALL) --constraint constraints.txt setuptools wheel ninja packaging torch torchvision
 	@echo 'installing everything else; DeepSpeed is built from source, without its ops'
-	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --editable '.[dev]'
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --no-deps --requirement constraints.txt --editable .
 	@rm -f .venv/set-up-*
 	@touch $@
 

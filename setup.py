@@ -34,17 +34,17 @@ setup(
     entry_points={
         "console_scripts": [f"audiox-{name.replace('_', '-')} = audiox_trainer.launch.{name}:main" for name in SCRIPTS]
     },
-    # Ranges that work; constraints.txt holds the one set that `make setup` installs. mosaicml-streaming 0.13 declares
-    # transformers < 5 and runs with 5 as well: there, install the two without their dependencies.
+    # Ranges that work. mosaicml-streaming 0.13 declares transformers < 5 and numpy < 2.2, so pip alone installs the
+    # older stack (transformers 4.57, numpy 2.1); constraints.txt is the newer one, which `make setup` installs.
     install_requires=[
         "torch>=2.11,<2.14",
         "torchvision>=0.26,<0.29",
         "triton>=3.6; platform_system == 'Linux'",
         "deepspeed>=0.19,<0.20",
-        "mosaicml-streaming>=0.13,<0.14",
+        "mosaicml-streaming==0.13.0",
         "transformers>=4.57,<6",
-        "diffusers>=0.36,<1",
-        "huggingface-hub>=0.34",
+        "diffusers>=0.37,<1",
+        "huggingface-hub>=0.34,<3",
         "safetensors>=0.5",
         "einops>=0.8",
         "numpy>=2.1,<3",
@@ -58,7 +58,7 @@ setup(
         "matplotlib>=3.9",
         "tabulate>=0.9",
         "tqdm>=4.66",
-        "xxhash>=3",
+        "xxhash>=3,<4",
         "fsspec[http]>=2024.6",
         "jsonschema>=4.20",
         "pydantic>=2.10,<3",
@@ -66,6 +66,8 @@ setup(
         "filelock>=4.2.11",
         "openai>=1.50",
         "tenacity>=9",
+        "markupsafe>=3",
+        "typing-extensions>=4.12",
         "inflect>=5.6,<6",  # later ones check their own types at import, which takes two seconds
     ],
     extras_require={
@@ -73,6 +75,8 @@ setup(
         "fp8": ["torchao>=0.14"],
         "onnx": ["onnxruntime>=1.18"],
         "s3": ["s3fs>=2024.6"],  # manifests that name media as s3://
+        "gs": ["google-cloud-storage>=2.9,<3.3"],  # shards in gs:// buckets
+        "oci": ["oci>=2.88,<3"],  # shards in oci:// buckets
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",

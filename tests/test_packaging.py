@@ -12,7 +12,12 @@ from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
+BUILD_TOOLS = ("setuptools", "wheel", "ninja", "packaging")
+# Which of its declared requirements mosaicml-streaming imports here, besides our own.
+STREAMING_IMPORTS = ("boto3", "brotli", "catalogue", "python-snappy", "zstd")
 FOLDERS = ("trainer", "models", "kernels", "launch")
 
 pytestmark = pytest.mark.slow
@@ -84,11 +89,47 @@ def test_folders_shadow_no_package(folder, root, tmp_path):
     assert done.stdout == "another package\n", done.stderr
 
 
-def test_wheel_requires_what_is_imported(wheel, root):
-    def canonical(name: str) -> str:
-        return re.sub(r"[-_.]+", "-", name).lower()
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_pinned_set_is_complete_and_agrees(wheel, root, python):
+    """`make setup` installs it without resolving, so nothing else finds a missing package or a conflict."""
+    pinned = {r.name: r.specifier for r in map(Requirement, read_pins(root))}
+    environment = {"python_version": python, "python_full_version": f"{python}.0"}
+    needed = {"audiox-trainer": {"dev"}, **{name: set() for name in (*BUILD_TOOLS, *STREAMING_IMPORTS)}}
+    pending = list(needed)
+    while pending:
+        name = pending.pop()
+        if name == "mosaicml-streaming":
+            continue  # its declared requirements are what `make setup` leaves out
+        own = name == "audiox-trainer"
+        declared = metadata_of(wheel)["Requires-Dist"] if own else importlib.metadata.requires(name) or []
+        for requirement in map(Requirement, declared):
+            extras = needed[name] | {""}
+            if requirement.marker and not any(requirement.marker.evaluate(environment | {"extra": e}) for e in extras):
+                continue
+            other = canonicalize_name(requirement.name)
+            assert other in pinned, f"{name} requires {requirement}: add it to constraints.txt"
+            (pin,) = pinned[other]
+            assert pin.version in requirement.specifier, f"{name} requires {requirement}, constraints.txt has {pin}"
+            if other not in needed or not needed[other] >= requirement.extras:
+                needed[other] = needed.get(other, set()) | requirement.extras
+                pending.append(other)
+    assert set(pinned) == set(needed) - {"audiox-trainer"}
 
-    required = {canonical(re.split(r"[^\w.-]", line)[0]) for line in metadata_of(wheel)["Requires-Dist"]}
+
+def test_pinned_set_is_installed(root):
+    for requirement in map(Requirement, read_pins(root)):
+        if requirement.name != "triton":  # a CPU build of torch runs with any
+            installed = importlib.metadata.version(requirement.name)
+            assert installed in requirement.specifier, f"{requirement.name} {installed} is installed: make setup"
+
+
+def read_pins(root: Path) -> list[str]:
+    lines = (root / "constraints.txt").read_text().splitlines()
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def test_wheel_requires_what_is_imported(wheel, root):
+    required = {canonicalize_name(re.split(r"[^\w.-]", line)[0]) for line in metadata_of(wheel)["Requires-Dist"]}
     distributions = importlib.metadata.packages_distributions()
     for path in (path for folder in FOLDERS for path in (root / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
@@ -96,5 +137,5 @@ def test_wheel_requires_what_is_imported(wheel, root):
             if isinstance(node, ast.ImportFrom) and not node.level:
                 modules = [node.module]
             for module in {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) - {"audiox_trainer"}:
-                offers = {canonical(name) for name in distributions.get(module, [module])}
+                offers = {canonicalize_name(name) for name in distributions.get(module, [module])}
                 assert offers & required, f"{path.relative_to(root)}:{node.lineno} imports {module}: add it to setup.py"

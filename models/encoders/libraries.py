@@ -38,8 +38,8 @@ def diffusers() -> Any:
     declare_torchvision()
     from diffusers.utils import import_utils
 
-    # Release 0.36 imports names that torchao has dropped since, and then stumbles over its own warning (mended in
-    # 0.37). Quantized weights are the only thing that it would want of torchao.
+    # With torchao installed, diffusers imports it for quantized weights, which nobody asks for here. That takes seconds
+    # and prints warnings about extensions for other GPUs.
     import_utils._torchao_available = False
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # other models' modules complain about a missing GPU

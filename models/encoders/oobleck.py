@@ -55,7 +55,7 @@ class OobleckCodec:
             "sample_rate": found["sampling_rate"],
             "audio_channels": found["audio_channels"],
             "hop": hop,
-            "channels": found["decoder_input_channels"],
+            "latent_channels": found["decoder_input_channels"],
         }
         source.check_sizes({name: getattr(config, name) for name in sizes}, sizes)
         return cls(source.load(autoencoder, low_cpu_mem_usage=False, **folder), runtime)

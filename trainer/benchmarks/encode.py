@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
@@ -182,8 +183,10 @@ def count_flops(model: ModelConfig) -> dict[str, int]:
     runtime, counted = Runtime(torch.device("meta"), torch.float32), {}
     with torch.device("meta"):
         calls = _calls(model, runtime, random_weights=True, batch=1)
+    # transformers asks a real mask for its values, but not a fake one.
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
     for part, call in calls.items():
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with fake, FlopCounterMode(display=False) as counter, torch.no_grad():
             call()
         counted[part] = counter.get_total_flops()
     return counted

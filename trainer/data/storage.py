@@ -20,7 +20,7 @@ import tenacity
 
 from ..core.cli import ExitCode
 from ..core.files import partial_path, sync
-from .streaming_library import CloudDownloader, CloudUploader
+from .streaming_library import CloudDownloader, CloudUploader, check_client
 
 SCHEMES = ("s3", "gs", "oci", "alipan")  # whose objects mosaicml-streaming can list
 ATTEMPTS = 5  # to reach a bucket: 1, 2, 4 and 8 seconds apart
@@ -152,6 +152,7 @@ class BucketStore:
         if scheme not in SCHEMES or not rest.strip("/"):
             schemes = ", ".join(f"{name}://" for name in SCHEMES)
             raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER after one of {schemes}")
+        check_client(url)
         self.url = url.rstrip("/")
         self._local = tempfile.TemporaryDirectory(prefix="prepare-")
         with self._explain("reach"):
@@ -213,7 +214,8 @@ Store = FolderStore | BucketStore
 
 
 def download(url: str, file: Path) -> None:
-    """Fetch a file whole or not at all. Raises OSError with a sentence."""
+    """Fetch a file whole or not at all. Raises OSError with a sentence, ValueError without the storage's client."""
+    check_client(url)
     partial = partial_path(file)
     try:
         _retry(lambda: CloudDownloader.direct_download(url, str(partial)))

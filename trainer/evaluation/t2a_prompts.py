@@ -123,5 +123,5 @@ def chance(
         order = np.arange(len(prompts))
         for indices in members:
             order[indices] = rng.permutation(indices)
-        rates.append(score(prompts, [annotations[i] for i in order]).rates())
+        rates.append(score(prompts, [annotations[i] for i in order.tolist()]).rates())
     return {name: float(np.mean([r[name] for r in rates])) for name in rates[0]}

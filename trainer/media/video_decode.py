@@ -196,7 +196,8 @@ class _SquareScaler:
             frame = self._scaler.reformat(frame, width, height, "yuv444p", interpolation=interpolation, threads=1)
         rgb = self._painter.reformat(frame, width, height, "rgb24", interpolation=interpolation, threads=1)
         top, left = (height - self._size) // 2, (width - self._size) // 2
-        square = rgb.to_ndarray()[top : top + self._size, left : left + self._size]
+        pixels = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
+        square = pixels[top : top + self._size, left : left + self._size]
         turned = np.rot90(square, round(frame.rotation / 90))  # phones store pictures on their side
         return turned.transpose(2, 0, 1)
 

@@ -216,7 +216,7 @@ _PICTURES: dict[str, Wave] = {
     name: shape[..., None] * np.array(colour, dtype=np.float32)
     for (name, shape), colour in zip(_shapes().items(), _PALETTE, strict=True)
 }
-_FRAME_TIMES: NDArray[np.float64] = (np.arange(FRAMES) + 0.5) / FRAME_RATE
+_FRAME_TIMES: NDArray[np.float64] = (np.arange(FRAMES, dtype=np.float64) + 0.5) / FRAME_RATE
 
 
 def render_video(scene: Scene) -> NDArray[np.uint8]:

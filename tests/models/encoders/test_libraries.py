@@ -204,8 +204,8 @@ class TestOobleck:
 
     def test_other_sizes_are_refused_with_all_of_them(self, codec):
         wrong = replace(codec, sample_rate=44100, audio_channels=1, hop=2048, latent_channels=64)
-        ours = "sample_rate 44100, audio_channels 1, hop 2048, channels 64"
-        theirs = "sample_rate 8000, audio_channels 2, hop 256, channels 8"
+        ours = "sample_rate 44100, audio_channels 1, hop 2048, latent_channels 64"
+        theirs = "sample_rate 8000, audio_channels 2, hop 256, latent_channels 8"
         with pytest.raises(ValueError, match=f"model.codec: .* says {ours}, the weights in .* have {theirs}"):
             OobleckCodec.load(wrong, CPU)
 
