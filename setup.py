@@ -59,7 +59,7 @@ setup(
         "tabulate>=0.9",
         "tqdm>=4.66",
         "xxhash>=3,<4",
-        "fsspec[http]>=2024.6",
+        "fsspec[http]>=2026.9",
         "jsonschema>=4.20",
         "pydantic>=2.10,<3",
         "typing-extensions>=4.12",
@@ -74,7 +74,7 @@ setup(
         "flash": ["flash-attn>=2.8"],
         "fp8": ["torchao>=0.14"],
         "onnx": ["onnxruntime>=1.18"],
-        "s3": ["s3fs>=2024.6"],  # manifests that name media as s3://
+        "s3": ["s3fs>=2026.9"],  # manifests that name media as s3://
         "gs": ["google-cloud-storage>=2.9,<3.3"],  # shards in gs:// buckets
         "oci": ["oci>=2.88,<3"],  # shards in oci:// buckets
         "dev": [

@@ -91,10 +91,13 @@ def test_a_byte_order_mark_and_windows_lines(tmp_path):
         ({"audio": "a.wav", "start": 10**400}, "start is 1000"),
         ({"audio": "a.wav", "start": 1e10}, "start is 10000000000.0; expected seconds, from 0 to 1e9"),
         ({"audio": "a.wav", "category": {"dog": 1.5}}, "category is .*expected a name, or names with counts"),
-        ({"audio": "htps://host/a.wav"}, "audio is 'htps://host/a.wav': fsspec knows no protocol 'htps'"),
         (
-            {"audio": "a.wav", "video": "dropbox://host/a.mp4"},
-            r"video is 'dropbox://host/a.mp4': dropbox:// needs another package: .*dropboxdrivefs",
+            {"audio": "htps://host/a.wav"},
+            "audio is 'htps://host/a.wav': htps:// is not read; expected a path, or an address with https://",
+        ),
+        (
+            {"audio": "a.wav", "video": "gs://bucket/a.mp4"},
+            r"video is 'gs://bucket/a.mp4': gs:// needs another package: .*gcsfs",
         ),
         ({"audio": "a.wav", "start": 3, "end": 2}, r"end 2\.0 must be above start 3\.0"),
         ({"audio": "a.wav", "captoins": ["a"]}, "key 'captoins'; did you mean 'captions'?"),
@@ -147,12 +150,12 @@ def test_annotation_of_a_piece(tmp_path):
 def test_addresses(tmp_path):
     path = written(
         tmp_path,
-        {"audio": "https://host/a%20b.wav?X-Amz-Signature=abc&part=1", "video": "memory://b.mp4"},
+        {"audio": "https://host/a%20b.wav?X-Amz-Signature=abc&part=1", "video": "http://host/b.mp4"},
         {"audio": (tmp_path / "c.wav").as_uri(), "video": "file:///clips/d.mp4"},
         {"audio": "odd::name.wav"},
     )
     signed, local, odd = read_manifest(path)
-    assert (signed.audio, signed.video) == ("https://host/a%20b.wav?X-Amz-Signature=abc&part=1", "memory://b.mp4")
+    assert (signed.audio, signed.video) == ("https://host/a%20b.wav?X-Amz-Signature=abc&part=1", "http://host/b.mp4")
     assert signed.name == "https://host/a%20b.wav?[redacted]&part=1", "the name goes into shards and reports"
     assert (local.audio, local.video) == (str(tmp_path / "c.wav"), "/clips/d.mp4")
     assert odd.audio == str(tmp_path / "odd::name.wav")

@@ -14,7 +14,9 @@ from ...kernels.ops import KernelsConfig
 from ...models.audiox import SamplingConfig
 from ...models.config import ModelConfig
 from ...models.strict import NonNegative, NonNegativeFloat, Positive, PositiveFloat, Share
+from .addresses import BUCKETS, address_problem
 from .config_reader import parse_file
+from .credentials import redacted
 from .tasks import TASKS
 
 
@@ -26,6 +28,8 @@ class StreamConfig:
     tasks: dict[str, float]
 
     def __post_init__(self) -> None:
+        if "://" in self.path and (problem := address_problem(self.path, BUCKETS)):
+            raise ValueError(f"path: {redacted(self.path)}: {problem}")
         for task, weight in self.tasks.items():
             if task not in TASKS or weight <= 0:
                 raise ValueError(f"tasks.{task}: weight {weight!r}; allowed: {', '.join(TASKS)}, each above 0")

@@ -18,11 +18,12 @@ from typing import TypeVar
 
 import tenacity
 
+from ..core.addresses import BUCKETS, address_problem
 from ..core.cli import ExitCode
+from ..core.credentials import redacted
 from ..core.files import partial_path, sync
 from .streaming_library import CloudDownloader, CloudUploader, check_client
 
-SCHEMES = ("s3", "gs", "oci", "alipan")  # whose objects mosaicml-streaming can list
 ATTEMPTS = 5  # to reach a bucket: 1, 2, 4 and 8 seconds apart
 TEMPORARY = "work/temporary"
 
@@ -148,10 +149,10 @@ class BucketStore:
     """The same in a bucket of an object storage; credentials and S3_ENDPOINT_URL come from the environment."""
 
     def __init__(self, url: str) -> None:
-        scheme, _, rest = url.partition("://")
-        if scheme not in SCHEMES or not rest.strip("/"):
-            schemes = ", ".join(f"{name}://" for name in SCHEMES)
-            raise ValueError(f"{url}: expected a folder, or BUCKET/FOLDER after one of {schemes}")
+        rest = url.partition("://")[2]
+        if address_problem(url, BUCKETS) or not rest.strip("/"):
+            schemes = ", ".join(f"{name}://" for name in BUCKETS)
+            raise ValueError(f"{redacted(url)}: expected a folder, or BUCKET/FOLDER after one of {schemes}")
         check_client(url)
         self.url = url.rstrip("/")
         self._local = tempfile.TemporaryDirectory(prefix="prepare-")

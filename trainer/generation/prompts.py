@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ...models import strict
+from ..core.addresses import ADDRESS
+from ..core.credentials import redacted
 from ..core.english import complaint_list, lines_wrong
 from ..core.tasks import TASKS, TaskName
 
@@ -134,6 +136,9 @@ def parse_prompt(keys: Mapping[str, Any], folder: Path) -> Prompt:
     Raises ValueError where a key is unknown, of the wrong type or contradicts another, or a path names no file.
     """
     prompt: Prompt = strict.parse(Prompt, dict(keys))
+    for name in PATH_FIELDS:
+        if ADDRESS.match(value := getattr(prompt, name) or ""):
+            raise ValueError(f"{name}: {redacted(value)} is an address; download it, and give the file")
     paths: dict[str, Any] = {name: str(folder / value) for name in PATH_FIELDS if (value := getattr(prompt, name))}
     for name, path in paths.items():
         if not Path(path).is_file():

@@ -17,7 +17,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from ..core.addresses import ADDRESS
+from ..core.addresses import ADDRESS, LOCAL_PROTOCOLS, address_problem
 from ..core.credentials import redacted
 from ..core.english import complaint_list, lines_wrong
 from ..core.tasks import Domain
@@ -55,7 +55,7 @@ class Event(TypedDict):
 @with_config(ConfigDict(extra="allow", strict=True))
 class ManifestLine(TypedDict, total=False):
     """A file or a segment of one, and what is known of it. Besides this, the reader refuses an end before its start, a
-    misspelt key and an address whose protocol is not installed."""
+    misspelt key and an address that may not or cannot be opened."""
 
     audio: Location
     video: Location  # one picture or a video of the same moment; without `audio` it gives the sound too
@@ -193,28 +193,26 @@ def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Man
 
 
 def _place(where: str, folder: Path, key: str, written: str) -> str:
-    """An absolute path, or an address whose protocol can be opened here."""
+    """An absolute path, or an address that may and can be opened here."""
     found = ADDRESS.match(written)
     if found is None:
         return str(folder.absolute() / written)
-    if found[1] in ("file", "local"):
+    if found[1] in LOCAL_PROTOCOLS and "::" not in written:
         return _local_path(written)
-    if problem := _protocol_problem(found[1]):
+    if problem := address_problem(written) or _missing_package(found[1]):
         raise ValueError(f"{where}: {key} is {redacted(written)!r}: {problem}")
     return written
 
 
 @cache
-def _protocol_problem(protocol: str) -> str:
-    """Why addresses of a protocol cannot be opened; empty if they can."""
+def _missing_package(protocol: str) -> str:
+    """The package without which addresses of a protocol cannot be opened here; empty if nothing is missing."""
     import fsspec  # takes a tenth of a second, and most manifests have only paths
 
     try:
         fsspec.get_filesystem_class(protocol)
     except ImportError as error:
         return f"{protocol}:// needs another package: {error}"
-    except ValueError:
-        return f"fsspec knows no protocol {protocol!r}; expected a path, or an address such as https:// or s3://"
     return ""
 
 

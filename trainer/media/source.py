@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import av
 import tenacity
 
-from ..core.addresses import ADDRESS
+from ..core.addresses import ADDRESS, address_problem
 from ..core.credentials import redacted
 from .truncation import BinaryFile, truncation
 
@@ -180,6 +180,8 @@ def _fetch(address: str) -> Iterator[MediaSource]:
     import fsspec  # takes a tenth of a second, and most workers do not need it
 
     name = redacted(address)
+    if problem := address_problem(address):
+        raise MediaError(Reason.UNREADABLE, f"{name}: {problem}")
     endpoint = os.environ.get("S3_ENDPOINT_URL")  # mosaicml-streaming uses it for shards
     options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
     files, path = fsspec.core.url_to_fs(address, **options)
