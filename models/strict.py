@@ -56,6 +56,14 @@ def parse(kind: type[T], data: object, path: str = "") -> T:
         raise ValueError(_sentence(kind, first, path)) from None
 
 
+def read_json(text: str | bytes, **hooks: Any) -> Any:
+    """`json.loads`, in which values nested too deeply for it are a ValueError, as any other text that is wrong."""
+    try:
+        return json.loads(text, **hooks)
+    except RecursionError:
+        raise ValueError("its values are nested too deeply") from None
+
+
 def json_schema(kind: type) -> dict[str, Any]:
     """The JSON Schema of a dataclass, as `parse` reads it."""
     schema = _adapter(kind).json_schema()

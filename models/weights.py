@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+
 
 def load_strict(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load weights by name, none missing and none left over.
 
-    Raises ValueError that names the first few differing keys or both shapes.
+    Raises ValueError that names the first few differing keys, both shapes, or a weight that is no finite float.
     """
     own = model.state_dict()
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -16,5 +18,16 @@ def load_strict(model: nn.Module, state: dict[str, Tensor]) -> None:
     for name, tensor in state.items():
         if tensor.shape != own[name].shape:
             raise ValueError(f"{name}: the weights have {tuple(tensor.shape)}, the model {tuple(own[name].shape)}")
+        if own[name].is_floating_point() and tensor.dtype not in FLOATS:
+            raise ValueError(f"{name}: the weights are {tensor.dtype}; expected {', '.join(map(str, FLOATS))}")
+        if not is_finite(tensor):
+            raise ValueError(f"{name}: the weights are not finite; they are damaged, or their training diverged")
     with torch.no_grad():
         model.load_state_dict(state, strict=True)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """One pass without a temporary tensor: an extreme is NaN if any value is."""
+    if tensor.is_meta or not (tensor.numel() and tensor.is_floating_point()):
+        return True
+    return bool(torch.stack(tensor.aminmax()).isfinite().all())

@@ -155,7 +155,7 @@ def test_a_changed_teacher_starts_no_student(folder):
     changed = bytearray(file.read_bytes())
     changed[-1] ^= 1
     file.write_bytes(changed)
-    with pytest.raises(ChangedError, match=r"model\.safetensors has changed since its export") as caught:
+    with pytest.raises(ChangedError, match=r"model\.safetensors has changed: its hash is not") as caught:
         load_teacher(config, folder / "weights")
     assert exit_code_of(caught.value) == ExitCode.CORRUPT
 

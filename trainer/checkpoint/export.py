@@ -7,12 +7,15 @@ from pathlib import Path
 
 import torch
 
+from ...models import strict
 from ...models.audiox import WEIGHTS, AudioX
 from ...models.weights import load_strict
 from ..core.files import published, refuse_existing
-from ..core.integrity import file_entry, write_manifest
+from ..core.integrity import MANIFEST, ChangedError, file_entry, file_fault, read_manifest, write_manifest
 from . import load
 from .load import CheckpointError
+
+FILES = ("config.json", WEIGHTS)
 
 
 def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
@@ -32,7 +35,7 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
         model = model.to(torch.bfloat16)
     with published(out) as partial:
         model.save_pretrained(partial)
-        files = {name: file_entry(partial / name) for name in ("config.json", WEIGHTS)}
+        files = {name: file_entry(partial / name) for name in FILES}
         write_manifest(partial, {"step": manifest["step"], "weights": kind, "dtype": dtype, "files": files})
     return folder
 
@@ -53,13 +56,25 @@ def choose_checkpoint(run: Path, step: int | None) -> Path:
 
 
 def load_weights(folder: Path) -> AudioX:
-    """Loads a weights folder made by `launch/convert.py`. Raises ValueError naming what is missing or does not fit."""
-    for name in ("config.json", "model.safetensors"):
+    """Loads a weights folder made by `launch/convert.py`, after its files are compared with the hashes in its manifest.
+    A folder without a manifest was written by `save_pretrained`, and is loaded as it is.
+
+    Raises ValueError naming what is missing, has changed or does not fit.
+    """
+    for name in FILES:
         if not (folder / name).is_file():
             raise ValueError(
                 f"{folder / name} is missing: {folder} is not a weights folder; make one with launch/convert.py"
             )
+    if (folder / MANIFEST).exists():
+        listed = read_manifest(folder)["files"]
+        for name in FILES:
+            if fault := file_fault(folder / name, listed[name]) if name in listed else f"{name} is not in {MANIFEST}":
+                raise ChangedError(f"{fault}; export the weights again with launch/convert.py, or copy them again")
     try:
+        config = strict.read_json((folder / FILES[0]).read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError(f"{FILES[0]} is a {type(config).__name__}; expected an object with the key 'model'")
         return AudioX.from_pretrained(folder)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None

@@ -41,12 +41,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise ManifestError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
         if manifest.pop("xxh3") != hash_json(manifest):
             raise ManifestError(f"{file} has changed: its hash is not the one in it")
+        if not all({"bytes", "xxh3"} <= entry.keys() for entry in manifest["files"].values()):
+            raise ManifestError(f"{file} is damaged: a file without size or hash")
         return manifest
     except FileNotFoundError:
         raise ManifestError(f"{file} is missing") from None
     except OSError as error:
         raise ManifestError(_unreadable(file, error)) from None
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
         raise ManifestError(f"{file} is damaged: {error!r}") from None
 
 

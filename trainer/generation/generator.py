@@ -113,9 +113,10 @@ class Generator:
             (sampling,) = {sampling_for(sound.prompt, self.sampling) for sound in sounds}
             latents, waves = self._clips(requests, [sound.next_seed for sound in sounds], sampling)
             for sound, z, wave in zip(sounds, latents, waves, strict=True):
-                sound.add_clip(z, wave)
-            if on_clip:
-                longest = max((s for s in results if isinstance(s, LongSound)), key=lambda s: len(s.starts))
+                if isinstance(error := _try(sound.add_clip, z, wave), ValueError):
+                    results[next(i for i, each in enumerate(results) if each is sound)] = error
+            longest = max((s for s in results if isinstance(s, LongSound)), key=lambda s: len(s.starts), default=None)
+            if on_clip and longest:
                 on_clip(longest.clips_done, len(longest.starts))
 
     def start_sound(self, prompt: Prompt) -> LongSound:

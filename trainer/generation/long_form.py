@@ -13,6 +13,7 @@ from ...models.audiox import SamplingConfig
 from ...models.config import ModelConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.sampler import override_sampling
+from ...models.weights import is_finite
 from ..media.video_decode import VIDEO_SLACK
 from .batching import SEED_STRIDE
 from .clip_request import ClipRequest
@@ -88,7 +89,15 @@ class LongSound:
         return ClipRequest([self.prompt.full_text], video, audio[None], given_mask[None])
 
     def add_clip(self, latents: Tensor, wave: Tensor) -> None:
-        """The clip of the last request: latents (L, C) and wave (c, samples of a clip)."""
+        """The clip of the last request: latents (L, C) and wave (c, samples of a clip).
+
+        Raises ValueError where they are not finite: a decoder would make a constant full-scale wave of such latents.
+        """
+        if not (is_finite(latents) and is_finite(wave)):
+            raise ValueError(
+                f"clip {self.clips_done + 1} of {len(self.starts)} is not finite: the model diverged; lower the "
+                f"guidance, or compute with --dtype fp32"
+            )
         start = self.starts[self.clips_done]
         # The cut between two clips is in the middle of their overlap, far from the edge of either.
         begin = start + self.overlap // 2 if self.clips_done else self.new_frames[0]

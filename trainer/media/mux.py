@@ -81,11 +81,13 @@ def write_media(
     webm Opus) replaces the video's own and begins after `start` seconds of silence.
 
     Raises:
-        ValueError: as `check_writable`; or the video is damaged.
+        ValueError: as `check_writable`; or the wave is not finite, or the video damaged.
     """
     out, video = Path(out), None if video is None else Path(video)
     check_writable(out, video)
     samples = np.ascontiguousarray(wave.detach().cpu().float().numpy())
+    if count := np.count_nonzero(~np.isfinite(samples)):
+        raise ValueError(f"out: {out}: {count} of {samples.size} samples are not finite; nothing was written")
     ending = out.suffix.lower()
     with published(out, replace=True) as temporary:
         if ending in SOUND_FORMATS:
