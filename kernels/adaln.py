@@ -31,27 +31,34 @@ def layer_norm_modulate_triton(x: Tensor, shift: Tensor, scale: Tensor) -> Tenso
 
 
 @triton.jit
-def _forward(x, shift, scale, y, mean, rstd, L, W, sample_stride, eps, BLOCK: tl.constexpr):
-    """One token a program. x, y (B·L, W); shift, scale (B, W), rows `sample_stride` apart; mean, rstd (B·L,)."""
-    row = tl.program_id(0).to(tl.int64)
-    sample = row // L
-    column = tl.arange(0, BLOCK)
-    inside = column < W
-    a = tl.load(x + row * W + column, mask=inside, other=0.0).to(tl.float32)
+def layer_norm_forward(a, shift, scale, y, mean, rstd, row, modulation, column, inside, W, eps):
+    """Store LN(a)·(1 + scale) + shift of one token, its mean and its 1/deviation at `row`. a (BLOCK,) in float32;
+    `modulation` is where its sample begins in shift and scale."""
     m = tl.sum(a, 0) / W
     centred = tl.where(inside, a - m, 0.0)
     r = tl.rsqrt(tl.sum(centred * centred, 0) / W + eps)
-    s = tl.load(scale + sample * sample_stride + column, mask=inside, other=0.0)
-    t = tl.load(shift + sample * sample_stride + column, mask=inside, other=0.0)
+    s = tl.load(scale + modulation + column, mask=inside, other=0.0)
+    t = tl.load(shift + modulation + column, mask=inside, other=0.0)
     tl.store(y + row * W + column, (centred * r * (1 + s) + t).to(y.dtype.element_ty), mask=inside)
     tl.store(mean + row, m)
     tl.store(rstd + row, r)
 
 
 @triton.jit
+def _forward(x, shift, scale, y, mean, rstd, L, W, sample_stride, eps, BLOCK: tl.constexpr):
+    """One token per program. x, y (B·L, W); shift, scale (B, W), rows `sample_stride` apart; mean, rstd (B·L,)."""
+    row = tl.program_id(0).to(tl.int64)
+    sample = row // L
+    column = tl.arange(0, BLOCK)
+    inside = column < W
+    a = tl.load(x + row * W + column, mask=inside, other=0.0).to(tl.float32)
+    layer_norm_forward(a, shift, scale, y, mean, rstd, row, sample * sample_stride, column, inside, W, eps)
+
+
+@triton.jit
 def layer_norm_backward(a, dy, factor, m, r, W, inside):
-    """Of one token, all (BLOCK,) in float32: its input a, gradient dy, factor 1 + scale, mean m and 1/deviation r
-    -> its LN(a), the gradient at a."""
+    """One token's input a, gradient dy, factor 1 + scale, mean m and 1/deviation r -> its LN(a), the gradient at a.
+    All are (BLOCK,) in float32."""
     normed = tl.where(inside, (a - m) * r, 0.0)
     h = dy * factor
     return normed, r * (h - tl.sum(h, 0) / W - normed * (tl.sum(h * normed, 0) / W))
@@ -61,7 +68,7 @@ def layer_norm_backward(a, dy, factor, m, r, W, inside):
 def _backward(
     x, dy, scale, mean, rstd, dx, dshift, dscale, L, W, sample_stride, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """ROWS tokens of one sample a program. x, dy, dx (B, L, W); dshift, dscale (B, chunks, W): sums over its tokens."""
+    """ROWS tokens of one sample per program. x, dy, dx (B, L, W); dshift, dscale (B, chunks, W): sums over tokens."""
     sample = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)
     column = tl.arange(0, BLOCK)
@@ -85,14 +92,14 @@ def _backward(
 
 
 def row_launch(W: int) -> dict[str, int]:
-    """How kernels that hold a token's W values at once are launched: 16 bytes and more a thread, at most 16 warps."""
+    """Launch options of kernels that hold a whole token of W values: at least 16 bytes per thread, at most 16 warps."""
     block = triton.next_power_of_2(W)
     return {"BLOCK": block, "num_warps": min(16, max(1, block // 256))}
 
 
 def same_rows(*modulation: Tensor) -> tuple[Tensor, ...]:
-    """Modulations (B, W) whose rows lie equally far apart (the chunks of one product do, or one row for all samples),
-    copied where they do not or where a row is not dense."""
+    """Modulations (B, W) whose rows have one common stride, as chunks of one product or one row for all samples have.
+    Others, and those whose rows are not dense, are copied."""
     strides = {m.stride() for m in modulation}
     if len(strides) == 1 and modulation[0].stride(1) == 1:
         return modulation

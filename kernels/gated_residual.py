@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .adaln import EPS, ROWS, layer_norm_backward, layer_norm_modulate, row_launch, same_rows
+from .adaln import EPS, ROWS, layer_norm_backward, layer_norm_forward, layer_norm_modulate, row_launch, same_rows
 from .device import on_tensor_device
 
 
@@ -35,8 +35,8 @@ def gated_residual_triton(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
 def gated_residual_layer_norm_modulate_triton(
     x: Tensor, branch: Tensor, gate: Tensor, shift: Tensor, scale: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """`gated_residual_layer_norm_modulate` in one pass forward and one backward: the new x is normed while it is at
-    hand. Its statistics are those of the new x as it is stored, in the dtype of x."""
+    """`gated_residual_layer_norm_modulate` in one pass forward and one backward: the new x is normed before it
+    leaves the registers. Its statistics are those of the stored x, in its dtype."""
     new, y, _, _ = _gated_residual_norm(x, branch, gate, shift, scale)
     return new, y
 
@@ -45,7 +45,7 @@ def gated_residual_layer_norm_modulate_triton(
 def _forward(
     x, branch, gate, shift, scale, new, y, mean, rstd, L, W, sample_stride, eps, NORM: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One token a program. x, branch, new, y (B·L, W); gate, shift, scale (B, W), rows `sample_stride` apart; mean and
+    """One token per program. x, branch, new, y (B·L, W); gate, shift, scale (B, W), rows `sample_stride` apart; mean and
     rstd (B·L,). Without NORM only `new` is written."""
     row = tl.program_id(0).to(tl.int64)
     sample = row // L
@@ -58,14 +58,7 @@ def _forward(
     tl.store(new + row * W + column, stored, mask=inside)
     if NORM:
         a = stored.to(tl.float32)
-        m = tl.sum(a, 0) / W
-        centred = tl.where(inside, a - m, 0.0)
-        r = tl.rsqrt(tl.sum(centred * centred, 0) / W + eps)
-        s = tl.load(scale + sample * sample_stride + column, mask=inside, other=0.0)
-        t = tl.load(shift + sample * sample_stride + column, mask=inside, other=0.0)
-        tl.store(y + row * W + column, (centred * r * (1 + s) + t).to(y.dtype.element_ty), mask=inside)
-        tl.store(mean + row, m)
-        tl.store(rstd + row, r)
+        layer_norm_forward(a, shift, scale, y, mean, rstd, row, sample * sample_stride, column, inside, W, eps)
 
 
 @triton.jit
@@ -73,7 +66,7 @@ def _backward(
     new, branch, gate, scale, mean, rstd, dnew, dy, dx, dbranch, dgate, dshift, dscale, L, W, sample_stride, chunks,
     NORM: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """ROWS tokens of one sample a program. new, branch, dnew, dy, dx, dbranch (B, L, W); dgate, dshift and dscale
+    """ROWS tokens of one sample per program. new, branch, dnew, dy, dx, dbranch (B, L, W); dgate, dshift and dscale
     (B, chunks, W): sums over its tokens. Without NORM the gradient at x is dnew itself and dx is not written."""
     sample = tl.program_id(0).to(tl.int64)
     chunk = tl.program_id(1)

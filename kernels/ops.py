@@ -1,4 +1,4 @@
-"""The operations of a transformer block as a set of functions, and which implementations of each there are."""
+"""The operations of a transformer block as a set of functions, and the implementations of each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor
 
 from .adaln import layer_norm_modulate, layer_norm_modulate_triton
+from .concatenated_attention import flash_function, joint_attention_cudnn, joint_attention_flash, joint_attention_sdpa
 from .gated_residual import (
     gated_residual,
     gated_residual_layer_norm_modulate,
     gated_residual_layer_norm_modulate_triton,
     gated_residual_triton,
 )
-from .joined_attention import flash_function, joint_attention_cudnn, joint_attention_flash, joint_attention_sdpa
 from .joint_attention import StreamInput, head_error, joint_attention, joint_attention_triton
 from .swiglu import swiglu, swiglu_triton
 
 
 @dataclass(frozen=True)
 class Ops:
-    """What a block calls. Their shapes stand at the references."""
+    """The functions that a block calls. The reference implementations document their shapes."""
 
     joint_attention: Callable[[StreamInput, StreamInput, Tensor | None], tuple[Tensor, Tensor]]
     layer_norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -48,7 +48,7 @@ class KernelsConfig:
 OLDEST = (8, 0)  # compute capability: bfloat16 products
 OPS = tuple(field.name for field in fields(Ops))
 
-# In the order in which "auto" prefers them where they are equally fast.
+# In the order in which "auto" prefers them if they are equally fast.
 BACKENDS: dict[str, dict[str, Callable[..., Any]]] = {
     "joint_attention": {
         "triton": joint_attention_triton,
@@ -74,7 +74,7 @@ BACKENDS: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 def missing(backend: str, device: torch.device, dtype: torch.dtype, head: int = 0) -> str:
-    """Why a backend cannot run, and what to do about it; empty where it can. `head` is the width of a joint attention's
+    """Why a backend cannot run and what to do about it; empty if it can. `head` is the width of a joint attention's
     heads, 0 for other operations."""
     if backend in ("sdpa", "reference"):
         return ""
@@ -97,7 +97,7 @@ def missing(backend: str, device: torch.device, dtype: torch.dtype, head: int = 
 
 
 def available(op: str, device: torch.device, dtype: torch.dtype, head: int = 0) -> list[str]:
-    """Backends of an operation that can run, best liked first."""
+    """Backends of an operation that can run, in order of preference."""
     head = head if op == "joint_attention" else 0
     return [backend for backend in BACKENDS[op] if not missing(backend, device, dtype, head)]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .device import on_tensor_device
 
-BLOCK = 1024  # values of the hidden layer a program
+BLOCK = 1024  # values of the hidden layer per program
 
 
 def swiglu(ab: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def swiglu_triton(ab: Tensor) -> Tensor:
 
 @triton.jit
 def _forward(ab, y, hidden, BLOCK: tl.constexpr):
-    """BLOCK values of one token a program. ab (N, 2·hidden), y (N, hidden)."""
+    """BLOCK values of one token per program. ab (N, 2·hidden), y (N, hidden)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden
@@ -37,7 +37,7 @@ def _forward(ab, y, hidden, BLOCK: tl.constexpr):
 
 @triton.jit
 def _backward(ab, dy, dab, hidden, BLOCK: tl.constexpr):
-    """As `_forward`. dy (N, hidden), dab (N, 2·hidden)."""
+    """BLOCK values of one token per program. ab as in `_forward`, dy (N, hidden), dab (N, 2·hidden)."""
     row = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = column < hidden

@@ -24,13 +24,13 @@ Kind = Literal["euler", "renoise"]  # the flow ODE; denoise and renoise
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a set of weights wants to be sampled."""
+    """The sampler settings that belong to a set of weights."""
 
     sampler: Kind = "euler"
     steps: int = 50
     guidance: float = 3.0  # 1 means none
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided
-    timesteps: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` says nothing
+    timesteps: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` is ignored
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -79,18 +79,18 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, config: dict[str, Any] | None = None, map_location: str = "cpu", **given: Any
+        cls, *, model_id: str, config: dict[str, Any] | None = None, map_location: str = "cpu", **options: Any
     ) -> "AudioX":
-        """What `from_pretrained` does with a folder or a name on the hub: nothing may be missing, left over or unknown.
+        """Load from a folder or a name on the hub for `from_pretrained`: nothing may be missing, left over or unknown.
 
         Raises ValueError that names what does not fit.
         """
         strict.parse(WeightsConfig, config or {})
-        sections = {name: given.pop(name) for name in ("model", "sampling") if name in given}
-        given.pop("strict", None)  # it always is: a name that is missing would leave a weight random
+        sections = {name: options.pop(name) for name in ("model", "sampling") if name in options}
+        options.pop("strict", None)  # it always is: a name that is missing would leave a weight random
         file = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
-            file = Path(hf_hub_download(model_id, WEIGHTS, **given))
+            file = Path(hf_hub_download(model_id, WEIGHTS, **options))
         weights = cls(**sections)
         try:
             load_strict(weights, load_file(file, device=map_location))
@@ -99,8 +99,8 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
         return weights
 
     def reset_parameters(self) -> None:
-        """Linear weights by Xavier; what feeds a residual or leaves the model starts at zero, so that every block is
-        the identity at first (adaLN-zero) and fusion adds nothing."""
+        """Initialize linear weights by Xavier. Layers that feed a residual or leave the model start at zero, so that
+        every block is the identity at first (adaLN-zero) and fusion adds nothing."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -119,7 +119,7 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
                 nn.init.zeros_(module.dispatch.out.weight)
 
     def use(self, ops: Ops) -> "AudioX":
-        """Take these implementations of the operations of a block, in all blocks."""
+        """Use these implementations of a block's operations in all blocks."""
         for module in self.modules():
             if isinstance(module, MMDiT | JointBlock | Stream | SwiGLU):
                 module.ops = ops

@@ -75,7 +75,7 @@ class TransformerBlock(nn.Module):
 class Stream(nn.Module):
     """One stream's half of an MMDiT block: its own adaLN, QKV, output projection and MLP.
 
-    `last` leaves out everything after the QKV: in the last block nobody reads what the condition stream would become.
+    `last` leaves out everything after the QKV: nothing reads the condition stream after the last block.
     """
 
     def __init__(self, width: int, heads: int, mlp_hidden: int, last: bool = False) -> None:
@@ -124,7 +124,7 @@ class JointBlock(nn.Module):
         rope_condition: tuple[Tensor, Tensor],
         condition_length: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """x (B, L, W), c (B, C, W), time (B, W) already through SiLU or what `modulate` made of it -> new x and c."""
+        """x (B, L, W), c (B, C, W), time (B, W) already through SiLU or the result of `modulate` -> new x and c."""
         mod_x, mod_c = self.modulate(time) if isinstance(time, Tensor) else time
         attended_x, attended_c = self.ops.joint_attention(
             self.latent.attention_input(x, mod_x, rope_latent),

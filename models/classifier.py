@@ -1,4 +1,4 @@
-"""A small classifier of whole clips, to say what recordings and generated sounds are.
+"""A small classifier of whole clips, for recordings and generated sounds.
 
 B batch, L latent frames, C latent channels, K categories.
 """

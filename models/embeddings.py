@@ -36,19 +36,19 @@ def rope_table(seconds: Tensor, rate: float, head_width: int, base: float = 10_0
     return angles.cos().float(), angles.sin().float()
 
 
-class Fixed(nn.Module):
-    """Float32 tensors that go where the model goes and are never cast.
+class ConstantTensors(nn.Module):
+    """Float32 constants that move with the model and are never cast.
 
-    Not buffers: a model cast to bfloat16 casts its buffers, and a rotation by rounded angles is a different one. And
-    not moved when they are used: a copy from the host would have every step wait for the device.
+    Not buffers: a model cast to bfloat16 casts its buffers, and a rotation by rounded angles is a different
+    rotation. They are not moved at use either: a copy from the host would make every step wait for the device.
     """
 
     def __init__(self, *tensors: Tensor) -> None:
         super().__init__()
         self.tensors = tensors
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Fixed":
-        """What `to`, `cuda` and `bfloat16` call with what they do to a parameter."""
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ConstantTensors":
+        """`to`, `cuda` and `bfloat16` call this with the function that they apply to parameters."""
         device = fn(self.tensors[0].new_empty(0)).device
         self.tensors = tuple(tensor.to(device) for tensor in self.tensors)
         super()._apply(fn, recurse)
@@ -66,7 +66,7 @@ class SecondsEmbedding(nn.Module):
         super().__init__()
         periods = 20.0 * 0.005 ** (torch.arange(frequencies, dtype=torch.float64) / (frequencies - 1))  # 20 s to 0.1 s
         angles = 2 * math.pi * seconds.double()[:, None] / periods
-        self.features = Fixed(torch.cat((angles.sin(), angles.cos()), dim=1).float())
+        self.features = ConstantTensors(torch.cat((angles.sin(), angles.cos()), dim=1).float())
         self.linear = nn.Linear(2 * frequencies, width)
 
     def forward(self) -> Tensor:
@@ -75,7 +75,7 @@ class SecondsEmbedding(nn.Module):
         return self.linear(features.to(self.linear.weight.dtype))
 
 
-class RopeTable(Fixed):
+class RopeTable(ConstantTensors):
     """Cosines and sines of fixed positions."""
 
     def __init__(self, seconds: Tensor, rate: float, head_width: int) -> None:

@@ -17,11 +17,11 @@ from .embeddings import RopeTable, SecondsEmbedding, TimeEmbedding
 
 
 class LinearPath(nn.Module):
-    """The linear part of a velocity, past the transformer: v += B·(g(t) ⊙ A·z).
+    """The linear part of a velocity, which bypasses the transformer: v += B·(g(t) ⊙ A·z).
 
     A velocity holds all of the noise in z, and where the width is not well above the latent channels that noise fills
-    the residual stream. Here it passes beside it, so that the transformer works on structure alone. At the start the
-    path is the best linear estimate for unit-variance data, (2t - 1)/(t² + (1 - t)²)·z (the skip of Karras et al.,
+    the residual stream. This path bypasses it, so that the transformer works on structure alone. At the start it
+    is the best linear estimate for unit-variance data, (2t - 1)/(t² + (1 - t)²)·z (the skip of Karras et al.,
     2022, in terms of the flow).
     """
 
@@ -46,8 +46,8 @@ class LinearPath(nn.Module):
 
 @dataclass(frozen=True)
 class Levels:
-    """What a backbone makes of noise levels alone, with a quarter of its weights: a sampler that knows its levels reads
-    those once instead of at every step."""
+    """Activations that depend only on the noise levels. They take a quarter of the weights, which a sampler with known
+    levels thus reads once instead of at every step."""
 
     t: Tensor  # (B,)
     time: Tensor  # (B, W), embedded and through SiLU
@@ -97,13 +97,13 @@ class MMDiT(nn.Module):
         condition_length: Tensor | None,
         n_blocks: int | None = None,
     ) -> Tensor:
-        """z (B, L, C), t (B,) in [0, 1] or what `levels` made of it, condition (B, V+L+T, Wc) -> velocity (B, L, C).
+        """z (B, L, C), t (B,) in [0, 1] or the result of `levels`, condition (B, V+L+T, Wc) -> velocity (B, L, C).
 
         With `n_blocks` the latent stream's tokens (B, L, W) after that many blocks are returned instead: the features
         of the discriminator (section V-B).
         """
         known = t if isinstance(t, Levels) else None
-        time = t.time if isinstance(t, Levels) else self._embedded(t)
+        time = t.time if isinstance(t, Levels) else self._embed_time(t)
         x = self.latent_in(z) + self.seconds_latent()
         c = self.condition_in(condition)
         where = self.seconds_condition()
@@ -123,12 +123,12 @@ class MMDiT(nn.Module):
         return v if self.linear_path is None else v + self.linear_path(z, t.t if isinstance(t, Levels) else t, time)
 
     def levels(self, t: Tensor) -> Levels:
-        """What depends on noise levels t (B,) alone, for `forward`."""
-        time = self._embedded(t)
+        """Compute what depends only on the noise levels t (B,), for `forward`."""
+        time = self._embed_time(t)
         blocks = tuple(block.modulate(time) for block in self.blocks if isinstance(block, JointBlock))
         return Levels(t, time, blocks, self._modulate_out(time))
 
-    def _embedded(self, t: Tensor) -> Tensor:
+    def _embed_time(self, t: Tensor) -> Tensor:
         return F.silu(self.time(t))
 
     def _modulate_out(self, time: Tensor) -> Modulation:

@@ -17,7 +17,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (B, L, C), t (B,)) -> v (B, 
 Draw = Callable[[], Tensor]  # fresh noise (B, L, C) at every call
 
 
-def guided(
+def guided_velocity(
     backbone: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     condition: tuple[Tensor, Tensor],
     unconditional: tuple[Tensor, Tensor],
@@ -30,16 +30,16 @@ def guided(
     if guidance == 1:
         return lambda z, t: backbone(z, t, *condition)
     tokens = max(condition[0].shape[1], unconditional[0].shape[1])
-    both = torch.cat([_padded(h, tokens) for h in (condition[0], unconditional[0])])
+    both = torch.cat([_pad(h, tokens) for h in (condition[0], unconditional[0])])
     lengths = torch.cat((condition[1], unconditional[1]))
 
     def velocity(z: Tensor, t: Tensor) -> Tensor:
-        return combined(backbone(z.repeat(2, 1, 1), t.repeat(2), both, lengths), guidance)
+        return apply_guidance(backbone(z.repeat(2, 1, 1), t.repeat(2), both, lengths), guidance)
 
     return velocity
 
 
-def combined(both: Tensor, guidance: float) -> Tensor:
+def apply_guidance(both: Tensor, guidance: float) -> Tensor:
     """The guided velocity (B, L, C) from those of the conditional and the unconditional branch (2·B, L, C)."""
     v, v_uncond = both.float().chunk(2)
     return v_uncond + guidance * (v - v_uncond)
@@ -111,7 +111,7 @@ def renoise(
     return clean
 
 
-def _padded(h: Tensor, tokens: int) -> Tensor:
+def _pad(h: Tensor, tokens: int) -> Tensor:
     return torch.nn.functional.pad(h, (0, 0, 0, tokens - h.shape[1]))
 
 

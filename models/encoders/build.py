@@ -1,6 +1,6 @@
 """The encoder or codec that a configuration names. Frozen weights are loaded once in a process, and shared.
 
-The modules that need transformers or diffusers are imported when one of theirs is asked for.
+Modules that need transformers or diffusers are imported only when one of their encoders is built.
 """
 
 from functools import cache
@@ -12,22 +12,22 @@ from .runtime import Runtime
 
 
 def build_codec(config: CodecConfig, runtime: Runtime | None = None) -> AudioCodec:
-    """By default where `Runtime.here()` says. Raises ValueError where weights are missing or do not fit."""
+    """The default runtime is `Runtime.here()`. Raises ValueError if weights are missing or do not fit."""
     return _codec(config, runtime or Runtime.here())
 
 
 def build_text_encoder(config: TextConfig, runtime: Runtime | None = None) -> TextEncoder:
-    """By default where `Runtime.here()` says. Raises ValueError where weights are missing or do not fit."""
+    """The default runtime is `Runtime.here()`. Raises ValueError if weights are missing or do not fit."""
     return _text_encoder(config, runtime or Runtime.here())
 
 
 def build_video_encoder(config: VideoConfig, runtime: Runtime | None = None) -> VideoEncoder:
-    """By default where `Runtime.here()` says. Raises ValueError where weights are missing or do not fit."""
+    """The default runtime is `Runtime.here()`. Raises ValueError if weights are missing or do not fit."""
     return _video_encoder(config, runtime or Runtime.here())
 
 
 def check_text_encoder(config: TextConfig) -> None:
-    """Raises ValueError where the weights are plainly missing or of another size, before a process group is made."""
+    """Raises ValueError if the weights are missing or have another size. Reads sizes alone."""
     if config.kind == "t5":
         from .t5 import check_t5
 

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..config import VideoConfig
 from .libraries import transformers
-from .pretrained import Source
+from .pretrained import PretrainedWeights
 from .runtime import Runtime
 
-FRAMES = 256  # that are encoded together: 13,000 tokens of ViT-B/32, 0.5 GB of activations in float32
+FRAMES_AT_ONCE = 256  # that are encoded together: 13,000 tokens of ViT-B/32, 0.5 GB of activations in float32
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the pictures that OpenAI trained on, by channel
 STD = (0.26862954, 0.26130258, 0.27577711)
 REMEDY = (
@@ -34,20 +34,20 @@ class ClipImageEncoder:
     @classmethod
     def load(cls, config: VideoConfig, runtime: Runtime) -> Self:
         """Raises ValueError where there are no weights, or others than the configuration says."""
-        source = Source("model.video.image_weights", config.image_weights, REMEDY)
-        with source.reading():
+        pretrained = PretrainedWeights("model.video.image_weights", config.image_weights, REMEDY)
+        with pretrained.reading():
             found = transformers().AutoConfig.from_pretrained(config.image_weights)
             if found.model_type not in ("clip", "clip_vision_model"):
                 raise ValueError(f"weights of {found.model_type!r}, not of 'clip'")
         vision = getattr(found, "vision_config", found)
         sizes = {"dim": vision.hidden_size, "size": vision.image_size}
-        source.check_sizes({"dim": config.dim, "size": config.size}, sizes)
-        return cls(source.load(transformers().CLIPVisionModel), runtime)
+        pretrained.check_sizes({"dim": config.dim, "size": config.size}, sizes)
+        return cls(pretrained.load(transformers().CLIPVisionModel), runtime)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """images (B, N, 3, size, size) uint8 -> (B, N, D) float32, where the images lie."""
-        parts = [self._pooled(part.to(self.runtime.device)) for part in images.flatten(0, 1).split(FRAMES)]
+        parts = [self._pooled(part.to(self.runtime.device)) for part in images.flatten(0, 1).split(FRAMES_AT_ONCE)]
         return torch.cat(parts).unflatten(0, images.shape[:2]).to(images.device)
 
     def _pooled(self, frames: Tensor) -> Tensor:

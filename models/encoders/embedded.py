@@ -46,7 +46,7 @@ class LogMelCodec:
             raise ValueError(
                 f"codec logmel: wants 1 audio channel, a hop that is a multiple of {MEL_HOP} and as many mel bands in "
                 f"each stacked frame; got audio_channels {config.audio_channels}, hop {config.hop}, "
-                f"channels {config.latent_channels}"
+                f"latent_channels {config.latent_channels}"
             )
         self.config = config
         self.stack = config.hop // MEL_HOP
@@ -125,10 +125,10 @@ def _griffin_lim(magnitude: Tensor, window: Tensor, hop: int, iterations: int) -
 
 
 class WordEncoder:
-    """One token a word: a hash of its bytes, its value if it is a number, the word before it, and its place.
+    """One token per word: a hash of its bytes, its value if it is a number, the word before it, and its position.
 
-    Any word has a feature, no vocabulary is kept, and related words ("bell", "bells") are near each other. The word
-    before gives a token the context that the real encoder's features have: two of "two kicks", from of "from 0.4".
+    Any word has a feature without a vocabulary, and related words ("bell", "bells") are near each other. The word
+    before gives a token the context that a real encoder's features have, as in "two kicks" or "from 0.4".
     """
 
     def __init__(self, config: TextConfig) -> None:

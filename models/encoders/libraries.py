@@ -1,6 +1,6 @@
-"""The one door to transformers and diffusers, whose imports take seconds and need two corrections.
+"""The only place that imports transformers and diffusers: it takes seconds and needs two corrections.
 
-Every function imports when it is called. Nothing in here depends on what the libraries' optional packages offer.
+Every function imports when it is called. Nothing here depends on the libraries' optional packages.
 """
 
 import logging
@@ -15,7 +15,7 @@ import torch
 def declare_torchvision() -> None:
     """On a CPU build of torch the package index's torchvision (a CUDA build) cannot register its operators and fails
     with "operator torchvision::nms does not exist". Nothing here calls those operators, so declaring them is enough;
-    where torchvision imports as it is, nothing is declared."""
+    where torchvision imports, nothing is declared."""
     try:
         import torchvision  # noqa: F401
     except RuntimeError as error:
@@ -50,9 +50,9 @@ def diffusers() -> Any:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without the libraries' lists of weights that a file holds and a part of the model does not want, and without each
-    try to reach a hub."""
+def quiet_logging() -> Iterator[None]:
+    """Hide the libraries' lists of weights that a file holds and the model does not use, and their attempts to reach a
+    hub."""
     loggers = [logging.getLogger(name) for name in ("transformers", "diffusers", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

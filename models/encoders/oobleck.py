@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..config import CodecConfig
 from .libraries import diffusers
-from .pretrained import Source
+from .pretrained import PretrainedWeights
 from .runtime import Runtime
 
 FOLDER = "vae"  # of the autoencoder among the parts of a Stable Audio pipeline
@@ -40,11 +40,11 @@ class OobleckCodec:
     @classmethod
     def load(cls, config: CodecConfig, runtime: Runtime) -> Self:
         """Raises ValueError where there are no weights, or others than the configuration says."""
-        source = Source("model.codec.weights", config.weights, REMEDY)
+        pretrained = PretrainedWeights("model.codec.weights", config.weights, REMEDY)
         autoencoder = diffusers().AutoencoderOobleck
-        flat = source.local and not Path(config.weights, FOLDER).is_dir()
+        flat = pretrained.local and not Path(config.weights, FOLDER).is_dir()
         folder = {} if flat else {"subfolder": FOLDER}
-        with source.reading():
+        with pretrained.reading():
             found = autoencoder.load_config(config.weights, **folder)
             if found["_class_name"] != autoencoder.__name__:
                 raise ValueError(f"weights of {found['_class_name']!r}, not of {autoencoder.__name__!r}")
@@ -57,8 +57,8 @@ class OobleckCodec:
             "hop": hop,
             "latent_channels": found["decoder_input_channels"],
         }
-        source.check_sizes({name: getattr(config, name) for name in sizes}, sizes)
-        return cls(source.load(autoencoder, low_cpu_mem_usage=False, **folder), runtime)
+        pretrained.check_sizes({name: getattr(config, name) for name in sizes}, sizes)
+        return cls(pretrained.load(autoencoder, low_cpu_mem_usage=False, **folder), runtime)
 
     @torch.no_grad()
     def encode(self, wave: Tensor) -> tuple[Tensor, Tensor]:

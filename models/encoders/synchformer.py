@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from .. import strict
 from ..config import VideoConfig
 from ..weights import load_strict
-from .pretrained import Source
+from .pretrained import PretrainedWeights
 from .runtime import Runtime
 
 SEGMENT = 16  # frames
 STRIDE = 8  # frames from one segment to the next
 TUBE = 2  # frames of a patch
 STEPS = SEGMENT // TUBE  # features of a segment
-TOGETHER = 16  # segments that are encoded together: 25,000 tokens, 1.5 GB of activations in float32
+SEGMENTS_AT_ONCE = 16  # segments that are encoded together: 25,000 tokens, 1.5 GB of activations in float32
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 REMEDY = (
     f"give a folder with {CONFIG} and {WEIGHTS}, made once from the released file by `python launch/convert.py "
@@ -138,8 +138,8 @@ class Gather(nn.Module):
         qkv = rearrange(self.qkv(self.norm(steps)), "n p (three h d) -> three n h p d", three=3, h=self.heads)
         q, k, v = qkv.unbind(0)
         # Only the token's state leaves this layer, so only it is computed.
-        heard = F.scaled_dot_product_attention(q[:, :, :1], k, v)
-        state = steps[:, 0] + self.out(rearrange(heard, "n h 1 d -> n (h d)"))
+        attended = F.scaled_dot_product_attention(q[:, :, :1], k, v)
+        state = steps[:, 0] + self.out(rearrange(attended, "n h 1 d -> n (h d)"))
         state = state + self.mlp(self.mlp_norm(state))
         return rearrange(state, "(s t) w -> s t w", t=STEPS)
 
@@ -164,17 +164,17 @@ class SyncEncoder:
     @classmethod
     def load(cls, config: VideoConfig, runtime: Runtime) -> Self:
         """Raises ValueError where there are no weights, or others than the configuration says."""
-        source = Source("model.video.motion_weights", config.motion_weights, REMEDY)
+        pretrained = PretrainedWeights("model.video.motion_weights", config.motion_weights, REMEDY)
         folder = Path(config.motion_weights)
-        with source.reading():
-            if not source.local:
+        with pretrained.reading():
+            if not pretrained.local:
                 raise ValueError("Synchformer is on none")
             sizes: SynchformerConfig = strict.parse(SynchformerConfig, json.loads((folder / CONFIG).read_text()))
-        source.check_sizes({"dim": config.dim, "size": config.size}, {"dim": sizes.width, "size": sizes.size})
+        pretrained.check_sizes({"dim": config.dim, "size": config.size}, {"dim": sizes.width, "size": sizes.size})
         with torch.device("meta"):
             model = Synchformer(sizes)
         model.to_empty(device="cpu")
-        with source.reading():
+        with pretrained.reading():
             load_strict(model, load_file(folder / WEIGHTS))
         return cls(model, runtime)
 
@@ -189,8 +189,8 @@ class SyncEncoder:
         # Views: a frame stands in two segments, and is made a float only where it is encoded.
         views = [clip[STRIDE * i : STRIDE * i + SEGMENT] for clip in motion for i in range(count)]
         parts = []
-        for i in range(0, len(views), TOGETHER):
-            segments = torch.stack(views[i : i + TOGETHER]).to(self.runtime.device)
+        for i in range(0, len(views), SEGMENTS_AT_ONCE):
+            segments = torch.stack(views[i : i + SEGMENTS_AT_ONCE]).to(self.runtime.device)
             with self.runtime.autocast():
                 parts.append(self.model(rearrange(segments, "s t c y x -> s c t y x") / 127.5 - 1).float())
         return rearrange(torch.cat(parts), "(b s) t w -> b (s t) w", s=count).to(motion.device)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..config import TextConfig
 from .libraries import transformers
-from .pretrained import Source
+from .pretrained import PretrainedWeights
 from .runtime import Runtime
 
 REMEDY = (
@@ -21,24 +21,24 @@ REMEDY = (
 
 
 class T5TextEncoder:
-    """One token a word piece. It stays uncompiled: it is 1 to 2 % of a training step, and is called from a thread
-    beside the one in which the model is compiled."""
+    """One token per word piece. It is not compiled: it is 1 to 2 % of a training step, and runs in another thread than
+    the one that compiles the model."""
 
     def __init__(self, config: TextConfig, model: Any, tokenizer: Any, runtime: Runtime) -> None:
         self.config, self.tokenizer, self.runtime = config, tokenizer, runtime
         self.model = runtime.frozen(model)
-        self.lock = Lock()  # a tokenizer sets its padding and truncation anew in every call
+        self.lock = Lock()  # a tokenizer sets its padding and truncation again in every call
 
     @classmethod
     def load(cls, config: TextConfig, runtime: Runtime) -> Self:
         """Raises ValueError where there are no weights, or others than the configuration says."""
-        source = check_t5(config)
-        model = source.load(transformers().T5EncoderModel)
-        with source.reading():
+        pretrained = check_t5(config)
+        model = pretrained.load(transformers().T5EncoderModel)
+        with pretrained.reading():
             tokenizer = transformers().AutoTokenizer.from_pretrained(config.weights)
         if len(tokenizer) > model.config.vocab_size:
             raise ValueError(
-                f"{source.key}: the tokenizer in {config.weights!r} has {len(tokenizer)} tokens, the weights know "
+                f"{pretrained.key}: the tokenizer in {config.weights!r} has {len(tokenizer)} tokens, the weights know "
                 f"{model.config.vocab_size}; they do not belong together: {REMEDY}"
             )
         return cls(config, model, tokenizer, runtime)
@@ -67,12 +67,12 @@ class T5TextEncoder:
         return hidden.float() * mask.unsqueeze(-1)
 
 
-def check_t5(config: TextConfig) -> Source:
+def check_t5(config: TextConfig) -> PretrainedWeights:
     """Looks at sizes alone, before anything large is read. Raises what `T5TextEncoder.load` does."""
-    source = Source("model.text.weights", config.weights, REMEDY)
-    with source.reading():
+    pretrained = PretrainedWeights("model.text.weights", config.weights, REMEDY)
+    with pretrained.reading():
         found = transformers().AutoConfig.from_pretrained(config.weights)
         if found.model_type != "t5":
             raise ValueError(f"weights of {found.model_type!r}, not of 't5'")
-    source.check_sizes({"dim": config.dim}, {"dim": found.d_model})
-    return source
+    pretrained.check_sizes({"dim": config.dim}, {"dim": found.d_model})
+    return pretrained

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from audiox_trainer.models.audiox import AudioX
-from audiox_trainer.models.embeddings import Fixed
+from audiox_trainer.models.embeddings import ConstantTensors
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.cost.simulated_memory import Allocations, SimulatedModel
 from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss
@@ -26,7 +26,7 @@ def models():
 def tables(model):
     """Fixed positions, which a model has from the start."""
     for module in model.modules():
-        if isinstance(module, Fixed):
+        if isinstance(module, ConstantTensors):
             yield from module.tensors
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from audiox_trainer.kernels import joined_attention, ops
+from audiox_trainer.kernels import concatenated_attention, ops
 from audiox_trainer.kernels.joint_attention import StreamInput, joint_attention
 from audiox_trainer.kernels.ops import BACKENDS, OPS, REFERENCE, KernelsConfig
 from audiox_trainer.models.audiox import AudioX
@@ -43,8 +43,8 @@ def flash_of_torch(q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen
 
 @pytest.mark.parametrize("lengths", [(9, 9), (1, 4), (9, 2)])
 @pytest.mark.parametrize("kind", ["sdpa", "flash"])
-def test_joined_attention_equals_the_reference(kind, lengths, monkeypatch):
-    monkeypatch.setattr(joined_attention, "flash_function", lambda: flash_of_torch)
+def test_concatenated_attention_equals_the_reference(kind, lengths, monkeypatch):
+    monkeypatch.setattr(concatenated_attention, "flash_function", lambda: flash_of_torch)
     latent, condition, length = streams(lengths)
     real = (torch.arange(9) < length[:, None])[..., None]
     results = []
@@ -57,9 +57,9 @@ def test_joined_attention_equals_the_reference(kind, lengths, monkeypatch):
 
 
 def test_padding_is_a_sequence_of_its_own():
-    bounds = joined_attention.sequence_bounds(3, 4, 5, torch.tensor([5, 0, 2]), CPU)
+    bounds = concatenated_attention.sequence_bounds(3, 4, 5, torch.tensor([5, 0, 2]), CPU)
     assert bounds.tolist() == [0, 9, 9, 13, 18, 24, 27]
-    assert joined_attention.sequence_bounds(2, 4, 5, None, CPU).tolist() == [0, 9, 9, 18, 18]
+    assert concatenated_attention.sequence_bounds(2, 4, 5, None, CPU).tolist() == [0, 9, 9, 18, 18]
 
 
 @pytest.mark.slow

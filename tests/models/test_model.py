@@ -10,7 +10,7 @@ from audiox_trainer.kernels.adaln import layer_norm_modulate
 from audiox_trainer.models import strict
 from audiox_trainer.models.audiox import AudioX, count_parameters, load_strict
 from audiox_trainer.models.conditioner import video_seconds
-from audiox_trainer.models.embeddings import Fixed, RopeTable, rope_table
+from audiox_trainer.models.embeddings import ConstantTensors, RopeTable, rope_table
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.random_weights import BATCH, TOKENS, inputs, stirred
 from tests.helpers.small_config import ROOT
@@ -197,7 +197,9 @@ class TestPositions:
     def test_positions_go_where_the_model_goes(self, config):
         """Copied when it is moved, not in every step, which would wait for the device."""
         model = AudioX(config).to("meta")
-        fixed = [tensor for module in model.modules() if isinstance(module, Fixed) for tensor in module.tensors]
+        fixed = [
+            tensor for module in model.modules() if isinstance(module, ConstantTensors) for tensor in module.tensors
+        ]
         assert len(fixed) == 2 * 5 + 4  # rotations of two streams, three transformers; seconds of all but the queries
         assert all(tensor.is_meta and tensor.dtype == torch.float32 for tensor in fixed)
 

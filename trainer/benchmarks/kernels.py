@@ -10,7 +10,12 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from ...kernels.joined_attention import by_sequences, joined, joint_attention_sdpa, split
+from ...kernels.concatenated_attention import (
+    concatenate_streams,
+    joint_attention_sdpa,
+    joint_attention_varlen,
+    split_streams,
+)
 from ...kernels.joint_attention import StreamInput
 from ...kernels.ops import BACKENDS, OPS, available
 from ...models.config import ModelConfig
@@ -95,7 +100,7 @@ def alternatives(shape: BlockShape, device: torch.device) -> dict[str, Callable[
     }
     try:
         varlen = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-        found["torch's flash, sequences"] = lambda *streams: by_sequences(varlen, *streams)
+        found["torch's flash, sequences"] = lambda *streams: joint_attention_varlen(varlen, *streams)
     except (ImportError, AttributeError):  # before torch 2.10
         pass
     return found
@@ -122,8 +127,8 @@ def flex(shape: BlockShape, device: torch.device) -> Callable[..., tuple[Tensor,
     mask = create_block_mask(inside, shape.batch, None, n, n, device=str(device))
 
     def attend(latent: StreamInput, condition: StreamInput, condition_length: Tensor) -> tuple[Tensor, Tensor]:
-        q, k, v = (x.transpose(1, 2) for x in joined(latent, condition))
-        return split(flex_attention(q, k, v, block_mask=mask).transpose(1, 2), shape.latent)
+        q, k, v = (x.transpose(1, 2) for x in concatenate_streams(latent, condition))
+        return split_streams(flex_attention(q, k, v, block_mask=mask).transpose(1, 2), shape.latent)
 
     return attend
 

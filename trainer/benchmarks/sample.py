@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.ops import KernelsConfig
 from ...models.audiox import AudioX, SamplingConfig
 from ...models.config import ModelConfig
-from ...models.sampler import guided, nfe, noise_levels, sample
+from ...models.sampler import guided_velocity, nfe, noise_levels, sample
 from ..core.hardware import peak_flops
 from ..cost.operations import forward_flops
 from ..engine import kernel_selection
@@ -177,7 +177,7 @@ def _sample_ours(
         def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
             return network.backbone(z.to(dtype), next(steps).expand(len(z)), condition, length)
 
-        return sample(guided(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
+        return sample(guided_velocity(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
 
     return call
 

@@ -17,7 +17,7 @@ from ...models.encoders.base import VideoEncoder
 from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ...models.encoders.runtime import Runtime
 from ...models.mmdit import Levels, MMDiT
-from ...models.sampler import Velocity, guided, noise_levels, sample
+from ...models.sampler import Velocity, guided_velocity, noise_levels, sample
 from ..checkpoint.export import load_weights
 from ..core.hardware import choose_device, to_device
 from ..data.batches import Conditions
@@ -157,7 +157,7 @@ class Generator:
         def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
             return self.model.backbone(z.to(self.dtype), next(steps).expand(len(z)), condition, length)
 
-        return guided(backbone, encoded, unconditional, guidance)
+        return guided_velocity(backbone, encoded, unconditional, guidance)
 
     @torch.inference_mode()
     def integrate(

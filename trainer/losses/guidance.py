@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.encoders.base import TextEncoder
-from ...models.sampler import Velocity, combined
+from ...models.sampler import Velocity, apply_guidance
 from ..core.hardware import to_device
 from ..data.batches import Conditions
 
@@ -51,4 +51,4 @@ def guided_velocity(
     if guidance == 1:
         return lambda z, t: predict_velocity(model, dtype, z, t, conditions).float()
     both = null.appended_to(conditions)
-    return lambda z, t: combined(predict_velocity(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both), guidance)
+    return lambda z, t: apply_guidance(predict_velocity(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both), guidance)

@@ -5,7 +5,7 @@ from pathlib import Path
 import xxhash
 
 from ...models.config import ModelConfig
-from ...models.encoders.pretrained import Source
+from ...models.encoders.pretrained import PretrainedWeights
 from ..core.files import hash_file
 from .filters import FiltersConfig
 
@@ -21,13 +21,15 @@ def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]
     if model.codec.kind == "oobleck":
         from ...models.encoders.oobleck import FOLDER, REMEDY
 
-        found["model.codec"] = _weights(Source("model.codec.weights", model.codec.weights, REMEDY), FOLDER)
+        found["model.codec"] = _weights(PretrainedWeights("model.codec.weights", model.codec.weights, REMEDY), FOLDER)
     if model.video.kind == "clip_sync":
         from ...models.encoders import clip, synchformer
 
         images, motion = model.video.image_weights, model.video.motion_weights
-        found["model.video.image"] = _weights(Source("model.video.image_weights", images, clip.REMEDY))
-        found["model.video.motion"] = _weights(Source("model.video.motion_weights", motion, synchformer.REMEDY))
+        found["model.video.image"] = _weights(PretrainedWeights("model.video.image_weights", images, clip.REMEDY))
+        found["model.video.motion"] = _weights(
+            PretrainedWeights("model.video.motion_weights", motion, synchformer.REMEDY)
+        )
     files = {f"filters.classifiers.{c.name}": c.file for c in filters.classifiers}
     if filters.separator:
         files["filters.separator"] = filters.separator.file
@@ -40,10 +42,10 @@ def _file(key: str, file: Path) -> str:
     return hash_file(file)
 
 
-def _weights(source: Source, part: str = "") -> str:
+def _weights(pretrained: PretrainedWeights, part: str = "") -> str:
     """The hash of the safetensors in a folder, or in its subfolder `part` if there is one."""
-    with source.reading():
-        folder = Path(source.place) if source.local else _fetched(source.place, part)
+    with pretrained.reading():
+        folder = Path(pretrained.location) if pretrained.local else _fetched(pretrained.location, part)
         files = sorted((folder / part if (folder / part).is_dir() else folder).glob(WEIGHTS))
         if not files:
             raise ValueError(f"no {WEIGHTS} in it")

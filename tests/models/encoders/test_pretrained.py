@@ -129,7 +129,7 @@ class TestClip:
     def test_a_frame_is_the_same_in_every_batch(self, video, monkeypatch):
         images = random_frames(3, 7, 3, 32, 32)
         together = ClipImageEncoder.load(video, CPU)(images)
-        monkeypatch.setattr(clip, "FRAMES", 4)
+        monkeypatch.setattr(clip, "FRAMES_AT_ONCE", 4)
         torch.testing.assert_close(ClipImageEncoder.load(video, CPU)(images), together, rtol=1e-4, atol=1e-5)
 
     def test_other_sizes_are_refused_with_both(self, video):
