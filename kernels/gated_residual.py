@@ -45,7 +45,7 @@ def gated_residual_layer_norm_modulate_triton(
 def _forward(
     x, branch, gate, shift, scale, new, y, mean, rstd, L, W, sample_stride, eps, NORM: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """One token per program. x, branch, new, y (B·L, W); gate, shift, scale (B, W), rows `sample_stride` apart; mean and
+    """One token per program. x, branch, new, y (B·L, W); gate, shift, scale (B, W), rows `sample_stride` apart; mean,
     rstd (B·L,). Without NORM only `new` is written."""
     row = tl.program_id(0).to(tl.int64)
     sample = row // L

@@ -82,9 +82,17 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
             f"rank {os.environ['RANK']} of {os.environ['WORLD_SIZE']} found no process group at {where}: {remedy} "
             f"({reason})"
         ) from error
+    _use_current_collectives()
     c10d._set_pg_timeout(timedelta(seconds=timeouts.collective))
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+
+
+def _use_current_collectives() -> None:
+    """DeepSpeed would call two collectives by names that torch 2.13 deprecates. Older releases lack the new ones."""
+    for name in ("all_gather", "reduce_scatter"):
+        if function := getattr(torch.distributed, f"{name}_single", None):
+            setattr(deepspeed.comm.comm.cdb, f"{name}_function", function)
 
 
 def align_timeouts() -> None:
