@@ -7,11 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+import venv
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -75,6 +78,37 @@ def test_wheel_imports(wheel, tmp_path):
     place, configs = done.stdout.split()
     assert Path(place) == tmp_path / "site" / "audiox_trainer" / "models" / "config.py"
     assert int(configs) > 0
+
+
+def test_installed_wheel_generates_from_any_folder(wheel, tmp_path, monkeypatch):
+    """Into an environment of its own, whose other packages are those of this one; the checkout is not among them."""
+    venv.create(tmp_path / "venv", symlinks=True)
+    python = tmp_path / "venv/bin/python"
+    (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")
+    (packages / "others.pth").write_text("\n".join(path for path in sys.path if path.endswith("-packages")))
+    pip = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps", "--ignore-installed"]
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+
+    def call(*command: object) -> str:
+        done = subprocess.run([*map(str, command)], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    call(*pip, wheel)
+    script = (
+        "from pathlib import Path\n"
+        "import audiox_trainer.models.audiox as audiox\n"
+        "from audiox_trainer.trainer.core.config import load_pretrain_config\n"
+        "audiox.AudioX(load_pretrain_config(Path('tiny'), []).model).save_pretrained('weights')\n"
+        "print(audiox.__file__)\n"
+    )
+    assert call(python, "-c", script).strip() == str(packages / "audiox_trainer/models/audiox.py")
+    generate = tmp_path / "venv/bin/audiox-generate"
+    call(generate, "--weights", "weights", "--text", "a bell", "--steps", 1, "--out", "bell.wav")
+    wave, rate = soundfile.read(folder / "bell.wav")
+    assert rate == 8000 and len(wave) > 0 and np.isfinite(wave).all()
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
