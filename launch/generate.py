@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from audiox_trainer.trainer.generation.output_files import SoundJob
 
 PER_SOUND = ("text", "video", "start", "audio", "mask", "continue_from", "prefix", "out")
+MAX_COUNT = 10_000  # files per prompt
 SHARED = ("seconds", "task", "seed", "steps", "guidance")
 
 
@@ -64,8 +65,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 def list_jobs(a: argparse.Namespace) -> "list[SoundJob]":
     """The sounds to generate. Raises ValueError for contradictory options, before anything is loaded."""
-    if a.count < 1 or a.batch < 1:
-        raise ValueError(f"--count {a.count} and --batch {a.batch} must be at least 1")
+    if not (1 <= a.count <= MAX_COUNT and a.batch >= 1):
+        raise ValueError(f"--count {a.count} and --batch {a.batch} must be at least 1, and --count at most {MAX_COUNT}")
     if a.prompts and (extra := [name for name in PER_SOUND if getattr(a, name) is not None]):
         raise ValueError(f"--{extra[0].replace('_', '-')} is for a single sound; write it into the lines of --prompts")
     if bool(a.prompts) != bool(a.out_dir):

@@ -13,7 +13,7 @@ from ..kernels.ops import Ops
 from . import strict
 from .blocks import JointBlock, Stream, SwiGLU
 from .conditioner import Conditioner
-from .config import ModelConfig
+from .config import MAX_GUIDANCE, MAX_STEPS, ModelConfig
 from .fusion import Fusion, Gate
 from .mmdit import LinearPath, MMDiT
 from .weights import load_strict
@@ -33,8 +33,10 @@ class SamplingConfig:
     timesteps: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` is ignored
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps: {self.steps} must be at least 1")
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps: {self.steps} must be at least 1, and at most {MAX_STEPS}")
+        if not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise ValueError(f"guidance: {self.guidance:g} must be from 0 to {MAX_GUIDANCE:g}; 1 is none")
         if self.timesteps and (
             self.timesteps[0] != 1
             or list(self.timesteps) != sorted(set(self.timesteps), reverse=True)

@@ -10,6 +10,9 @@ from typing import Any, Literal
 from . import strict
 from .strict import Positive, PositiveFloat
 
+# More is a mistake, and would compute for days before it shows, or diverge.
+MAX_STEPS = 10_000  # of a sampler
+MAX_GUIDANCE = 1000.0
 WEIGHT_PATHS = ("weights", "image_weights", "motion_weights", "file")  # keys that say where weights lie
 
 

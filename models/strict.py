@@ -127,9 +127,8 @@ def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
         if node is None and error["type"] != "unexpected_keyword_argument":  # the tag of one type among several
             node = parent
             break
-        path = f"{path}[{key}]" if isinstance(key, int) else _join(path, key)
-    value = repr(error["input"])
-    value = value if len(value) <= SHOWN else value[: SHOWN - 1] + "…"
+        path = f"{path}[{key}]" if isinstance(key, int) else _join(path, _shown(key))
+    value = _shown(repr(error["input"]))
     if error["type"] == "value_error":  # a check of the dataclass itself: its message begins with the field's name
         return _join(path, str(error["ctx"]["error"]))
     if error["type"] == "unexpected_keyword_argument":
@@ -144,6 +143,10 @@ def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
     if error["type"] in BOUNDS:
         return f"{path}: {value} {BOUNDS[error['type']].format(**error['ctx'])}"
     return f"{path or 'the configuration'}: {value} is not allowed; expected {_describe(schema, node)}"
+
+
+def _shown(text: str) -> str:
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 
 def _options(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any]]:

@@ -32,7 +32,12 @@ def published(out: Path, replace: bool = False) -> Iterator[Path]:
 
 def partial_path(out: Path) -> Path:
     """A hidden, unused name on the same file system as `out`."""
-    return out.with_name(f".{out.name}.partial-{uuid.uuid4().hex[:8]}")
+    return out.with_name(f".{_short(out.name)}.partial-{uuid.uuid4().hex[:8]}")
+
+
+def _short(name: str) -> str:
+    """A name to which something is added: with it a file system takes 255 bytes."""
+    return name if len(os.fsencode(name)) <= 200 else name[:50]
 
 
 def publish(partial: Path, out: Path, replace: bool = False) -> None:
@@ -42,7 +47,7 @@ def publish(partial: Path, out: Path, replace: bool = False) -> None:
     """
     for path in (*partial.rglob("*"), partial):
         sync(path)
-    former = out.with_name(f"{out.name}.old.partial")
+    former = out.with_name(f"{_short(out.name)}.old.partial")
     if not replace:
         refuse_existing(out)
     elif out.is_dir():  # a rename replaces files only

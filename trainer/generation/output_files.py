@@ -29,7 +29,8 @@ def assign_files(prompts: Sequence[tuple[int | None, Prompt]], folder: Path, cou
     NAME is the prompt's `out`, in `folder`, or the number of its line.
 
     Raises:
-        ValueError: a file has an unknown format, is also an input, or belongs to two sounds; all such files are named.
+        ValueError: a file has an unknown format, is also an input, belongs to two sounds, or a line of a file of
+            prompts names one outside `folder`; all such files are named.
     """
     jobs, wrong = [], []
     owners: dict[Path, SoundJob] = {}
@@ -39,14 +40,25 @@ def assign_files(prompts: Sequence[tuple[int | None, Prompt]], folder: Path, cou
             path = out if count == 1 else out.with_stem(f"{out.stem}-{i + 1}")
             job = SoundJob(replace(prompt, seed=prompt.seed + i), path, line)
             try:
+                if line is not None:
+                    _check_inside(path, folder)
                 _check_out(job, owners.setdefault(path.absolute(), job))
                 jobs.append(job)
+            except OSError as error:  # a name that is too long, or a folder that may not be read
+                wrong.append(f"{job.location}out: {str(path)[:80]}: {error.strerror}")
+                break
             except ValueError as error:
                 wrong.append(f"{job.location}{error}")
                 break
     if wrong:
         raise ValueError(complaint_list(wrong))
     return jobs
+
+
+def _check_inside(path: Path, folder: Path) -> None:
+    """A file of prompts may come from anyone, and decides about no other folder than the one for its sounds."""
+    if ".." in path.parts[len(folder.parts) :] or not path.absolute().is_relative_to(folder.absolute()):
+        raise ValueError(f"out: {path} is outside {folder}; give a name in that folder, without '..'")
 
 
 def _check_out(job: SoundJob, owner: SoundJob) -> None:

@@ -5,7 +5,6 @@
 {"audio": "song.flac", "mask": "62-64.5"}
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models import strict
+from ...models.config import MAX_GUIDANCE, MAX_STEPS
 from ..core.addresses import ADDRESS
 from ..core.credentials import redacted
 from ..core.english import complaint_list, lines_wrong
@@ -20,6 +20,7 @@ from ..core.tasks import TASKS, TaskName
 
 PATH_FIELDS = ("video", "audio", "continue_from")
 MAX_SEED = 2**62
+MAX_SECONDS = 86_400.0  # a day
 
 
 @dataclass(frozen=True)
@@ -104,16 +105,16 @@ class Prompt:
             _ = self.hole
         for name in ("prefix", "seconds"):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name}: {value:g} must be above 0 seconds")
+            if value is not None and not 0 < value <= MAX_SECONDS:
+                raise ValueError(f"{name}: {value:g} must be above 0 seconds, and at most {MAX_SECONDS:g}")
         if not 0 <= self.start < math.inf:
             raise ValueError(f"start: {self.start:g} must be 0 seconds or more")
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed: {self.seed} must be 0 or more, and below 2^62")
-        if self.steps is not None and self.steps < 1:
-            raise ValueError(f"steps: {self.steps}; a sampler takes at least 1")
-        if self.guidance is not None and not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance: {self.guidance:g} must be 0 or more; 1 is none")
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"steps: {self.steps}; a sampler takes at least 1, and at most {MAX_STEPS}")
+        if self.guidance is not None and not 0 <= self.guidance <= MAX_GUIDANCE:
+            raise ValueError(f"guidance: {self.guidance:g} must be from 0 to {MAX_GUIDANCE:g}; 1 is none")
 
     def _check_task(self, task: TaskName) -> None:
         """Refuse an explicit task that lacks a condition, or has one that makes it another task."""
@@ -141,8 +142,11 @@ def parse_prompt(keys: Mapping[str, Any], folder: Path) -> Prompt:
             raise ValueError(f"{name}: {redacted(value)} is an address; download it, and give the file")
     paths: dict[str, Any] = {name: str(folder / value) for name in PATH_FIELDS if (value := getattr(prompt, name))}
     for name, path in paths.items():
-        if not Path(path).is_file():
-            raise ValueError(f"{name}: {path}: {'not a file' if Path(path).exists() else 'no such file'}")
+        try:
+            if not Path(path).is_file():
+                raise ValueError(f"{name}: {path}: {'not a file' if Path(path).exists() else 'no such file'}")
+        except OSError as error:  # a name that is too long
+            raise ValueError(f"{name}: {path[:80]}…: {error.strerror}") from None
     return replace(prompt, **paths)
 
 
@@ -179,7 +183,7 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> list[tuple[int, Pro
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = json.loads(line.decode("utf-8-sig"))
+        value = strict.read_json(line.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"not JSON ({error}): {line[:80]!r}") from error
     if not isinstance(value, dict):
