@@ -1,6 +1,11 @@
 """Weights by name into a network, none missing and none left over."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
@@ -31,3 +36,12 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.is_meta or not (tensor.numel() and tensor.is_floating_point()):
         return True
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+@contextmanager
+def write_errors(path: Path) -> Iterator[None]:
+    """Turn safetensors' own error of a file that cannot be written into an OSError with its name."""
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path}: the weights cannot be written; is the disk full? ({error})") from error

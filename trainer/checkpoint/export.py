@@ -9,7 +9,7 @@ import torch
 
 from ...models import strict
 from ...models.audiox import WEIGHTS, AudioX
-from ...models.weights import load_strict
+from ...models.weights import load_strict, write_errors
 from ..core.files import published, refuse_existing
 from ..core.integrity import MANIFEST, ChangedError, file_entry, file_fault, read_manifest, write_manifest
 from . import load
@@ -22,7 +22,8 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     """Writes the weights of a pretraining's model or a distillation's student into the new folder `out`, from the
     newest checkpoint or that of `step`.
 
-    Returns the checkpoint's folder. Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists.
+    Returns the checkpoint's folder. Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists;
+    OSError if the disk is full.
     """
     refuse_existing(out)
     folder = choose_checkpoint(run, step)
@@ -34,7 +35,8 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     if dtype == "bf16":
         model = model.to(torch.bfloat16)
     with published(out) as partial:
-        model.save_pretrained(partial)
+        with write_errors(out):
+            model.save_pretrained(partial)
         files = {name: file_entry(partial / name) for name in FILES}
         write_manifest(partial, {"step": manifest["step"], "weights": kind, "dtype": dtype, "files": files})
     return folder

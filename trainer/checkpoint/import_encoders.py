@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...models.encoders.released import from_released
 from ...models.encoders.synchformer import CONFIG, WEIGHTS, Synchformer, SynchformerConfig
-from ...models.weights import load_strict
+from ...models.weights import load_strict, write_errors
 from ..core.files import published, refuse_existing
 
 VISION = "vision_model."  # CLIP's image encoder among its weights
@@ -81,5 +81,6 @@ def unpickled(file: Path) -> dict[str, Tensor]:
 def _publish(out: Path, weights: dict[str, Tensor], add_config: Callable[[Path], object]) -> None:
     with published(out) as partial:
         partial.mkdir()
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
+        with write_errors(out):
+            save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)
         add_config(partial)

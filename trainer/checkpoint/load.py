@@ -10,7 +10,6 @@ wrote. Nothing is unpickled. The folders count, not `latest.json`, which only di
 lost from one that never had any.
 """
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from ...models import strict
 from ..core.cli import ExitCode, exit_code_of
 from ..core.integrity import ManifestError, file_fault, read_manifest
 from ..engine.ema import Ema
@@ -132,7 +132,7 @@ def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
 def _last_saved_step(run: Path) -> str | None:
     """The step in `latest.json`; "" if the file is damaged, None if there is none."""
     try:
-        return str(int(json.loads((run / LATEST).read_text())["step"]))
+        return str(int(strict.read_json((run / LATEST).read_text())["step"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -196,7 +196,7 @@ class _FragmentFiles:
         self.files = [safe_open(folder / name, "pt") for name in names]
         self.index: dict[str, list[tuple[int, int]]] = {}  # name -> (start, file)
         for number, file in enumerate(self.files):
-            for name, start in json.loads(file.metadata()["starts"]).items():
+            for name, start in strict.read_json(file.metadata()["starts"]).items():
                 self.index.setdefault(name, []).append((start, number))
 
     def copy(self, kind: str, wanted: Fragment, into: Tensor) -> None:

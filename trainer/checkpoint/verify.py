@@ -4,7 +4,6 @@ Checkpoints and weights have a manifest with the hash of every file, shards an i
 own hash. Files that a run writes for people (metrics, TensorBoard, config.json) have no hash and are not verified.
 """
 
-import json
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -154,7 +153,7 @@ def _shard_fault(folder: Path, shard: dict[str, Any], advance: Advance) -> str:
 def _index_fault(folder: Path) -> str:
     """The fault of features.json or index.json."""
     shards.read_index(folder)
-    return text_fault(folder / "features.json", json.loads((folder / "features.json").read_text()))
+    return text_fault(folder / "features.json", strict.read_json((folder / "features.json").read_text()))
 
 
 def _pairs_fault(folder: Path) -> str:
@@ -164,7 +163,7 @@ def _pairs_fault(folder: Path) -> str:
 def _latest_fault(run: Path) -> str:
     """The fault of `latest.json`, also if the checkpoint that was saved last is gone."""
     file, newest = run / load.LATEST, next(iter(load.list_checkpoints(run)), None)
-    step = int(json.loads(file.read_text())["step"])
+    step = int(strict.read_json(file.read_text())["step"])
     if newest is None or load.step_of(newest) < step:
         return f"{file}: step {step} was saved last, and its checkpoint is gone"
     return text_fault(file, {"step": step})

@@ -16,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...models import strict
 from ..core import files
 from .manifest import ANNOTATION_FIELDS, parse_entry
 
@@ -86,11 +87,8 @@ def scan(folder: Path, out: Path, domain: str, pictures: bool) -> ScanReport:
     if not lines:
         raise ValueError(f"{folder}: no line could be written.\n{report}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        out.touch(exist_ok=False)
-    except FileExistsError as error:
-        raise ValueError(f"{out} has appeared meanwhile and is not overwritten") from error
-    files.write_text(out, "".join(line + "\n" for line in lines))
+    with files.published(out) as partial:
+        partial.write_text("".join(line + "\n" for line in lines))
     return report
 
 
@@ -146,7 +144,7 @@ def _group_lines(group: _NameGroup, folder: Path, out: Path, domain: str) -> lis
     notes: list[Any] = [{}]
     for path in group.json:
         try:
-            loaded = json.loads(_text(path, folder))
+            loaded = strict.read_json(_text(path, folder))
         except ValueError as error:
             raise ValueError(f"{_display_path(path, folder)}: not JSON ({error})") from error
         notes = loaded if isinstance(loaded, list) else [loaded]

@@ -3,6 +3,7 @@
 c sound channels, n samples.
 """
 
+import errno
 import io
 import math
 from collections import deque
@@ -35,6 +36,7 @@ CONTAINERS = {
 }
 OPUS_RATE = 48_000
 BIT_RATE = 96_000  # per channel
+FULL = {errno.ENOSPC, errno.EDQUOT}
 BLOCK = 48_000  # samples written at a time
 
 Wave = NDArray[np.float32]
@@ -82,6 +84,7 @@ def write_media(
 
     Raises:
         ValueError: as `check_writable`; or the wave is not finite, or the video damaged.
+        OSError: the file cannot be written, as on a full disk.
     """
     out, video = Path(out), None if video is None else Path(video)
     check_writable(out, video)
@@ -99,9 +102,12 @@ def write_media(
 
 
 def _write_sound(path: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
-    with soundfile.SoundFile(path, "w", rate, wave.shape[0], format=kind, subtype=coding) as file:
-        for begin in range(0, wave.shape[1], BLOCK):  # libsndfile's Vorbis writer fails on long blocks
-            file.write(wave[:, begin : begin + BLOCK].T)
+    try:
+        with soundfile.SoundFile(path, "w", rate, wave.shape[0], format=kind, subtype=coding) as file:
+            for begin in range(0, wave.shape[1], BLOCK):  # libsndfile's Vorbis writer fails on long blocks
+                file.write(wave[:, begin : begin + BLOCK].T)
+    except (soundfile.LibsndfileError, AssertionError) as error:  # the second one where fewer samples were written
+        raise OSError(f"{path.parent}: a sound cannot be written there; is the disk full? ({error})") from error
 
 
 def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
@@ -158,4 +164,6 @@ def _media_errors(what: str) -> Iterator[None]:
     except MediaError as error:
         raise ValueError(f"video: {error}") from error
     except av.error.FFmpegError as error:
+        if error.errno in FULL:
+            raise OSError(error.errno, f"{what}: {error.strerror}") from error
         raise ValueError(f"{what}: {error.strerror}") from error
