@@ -30,6 +30,7 @@ BOUNDS = {  # pydantic's error -> the end of its sentence
     "less_than": "must be below {lt:g}",
 }
 
+LEVELS = 100  # of lists and objects in one another
 SHOWN = 80  # characters of a refused value
 NAMES = {
     "boolean": ("true or false", "true or false"),
@@ -57,11 +58,25 @@ def parse(kind: type[T], data: object, path: str = "") -> T:
 
 
 def read_json(text: str | bytes, **hooks: Any) -> Any:
-    """`json.loads`, in which values nested too deeply for it are a ValueError, as any other text that is wrong."""
+    """`json.loads`, in which values nested deeper than LEVELS are a ValueError, as any other text that is wrong: they
+    would exceed the interpreter's stack, here or where they are written again."""
     try:
-        return json.loads(text, **hooks)
+        value = json.loads(text, **hooks)
     except RecursionError:
-        raise ValueError("its values are nested too deeply") from None
+        value = None
+    else:
+        brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
+        if sum(map(text.count, brackets)) <= LEVELS or _depth_within(value, LEVELS):  # type: ignore[arg-type]
+            return value
+    raise ValueError(f"values are nested more than {LEVELS} deep")
+
+
+def _depth_within(value: Any, levels: int) -> bool:
+    if not isinstance(value, dict | list):
+        return True
+    return levels > 0 and all(
+        _depth_within(each, levels - 1) for each in (value.values() if isinstance(value, dict) else value)
+    )
 
 
 def json_schema(kind: type) -> dict[str, Any]:

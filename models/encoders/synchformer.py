@@ -5,7 +5,6 @@ feature for every two frames.
 S segments, T time steps of a segment (8), P patches of a frame (196), W width, H heads, D head width.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -169,7 +168,7 @@ class SyncEncoder:
         with pretrained.reading():
             if not pretrained.local:
                 raise ValueError("Synchformer is on none")
-            sizes: SynchformerConfig = strict.parse(SynchformerConfig, json.loads((folder / CONFIG).read_text()))
+            sizes: SynchformerConfig = strict.parse(SynchformerConfig, strict.read_json((folder / CONFIG).read_text()))
         pretrained.check_sizes({"dim": config.dim, "size": config.size}, {"dim": sizes.width, "size": sizes.size})
         with torch.device("meta"):
             model = Synchformer(sizes)

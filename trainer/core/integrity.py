@@ -1,10 +1,10 @@
 """A folder whose `manifest.json` lists its files with sizes and hashes, and its own hash: a checkpoint, weights."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ...models import strict
 from .cli import ExitCode
 from .files import hash_file, hash_json, ignore, json_text, write_json
 
@@ -36,7 +36,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises ManifestError when it is missing, damaged, of another format, or cannot be read."""
     file = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = json.loads(file.read_text())
+        manifest: dict[str, Any] = strict.read_json(file.read_text())
         if manifest["format"] != FORMAT:
             raise ManifestError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
         if manifest.pop("xxh3") != hash_json(manifest):
@@ -44,11 +44,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if not all({"bytes", "xxh3"} <= entry.keys() for entry in manifest["files"].values()):
             raise ManifestError(f"{file} is damaged: a file without size or hash")
         return manifest
+    except ManifestError:
+        raise
     except FileNotFoundError:
         raise ManifestError(f"{file} is missing") from None
     except OSError as error:
         raise ManifestError(_unreadable(file, error)) from None
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{file} is damaged: {error!r}") from None
 
 

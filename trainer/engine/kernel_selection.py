@@ -13,6 +13,7 @@ import torch
 import torch._functorch.config
 
 from ...kernels.ops import BACKENDS, OPS, KernelsConfig, Ops, available, missing, resolve
+from ...models import strict
 from ...models.config import ModelConfig
 from ..core.config import BaseConfig
 from ..core.files import write_json
@@ -253,7 +254,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             f"kernels.benchmark_file: {path} is no file; launch/bench.py kernels --out {path} writes one"
         )
     try:
-        rows = json.loads(path.read_text())["rows"]
+        rows = strict.read_json(path.read_text())["rows"]
         for row in rows:
             if row["op"] not in OPS or row["backend"] not in BACKENDS[row["op"]]:
                 raise ValueError(f"{row['op']} by {row['backend']} is not known")

@@ -17,6 +17,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ...models import strict
 from ..core import files
 from ..core.credentials import redacted
 from ..media.source import MediaError
@@ -90,7 +91,7 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
 
 def _raw_line(entry: ManifestEntry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]:
     """A line as written, with paths that are also valid in the folder of `out`."""
-    raw: dict[str, Any] = json.loads(text.decode("utf-8-sig"))
+    raw: dict[str, Any] = strict.read_json(text.decode("utf-8-sig"))
     if manifest.parent.resolve() != out.parent.resolve():
         places = {"audio": entry.audio, "video": entry.video}
         raw |= {kind: place for kind, place in places.items() if kind in raw}
@@ -179,7 +180,7 @@ def _ask_one(job: _Question, answers: AnswerCache, asker: EndpointClient) -> tup
 
 def _fill_line(job: _Question, answer: CachedAnswer, model: str, summary: AnnotateSummary) -> dict[str, Any]:
     """The line with the answered fields; unanswered ones go into the summary."""
-    values = json.loads(answer.text) if answer.text else dict.fromkeys(job.fields)
+    values = strict.read_json(answer.text) if answer.text else dict.fromkeys(job.fields)
     given = {name: value for name, value in values.items() if value not in (None, {}, [], "")}
     summary.filled.update(given.keys())
     if missing := [name for name in job.fields if name not in given]:

@@ -6,7 +6,6 @@
 `ManifestLine` has the keys. Any other key is kept under `annotation["extra"]`, unless it looks like a misspelt one.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from ...models import strict
 from ..core.addresses import ADDRESS, LOCAL_PROTOCOLS, address_problem
 from ..core.credentials import redacted
 from ..core.english import complaint_list, lines_wrong
@@ -141,7 +141,7 @@ def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
     """Read one line of the manifest at `path`; raises ValueError as `read_manifest`."""
     where = f"{path}:{line}"
     try:
-        raw = json.loads(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
+        raw = strict.read_json(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error}): {text[:80]!r}; expected one object per line") from error
     if not isinstance(raw, dict):

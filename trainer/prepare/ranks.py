@@ -18,6 +18,7 @@ from typing import Self
 
 from tqdm import tqdm
 
+from ...models import strict
 from ..core.english import amount
 from ..data.storage import Store
 
@@ -112,7 +113,7 @@ class Ranks:
                 rank = int(name.rpartition("/")[2].partition(".")[0])
                 # An earlier launch may have had more ranks.
                 if rank != self.rank and rank < self.count and (data := self._store.read(name)):
-                    status, before = RankStatus(**json.loads(data)), self._seen.get(rank)
+                    status, before = RankStatus(**strict.read_json(data)), self._seen.get(rank)
                     if before is None or status != before.status:
                         first = status if before is None else before.first
                         self._seen[rank] = _RankSighting(status, time.monotonic(), first, before is not None)
