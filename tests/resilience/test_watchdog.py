@@ -1,14 +1,18 @@
 """A rank's verdict reaches all others, also those that cannot read it for a while."""
 
 import os
+import socket
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import pytest
+import torch.distributed as dist
 
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.hardware import free_port
+from audiox_trainer.trainer.resilience import signed_store
 from tests.helpers.small_config import ROOT
 
 # Threads of a library call Python, one after the other for some seconds, during many signs of life.
@@ -55,6 +59,37 @@ SCRIPT = """
     sys.exit(run(work))
 """
 
+# Somebody who knows no secret writes to the store, while rank 1 never comes to the barrier.
+FORGER = """
+    import json, os, sys, time
+    from datetime import timedelta
+    import torch.distributed as dist
+    from audiox_trainer.trainer.core.cli import run
+    from audiox_trainer.trainer.core.config import TimeoutsConfig
+    from audiox_trainer.trainer.resilience.watchdog import Watchdog
+
+    def work():
+        with Watchdog(TimeoutsConfig(start=60, first_step=60, step=5, save=60)) as watchdog:
+            dist.init_process_group("gloo")
+            watchdog.connect(dist.get_rank(), 2)
+            watchdog.enter("step", 3)
+            if dist.get_rank() == 0:
+                port, found = watchdog.store.port, []
+                for name in ("tcp", "tcp6"):
+                    for line in open(f"/proc/net/{name}").readlines()[1:]:
+                        host, listening = line.split()[1], line.split()[3] == "0A"
+                        if listening and int(host.split(":")[1], 16) == port:
+                            found.append(host.split(":")[0])
+                print("listens", *found, file=sys.stderr)
+                forger = dist.TCPStore("127.0.0.1", port, None, False, timedelta(seconds=5), wait_for_workers=False)
+                forger.set("verdict", json.dumps([0, "forged"]))
+                forger.set("rank/1", json.dumps([10**6, ["step", 10**6, "", 1], "forged", False]))
+                dist.barrier()
+            time.sleep(100)
+
+    sys.exit(run(work))
+"""
+
 
 def launch(script, text, *arguments):
     """Two ranks of a script: their exit codes and their output."""
@@ -85,3 +120,49 @@ def test_a_run_that_goes_on_is_not_looked_into(tmp_path):
     """Python 3.11 crashes with SIGSEGV if stacks are read while a C++ thread attaches itself."""
     codes, said = launch(tmp_path / "rank.py", ATTACHING)
     assert codes == [0, 0], said
+
+
+def test_nobody_outside_the_run_can_end_it(tmp_path):
+    """Neither is a forged verdict obeyed, nor does it stand in the way of the true one."""
+    codes, said = launch(tmp_path / "rank.py", FORGER)
+    assert codes == [ExitCode.HUNG] * 2, said
+    assert "listens 0100007F\n" in said[0], "the loopback interface only"
+    assert all("no progress for 5 s: rank 1 is in step 3" in text and "forged" not in text for text in said), said
+
+
+@pytest.mark.parametrize(
+    ("one_network", "master", "bound", "told"),
+    [
+        (True, "node1", "127.0.0.1", "127.0.0.1"),
+        (False, "127.0.1.1", "::", "127.0.1.1"),  # the machine's own name in Debian's /etc/hosts
+        (False, "192.0.2.1", "::", "192.0.2.1"),  # of no interface: translated
+    ],
+)
+def test_the_store_binds_what_the_ranks_reach(monkeypatch, one_network, master, bound, told):
+    monkeypatch.setenv("MASTER_ADDR", master)
+    listening, host = signed_store._listen(one_network)
+    with listening:
+        assert (listening.getsockname()[0], host) == (bound, told)
+
+
+def test_the_store_binds_one_interface_between_nodes(monkeypatch):
+    monkeypatch.setenv("MASTER_ADDR", "node1")
+    addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in ("192.0.2.1", "127.0.0.2")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: addresses)
+    monkeypatch.setattr(signed_store.ipaddress, "ip_address", lambda host: SimpleNamespace(is_loopback=False))
+    listening, host = signed_store._listen(False)
+    with listening:
+        assert listening.getsockname()[0] == host == "127.0.0.2"
+
+
+def test_a_value_is_valid_only_with_its_signature_and_under_its_key():
+    here = signed_store.SignedStore(dist.HashStore(), b"secret")
+    other = signed_store.SignedStore(here.store, b"another")
+    other.set("verdict", [0, "forged"])
+    assert here.get("verdict") is None
+    assert here.set_first("verdict", [78, "ours"]) == here.get("verdict") == [78, "ours"]
+    assert here.set_first("verdict", [1, "later"]) == [78, "ours"]
+    here.store.set("rank/1", here.store.get("verdict"))
+    assert here.get("rank/1") is None and not here.has_all(["verdict", "rank/1"])
+    here.store.set("rank/1", "")
+    assert here.get("rank/1") is None and here.get("rank/2") is None

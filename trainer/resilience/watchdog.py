@@ -9,9 +9,7 @@ The reporting thread may block too (a stopped rank 0 does not answer, and torch'
 so a second thread watches the clock. Both run while the main thread waits in a collective operation.
 """
 
-import json
 import os
-import socket
 import sys
 import threading
 import time
@@ -27,6 +25,7 @@ from ..core.cli import ExitCode, exit_code_of
 from ..core.config import TimeoutsConfig
 from ..core.credentials import redacted
 from .rank_location import rank_location
+from .signed_store import SignedStore
 from .stop_signal import StoppedError
 
 HEARTBEAT_SHARE = 0.1  # of the shortest bound: the time between two signs of life
@@ -73,7 +72,7 @@ class Watchdog:
         self.pause = min(LONGEST_PAUSE, HEARTBEAT_SHARE * shortest)
         self.nodes: list[str] = []  # each rank's node, if there are several nodes
         self.records = {self.rank: RankRecord(self.status, time.monotonic(), time.monotonic())}
-        self.store: dist.TCPStore | None = None
+        self.store: SignedStore | None = None
         self.reporter: threading.Thread | None = None
         self.verdict: tuple[ExitCode, str] | None = None
         self.started = False
@@ -91,16 +90,8 @@ class Watchdog:
         """Starts the reports, once there is a process group. All ranks call this."""
         if ranks == 1:
             return
-        host, port = os.environ["MASTER_ADDR"], 0
         timeout = timedelta(seconds=max(10 * self.pause, STORE_TIMEOUT))
-        if rank == 0:
-            self.store = dist.TCPStore(host, 0, None, True, timeout=timeout, wait_for_workers=False)
-            port = self.store.port
-        gathered: list[Any] = [None] * ranks
-        dist.all_gather_object(gathered, (port, os.environ.get("SLURMD_NODENAME") or socket.gethostname()))
-        if rank != 0:
-            self.store = dist.TCPStore(host, gathered[0][0], None, False, timeout=timeout, wait_for_workers=False)
-        nodes = [node for _, node in gathered]
+        self.store, nodes = SignedStore.connect(rank, ranks, timeout)
         self.nodes, now = nodes if len(set(nodes)) > 1 else [], time.monotonic()
         others = [other for other in (range(ranks) if rank == 0 else (0,)) if other != rank]
         self.records = self.records | {other: RankRecord(RankStatus(), now, now) for other in others}
@@ -176,12 +167,12 @@ class Watchdog:
         while not self.over.wait(self.pause):
             beat += 1
             try:
-                self.store.set(f"rank/{self.rank}", json.dumps([beat, astuple(self.status), *self._location()]))
-                if self.store.check(["verdict"]):
-                    self._receive_verdict(self.store.get("verdict"))
-                present = [rank for rank in others if self.store.check([f"rank/{rank}"])]
-                for rank in present:
-                    self._record(rank, *json.loads(self.store.get(f"rank/{rank}")))
+                self.store.set(f"rank/{self.rank}", [beat, astuple(self.status), *self._location()])
+                if verdict := self.store.get("verdict"):
+                    self._receive_verdict(*verdict)
+                for rank in others:
+                    if report := self.store.get(f"rank/{rank}"):
+                        self._record(rank, *report)
             except Exception:  # rank 0 is dead or silent; the other thread knows for how long
                 continue
 
@@ -193,6 +184,8 @@ class Watchdog:
 
     def _record(self, rank: int, beat: int, status: list[Any], line: str, waits: bool) -> None:
         record, now = self.records[rank], time.monotonic()
+        if beat < record.beat:  # an old report, sent again by somebody else
+            return
         record.line, record.waits = line, waits
         if beat != record.beat:
             record.beat, record.alive = beat, now
@@ -202,16 +195,16 @@ class Watchdog:
     def _send_verdict(self, code: ExitCode, sentence: str) -> None:
         assert self.store is not None
         try:
-            first = self.store.compare_set("verdict", "", json.dumps([int(code), redacted(sentence)]))
-            self._receive_verdict(first)
+            self._receive_verdict(*self.store.set_first("verdict", [int(code), redacted(sentence)]))
         except Exception:
             return
 
-    def _receive_verdict(self, verdict: bytes) -> None:
+    def _receive_verdict(self, code: int, sentence: str) -> None:
         assert self.store is not None
-        code, sentence = json.loads(verdict)
+        if code == ExitCode.DONE:  # only a rank's own work ends it as done
+            return
         try:
-            self.store.set(f"read/{self.rank}", "")  # before this process leaves
+            self.store.set(f"read/{self.rank}", True)  # before this process leaves
         finally:
             self.verdict = ExitCode(code), sentence
             self.judged.set()
@@ -224,7 +217,7 @@ class Watchdog:
         living = [rank for rank, r in self.records.items() if rank != 0 and begin - r.alive <= self._patience(r) / 2]
         try:
             while living and time.monotonic() - begin < 10 * self.pause:
-                if self.store.check([f"read/{rank}" for rank in living]):
+                if self.store.has_all(f"read/{rank}" for rank in living):
                     return
                 time.sleep(self.pause / 10)
         except Exception:  # of the store: a rank that has not read the verdict notices that this one is silent
