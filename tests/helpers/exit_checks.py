@@ -56,6 +56,8 @@ def check_exits(run: Run, fault: Fault) -> None:
     }
     if fault.act in ("SIGKILL", "half"):
         expected |= {rank: -signal.SIGKILL for rank in expected if fault.rank in (None, rank)}
+    if fault.act == "SIGSTOP" and fault.rank is not None and codes[fault.rank] is not None:
+        expected[fault.rank] = -signal.SIGKILL  # its monitor was faster
     said = run.said(0)[-3000:] + run.said(1)[-3000:]
     assert {rank: code for rank, code in enumerate(codes) if code is not None} == {
         rank: code for rank, code in expected.items() if code is not None

@@ -29,11 +29,11 @@ BESIDE = ("checkpoint.async_save=true",)
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 QUICK = {"elsewhere": Fault(READ, 12, "wait", says=ELSEWHERE, own=ExitCode.HUNG)}
 LONG = {
-    "stopped in a step": Fault(LOSS, 24, "SIGSTOP", says=r"rank 1 is stopped or dead: no sign of life"),
-    "killed in a step": Fault(LOSS, 24, "SIGKILL", says=r"rank 1 is stopped or dead: no sign of life"),
-    "the first rank killed": Fault(LOSS, 24, "SIGKILL", rank=0, says=r"rank 0 is stopped or dead"),
-    "the first rank stopped": Fault(LOSS, 24, "SIGSTOP", rank=0, says=r"rank 0 is stopped or dead"),
-    "stopped in a save": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead"),
+    "stopped in a step": Fault(LOSS, 24, "SIGSTOP", says=r"rank 1 is stopped, stuck or dead: no sign of life"),
+    "killed in a step": Fault(LOSS, 24, "SIGKILL", says=r"rank 1 is stopped, stuck or dead: no sign of life"),
+    "the first rank killed": Fault(LOSS, 24, "SIGKILL", rank=0, says=r"rank 0 is stopped, stuck or dead"),
+    "the first rank stopped": Fault(LOSS, 24, "SIGSTOP", rank=0, says=r"rank 0 is stopped, stuck or dead"),
+    "stopped in a save": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped, stuck or dead"),
     "a collective skipped": Fault(READ, 12, "skip", says=SKIPPED, own=ExitCode.HUNG),
     "a mistake": Fault(LOSS, 24, "raise", code=ExitCode.FAILED, says=r"rank 1 .*a mistake of our own", own=1),
     "a mistake that explains itself": Fault(
@@ -63,7 +63,9 @@ LONG = {
         WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
     ),
     "all killed while writing beside": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=BESIDE),
-    "stopped while writing beside": Fault(WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped or dead", settings=BESIDE),
+    "stopped while writing beside": Fault(
+        WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped, stuck or dead", settings=BESIDE
+    ),
     "a GPU lost before writing beside": Fault(
         WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA", own=ExitCode.HUNG, settings=BESIDE
     ),
@@ -95,7 +97,7 @@ EARLY = {
         BUILD,
         "SIGKILL",
         -signal.SIGKILL,
-        r"rank 1 is stopped or dead: no sign of life for \d+ s, last heard of in start-up",
+        r"rank 1 is stopped, stuck or dead: no sign of life for \d+ s, last heard of in start-up",
     ),
 }
 

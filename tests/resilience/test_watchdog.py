@@ -1,10 +1,13 @@
 """A rank's verdict reaches all others, also those that cannot read it for a while."""
 
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
 import textwrap
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -91,11 +94,40 @@ FORGER = """
 """
 
 
-def launch(script, text, *arguments):
-    """Two ranks of a script: their exit codes and their output."""
+# A rank's native call keeps Python's lock for ever, or the rank is stopped.
+STUCK = """
+    import ctypes, os, signal, sys, time
+    import torch.distributed as dist
+    from audiox_trainer.trainer.core.cli import run
+    from audiox_trainer.trainer.core.config import TimeoutsConfig
+    from audiox_trainer.trainer.resilience.watchdog import Watchdog
+
+    rank, ranks = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+
+    def work():
+        with Watchdog(TimeoutsConfig(start=60, first_step=60, step=4, save=60)) as watchdog:
+            dist.init_process_group("gloo")
+            watchdog.connect(rank, ranks)
+            watchdog.enter("step", 11)
+            dist.barrier()
+            if rank == int(sys.argv[1]):
+                print("from", time.monotonic(), file=sys.stderr, flush=True)
+                if sys.argv[2] == "stopped":
+                    os.kill(os.getpid(), signal.SIGSTOP)
+                mutex = ctypes.create_string_buffer(64)
+                for _ in range(2):  # the second waits for ever
+                    ctypes.PyDLL(None).pthread_mutex_lock(mutex)
+            dist.barrier()
+
+    sys.exit(run(work))
+"""
+
+
+def launch(script, text, *arguments, ranks=2):
+    """Ranks of a script: their exit codes and their output."""
     script.write_text(textwrap.dedent(text))
-    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2"}
-    ranks = [
+    common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
+    processes = [
         subprocess.Popen(
             [sys.executable, script, *arguments],
             cwd=ROOT,
@@ -103,10 +135,10 @@ def launch(script, text, *arguments):
             stderr=subprocess.PIPE,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(ranks)
     ]
-    said = [process.communicate(timeout=120)[1] for process in ranks]
-    return [process.returncode for process in ranks], said
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    return [process.returncode for process in processes], said
 
 
 @pytest.mark.parametrize("seconds", [0, 6])
@@ -166,3 +198,31 @@ def test_a_value_is_valid_only_with_its_signature_and_under_its_key():
     assert here.get("rank/1") is None and not here.has_all(["verdict", "rank/1"])
     here.store.set("rank/1", "")
     assert here.get("rank/1") is None and here.get("rank/2") is None
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stuck", "how"), [(1, 0, "native"), (2, 0, "native"), (2, 1, "native"), (2, 1, "stopped")]
+)
+def test_a_rank_whose_threads_cannot_run_is_named_and_killed(tmp_path, ranks, stuck, how):
+    codes, said = launch(tmp_path / "rank.py", STUCK, str(stuck), how, ranks=ranks)
+    ended = time.monotonic()
+    assert codes == [-signal.SIGKILL if rank == stuck else ExitCode.HUNG for rank in range(ranks)], said
+    own, others = said[stuck], [text for rank, text in enumerate(said) if rank != stuck]
+    assert ended - float(re.search(r"from (\S+)", own)[1]) < 4 + 5
+    reason = "it is stopped" if how == "stopped" else "a native call keeps Python's lock"
+    named = rf"error: rank {stuck} is stuck in step 11( \(.*\))?: no sign of life for \d+ s, {reason}; killed"
+    assert re.search(named, own), own
+    assert how == "stopped" or re.search(r'File ".*rank.py", line \d+ in work', own), own
+    assert all(f"error: rank {stuck} is stopped, stuck or dead: no sign of life" in text for text in others), others
+
+
+def test_a_rank_alone_that_was_stopped_may_continue(tmp_path):
+    text = STUCK.replace("for _ in range(2)", "for _ in range(1)")
+    (tmp_path / "rank.py").write_text(textwrap.dedent(text))
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "1", "RANK": "0"}
+    command = [sys.executable, tmp_path / "rank.py", "0", "stopped"]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | common, stderr=subprocess.PIPE, text=True) as process:
+        assert os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+        time.sleep(4 + 4)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(30) == 0, process.stderr.read()

@@ -18,10 +18,15 @@ def rank_location() -> tuple[str, bool]:
     Call it only when the process makes no progress: Python 3.11 crashes (SIGSEGV) if stacks are read while a C++
     thread, such as gloo's, attaches itself (as in python/cpython#116008).
     """
+    return locate(_stacks(), threading.main_thread().ident)
+
+
+def locate(stacks: str, main_thread: int | None) -> tuple[str, bool]:
+    """`rank_location` of these stacks, as faulthandler writes them."""
     line, waits, main = "", False, False
-    for text in _stacks().splitlines():
+    for text in stacks.splitlines():
         if thread := THREAD.match(text):
-            main = int(thread[1], 16) == threading.main_thread().ident
+            main = int(thread[1], 16) == main_thread
         elif frame := FRAME.match(text):
             waits = waits or frame[1].endswith(COLLECTIVES)
             file = Path(frame[1])

@@ -1,4 +1,4 @@
-"""The ranks' shared store of status reports: reachable where the ranks are, and each value signed with a secret of the run.
+"""The ranks' shared store of status reports: reachable where the ranks are, each value signed with a secret of the run.
 
 torch's store serves whoever reaches its port, and binds every interface unless it is handed a bound socket. So rank 0
 binds the loopback interface if all ranks share its network, and otherwise the address of MASTER_ADDR. A value without a

@@ -6,7 +6,8 @@ verdict, which all ranks print and leave with. When rank 0 itself falls silent, 
 one does, so a rank also reports whether it waits in a collective operation: the one that does not is the cause.
 
 The reporting thread may block too (a stopped rank 0 does not answer, and torch's store waits for it without a bound),
-so a second thread watches the clock. Both run while the main thread waits in a collective operation.
+so a second thread watches the clock. Both run while the main thread waits in a collective operation. Neither runs while
+a native call keeps Python's lock: a process outside watches for that (`monitor.py`).
 """
 
 import os
@@ -24,6 +25,7 @@ import torch.distributed as dist
 from ..core.cli import ExitCode, exit_code_of
 from ..core.config import TimeoutsConfig
 from ..core.credentials import redacted
+from .monitor import Monitor
 from .rank_location import rank_location
 from .signed_store import SignedStore
 from .stop_signal import StoppedError
@@ -75,14 +77,16 @@ class Watchdog:
         self.store: SignedStore | None = None
         self.reporter: threading.Thread | None = None
         self.verdict: tuple[ExitCode, str] | None = None
-        self.started = False
+        self.monitor: Monitor | None = None
+        self.unwatched = False  # its monitor has ended
         self.leaving = False  # by an error of this rank, which its main thread prints
         self.killer: threading.Timer | None = None
         self.paused = 0.0  # seconds for which this process was stopped itself
         self.over, self.judged, self.left = threading.Event(), threading.Event(), threading.Lock()
 
     def __enter__(self) -> Self:
-        self.started = True
+        self.monitor = Monitor(self.rank, self.ranks)
+        self._report_to_monitor()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
         return self
 
@@ -101,6 +105,7 @@ class Watchdog:
     def enter(self, phase: str, step: int) -> None:
         """The main thread enters a phase."""
         self.status = RankStatus(phase, step)
+        self._report_to_monitor()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -117,6 +122,8 @@ class Watchdog:
         if self.reporter is not None:  # Python ends with SIGABRT while a thread is in a call of torch's store
             self.reporter.join(max(2 * self.pause, STORE_TIMEOUT))
         self._kill_after_timeout(error)
+        if self.monitor is not None:
+            self.monitor.close()
 
     def failing(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -135,7 +142,7 @@ class Watchdog:
 
     def _kill_after_timeout(self, error: BaseException | None) -> None:
         """Contexts, and Python at its end, wait for every thread, and one of them may read or write for ever."""
-        if error is None or not self.started or self.killer:
+        if error is None or self.monitor is None or self.killer:
             return
 
         def end() -> None:
@@ -233,6 +240,7 @@ class Watchdog:
                 self.paused = now - last
                 for record in self.records.values():
                     record.alive = record.moved = now
+            self._report_to_monitor()
             last, own = now, self.records[self.rank]
             own.alive = now
             if self.status != own.status:
@@ -241,6 +249,16 @@ class Watchdog:
                 self._judge(now)
             if self.verdict is not None and not self.leaving:
                 self._leave()
+
+    def _report_to_monitor(self) -> None:
+        if self.monitor is not None:
+            self.monitor.report(str(self.status), self._bound(self.status))
+            if self.monitor.has_ended() and not self.over.is_set() and not self.unwatched:
+                self.unwatched = True
+                print(
+                    f"rank {self.rank}: its monitor has ended, so a native call that hangs goes unnoticed",
+                    file=sys.stderr,
+                )
 
     def _judge(self, now: float) -> None:
         """Sets a verdict if a rank has made no progress for too long."""
@@ -273,8 +291,9 @@ class Watchdog:
             end = f"this process itself was stopped for {self.paused:.0f} s before; {end}"
         if silent:
             record = self.records[silent[0]]
+            seconds = time.monotonic() - record.alive
             return (
-                f"{self._ranks(silent)} stopped or dead: no sign of life for {time.monotonic() - record.alive:.0f} s, "
+                f"{self._ranks(silent)} stopped, stuck or dead: no sign of life for {seconds:.0f} s, "
                 f"last heard of in {record.status}; {end}"
             )
         if failed:
