@@ -14,8 +14,10 @@ import pytest
 import torch.distributed as dist
 
 from audiox_trainer.trainer.core.cli import ExitCode
+from audiox_trainer.trainer.core.config import TimeoutsConfig
 from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.resilience import signed_store
+from audiox_trainer.trainer.resilience.watchdog import Watchdog
 from tests.helpers.small_config import ROOT
 
 # Threads of a library call Python, one after the other for some seconds, during many signs of life.
@@ -226,3 +228,10 @@ def test_a_rank_alone_that_was_stopped_may_continue(tmp_path):
         time.sleep(4 + 4)
         process.send_signal(signal.SIGCONT)
         assert process.wait(30) == 0, process.stderr.read()
+
+
+def test_a_rank_says_that_its_monitor_has_ended(capfd):
+    with Watchdog(TimeoutsConfig(start=5)) as watchdog:
+        watchdog.monitor.process.kill()
+        time.sleep(3 * watchdog.pause)
+    assert capfd.readouterr().err.count("rank 0: its monitor has ended") == 1

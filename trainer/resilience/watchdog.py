@@ -78,7 +78,6 @@ class Watchdog:
         self.reporter: threading.Thread | None = None
         self.verdict: tuple[ExitCode, str] | None = None
         self.monitor: Monitor | None = None
-        self.unwatched = False  # its monitor has ended
         self.leaving = False  # by an error of this rank, which its main thread prints
         self.killer: threading.Timer | None = None
         self.paused = 0.0  # seconds for which this process was stopped itself
@@ -233,7 +232,7 @@ class Watchdog:
     # The thread that watches the clock.
 
     def _watch(self) -> None:
-        last = time.monotonic()
+        last, unwatched = time.monotonic(), False
         while not self.over.wait(self.pause / 2):
             now = time.monotonic()
             if now - last > self._bound(self.status) / 2:  # this process itself was stopped: its records are old
@@ -241,6 +240,11 @@ class Watchdog:
                 for record in self.records.values():
                     record.alive = record.moved = now
             self._report_to_monitor()
+            if not unwatched and self.monitor and self.monitor.has_ended() and not self.over.is_set():
+                unwatched = True
+                print(
+                    f"rank {self.rank}: its monitor has ended; a native call that hangs is not noticed", file=sys.stderr
+                )
             last, own = now, self.records[self.rank]
             own.alive = now
             if self.status != own.status:
@@ -253,12 +257,6 @@ class Watchdog:
     def _report_to_monitor(self) -> None:
         if self.monitor is not None:
             self.monitor.report(str(self.status), self._bound(self.status))
-            if self.monitor.has_ended() and not self.over.is_set() and not self.unwatched:
-                self.unwatched = True
-                print(
-                    f"rank {self.rank}: its monitor has ended, so a native call that hangs goes unnoticed",
-                    file=sys.stderr,
-                )
 
     def _judge(self, now: float) -> None:
         """Sets a verdict if a rank has made no progress for too long."""
