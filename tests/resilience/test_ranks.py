@@ -18,12 +18,12 @@ PUBLISH = "audiox_trainer.trainer.checkpoint.save:_publish"
 
 
 ELSEWHERE = (
-    r"no progress for 10 s: rank 1 is in step 11 \(trainer/pretrain\.py:\d+\), "
-    r"rank 0 is waiting in step 11 \(trainer/logs\.py:\d+\)"
+    r"no progress for 10 s: rank 1 is in step 11 \(trainer/training/pretrain\.py:\d+\), "
+    r"rank 0 is waiting in step 11 \(trainer/training/meter\.py:\d+\)"
 )
 SKIPPED = (
-    r"no progress for 10 s: rank 0 is waiting in step 11 \(trainer/logs\.py:\d+\), "
-    r"rank 1 is waiting in step 11 \(trainer/stopping\.py:\d+\)"
+    r"no progress for 10 s: rank 0 is waiting in step 11 \(trainer/training/meter\.py:\d+\), "
+    r"rank 1 is waiting in step 11 \(trainer/resilience/stop_signal\.py:\d+\)"
 )
 BESIDE = ("checkpoint.async_save=true",)
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
