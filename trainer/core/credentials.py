@@ -3,15 +3,29 @@
 import os
 import re
 from typing import Any
+from urllib.parse import quote
 
-# user:password@ of an address, signatures of presigned addresses, keys as AWS and Hugging Face write them.
+# Names of query parameters that sign an address or grant access: of AWS, CloudFront, Google, Azure and common servers.
+_SIGNS = (
+    "signature|credential|token|secret|passw|pwd|auth(?!or(?!iz))|jwt|session|api[-_]?key|access[-_]?(?:key|id)"
+    "|subscription-key"
+)
+_EXACT = "sig|key|policy|key-pair-id|hdnea|hdnts|hmac|md5|code|sas|pass"
+_PARAMETER = rf"(?:[\w.~-]*(?:{_SIGNS})[\w.~-]*|{_EXACT})"
 PATTERNS = (
-    re.compile(r"(?<=://)[^/\s@]+:[^/\s@]+(?=@)"),
-    re.compile(
-        r"(?i)(?<=[?&])(?:X-Amz-(?:Signature|Credential|Security-Token)|Signature|AWSAccessKeyId|sig|token)=[^&\s'\"]+"
-    ),
+    # Everything before the host: user:password@, TOKEN@, and passwords with @ in them.
+    re.compile(r"(?<=://)[^/\s'\"?#]+(?=@)"),
+    re.compile(rf"(?i)(?:(?<=[?&;#])|(?<=%3F)|(?<=%26)){_PARAMETER}(?:=|%3D)(?:(?!%26)[^&\s'\"#])+"),
+    re.compile(rf"(?i)\b(?:[\w-]*(?:{_SIGNS}|password))=[^&\s'\",;)\]]+"),  # of a form, or a library's message
+    re.compile(r"\b[Bb]earer\s+[\w.~+/-]{8,}=*|\bBasic\s+[A-Za-z0-9+/]{12,}={0,2}"),
+    # Keys whose form tells what they are: AWS, Hugging Face, GitHub, GitLab, Google, OpenAI and others, Slack, JWT.
     re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
     re.compile(r"\bhf_[A-Za-z0-9]{20,}\b"),
+    re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_\w{22,}|glpat-[\w-]{20,})"),
+    re.compile(r"\b(?:AIza[\w-]{35}|ya29\.[\w-]{20,})"),
+    re.compile(r"\b(?:sk-[A-Za-z0-9_-]{20,}|xox[abeoprs]-[\w-]{10,}|npm_[A-Za-z0-9]{36})"),
+    re.compile(r"\beyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]*"),
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----[\s\S]*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"),
 )
 NAMES = re.compile(r"(?i)(?:^|_)(?:secret|token|password|api_key|access_key)(?:_|$)")  # of keys and of variables
 
@@ -35,7 +49,8 @@ def redacted(text: str) -> str:
         if name in ADDRESSES and value:
             text = text.replace(value, f"[{name}]")
         if len(value) >= 8 and NAMES.search(name):
-            text = text.replace(value, "[redacted]")
+            for written in (value, quote(value, safe=""), quote(value)):
+                text = text.replace(written, "[redacted]")
     for pattern in PATTERNS:
         text = pattern.sub("[redacted]", text)
     return text

@@ -1,0 +1,107 @@
+"""Addresses with a secret in them: it is opened with the secret, and nothing that is written or said shows it."""
+
+import json
+from dataclasses import asdict
+
+import pytest
+
+from audiox_trainer.models.config import CodecConfig, VideoConfig
+from audiox_trainer.trainer.core.credentials import redacted, refuse
+from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.media import source
+from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+
+SECRET = "s3cr3tValue0123456789"
+HOST = "127.0.0.1:9"
+PARAMETERS = [
+    *("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "x-amz-signature", "AWSAccessKeyId", "Signature"),
+    *("X-Goog-Signature", "X-Goog-Credential", "GoogleAccessId", "Key-Pair-Id", "Policy", "sig", "SIG", "sas"),
+    *("access_token", "access-token", "accessToken", "token", "auth", "auth_token", "authorization", "jwt", "id_token"),
+    *("api_key", "apikey", "api-key", "apiKey", "x-api-key", "key", "subscription-key", "secret", "client_secret"),
+    *("password", "passwd", "pwd", "pass", "session", "sessionid", "PHPSESSION", "refresh_token", "hmac", "hdnea"),
+    *("code", "md5", "oauth_signature", "oauth_token", "credentials", "private_token", "download_token"),
+]
+ADDRESSES = [
+    *(f"https://{HOST}/a.wav?{name}={SECRET}&part=1" for name in PARAMETERS),
+    *(f"https://{HOST}/a.wav?part=1&{name}={SECRET}" for name in ("token", "api_key", "X-Goog-Signature")),
+    f"https://{HOST}/a.wav#access_token={SECRET}",
+    f"https://{HOST}/a.wav?a=1;token={SECRET}",
+    f"https://{HOST}/a.wav?url=https%3A%2F%2Fh%2Fb%3FX-Amz-Signature%3D{SECRET}%26x%3D1",
+    f"https://me:{SECRET}@{HOST}/a.wav",
+    f"https://{SECRET}@{HOST}/a.wav",
+    f"https://{SECRET}:@{HOST}/a.wav",
+    f"https://:{SECRET}@{HOST}/a.wav",
+    f"https://me:p@{SECRET}@{HOST}/a.wav",
+    f"https://me:{SECRET}@x@{HOST}/a.wav",
+    f"https://me:{SECRET}:y@{HOST}/a.wav",
+]
+MESSAGES = [
+    f"Authorization: Bearer {SECRET}",
+    "Authorization: Basic bWU6czNjcjN0VmFsdWUwMTIz",
+    f"login failed: password={SECRET}, host=h",
+    f"api_key={SECRET}",
+    "ghp_" + "a1B2" * 9,
+    "github_pat_" + "a1B2" * 8,
+    "glpat-" + "a1B2" * 5,
+    "hf_" + "a1B2" * 9,
+    "AKIA" + "ABCD1234" * 2,
+    "AIza" + "a1B2c" * 7,
+    "ya29." + "a1B2" * 8,
+    "sk-" + "a1B2" * 8,
+    "sk-proj-" + "a1B2" * 8,
+    "xoxb-" + "1234567890-abc",
+    "npm_" + "a1B2" * 9,
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+    f"-----BEGIN RSA PRIVATE KEY-----\n{SECRET}\n-----END RSA PRIVATE KEY-----",
+]
+CODEC = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, latent_channels=128)
+VIDEO = VideoConfig("frames", dim=64, image_rate=5.0, motion_rate=25.0, size=32, steps=32, pool=2)
+
+
+@pytest.mark.parametrize("address", ADDRESSES, ids=range(len(ADDRESSES)))
+def test_a_secret_is_written_nowhere(address, tmp_path, monkeypatch):
+    """The name of an entry goes into shards and reports, a rejection into rejected.jsonl and the records of blocks."""
+    monkeypatch.setattr(source, "PAUSE", 0.0)
+    manifest = tmp_path / "m.jsonl"
+    manifest.write_text(json.dumps({"audio": address}) + "\n")
+    (entry,) = read_manifest(manifest)
+    assert entry.audio == address, "it is what gives access"
+    task = EntryTask(EncoderSettings(CODEC, VIDEO), entry)
+    (rejection,) = decode_entry(task)
+    assert isinstance(rejection, Rejection) and rejection.reason == "unreachable"
+    for written in (entry.name, str(task), json.dumps(asdict(rejection)), redacted(f"KeyError: {address!r}")):
+        assert SECRET not in written and "[redacted]" in written
+    assert HOST in entry.name, "whose address it is may be known"
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=range(len(MESSAGES)))
+def test_a_message_shows_no_key(message):
+    shown = redacted(f"403: {message} (denied)")
+    assert "[redacted]" in shown and shown.startswith("403: ")
+    assert not any(len(word) > 12 and word in shown for word in message.split() if word != "Authorization:")
+    with pytest.raises(ValueError, match="holds a credential"):
+        refuse({"a": message}, "run.json")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://host/a%20b.wav?part=1&version=2",
+        "https://host/authors/key.wav",
+        "s3://bucket/me@home/a.wav",
+        "https://host/a.wav?author=me",
+        "mail me@host or see https://host/a",
+        "model.text.max_tokens: 3 must be at least 4; pass=ing",
+        "basic information, bearer of news",
+        "data/tokens/session.wav",
+    ],
+)
+def test_what_is_no_secret_stays(text):
+    assert redacted(text) == text
+    refuse({"a": text}, "run.json")
+
+
+def test_the_value_of_a_variable_in_any_writing(monkeypatch):
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k3y/str+oke=more")
+    for written in ("k3y/str+oke=more", "k3y%2Fstr%2Boke%3Dmore", "k3y/str%2Boke%3Dmore"):
+        assert redacted(f"it was {written} there") == "it was [redacted] there"
