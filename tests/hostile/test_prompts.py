@@ -41,7 +41,7 @@ def test_names_in_the_folder(tmp_path, out):
 
 HUGE = 10**400
 WRONG = [
-    ("seconds", 1e9), ("seconds", HUGE), ("seconds", -HUGE), ("seconds", 86_401), ("seconds", 0), ("seconds", "1"),
+    ("seconds", 1e9), ("seconds", HUGE), ("seconds", -HUGE), ("seconds", 14_401), ("seconds", 0), ("seconds", "1"),
     ("prefix", 1e9), ("start", HUGE), ("steps", 10**9), ("steps", HUGE), ("steps", 10_001), ("steps", 1.5),
     ("guidance", 1e20), ("guidance", HUGE), ("guidance", 1001), ("guidance", -1), ("seed", HUGE), ("seed", 2**62),
     ("seed", -1), ("seed", True), ("task", "x" * 100_000), ("text", ""), ("text", ["a"]), ("out", " "),
@@ -71,7 +71,7 @@ def test_lines_that_are_none(tmp_path, line):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--seconds", "1e9"), "seconds: 1e+09 must be above 0 seconds, and at most 86400"),
+        (("--seconds", "1e9"), "seconds: 1e+09 must be above 0 seconds, and at most 14400"),
         (("--seconds", "1e400"), "seconds: "),
         (("--steps", "1000000000"), "steps: 1000000000; a sampler takes at least 1, and at most 10000"),
         (("--count", "10000000"), "--count at most 10000"),

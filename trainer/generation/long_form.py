@@ -17,7 +17,7 @@ from ...models.weights import is_finite
 from ..media.video_decode import VIDEO_SLACK
 from .batching import SEED_STRIDE
 from .clip_request import ClipRequest
-from .prompts import Prompt
+from .prompts import MAX_SECONDS, Prompt
 from .user_media import InputSound, encode_video_clips, load_beginning, load_sound_with_hole, read_video_span
 
 OVERLAP = 0.3  # of a clip: the shortest beginning that training gives
@@ -143,6 +143,10 @@ class LongSound:
             if seconds <= 0:
                 raise ValueError(
                     f"start: {self.prompt.start:g}; {self.prompt.video} lasts {seconds + self.prompt.start:.2f} s"
+                )
+            if seconds > MAX_SECONDS:
+                raise ValueError(
+                    f"video: {self.prompt.video} lasts {seconds:g} s from there; ask for at most {MAX_SECONDS:g} s"
                 )
         samples = self.new_frames[1] * self.codec.hop if seconds is None else round(seconds * self.codec.sample_rate)
         if samples <= self.new_frames[0] * self.codec.hop:

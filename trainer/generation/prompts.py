@@ -20,7 +20,7 @@ from ..core.tasks import TASKS, TaskName
 
 PATH_FIELDS = ("video", "audio", "continue_from")
 MAX_SEED = 2**62
-MAX_SECONDS = 86_400.0  # a day
+MAX_SECONDS = 14_400.0  # four hours: all of a sound is in memory
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,8 @@ class Prompt:
             value = getattr(self, name)
             if value is not None and not 0 < value <= MAX_SECONDS:
                 raise ValueError(f"{name}: {value:g} must be above 0 seconds, and at most {MAX_SECONDS:g}")
-        if not 0 <= self.start < math.inf:
-            raise ValueError(f"start: {self.start:g} must be 0 seconds or more")
+        if not 0 <= self.start <= MAX_SECONDS:
+            raise ValueError(f"start: {self.start:g} must be 0 seconds or more, and at most {MAX_SECONDS:g}")
         if not 0 <= self.seed < MAX_SEED:
             raise ValueError(f"seed: {self.seed} must be 0 or more, and below 2^62")
         if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:

@@ -19,6 +19,8 @@ from ..media.clips import frames_in, read_sound
 from ..media.source import MediaError
 from ..media.video_decode import FrameReader, VideoSpan, video_span
 
+LONGEST_GIVEN = 3600.0  # seconds: all of a given sound is in memory, and a small file may hold days
+
 
 @dataclass(frozen=True)
 class InputSound:
@@ -130,6 +132,8 @@ def _features(encode: VideoEncoder, images: Tensor, motion: Tensor, nearest: Ten
 
 def _read_sound(path: Path, codec: CodecConfig) -> Tensor:
     try:
-        return torch.from_numpy(read_sound(path, codec))
+        return torch.from_numpy(read_sound(path, codec, LONGEST_GIVEN))
     except MediaError as error:
         raise ValueError(f"audio: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"audio: {path}: {error}; give a part of it") from None

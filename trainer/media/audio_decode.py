@@ -26,6 +26,9 @@ FULL_SCALE = 0.98  # from this level on, equal neighbouring samples are clipped
 REMAINDER = 0.1  # of a clip: the shortest remainder of a longer file that is kept
 SLACK = 0.05  # seconds that a file may be shorter than declared: encoders round, and damage is longer
 PREROLL = 1.0  # seconds before a segment where decoding begins: codecs carry sound over from frame to frame
+LATEST = 600.0  # seconds of silence before the sound of a file: more is a wrong time stamp
+LONGEST = 172_800.0  # seconds of sound of a segment, two days: lossless codecs make megabytes of months of silence
+RATES = (1000, 4_000_000)  # Hz: at 1 Hz a few bytes would be hours
 ROUNDING = 1e-3  # seconds to which some containers round their time stamps
 # Containers whose stream duration is a count and not a guess from the bit rate.
 _COUNTED = {"flac", "ogg", "mov,mp4,m4a,3gp,3g2,mj2", "aiff", "caf", "wv"}
@@ -158,7 +161,13 @@ def _segment(
             stamp = None if frame.time is None else round((frame.time - track.begin) * rate)
             if clock is None:
                 clock = 0 if stamp is None or abs(stamp) <= ROUNDING * rate else stamp
-                yield from _silence(rate, channels, clock - first if last is None else min(clock, last) - first)
+                missing = (clock if last is None else min(clock, last)) - first
+                if missing > LATEST * rate:
+                    raise MediaError(
+                        Reason.GAP, f"{source.name}: the sound begins at {clock / rate:.2f} s, more than {LATEST:g} s "
+                        "after the file or the segment"
+                    )  # fmt: skip
+                yield from _silence(rate, channels, missing)
             elif stamp is not None and abs(stamp - clock) > SLACK * rate:
                 if max(clock, stamp) <= first:
                     clock = stamp
@@ -170,6 +179,10 @@ def _segment(
             for block in track.converted(frame):
                 wanted = block[:, max(0, first - clock) : None if last is None else max(0, last - clock)]
                 clock += block.shape[1]
+                if clock - first > LONGEST * rate:
+                    raise MediaError(
+                        Reason.TOO_LONG, f"{source.name}: longer than {LONGEST:g} s; prepare segments of it"
+                    )
                 if wanted.shape[1]:
                     meter.add(wanted)
                     yield rate, _mixed(wanted, channels)
@@ -236,6 +249,9 @@ class _Track:
         if self._kind not in (None, found):
             changes = f"changes from {self._kind} to {found} (Hz, channels, format)"
             raise MediaError(Reason.UNDECODABLE, f"{self._name}: {changes}")
+        if self._kind is None and not RATES[0] <= frame.sample_rate <= RATES[1]:
+            expected = f"expected {RATES[0]} to {RATES[1]}"
+            raise MediaError(Reason.UNDECODABLE, f"{self._name}: a sample rate of {frame.sample_rate} Hz; {expected}")
         self._kind = found
 
     def converted(self, frame: av.AudioFrame) -> list[Wave]:

@@ -75,14 +75,15 @@ def read_clips(
             yield _clip(piece, *_clip_pictures(reader, codec, frames, start, piece))
 
 
-def read_sound(location: Path | str, codec: CodecConfig) -> Wave:
+def read_sound(location: Path | str, codec: CodecConfig, longest: float | None = None) -> Wave:
     """Read all sound of a file at the codec's rate and channels: (audio_channels, n), scaled if its peak is above 1.
 
     Raises:
         MediaError: the file is missing, damaged or empty.
+        ValueError: it is longer than `longest` seconds.
     """
     with open_media(location) as source:
-        return decode_all(source, codec)
+        return decode_all(source, codec, longest=longest)
 
 
 def frames_in(seconds: float, rate: float) -> int:

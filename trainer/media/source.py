@@ -59,6 +59,7 @@ class Reason(StrEnum):
     STUCK = "stuck"
     NOT_FINITE = "features not finite"
     GAP = "gap in the time stamps"
+    TOO_LONG = "too long"  # so that a small file cannot mean endless work
 
 
 class MediaError(Exception):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from .source import MediaError, MediaSource, Reason, check_decoder, file_start, open_media, seek_before
 
 VIDEO_SLACK = 0.5  # seconds that pictures may end before the sound or begin after it; the nearest one is repeated
+MOST_PIXELS = 1 << 27  # of a picture, 11,585 by 11,585: a few kB can declare gigabytes
 _BACK = (1.0, 10.0)  # seconds before a segment at which to look for a key frame
 
 Picture = NDArray[np.uint8]
@@ -152,6 +153,7 @@ class FrameReader:
         if not stream.codec_context.is_open:
             stream.codec_context.thread_count = self._threads
             stream.codec_context.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(MOST_PIXELS)}
         return stream
 
     def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator["_Frame"]:
