@@ -1,20 +1,22 @@
 """Addresses that make fsspec read other files, run a template or leave this machine: refused wherever one is read."""
 
 import json
+import socket
 
 import fsspec
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.models.config import CodecConfig
 from audiox_trainer.trainer.core.config import StreamConfig
 from audiox_trainer.trainer.data.storage import open_store
 from audiox_trainer.trainer.generation.prompts import parse_prompt
-from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.manifest.manifest import ManifestEntry, read_manifest
+from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.clips import read_sound
 from audiox_trainer.trainer.media.source import MediaError, Reason
+from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+from tests.helpers.media_files import FRAMES, MONO
 
-MONO = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, latent_channels=128)
 CHAINS = [
     "reference://x.wav::file://REFS",
     "simplecache::file://REFS",
@@ -77,6 +79,42 @@ def test_no_hostile_address_is_opened(address, tmp_path, opened, monkeypatch):
     with pytest.raises(ValueError, match=r"path: .* is not read; "):
         strict.parse(StreamConfig, {"path": address, "tasks": {"T2A": 1}})
     assert not opened and not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(113, "No route to host"),
+        TimeoutError("timed out"),
+        socket.gaierror(-2, "Name or service not known"),
+        ConnectionResetError("reset"),
+        PermissionError("403"),
+        RuntimeError("an error of a client of its own"),
+        ValueError("Port could not be cast to integer"),
+    ],
+    ids=repr,
+)
+def test_a_host_that_is_dead_costs_its_file_only(error, monkeypatch):
+    """Some clients connect when they are made."""
+
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr(source, "PAUSE", 0.0)
+    monkeypatch.setattr(fsspec.core, "url_to_fs", fail)
+    entry = ManifestEntry(3, "a file", "https://host/a.wav", None, "audio", 0.0, None)
+    (rejection,) = decode_entry(EntryTask(EncoderSettings(MONO, FRAMES), entry))
+    assert isinstance(rejection, Rejection) and rejection.reason == "unreachable"
+
+
+@pytest.mark.parametrize(
+    "rest", ["[zz/a.wav", "[fe80/a", "127.0.0.1:99999999/a.wav", "", "/", "?", "#", "127.0.0.1:9/\ud800", "a\nb/c"]
+)
+def test_an_address_that_is_none(rest, monkeypatch):
+    monkeypatch.setattr(source, "PAUSE", 0.0)
+    entry = ManifestEntry(3, "a file", f"http://{rest}", None, "audio", 0.0, None)
+    (rejection,) = decode_entry(EntryTask(EncoderSettings(MONO, FRAMES), entry))
+    assert isinstance(rejection, Rejection) and rejection.reason in ("unreachable", "missing", "unreadable")
 
 
 @pytest.mark.parametrize("address", ["https://host/a.wav", "http://host/a.wav", "hf://datasets/a/b.wav"])

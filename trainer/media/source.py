@@ -185,7 +185,7 @@ def _fetch(address: str) -> Iterator[MediaSource]:
         raise MediaError(Reason.UNREADABLE, f"{name}: {problem}")
     endpoint = os.environ.get("S3_ENDPOINT_URL")  # mosaicml-streaming uses it for shards
     options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
-    files, path = fsspec.core.url_to_fs(address, **options)
+    files, path = _retry(name, lambda: fsspec.core.url_to_fs(address, **options))  # some connect here
     size = _retry(name, lambda: files.info(path))["size"]
     if size is not None and size > FETCH_LIMIT:
         open_parts = lambda: _RemoteFile(name, _retry(name, lambda: files.open(path, "rb")))  # noqa: E731
