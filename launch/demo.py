@@ -19,7 +19,7 @@ from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
 from audiox_trainer.trainer.core.hardware import fastest_precision, free_port
 from audiox_trainer.trainer.core.integrity import MANIFEST
-from audiox_trainer.trainer.cost.budget import divide_budget
+from audiox_trainer.trainer.cost.operation_budget import divide_budget
 from audiox_trainer.trainer.cost.operations import training_flops
 from audiox_trainer.trainer.evaluation.demo_report import draw_comparison, training_facts, write_demo_report
 

@@ -45,7 +45,7 @@ class LinearPath(nn.Module):
 
 
 @dataclass(frozen=True)
-class Levels:
+class TimestepFeatures:
     """Activations that depend only on the noise levels. They take a quarter of the weights, which a sampler with known
     levels thus reads once instead of at every step."""
 
@@ -54,14 +54,14 @@ class Levels:
     blocks: tuple[tuple[Modulation, Modulation], ...]
     out: Modulation  # shift and scale of the last norm
 
-    def expand(self, batch: int) -> "Levels":
+    def expand(self, batch: int) -> "TimestepFeatures":
         """One level, (1, ·) throughout, for `batch` samples; nothing is copied."""
 
         def wide(rows: Modulation) -> Modulation:
             return tuple(row.expand(batch, -1) for row in rows)
 
         blocks = tuple((wide(x), wide(c)) for x, c in self.blocks)
-        return Levels(self.t.expand(batch), self.time.expand(batch, -1), blocks, wide(self.out))
+        return TimestepFeatures(self.t.expand(batch), self.time.expand(batch, -1), blocks, wide(self.out))
 
 
 class MMDiT(nn.Module):
@@ -92,18 +92,18 @@ class MMDiT(nn.Module):
     def forward(
         self,
         z: Tensor,
-        t: Tensor | Levels,
+        t: Tensor | TimestepFeatures,
         condition: Tensor,
         condition_length: Tensor | None,
         n_blocks: int | None = None,
     ) -> Tensor:
-        """z (B, L, C), t (B,) in [0, 1] or the result of `levels`, condition (B, V+L+T, Wc) -> velocity (B, L, C).
+        """z (B, L, C), t (B,) in [0, 1] or its `timestep_features`, condition (B, V+L+T, Wc) -> velocity (B, L, C).
 
         With `n_blocks` the latent stream's tokens (B, L, W) after that many blocks are returned instead: the features
         of the discriminator (section V-B).
         """
-        known = t if isinstance(t, Levels) else None
-        time = t.time if isinstance(t, Levels) else self._embed_time(t)
+        known = t if isinstance(t, TimestepFeatures) else None
+        time = t.time if isinstance(t, TimestepFeatures) else self._embed_time(t)
         x = self.latent_in(z) + self.seconds_latent()
         c = self.condition_in(condition)
         where = self.seconds_condition()
@@ -120,13 +120,15 @@ class MMDiT(nn.Module):
             return x
         shift, scale = known.out if known else self._modulate_out(time)
         v = self.latent_out(self.ops.layer_norm_modulate(x, shift, scale))
-        return v if self.linear_path is None else v + self.linear_path(z, t.t if isinstance(t, Levels) else t, time)
+        if self.linear_path is None:
+            return v
+        return v + self.linear_path(z, t.t if isinstance(t, TimestepFeatures) else t, time)
 
-    def levels(self, t: Tensor) -> Levels:
+    def timestep_features(self, t: Tensor) -> TimestepFeatures:
         """Compute what depends only on the noise levels t (B,), for `forward`."""
         time = self._embed_time(t)
         blocks = tuple(block.modulate(time) for block in self.blocks if isinstance(block, JointBlock))
-        return Levels(t, time, blocks, self._modulate_out(time))
+        return TimestepFeatures(t, time, blocks, self._modulate_out(time))
 
     def _embed_time(self, t: Tensor) -> Tensor:
         return F.silu(self.time(t))

@@ -17,7 +17,7 @@ Velocity = Callable[[Tensor, Tensor], Tensor]  # (z (B, L, C), t (B,)) -> v (B, 
 Draw = Callable[[], Tensor]  # fresh noise (B, L, C) at every call
 
 
-def guided_velocity(
+def with_guidance(
     backbone: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     condition: tuple[Tensor, Tensor],
     unconditional: tuple[Tensor, Tensor],
@@ -49,18 +49,18 @@ def sample(
     velocity: Velocity, draw: Draw, sampling: SamplingConfig, known: Tensor | None = None, mask: Tensor | None = None
 ) -> Tensor:
     """Latents (B, L, C) by the sampler and noise levels of `sampling`; its guidance is in `velocity` already."""
-    times = noise_levels(sampling)
+    times = sampling_timesteps(sampling)
     if sampling.sampler == "renoise":
         return renoise(velocity, draw(), times, draw, known, mask)
     return euler(velocity, draw(), times, known, mask)
 
 
-def noise_levels(sampling: SamplingConfig) -> list[float]:
+def sampling_timesteps(sampling: SamplingConfig) -> list[float]:
     """From 1 to 0, one more than there are steps."""
-    return [*sampling.timesteps, 0.0] if sampling.timesteps else levels(sampling.steps, sampling.shift)
+    return [*sampling.timesteps, 0.0] if sampling.timesteps else shifted_timesteps(sampling.steps, sampling.shift)
 
 
-def levels(steps: int, shift: float = 1.0) -> list[float]:
+def shifted_timesteps(steps: int, shift: float = 1.0) -> list[float]:
     """Noise levels from 1 to 0, `steps` + 1 of them: equal steps of u, t = shift·u/(1 + (shift - 1)·u)."""
     u = [1 - k / steps for k in range(steps + 1)]
     return [shift * x / (1 + (shift - 1) * x) for x in u]

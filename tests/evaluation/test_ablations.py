@@ -9,7 +9,7 @@ import pytest
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
 from audiox_trainer.trainer.core.hardware import fastest_precision
-from audiox_trainer.trainer.cost.budget import rounds_within_budget
+from audiox_trainer.trainer.cost.operation_budget import rounds_within_budget
 from audiox_trainer.trainer.cost.operations import distillation_flops, training_flops
 from audiox_trainer.trainer.cost.passes import step_probabilities
 from audiox_trainer.trainer.evaluation.ablations import (

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audiox_trainer.kernels.ops import KernelsConfig
 from audiox_trainer.models.audiox import SamplingConfig
-from audiox_trainer.models.sampler import euler, guided, levels, renoise
+from audiox_trainer.models.sampler import euler, renoise, shifted_timesteps, with_guidance
 from audiox_trainer.trainer.evaluation.held_out import draw_held_out
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
 from audiox_trainer.trainer.generation.generator import Generator
@@ -27,14 +27,14 @@ def oracle(data: Tensor):
 
 
 def test_levels_shift_towards_noise():
-    assert levels(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
-    assert levels(2, 4.0) == pytest.approx([1.0, 0.8, 0.0])
+    assert shifted_timesteps(4, 1.0) == [1.0, 0.75, 0.5, 0.25, 0.0]
+    assert shifted_timesteps(2, 4.0) == pytest.approx([1.0, 0.8, 0.0])
 
 
 @pytest.mark.parametrize("steps", [1, 4, 7])
 def test_euler_with_an_oracle_returns_the_data(steps):
     data, noise = torch.randn(2, B, L, C)
-    assert torch.allclose(euler(oracle(data), noise, levels(steps)), data, atol=1e-5)
+    assert torch.allclose(euler(oracle(data), noise, shifted_timesteps(steps)), data, atol=1e-5)
 
 
 @pytest.mark.parametrize("steps", [1, 4])
@@ -47,7 +47,7 @@ def test_renoise_with_an_oracle_returns_the_data(steps):
         return oracle(data)(z, t)
 
     fresh = torch.randn(steps, B, L, C)
-    assert torch.allclose(renoise(velocity, noise, levels(steps), iter(fresh).__next__), data, atol=1e-5)
+    assert torch.allclose(renoise(velocity, noise, shifted_timesteps(steps), iter(fresh).__next__), data, atol=1e-5)
     assert [t for _, t in seen] == pytest.approx([1 - k / steps for k in range(steps)])
     for k, (z, t) in enumerate(seen[1:]):
         assert torch.allclose(z, t * fresh[k] + (1 - t) * data, atol=1e-5)
@@ -59,9 +59,9 @@ def test_given_latents_are_kept_to_the_bit(kind):
     mask = (torch.rand(B, L, 1) < 0.5).float()
     wrong = lambda z, t: torch.randn_like(z)  # noqa: E731
     if kind == "euler":
-        z = euler(wrong, noise, levels(3), known, mask)
+        z = euler(wrong, noise, shifted_timesteps(3), known, mask)
     else:
-        z = renoise(wrong, noise, levels(3), lambda: torch.randn(B, L, C), known, mask)
+        z = renoise(wrong, noise, shifted_timesteps(3), lambda: torch.randn(B, L, C), known, mask)
     assert torch.equal(z[mask.expand_as(z) > 0], known[mask.expand_as(z) > 0])
     assert not torch.isclose(z, known)[mask.expand_as(z) == 0].all()
 
@@ -74,7 +74,7 @@ def test_euler_follows_the_given_path_on_the_way():
         seen.append((z, float(t[0])))
         return torch.zeros_like(z)
 
-    euler(velocity, noise, levels(4), known, torch.ones(B, L, 1))
+    euler(velocity, noise, shifted_timesteps(4), known, torch.ones(B, L, 1))
     for z, t in seen:
         assert torch.allclose(z, t * noise + (1 - t) * known, atol=1e-6)
 
@@ -93,7 +93,7 @@ def test_guidance_in_one_batch_equals_two_forwards():
     z, t = torch.randn(B, L, C), torch.rand(B)
     v, v_uncond = backbone(z, t, *condition), backbone(z, t, *unconditional)
     for guidance, expected in ((1.0, v), (3.0, v_uncond + 3 * (v - v_uncond)), (0.0, v_uncond)):
-        assert torch.allclose(guided(backbone, condition, unconditional, guidance)(z, t), expected, atol=1e-5)
+        assert torch.allclose(with_guidance(backbone, condition, unconditional, guidance)(z, t), expected, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +177,10 @@ def test_levels_known_beforehand_change_nothing(generator):
     z = torch.randn(3, config.codec.frames, config.codec.latent_channels)
     condition, length = generator._encode(generator.conditions(ClipRequest(["a bell", "two kicks", ""])))
     sampling = SamplingConfig(steps=3, shift=2.0)
-    known = generator.levels(sampling)
-    generator.levels(SamplingConfig(steps=2))
-    assert generator.levels(sampling) is known  # kept, whatever is sampled between
-    for t, level in zip(levels(3, 2.0), known, strict=False):
+    known = generator.timestep_features(sampling)
+    generator.timestep_features(SamplingConfig(steps=2))
+    assert generator.timestep_features(sampling) is known  # kept, whatever is sampled between
+    for t, level in zip(shifted_timesteps(3, 2.0), known, strict=False):
         with torch.no_grad():
             expected = backbone(z, torch.full((3,), t), condition, length)
             actual = backbone(z, level.expand(3), condition, length)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from audiox_trainer.trainer.core.update_cycle import Phase, UpdateCycle
-from audiox_trainer.trainer.losses.dmd import dmd_loss, eq10_loss, eq10_sg_teacher_loss, weight
+from audiox_trainer.trainer.losses.dmd import dmd_loss, eq10_loss, eq10_sg_teacher_loss, matching_weight
 from audiox_trainer.trainer.losses.flow_matching import interpolate
 from audiox_trainer.trainer.losses.gan import adversarial_loss, discriminator_loss
 
@@ -82,8 +82,8 @@ def test_a_sample_that_the_teacher_reproduces_exactly_gives_finite_numbers():
 
 def test_weights():
     tau = torch.tensor([0.25, 0.5])
-    assert weight(tau, "one").tolist() == [1, 1]
-    assert weight(tau, "kl").tolist() == pytest.approx([2.25, 0.5])
+    assert matching_weight(tau, "one").tolist() == [1, 1]
+    assert matching_weight(tau, "kl").tolist() == pytest.approx([2.25, 0.5])
 
 
 def test_hinge_losses():

@@ -8,7 +8,7 @@ import pytest
 
 from audiox_trainer.trainer.data.storage import FolderStore
 from audiox_trainer.trainer.prepare import ranks as module
-from audiox_trainer.trainer.prepare.ranks import Progress, Ranks, RankStatus
+from audiox_trainer.trainer.prepare.ranks import Progress, RankHeartbeat, Ranks
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_line_says_how_fast_and_how_long_still(clock, capsys):
 
 
 def announce(store, rank, lines, clips, beat):
-    status = RankStatus(lines=lines, clips=clips, heartbeat=beat)
+    status = RankHeartbeat(lines=lines, clips=clips, heartbeat=beat)
     store.write(f"work/ranks/{rank:05d}.json", json.dumps(asdict(status)).encode())
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.ops import KernelsConfig
 from ...models.audiox import AudioX, SamplingConfig
 from ...models.config import ModelConfig
-from ...models.sampler import guided_velocity, nfe, noise_levels, sample
+from ...models.sampler import nfe, sample, sampling_timesteps, with_guidance
 from ..core.hardware import peak_flops
 from ..cost.operations import forward_flops
 from ..engine import kernel_selection
@@ -168,16 +168,16 @@ def _sample_plainly(
 def _sample_ours(
     network: AudioX, sampling: SamplingConfig, both: list[tuple[Tensor, Tensor]], noise: Tensor, dtype: torch.dtype
 ) -> Callable[[], Tensor]:
-    times = torch.tensor(noise_levels(sampling)[:-1], device=noise.device)
-    levels = [network.backbone.levels(t) for t in times.split(1)]
+    times = torch.tensor(sampling_timesteps(sampling)[:-1], device=noise.device)
+    timestep_features = [network.backbone.timestep_features(t) for t in times.split(1)]
 
     def call() -> Tensor:
-        steps = iter(levels)
+        steps = iter(timestep_features)
 
         def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
             return network.backbone(z.to(dtype), next(steps).expand(len(z)), condition, length)
 
-        return sample(guided_velocity(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
+        return sample(with_guidance(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
 
     return call
 

@@ -18,7 +18,7 @@ from ..data.batches import Batch
 from ..engine import zero
 from ..engine.timing import time_interleaved
 from ..losses.flow_matching import flow_matching_loss, interpolate
-from ..training.pretrain import Pretraining, configure_model, draw_noise, noise_levels
+from ..training.pretrain import Pretraining, configure_model, draw_noise, sample_timesteps
 from .matmul_replay import replay_matmuls
 from .summary import Column, format_table, spread
 from .synthetic_run import random_batch, share_of_rank, start_run
@@ -181,7 +181,7 @@ class PlainLoop:
         micro = self.batch.split(self.config.training.micro_batch)
         for part in micro:
             z1, uniform = draw_noise(0, 0, part)
-            t = noise_levels(uniform, self.config.training).to(self.device)
+            t = sample_timesteps(uniform, self.config.training).to(self.device)
             z0, z1 = part.latents.to(self.device), z1.to(self.device)
             conditions = part.conditions.to(self.device, torch.float32).tensors()
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):

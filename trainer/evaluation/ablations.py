@@ -19,7 +19,7 @@ from ..core.config_reader import read_json
 from ..core.distill_config import load_distill_config, precision_overrides
 from ..core.files import hash_file, write_json, write_text
 from ..core.hardware import fastest_precision
-from ..cost.budget import rounds_within_budget
+from ..cost.operation_budget import rounds_within_budget
 from ..cost.operations import training_flops
 from ..data.pairs import check_pairs
 

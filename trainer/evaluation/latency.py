@@ -28,7 +28,7 @@ def efficiency_rows(models: Sequence[TimedModel]) -> list[dict[str, Any]]:
     `against`: its speed relative to each row of the first weights, paired by turn.
     """
     for _, generator, sampling in models:
-        generator.levels(sampling)
+        generator.timestep_features(sampling)
     seconds = np.empty((len(models), WARM_UPS + RUNS, 3))
     for run in tqdm(range(WARM_UPS + RUNS), desc="latency", disable=not models):
         for i, (_, generator, sampling) in enumerate(models):

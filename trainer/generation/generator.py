@@ -16,8 +16,8 @@ from ...models.audiox import SamplingConfig
 from ...models.encoders.base import VideoEncoder
 from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ...models.encoders.runtime import Runtime
-from ...models.mmdit import Levels, MMDiT
-from ...models.sampler import Velocity, guided_velocity, noise_levels, sample
+from ...models.mmdit import MMDiT, TimestepFeatures
+from ...models.sampler import Velocity, sample, sampling_timesteps, with_guidance
 from ..checkpoint.export import load_weights
 from ..core.hardware import choose_device, to_device
 from ..data.batches import Conditions
@@ -65,7 +65,9 @@ class Generator:
         self._runtime = Runtime.here(self.device)
         self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
         self.codec = build_codec(self.model.config.codec, self._runtime)
-        self._cached_levels = lru_cache(CACHED_SAMPLINGS)(partial(_levels, self.model.backbone, self.device))
+        self._cached_timestep_features = lru_cache(CACHED_SAMPLINGS)(
+            partial(_timestep_features, self.model.backbone, self.device)
+        )
 
     @property
     def sample_rate(self) -> int:
@@ -146,7 +148,7 @@ class Generator:
     def velocity(self, request: ClipRequest, sampling: SamplingConfig) -> Velocity:
         """The guided velocity under a request's conditions, for one sampling. The encoders and the conditioner run
         once, here; every evaluation is the transformer alone."""
-        guidance, steps = sampling.guidance, iter(self.levels(sampling))
+        guidance, steps = sampling.guidance, iter(self.timestep_features(sampling))
         encoded = self._encode(self.conditions(request))
         n = len(request.texts)
         # Without any condition every sample's unconditional branch is the same: encoded once.
@@ -157,7 +159,7 @@ class Generator:
         def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
             return self.model.backbone(z.to(self.dtype), next(steps).expand(len(z)), condition, length)
 
-        return guided_velocity(backbone, encoded, unconditional, guidance)
+        return with_guidance(backbone, encoded, unconditional, guidance)
 
     @torch.inference_mode()
     def integrate(
@@ -182,9 +184,9 @@ class Generator:
         """latents (B, L, C) -> waves (B, c, samples) in [-1, 1]."""
         return self.codec.decode(latents)
 
-    def levels(self, sampling: SamplingConfig) -> list[Levels]:
+    def timestep_features(self, sampling: SamplingConfig) -> list[TimestepFeatures]:
         """The backbone's features of each noise level of a sampling; the last few samplings are cached."""
-        return self._cached_levels(tuple(noise_levels(sampling)[:-1]))
+        return self._cached_timestep_features(tuple(sampling_timesteps(sampling)[:-1]))
 
     def _encode(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         return self.model.encode(*conditions.to(self.device, self.dtype).tensors())
@@ -194,7 +196,7 @@ class Generator:
         if self.device.type != "cpu":
             latents = self.latents(concatenate_requests(requests, self.model.config), seeds, sampling)
             return latents, self.waves(latents).float().cpu()
-        self.levels(sampling)  # computed once, before the threads ask for them
+        self.timestep_features(sampling)  # computed once, before the threads ask for them
         # The same threads per clip whatever the batch: another split of a sum is another last bit.
         small = sum(p.numel() for p in self.model.parameters()) < SMALL
         split: dict[str, int] = {"threads_each": 1} if small else {"workers": 1}
@@ -211,5 +213,5 @@ def _try(function: Callable[..., T], *arguments: Any) -> T | ValueError:
 
 
 @torch.inference_mode()
-def _levels(backbone: MMDiT, device: torch.device, times: tuple[float, ...]) -> list[Levels]:
-    return [backbone.levels(t) for t in torch.tensor(times, device=device).split(1)]
+def _timestep_features(backbone: MMDiT, device: torch.device, times: tuple[float, ...]) -> list[TimestepFeatures]:
+    return [backbone.timestep_features(t) for t in torch.tensor(times, device=device).split(1)]

@@ -48,6 +48,6 @@ def matching_loss(kind: str, z0: Tensor, z_tau: Tensor, tau: Tensor, v_teacher: 
     return eq10_loss(v_teacher, v_fake) if kind == "eq10" else eq10_sg_teacher_loss(v_teacher, v_fake)
 
 
-def weight(tau: Tensor, kind: str) -> Tensor:
+def matching_weight(tau: Tensor, kind: str) -> Tensor:
     """ω_τ (B,): 1, or the exact KL divergence's (1 - τ)²/τ."""
     return torch.ones_like(tau) if kind == "one" else (1 - tau).square() / tau

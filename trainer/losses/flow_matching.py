@@ -29,7 +29,7 @@ def flow_matching_loss(v: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
     return (v.float() - (z1 - z0).float()).square().flatten(1).mean(1)
 
 
-def noise_level(uniform: Tensor, kind: str, mean: float, even: float) -> Tensor:
+def timesteps_from_uniform(uniform: Tensor, kind: str, mean: float, even: float) -> Tensor:
     """Noise levels in (0, 1) from uniform draws of the same shape: as they are, or as a logit-normal law with this
     mean and deviation 1, of which a share `even` stays uniform."""
     if kind == "uniform":

@@ -29,7 +29,7 @@ LINE = 60.0  # seconds between two lines of progress without a terminal
 
 
 @dataclass
-class RankStatus:
+class RankHeartbeat:
     """What a rank announces to the others."""
 
     blocks: list[int] = field(default_factory=list)  # in progress
@@ -40,16 +40,16 @@ class RankStatus:
 
 @dataclass
 class _RankSighting:
-    status: RankStatus
+    status: RankHeartbeat
     since: float
-    first: RankStatus  # at the first look of this process; may be left from an earlier launch
+    first: RankHeartbeat  # at the first look of this process; may be left from an earlier launch
     changed: bool = False  # since the first look: not left from an earlier launch
 
     @property
     def new(self) -> tuple[int, int]:
         """Lines and clips since the first look. Earlier ones are already counted by finished blocks."""
         restarted = self.status.lines < self.first.lines
-        before = RankStatus() if restarted else self.first
+        before = RankHeartbeat() if restarted else self.first
         return self.status.lines - before.lines, self.status.clips - before.clips
 
 
@@ -58,7 +58,7 @@ class Ranks:
 
     def __init__(self, store: Store, rank: int, count: int, patience: float = PATIENCE) -> None:
         self.rank, self.count = rank, count
-        self.own = RankStatus()
+        self.own = RankHeartbeat()
         self._store, self._patience = store, patience
         self._seen: dict[int, _RankSighting] = {}
         self._over, self._lock = threading.Event(), threading.Lock()
@@ -113,7 +113,7 @@ class Ranks:
                 rank = int(name.rpartition("/")[2].partition(".")[0])
                 # An earlier launch may have had more ranks.
                 if rank != self.rank and rank < self.count and (data := self._store.read(name)):
-                    status, before = RankStatus(**strict.read_json(data)), self._seen.get(rank)
+                    status, before = RankHeartbeat(**strict.read_json(data)), self._seen.get(rank)
                     if before is None or status != before.status:
                         first = status if before is None else before.first
                         self._seen[rank] = _RankSighting(status, time.monotonic(), first, before is not None)

@@ -15,7 +15,7 @@ from ...kernels.ops import Ops
 from ...models.audiox import AudioX
 from ...models.discriminator import DiscriminatorHead
 from ...models.encoders.build import build_text_encoder
-from ...models.sampler import levels, noise_levels, override_sampling
+from ...models.sampler import override_sampling, sampling_timesteps, shifted_timesteps
 from ..checkpoint.load import TrainedModel
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig, RoleConfig
@@ -27,7 +27,7 @@ from ..data.batches import Batch
 from ..data.distill_draws import DistillDraws
 from ..engine import zero
 from ..engine.ema import Ema
-from ..losses.dmd import matching_loss, weight
+from ..losses.dmd import matching_loss, matching_weight
 from ..losses.flow_matching import clean_estimate, flow_matching_loss, interpolate, noise_estimate
 from ..losses.gan import adversarial_loss, discriminator_loss
 from ..losses.guidance import predict_velocity
@@ -56,7 +56,7 @@ class Distillation:
         """Student and fake model start with copies of `teacher`, which is frozen."""
         self.config, self.world, self.cycle, self.sampling = config, world, config.cycle, teacher.sampling
         self.total = self.cycle.total_updates(config.training.steps)
-        self.times = noise_levels(config.sampling)[:-1]
+        self.times = sampling_timesteps(config.sampling)[:-1]
         self.accumulation = check_ranks(config.training, world.ranks)
         torch.manual_seed(config.training.seed)
         self.engines = {"discriminator": self._engine("discriminator", DiscriminatorHead(config.model.backbone.width))}
@@ -201,7 +201,7 @@ class Distillation:
         warm, k = self.config.warm_start, self._interval(update)
         noise = self.draws.rollout(update, batch, k)
         if batch.noise is None:
-            endpoint = self.teacher.endpoint(batch, noise[0], levels(warm.ode_steps, warm.ode_shift))
+            endpoint = self.teacher.endpoint(batch, noise[0], shifted_timesteps(warm.ode_steps, warm.ode_shift))
         else:
             endpoint, noise[0] = batch.latents, batch.noise
         t = self._level(k, batch)
@@ -240,7 +240,9 @@ class Distillation:
             v_teacher = self.teacher.velocity(batch.conditions)(z_tau, tau)
         with torch.set_grad_enabled(settings.loss != "dmd"):
             v_fake = predict_velocity(fake.module, fake.dtype, z_tau, tau, batch.conditions)
-        losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * weight(tau, settings.loss_weight)
+        losses = matching_loss(settings.loss, leaf, z_tau, tau, v_teacher, v_fake) * matching_weight(
+            tau, settings.loss_weight
+        )
         (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("dm", losses)
         self.meter.add("dm_gradient", per_sample_grad_norm(direction))

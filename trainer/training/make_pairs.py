@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ...models import strict
 from ...models.encoders.build import build_text_encoder
-from ...models.sampler import levels
+from ...models.sampler import shifted_timesteps
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig
 from ..core.files import write_json
@@ -91,7 +91,7 @@ class _PairMaker:
         )
         self.reader = Reader(config, encode_text, world.rank, world.ranks)
         self.draws = DistillDraws(facts.seed, world.device)
-        self.times = levels(facts.steps, facts.shift)
+        self.times = shifted_timesteps(facts.steps, facts.shift)
         self.stop, self.compiled = StopSignal(), False
 
     def parts(self, missing: list[int]) -> None:

@@ -21,7 +21,7 @@ from ..engine import kernel_selection, zero
 from ..engine.compilation import compile_blocks
 from ..engine.ema import Ema
 from ..engine.fp8 import use_fp8
-from ..losses.flow_matching import flow_matching_loss, interpolate, noise_level
+from ..losses.flow_matching import flow_matching_loss, interpolate, timesteps_from_uniform
 from ..resilience.watchdog import Watchdog
 from ..training.learning_rate import learning_rate
 from . import run_folder
@@ -77,7 +77,7 @@ class Pretraining:
         z1, uniform = draw_noise(self.config.training.seed, step, batch)
         device, dtype = self.world.device, self.engine.dtype
         z0, z1 = batch.latents.to(device, non_blocking=True), to_device(z1, device)
-        t = to_device(noise_levels(uniform, self.config.training), device)
+        t = to_device(sample_timesteps(uniform, self.config.training), device)
         conditions = batch.conditions.to(device, dtype)
         v = self.engine.engine(interpolate(z0, z1, t).to(dtype), t, *conditions.tensors())
         return flow_matching_loss(v, z0, z1), t
@@ -110,9 +110,9 @@ def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(noise), torch.tensor([rng.random() for rng in rngs])
 
 
-def noise_levels(uniform: Tensor, training: TrainingConfig) -> Tensor:
+def sample_timesteps(uniform: Tensor, training: TrainingConfig) -> Tensor:
     """Each sample's noise level (B,) from its uniform draw."""
-    return noise_level(
+    return timesteps_from_uniform(
         uniform, training.timestep_sampling, training.timestep_logit_mean, training.timestep_uniform_share
     )
 

@@ -16,7 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from audiox_trainer.models import strict
 from audiox_trainer.models.encoders.build import build_text_encoder
-from audiox_trainer.models.sampler import euler, levels
+from audiox_trainer.models.sampler import euler, shifted_timesteps
 from audiox_trainer.trainer.checkpoint.export import load_weights
 from audiox_trainer.trainer.checkpoint.verify import verify
 from audiox_trainer.trainer.core.cli import ExitCode
@@ -85,7 +85,7 @@ def test_pairs_are_noise_and_its_endpoint(commands):
     for _, batch in zip(range(2), reader.batches(0), strict=False):
         mask = batch.given_mask.unsqueeze(-1)
         with torch.no_grad():
-            ends = euler(asked.velocity(batch.conditions), batch.noise, levels(3), batch.latents, mask)
+            ends = euler(asked.velocity(batch.conditions), batch.noise, shifted_timesteps(3), batch.latents, mask)
         torch.testing.assert_close(ends, batch.latents, rtol=2e-3, atol=2e-2)  # float16 in the shards
         assert not torch.allclose(batch.noise, batch.latents, atol=0.5)
 
