@@ -1,8 +1,10 @@
-"""A request to stop affects this process only: its children live until it has saved."""
+"""A request to stop affects this process only: its children live until it has saved. So does any of its signals."""
 
 import subprocess
 import sys
 import textwrap
+
+import pytest
 
 from tests.helpers.small_config import ROOT
 
@@ -14,7 +16,8 @@ SCRIPT = """
     def main():
         if sys.argv[1] == "threads":  # as a watchdog's, which was there before
             threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
-        before = signal.getsignal(signal.SIGUSR2)
+        number = signal.Signals[sys.argv[2]]
+        before = signal.getsignal(number)
         with StopSignal() as stop:
             server = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(60,), daemon=True)
             started = []
@@ -24,11 +27,11 @@ SCRIPT = """
                 thread.join()
             assert stop.agree() == (False, False)
             for _ in range(3):  # a batch script repeats it
-                os.killpg(0, signal.SIGUSR2)
+                os.killpg(0, number)
                 time.sleep(0.3)
             assert stop.agree(busy=True) == (True, True) and stop.asked
             assert server.is_alive() and started[0].poll() is None, "what it started is gone"
-        assert signal.getsignal(signal.SIGUSR2) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+        assert signal.getsignal(number) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
         server.terminate(), server.join(10), started[0].terminate(), started[0].wait(10)
         assert not server.is_alive()
         print("saved")
@@ -38,13 +41,19 @@ SCRIPT = """
 """
 
 
-def asked(tmp_path, how):
+def asked(tmp_path, how, number, *prefix):
     (tmp_path / "run.py").write_text(textwrap.dedent(SCRIPT))
-    command = [sys.executable, str(tmp_path / "run.py"), how]
+    command = [*prefix, sys.executable, str(tmp_path / "run.py"), how, number]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200, start_new_session=True)
 
 
-def test_children_live_on(tmp_path):
-    for how in ("threads", "alone"):
-        done = asked(tmp_path, how)
-        assert (done.returncode, done.stdout) == (0, "saved\n"), (how, done.returncode, done.stderr)
+@pytest.mark.parametrize("number", ["SIGUSR2", "SIGUSR1", "SIGHUP"])
+@pytest.mark.parametrize("how", ["threads", "alone"])
+def test_children_live_on(tmp_path, how, number):
+    done = asked(tmp_path, how, number)
+    assert (done.returncode, done.stdout) == (0, "saved\n"), (done.returncode, done.stderr)
+
+
+def test_what_nohup_ignores_stays_ignored(tmp_path):
+    done = asked(tmp_path, "alone", "SIGHUP", "nohup")
+    assert done.returncode == 1 and "assert stop.agree(busy=True) == (True, True)" in done.stderr, done.stderr

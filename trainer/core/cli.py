@@ -1,13 +1,16 @@
 """Shared by the command lines in launch/. Imports nothing slow, so that a refusal comes at once."""
 
 import argparse
+import contextlib
+import errno
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from enum import IntEnum
 from pathlib import Path
+from typing import Any, TextIO, TypeVar, cast
 
 from .credentials import redacted
 
@@ -26,6 +29,8 @@ class ExitCode(IntEnum):
 
 
 INTERRUPTED = 128 + signal.SIGINT  # as shells report it
+T = TypeVar("T")
+READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more, a terminal that was closed
 
 
 def parser(doc: str | None) -> argparse.ArgumentParser:
@@ -108,9 +113,53 @@ def error_message(error: BaseException) -> str:
     return str(error)
 
 
+class _LosableOutput:
+    """Standard output or error whose reader may go away: a command goes on, and what it prints is lost."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: self.stream.write(text), len(text))
+
+    def flush(self) -> None:
+        self._try(self.stream.flush, None)
+
+    def _try(self, act: Callable[[], T], otherwise: T) -> T:
+        try:
+            return act()
+        except OSError as error:
+            if error.errno not in READER_GONE:
+                raise
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())  # for child processes and libraries too
+            os.close(nowhere)
+            return otherwise
+
+
+@contextlib.contextmanager
+def _losable_outputs() -> Iterator[None]:
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = (cast(TextIO, _LosableOutput(stream)) for stream in before)
+    try:
+        yield
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+    finally:
+        sys.stdout, sys.stderr = before
+
+
 def run(act: Callable[[], None]) -> int:
     """Run a command and return its exit code. An error that a user can fix is printed as a sentence, any other one with
-    its traceback; neither shows a credential."""
+    its traceback; neither shows a credential. A reader of its output that goes away does not end it."""
+    with _losable_outputs():
+        return _run(act)
+
+
+def _run(act: Callable[[], None]) -> int:
     try:
         act()
     except (ValueError, OSError, FloatingPointError) as error:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -44,10 +45,12 @@ class Logs:
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        _forget_after(folder / "metrics.jsonl", start)
+        damage = _forget_after(folder / "metrics.jsonl", start)
         self.file = (folder / "metrics.jsonl").open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.bar = progress(steps, title, "step", start)
+        if damage:
+            self.say(damage)
 
     def __enter__(self) -> Self:
         return self
@@ -105,13 +108,46 @@ def last_step(folder: Path) -> int:
     return max((line["step"] for line in _lines(folder / "metrics.jsonl")), default=0)
 
 
-def _forget_after(path: Path, step: int) -> None:
-    """Drops the lines of steps that a resumed run will write again."""
-    if path.exists():
-        write_text(path, "".join(json.dumps(line) + "\n" for line in _lines(path) if line["step"] <= step))
+def _forget_after(path: Path, step: int) -> str:
+    """Drops the lines of steps that a resumed run will write again. A damaged file is kept under another name; returns
+    a sentence about it, or ""."""
+    if not path.exists():
+        return ""
+    lines, damaged = _read(path)
+    warning = ""
+    if damaged:
+        former = path.with_name(f"{path.stem}.damaged{path.suffix}")
+        os.replace(path, former)
+        count = f"{damaged} of its {damaged + len(lines)} lines {'is' if damaged == 1 else 'are'}"
+        warning = f"{path} is damaged: {count} left out; the file as it was is {former.name}"
+    write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    return warning
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines: a killed process may leave half of one."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+    return _read(path)[0]
+
+
+def _read(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The lines that can be read, and how many cannot. Half a line at the end, which a killed process may leave, is not
+    counted. The file is for people: whatever is wrong with it must not keep a run from training."""
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        text = ""
+    lines, damaged = list[dict[str, Any]](), 0
+    for line in text.splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            valid = isinstance(row, dict) and type(row.get("step")) is int and all(map(_is_value, row.values()))
+        except (ValueError, RecursionError):
+            valid = False
+        if valid:
+            lines.append(row)
+        elif line.endswith("\n"):
+            damaged += 1
+    return lines, damaged
+
+
+def _is_value(value: object) -> bool:
+    return value is None or isinstance(value, (int, float))

@@ -1,0 +1,47 @@
+"""metrics.jsonl is for people: whatever is wrong with it, a run resumes and says so."""
+
+import json
+
+import numpy as np
+import pytest
+
+from audiox_trainer.trainer.training import logs
+from audiox_trainer.trainer.training.logs import Logs
+
+LINES = [{"step": step, "seconds": 1.5 * step, "loss": 1 / step, "lr": 1e-4, "skipped": None} for step in range(1, 9)]
+TEXT = "".join(json.dumps(line) + "\n" for line in LINES)
+
+
+def resumed(folder, step, capsys):
+    """What a run that resumes at this step says, and the steps in its metrics."""
+    with Logs(folder, True, step, 20, "run"):
+        pass
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return capsys.readouterr().out, [row["step"] for row in rows]
+
+
+@pytest.mark.parametrize("damage", ['{"step": 3, "lo', "[1]", "{}", "\udc80\udcff", '{"step": "3"}', "[" * 100000])
+def test_a_damaged_line_is_left_out_and_named(tmp_path, capsys, damage):
+    lines = TEXT.splitlines()
+    damaged = "\n".join([*lines[:2], damage, *lines[3:]]).encode(errors="surrogateescape") + b"\n"
+    (tmp_path / "metrics.jsonl").write_bytes(damaged)
+    assert logs.last_step(tmp_path) == 8 and len(logs.read_losses(tmp_path)["loss"]) == 7
+    said, steps = resumed(tmp_path, 6, capsys)
+    assert f"{tmp_path}/metrics.jsonl is damaged: 1 of its 8 lines is left out" in said
+    assert steps == [1, 2, 4, 5, 6]
+    assert (tmp_path / "metrics.damaged.jsonl").read_bytes() == damaged, "the file as it was"
+
+
+def test_half_a_line_at_the_end_is_no_damage(tmp_path, capsys):
+    (tmp_path / "metrics.jsonl").write_text(TEXT + '{"step": 9, "lo')
+    assert resumed(tmp_path, 8, capsys) == ("", list(range(1, 9)))
+
+
+def test_no_flipped_bit_keeps_a_run_from_resuming(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for _ in range(40):
+        data = bytearray(TEXT.encode())
+        data[rng.integers(len(data))] ^= 1 << rng.integers(8)
+        (tmp_path / "metrics.jsonl").write_bytes(data)
+        _, steps = resumed(tmp_path, 8, capsys)
+        assert len(steps) >= 6
