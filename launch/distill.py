@@ -30,7 +30,7 @@ def main() -> int:
         config, output = load_distill_config(arguments.config, arguments.set), cli.output_folder(arguments)
         from audiox_trainer.trainer.training.distill import distill  # imports DeepSpeed, which takes seconds
 
-        distill(config, arguments.teacher, output, arguments.resume)
+        distill(config, arguments.teacher, output, arguments.resume, arguments.from_step)
 
     return cli.run(run)
 

@@ -4,6 +4,7 @@ examples:
   deepspeed launch/pretrain.py --config configs/tiny.json --output runs/tiny
   torchrun --nproc-per-node 8 launch/pretrain.py --config configs/2p7b.json
   python launch/pretrain.py --config configs/tiny.json --set optimizer.lr=2e-4 --set training.steps=500
+  deepspeed launch/pretrain.py --config configs/tiny.json --output runs/tiny --resume --from 3000
 """
 
 import argparse
@@ -28,7 +29,7 @@ def main() -> int:
         config, output = load_pretrain_config(arguments.config, arguments.set), cli.output_folder(arguments)
         from audiox_trainer.trainer.training.pretrain import pretrain  # imports DeepSpeed, which takes seconds
 
-        pretrain(config, output, arguments.resume)
+        pretrain(config, output, arguments.resume, arguments.from_step)
 
     return cli.run(run)
 

@@ -122,14 +122,15 @@ def whole(
     config: DistillConfig,
     stop: int = 0,
     resume: bool = False,
+    poison: Collection[int] = (),
     asked: tuple[int, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """A run, as launch/distill.py does it, on made-up samples; with `stop` it breaks off before that update, with
-    `asked` some ranks are asked to stop in an update."""
+    """A run, as launch/distill.py does it, on made-up samples; with `stop` it breaks off before that batch, with
+    `asked` some ranks are asked to stop in an update. One sample of each batch in `poison` is NaN."""
     task = begun(config)
     if asked:
         ask(task, *asked)
-    reader: BatchSource = MadeUp(config)
+    reader: BatchSource = MadeUp(config, dict.fromkeys(poison, 1))
     if stop:
         reader = StoppedAt(reader, stop)
     try:
@@ -185,7 +186,7 @@ def asked(folder: Path, config: DistillConfig, asks: list[tuple[int, list[int]]]
 def reload(folder: Path, config: DistillConfig, source: str) -> dict[str, Any]:
     """Loads another run's newest checkpoint of all roles, and saves it in this layout."""
     task = begun(config)
-    step = restore(task, folder.parent / source, True, scenarios.WORLD, config.checkpoint.every, False)
+    step = restore(task, folder.parent / source, True, scenarios.WORLD, config.checkpoint.every, False).step
     save(folder, step, task.roles, config)
     task.destroy()
     return {"step": step}

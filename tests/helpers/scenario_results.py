@@ -112,7 +112,7 @@ TWO_RANKS = [
     Item("poison accumulated", "poisoned", stage(2, "training.micro_batch=2"), arguments={"at": 2, "place": 3}),
     Item("poison first", "poisoned", stage(2), arguments={"at": 0, "place": 0}),
     Item("poison first 0", "poisoned", stage(0), arguments={"at": 0, "place": 0}),
-    Item("poison on", "whole", stage(2, "training.max_skipped_steps=2"), arguments={"poison": True}),
+    Item("poison on", "whole", stage(2, "training.max_skipped_steps=2"), arguments={"poison": list(range(3, 99))}),
     *resumed("fp32", *stage(2)),
     *resumed("bf16", *stage(2, "training.precision=bf16")),
     Item("asked", "asked", stage(2, "checkpoint.every=100"), arguments={"asks": [[4, [1]], [8, [0, 1]]]}),

@@ -23,7 +23,8 @@ from audiox_trainer.trainer.checkpoint.save import Saver
 from audiox_trainer.trainer.core.config import BaseConfig
 from audiox_trainer.trainer.data.batches import Batch, Conditions
 from audiox_trainer.trainer.engine import zero
-from audiox_trainer.trainer.training.loop import BatchSource, StepResult, Trainer
+from audiox_trainer.trainer.training.health import StepResult
+from audiox_trainer.trainer.training.loop import BatchSource, Trainer
 
 WORLD: zero.World
 

@@ -5,7 +5,7 @@ import os
 import resource
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,8 @@ from audiox_trainer.trainer.cost import role_bytes
 from audiox_trainer.trainer.data.batches import Batch
 from audiox_trainer.trainer.data.reader import Reader
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
-from audiox_trainer.trainer.training.loop import BatchSource, StepResult, restore, train
+from audiox_trainer.trainer.training.health import StepResult
+from audiox_trainer.trainer.training.loop import BatchSource, restore, train
 from audiox_trainer.trainer.training.pretrain import Pretraining
 from tests.helpers import scenarios
 from tests.helpers.scenarios import MadeUp, Recorded, Stopped, StoppedAt, about, ask, digest, save
@@ -57,32 +58,34 @@ def whole(
     config: PretrainConfig,
     stop: int = 0,
     resume: bool = False,
-    poison: bool = False,
+    poison: Sequence[int] = (),
+    from_step: int | None = None,
     record: bool = False,
     asked: tuple[int, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that step, with `asked` some
-    ranks are asked to stop in a step."""
+    """A run from shards, as launch/pretrain.py does it; with `stop` it breaks off before that batch, with `asked` some
+    ranks are asked to stop in a step. With `poison` samples are synthetic, and one in each of these batches is NaN."""
     task = Pretraining(config, scenarios.WORLD)
     if asked:
         ask(task, *asked)
     world = scenarios.WORLD
     reader: BatchSource = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
     if poison:
-        reader = MadeUp(config, {step: 1 for step in range(3, 99)})
+        reader = MadeUp(config, dict.fromkeys(poison, 1))
     if record:
         last = stop or config.training.steps  # the loop fetches a batch more than it takes
         reader = Recorded(StoppedAt(reader, last), folder / f"samples_{world.ranks}_{world.rank}.jsonl")
     if stop:
         reader = StoppedAt(reader, stop)
     try:
-        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config))
+        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config), None, from_step)
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
         return {"said": str(error), "code": exit_code_of(error)}
     except FloatingPointError as error:
-        return {"error": str(error)}
+        left = sorted(path.name for path in (folder / load.FOLDER).iterdir())
+        return {"error": str(error), "code": exit_code_of(error), "left": left}
     finally:
         task.engine.destroy()
     return {}
@@ -91,6 +94,13 @@ def whole(
 def asked(folder: Path, config: PretrainConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
     """A run that is asked to stop several times, and resumes; returns how each part ended."""
     return {"ends": [whole(folder, config, resume=True, asked=one) for one in (*asks, None)]}
+
+
+def bad_rate(folder: Path, config: PretrainConfig, lr: float) -> dict[str, Any]:
+    """Some steps, a resume at a rate at which nothing stays finite, and a return at the former rate."""
+    high = replace(config, optimizer=replace(config.optimizer, lr=lr))
+    begun, diverged = whole(folder, config, stop=5), whole(folder, high, resume=True)
+    return {"ends": [begun, diverged, whole(folder, config, resume=True, from_step=4)]}
 
 
 def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[str, Any]:
@@ -129,7 +139,7 @@ def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) ->
     """Loads another run's newest checkpoint, trains some synthetic steps, and saves."""
     task = Pretraining(config, scenarios.WORLD)
     origin = folder.parent / source
-    start = restore(task, origin, True, scenarios.WORLD, config.checkpoint.every, False)
+    start = restore(task, origin, True, scenarios.WORLD, config.checkpoint.every, False).step
     batches, curve = MadeUp(config).batches(start), []
     for step in range(start, start + steps):
         task.step(step, next(batches))
@@ -302,6 +312,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
         losses,
         whole,
         asked,
+        bad_rate,
         beside,
         reload,
         poisoned,

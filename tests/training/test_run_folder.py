@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.checkpoint import load
+from audiox_trainer.trainer.checkpoint import load, rollback
 from audiox_trainer.trainer.checkpoint.load import NothingLeftError
 from audiox_trainer.trainer.core import cli, integrity
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
@@ -181,7 +181,7 @@ class TestASilentBeginning:
         task, first = SimpleNamespace(can_checkpoint_after=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
         try:
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure}}}\n')
-            assert loop.restore(task, tmp_path, True, first, 10, beside) == 0
+            assert loop.restore(task, tmp_path, True, first, 10, beside).step == 0
             assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure + 1}}}\n')
             with pytest.raises(NothingLeftError, match=f"before step {sure + 1} there was a checkpoint"):
@@ -194,3 +194,40 @@ class TestASilentBeginning:
         assert run_folder.save_settings(tmp_path, asked) == (2, False)
         run_folder.write_config(tmp_path, small_config(None, "checkpoint.async_save=true"))
         assert run_folder.save_settings(tmp_path, asked) == (4, True)
+
+
+class TestGoingBack:
+    def test_a_step_without_a_checkpoint_is_refused(self, tmp_path):
+        saved(tmp_path, small_config(), 4)
+        saved(tmp_path, small_config(), 8)
+        with pytest.raises(ValueError, match=r"--from 5: .* has no checkpoint of this step; it has: 4, 8$"):
+            run_folder.check(small_config(), tmp_path, True, 5)
+        with pytest.raises(ValueError, match="--from 4 continues a run: give --resume too"):
+            run_folder.check(small_config(), tmp_path / "new", False, 4)
+
+    def test_the_configuration_is_compared_with_that_checkpoint(self, tmp_path):
+        saved(tmp_path, small_config(), 4)
+        saved(tmp_path, small_config(None, "optimizer.lr=0.5"), 8)
+        assert run_folder.check_unchanged(tmp_path, small_config(), 4) == []
+        assert len(run_folder.check_unchanged(tmp_path, small_config())) == 1
+
+    def test_later_checkpoints_are_moved_and_a_batch_job_goes_back_once(self, tmp_path, monkeypatch):
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        try:
+            for _ in range(2):
+                for step in (4, 8, 12):
+                    if not load.step_folder(tmp_path, step).exists():
+                        saved(tmp_path, small_config(), step)
+                said = rollback.set_aside_later(tmp_path, 4, 0, asked=True)
+                assert "later checkpoints (step 8, 12) are now in" in said and "nothing is deleted" in said
+                assert [f.name for f in load.list_checkpoints(tmp_path)] == ["step_00000004"]
+                assert load.newest_intact(tmp_path, pytest.fail) == load.step_folder(tmp_path, 4)
+            names = sorted(path.name for path in (tmp_path / rollback.ROLLED_BACK).iterdir())
+            assert names == ["from.json", *(f"step_{n:08d}{more}" for n in (8, 12) for more in ("", ".2"))]
+            assert rollback.asked_step(tmp_path, 4) == 4, "outside of a batch job every start counts"
+            monkeypatch.setenv(rollback.BATCH_JOB, "17")
+            assert rollback.asked_step(tmp_path, 4) == 4
+            rollback.set_aside_later(tmp_path, 4, 0, asked=True)
+            assert rollback.asked_step(tmp_path, 4) is None and rollback.asked_step(tmp_path, 3) == 3
+        finally:
+            dist.destroy_process_group()

@@ -80,9 +80,9 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((p for p in folders if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
 
 
-def newest_manifest(run: Path) -> dict[str, Any] | None:
-    """The manifest of the newest checkpoint whose manifest can be read."""
-    for folder in list_checkpoints(run):
+def newest_manifest(run: Path, step: int | None = None) -> dict[str, Any] | None:
+    """The manifest of the newest checkpoint whose manifest can be read, or of the one of this step."""
+    for folder in list_checkpoints(run) if step is None else [step_folder(run, step)]:
         try:
             return read_manifest(folder)
         except ManifestError:
@@ -102,18 +102,22 @@ def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str:
     return ""
 
 
+def find_fault_together(folder: Path) -> str:
+    """The first fault of a checkpoint, the same on all ranks, which share the reading."""
+    faults = on_all_ranks("", partial(find_fault, folder, dist.get_rank(), dist.get_world_size()))
+    return next((f for f in faults if f), "")
+
+
 def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
-    """The newest intact checkpoint, the same on all ranks, which share the reading. `report` is called for damaged
-    ones.
+    """The newest intact checkpoint, the same on all ranks. `report` is called for damaged ones.
 
     None if the run never had a checkpoint. Raises NothingLeftError if it had some and all are damaged or gone.
     """
-    candidates, last = _from_rank_0(lambda: (list_checkpoints(run), _last_saved_step(run)))
+    candidates, last = from_rank_0(lambda: (list_checkpoints(run), _last_saved_step(run)))
     if last and not (candidates and step_of(candidates[0]) >= int(last)):
         report(f"{run / LATEST}: step {last} was saved last, and its checkpoint is gone")
     for folder in candidates:
-        faults = on_all_ranks("", partial(find_fault, folder, dist.get_rank(), dist.get_world_size()))
-        fault = next((f for f in faults if f), "")
+        fault = find_fault_together(folder)
         if not fault:
             return folder
         report(f"skipped a damaged checkpoint: {fault}")
@@ -237,7 +241,7 @@ def on_all_ranks(failure: str, act: Callable[[], T]) -> list[T]:
     return [r for r, *_ in gathered]
 
 
-def _from_rank_0(act: Callable[[], T]) -> T:
+def from_rank_0(act: Callable[[], T]) -> T:
     """The result of rank 0, on every rank."""
     box: list[Any] = [act() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(box, src=0)

@@ -5,6 +5,7 @@ save removes it.
 """
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -25,9 +26,16 @@ from ..core.files import publish, sync, write_json
 from ..core.integrity import file_entry, write_manifest
 from ..cost.role_bytes import readable
 from .load import LATEST, TrainedModel, list_checkpoints, on_all_ranks, step_folder, step_of
+from .rollback import HEALTHY, is_healthy
 
 Entries = dict[str, dict[str, Any]]  # a manifest's entries of files, by name
 T = TypeVar("T")
+
+
+class NotFiniteError(FloatingPointError):
+    """The state has values that are not finite, so it is not saved. All ranks raise it."""
+
+    everywhere = True
 
 
 class _RankState(NamedTuple):
@@ -56,8 +64,9 @@ class Saver:
     state, a thread writes the copy, and `finish` publishes it after a later step; it does not wait once no rank
     `is_writing`. Both raise OSError on every rank when any rank fails, and leave older checkpoints as they are.
 
-    The newest `keep` stay (0: all), and the first at or after each multiple of `keep_every` (0: none). A distillation
-    saves at the end of a round, which need not be such a multiple. `metadata` goes into the manifest.
+    The newest `keep` stay (0: all), the last two healthy ones, and the first at or after each multiple of `keep_every`
+    (0: none). A distillation saves at the end of a round, which need not be such a multiple. `metadata` goes into the
+    manifest.
     """
 
     def __init__(
@@ -79,18 +88,26 @@ class Saver:
         """Whether this rank's thread is still writing."""
         return self.writer is not None and not self.writer.done()
 
-    def begin(self, step: int, in_background: bool = False) -> None:
-        """Saves the state after `step` steps. Until `finish` the state may change only if it is saved in the
-        background."""
+    def begin(self, step: int, in_background: bool = False, facts: dict[str, Any] | None = None) -> None:
+        """Saves the state after `step` steps, with `facts` in its manifest. Until `finish` the state may change only if
+        it is saved in the background. Raises NotFiniteError on every rank if it is not finite on any."""
         since, folder = time.perf_counter(), step_folder(self.run, step)
-        manifest = self.metadata | {
-            "step": step,
-            "ranks": dist.get_world_size(),
-            "roles": {
-                name: {"updates": role.engine.updates(), "shapes": {k: list(v) for k, v in role.engine.shapes.items()}}
-                for name, role in self.roles.items()
-            },
-        }
+        check_finite(self.roles, step)
+        manifest = (
+            self.metadata
+            | (facts or {})
+            | {
+                "step": step,
+                "ranks": dist.get_world_size(),
+                "roles": {
+                    name: {
+                        "updates": role.engine.updates(),
+                        "shapes": {k: list(v) for k, v in role.engine.shapes.items()},
+                    }
+                    for name, role in self.roles.items()
+                },
+            }
+        )
         write: Callable[[], Entries] = partial(_write, _unfinished(folder), _rank_states(self.roles))
         self.writer = None
         with _removed_on_failure(folder) as on_all:
@@ -113,6 +130,25 @@ class Saver:
         end, size = time.perf_counter(), readable(sum(e["bytes"] for e in files.values()))
         summary = f"step {manifest['step']}: saved {size} in {end - pending.since:.2f} s"
         return f"{summary}, of which training waited {pending.waited + end - since:.2f} s" if self.writer else summary
+
+
+def check_finite(roles: dict[str, TrainedModel], step: int) -> None:
+    """Raises NotFiniteError on every rank if weights, moments or moving average are not finite on any."""
+    faults = []
+    for name, role in roles.items():
+        fragments = role.engine.fragments()  # shards may end in padding
+        for kind, shards in role.state().items():
+            ends = [torch.stack(f.view(shards).detach().aminmax()) for f in fragments if f.length]  # takes no memory
+            if ends and not torch.isfinite(torch.stack(ends)).all():
+                faults.append(f"{name}: {kind}")
+    gathered: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(gathered, faults)
+    every = sorted({fault for faults in gathered for fault in faults})
+    if every:
+        ranks = ", ".join(str(rank) for rank, faults in enumerate(gathered) if faults)
+        raise NotFiniteError(
+            f"the state after step {step} is not saved, because it is not finite ({', '.join(every)}; rank {ranks})"
+        )
 
 
 def _unfinished(folder: Path) -> Path:
@@ -174,8 +210,9 @@ def _publish(folder: Path, manifest: dict[str, Any], keep: int, keep_every: int)
     # Damaged checkpoints that a resume skipped may have a later step. They do not count.
     before = [f for f in list_checkpoints(folder.parent.parent) if f.name <= folder.name]
     stay = _first_of_each([step_of(f) for f in before], keep_every)
+    healthy = list(itertools.islice((f for f in before if is_healthy(f)), HEALTHY)) if keep else []
     for old in before[keep:] if keep else []:
-        if step_of(old) not in stay:
+        if step_of(old) not in stay and old not in healthy:
             leaving = old.with_name(old.name + ".partial")
             os.replace(old, leaving)
             shutil.rmtree(leaving)

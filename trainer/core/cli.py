@@ -68,9 +68,16 @@ def add_local_rank(to: argparse.ArgumentParser) -> None:
 
 
 def add_output(to: argparse.ArgumentParser) -> None:
-    """Add --output and --resume."""
+    """Add --output, --resume and --from."""
     to.add_argument("--output", type=Path, help="folder of the run (default: runs/<name of the config>)")
     to.add_argument("--resume", action="store_true", help="resume the run in that folder, or start it")
+    to.add_argument(
+        "--from",
+        dest="from_step",
+        type=positive,
+        metavar="STEP",
+        help="with --resume: go back to the checkpoint of this step; later ones are moved to RUN/rolled_back",
+    )
 
 
 def output_folder(arguments: argparse.Namespace) -> Path:

@@ -62,6 +62,7 @@ class Batch:
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
     noise: Tensor | None = None  # (B, L, C), if the latents are endpoints of a teacher's ODE that starts from it
+    streams: tuple[str, ...] = ()  # the path of each sample's stream, for messages
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -81,7 +82,8 @@ class Batch:
 
     def _slice(self, cut: slice) -> "Batch":
         batch = self.map(lambda x: x[cut])
-        return replace(batch, places=self.places[cut], tasks=self.tasks[cut], ids=self.ids[cut])
+        streams = self.streams[cut]
+        return replace(batch, places=self.places[cut], tasks=self.tasks[cut], ids=self.ids[cut], streams=streams)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Apply a function to all tensors except places."""

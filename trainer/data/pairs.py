@@ -148,4 +148,4 @@ def pair_batch(assembler: BatchAssembler, samples: StepSamples) -> Batch:
         noises.append(DistillDraws.first_noise(seed, step, place, record.latent_mean.shape))
     latents = torch.from_numpy(np.stack([record.latent_mean for record in samples.records])).float()
     batch = assembler.batch(samples.records, choices, latents, samples.places)
-    return replace(batch, noise=torch.stack(noises))
+    return replace(batch, noise=torch.stack(noises), streams=samples.streams)

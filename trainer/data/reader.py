@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -123,12 +123,13 @@ class _CheckedDataset(StreamingDataset):
 
 @dataclass(frozen=True)
 class StepSamples:
-    """The records of one rank in one step, their task weights, and their places in the global batch."""
+    """The records of one rank in one step, their streams and task weights, and their places in the global batch."""
 
     step: int
     records: list[Record]
     tasks: list[dict[str, float]]
     places: list[int]
+    streams: tuple[str, ...]
 
 
 class Reader:
@@ -195,7 +196,7 @@ class Reader:
     def batches(self, start: int) -> Iterator[Batch]:
         """Yield this rank's batches from step `start` on, forever. Raises as `samples`."""
         for s in self.samples(start):
-            yield self.assemble(s.records, s.tasks, s.step, s.places)
+            yield replace(self.assemble(s.records, s.tasks, s.step, s.places), streams=s.streams)
 
     def samples(self, start: int) -> Iterator[StepSamples]:
         """Yield the samples of this rank's batches from step `start` on, forever.
@@ -253,10 +254,10 @@ class Reader:
         }
 
     def _samples(self, samples: list[dict[str, Any]], step: int) -> StepSamples:
-        streams = self.config.data.streams
         records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
-        tasks = [streams[s["stream"]].tasks for s in samples]
-        return StepSamples(step, records, tasks, global_places(self.world, len(samples)))
+        streams = [self.config.data.streams[s["stream"]] for s in samples]
+        places = global_places(self.world, len(samples))
+        return StepSamples(step, records, [s.tasks for s in streams], places, tuple(s.path for s in streams))
 
 
 def global_places(world: World, samples: int) -> list[int]:

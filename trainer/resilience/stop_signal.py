@@ -30,8 +30,8 @@ class StopSignal:
     process group.
 
     Slurm and a terminal may send theirs to all processes of a job, and the run's child processes (loaders, compilers)
-    have no handler: they would die before the step is saved. So the main thread blocks these signals, which its children
-    inherit. A signal that was ignored before, as nohup ignores SIGHUP, stays ignored.
+    have no handler: they would die before the step is saved. So the main thread blocks these signals, and its children
+    inherit that. A signal that was ignored before, as nohup ignores SIGHUP, stays ignored.
     """
 
     def __init__(self) -> None:

@@ -9,7 +9,7 @@ from ...models import strict
 from ...models.audiox import WEIGHTS, AudioX
 from ...models.config import without_weight_paths
 from ...models.encoders.build import build_text_encoder
-from ..checkpoint import load
+from ..checkpoint import load, rollback
 from ..checkpoint.export import load_weights
 from ..core.distill_config import DistillConfig
 from ..core.files import hash_file
@@ -26,16 +26,18 @@ from .distill_updates import Distillation
 from .loop import train
 
 
-def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) -> None:
-    """Trains to `training.steps` updates of the student in rounds and writes into `output`.
+def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool, from_step: int | None = None) -> None:
+    """Trains to `training.steps` updates of the student in rounds and writes into `output`. Resumes from the newest
+    checkpoint, or from `from_step`.
 
     Checks the configuration, the teacher, the shards and the folder before it makes a process group. Raises ValueError
     or OSError.
     """
-    run_folder.check(config, output, resume)
+    from_step = rollback.asked_step(output, from_step)
+    run_folder.check(config, output, resume, from_step)
     kernel_selection.check(config.kernels, config.precision, config.model)
     weights, digest = load_teacher(config, teacher)
-    before = load.newest_manifest(output)
+    before = load.newest_manifest(output, from_step)
     if before and before["teacher"] != digest:
         raise ValueError(
             f"{output} was started with another teacher than {teacher}: give that one as --teacher, or another --output"
@@ -52,7 +54,7 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool) ->
             print("\n".join(memory_lines(trainer)), flush=True)
         reader = DistillationReader(config, world)
         peak = peak_flops(world.device, trainer.engines["student"].dtype) * world.ranks
-        train(trainer, reader, config, world, output, resume, peak, metadata, watchdog)
+        train(trainer, reader, config, world, output, resume, peak, metadata, watchdog, from_step)
 
 
 def memory_lines(trainer: Distillation) -> Iterator[str]:

@@ -31,8 +31,8 @@ from ..losses.dmd import matching_loss, matching_weight
 from ..losses.flow_matching import clean_estimate, flow_matching_loss, interpolate, noise_estimate
 from ..losses.gan import adversarial_loss, discriminator_loss
 from ..losses.guidance import predict_velocity
+from .health import StepResult
 from .learning_rate import learning_rate
-from .loop import StepResult
 from .meter import Meter
 from .pretrain import configure_model
 from .previews import Previews
@@ -74,6 +74,7 @@ class Distillation:
         )
         self.draws = DistillDraws(config.training.seed, world.device)
         self.meter = Meter()
+        self.sample_losses: list[Tensor] = []  # of the current update, one (B,) per micro-batch
         self.previews = Previews(config)
         self.teacher_previews: dict[str, Tensor] = {}  # sampled once, because the teacher does not change
 
@@ -101,14 +102,14 @@ class Distillation:
             Phase.FAKE: self._fake,
             Phase.DISCRIMINATOR: self._discriminator,
         }[phase]
-        applied = False
+        applied, self.sample_losses = False, []
         for micro in batch.split(self.config.training.micro_batch):
             engine.backward(loss(update, micro.to(self.world.device)))
             applied = engine.step(rate)
         if applied and name == "student":
             self.ema.update(engine.shards(), engine.updates())
         flops = distillation_flops(self.config, phase, self._interval(update), batch.conditions.text.shape[1])
-        return StepResult(name, applied, {f"{name}_lr": rate}, flops)
+        return StepResult(name, applied, {f"{name}_lr": rate}, flops, torch.cat(self.sample_losses))
 
     def destroy(self) -> None:
         for engine in self.engines.values():
@@ -212,7 +213,7 @@ class Distillation:
             own = noise[0 if self.config.sampling.sampler == "euler" else k]
         v = self._trained("student", interpolate(endpoint, own, t), t, batch)
         losses = flow_matching_loss(v, endpoint, own)
-        self.meter.add("warm_start", losses)
+        self._add_losses("warm_start", losses)
         return losses.mean()
 
     def _student(self, update: int, batch: Batch) -> Tensor:
@@ -244,7 +245,7 @@ class Distillation:
             tau, settings.loss_weight
         )
         (direction,) = torch.autograd.grad(losses.mean(), leaf)
-        self.meter.add("dm", losses)
+        self._add_losses("dm", losses)
         self.meter.add("dm_gradient", per_sample_grad_norm(direction))
         return direction
 
@@ -256,6 +257,7 @@ class Distillation:
         losses = adversarial_loss(engine.module(features.to(engine.dtype)))
         (direction,) = torch.autograd.grad(losses.mean(), leaf)
         self.meter.add("adversarial", losses)
+        self.sample_losses[-1] = self.sample_losses[-1] + losses.detach()
         self.meter.add("adversarial_gradient", per_sample_grad_norm(direction))
         return direction
 
@@ -264,7 +266,7 @@ class Distillation:
         z0 = self._sample(update, batch)
         z1, tau = self.draws.perturbation(update, batch, self.config.distillation.noise_range)
         losses = flow_matching_loss(self._trained("fake", interpolate(z0, z1, tau), tau, batch), z0, z1)
-        self.meter.add("fake", losses)
+        self._add_losses("fake", losses)
         return losses.mean()
 
     def _discriminator(self, update: int, batch: Batch) -> Tensor:
@@ -277,7 +279,7 @@ class Distillation:
             features = [self.teacher.features(z, t, batch.conditions) for z in noised]
         real, sampled = engine.engine(torch.cat(features).to(engine.dtype)).float().chunk(2)
         losses = discriminator_loss(real, sampled)
-        self.meter.add("discriminator", losses)
+        self._add_losses("discriminator", losses)
         self.meter.add("score_real", real.mean(1))
         self.meter.add("score_sample", sampled.mean(1))
         return losses.mean()
@@ -318,6 +320,10 @@ class Distillation:
         """The velocity of the role that is trained in this update."""
         engine = self.engines[name]
         return predict_velocity(engine.engine, engine.dtype, z, t, batch.conditions)
+
+    def _add_losses(self, name: str, losses: Tensor) -> None:
+        self.meter.add(name, losses)
+        self.sample_losses.append(losses.detach())
 
     def _watch(self, estimate: Tensor, batch: Batch) -> None:
         """Records the spread within samples and between neighbours, and the same of the data."""

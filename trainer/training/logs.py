@@ -5,6 +5,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from ..checkpoint.rollback import ROLLED_BACK
 from ..core.files import write_text
 from ..pages.embedded_media import spectrogram
 
@@ -39,13 +41,15 @@ def progress(total: int, title: str, unit: str, start: int = 0, active: bool = T
 class Logs:
     """Progress bar, event files and metrics.jsonl of a run. Silent on all ranks but 0."""
 
-    def __init__(self, folder: Path, active: bool, start: int, steps: int, title: str) -> None:
+    def __init__(self, folder: Path, active: bool, start: int, steps: int, title: str, keep: bool = False) -> None:
+        """With `keep`, the lines of steps after `start` are moved to `rolled_back/`; without, they are dropped."""
         self.active = active
         self.started = time.perf_counter()
         if not active:
             return
         folder.mkdir(parents=True, exist_ok=True)
-        damage = _forget_after(folder / "metrics.jsonl", start)
+        self.folder = folder
+        damage = _forget_after(folder / "metrics.jsonl", start, keep)
         self.file = (folder / "metrics.jsonl").open("a")
         self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
         self.bar = progress(steps, title, "step", start)
@@ -62,6 +66,20 @@ class Logs:
             self.bar.close()
             self.board.close()
             self.file.close()
+
+    def go_back(self, step: int, from_step: int, skipped_batches: int) -> None:
+        """The run continues at an earlier step. The metrics of the steps since then are moved to `rolled_back/`, and
+        the next line says where the run came from."""
+        if not self.active:
+            return
+        self.file.close()
+        path = self.folder / "metrics.jsonl"
+        _forget_after(path, step, keep=True)
+        self.file = path.open("a")
+        self.board.close()
+        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self.bar.n = step
+        self.metrics(step, {"rolled_back_from": float(from_step), "skipped_batches": float(skipped_batches)}, ())
 
     def advance(self, steps: int = 1) -> None:
         if self.active:
@@ -108,9 +126,9 @@ def last_step(folder: Path) -> int:
     return max((line["step"] for line in _lines(folder / "metrics.jsonl")), default=0)
 
 
-def _forget_after(path: Path, step: int) -> str:
-    """Drops the lines of steps that a resumed run will write again. A damaged file is kept under another name; returns
-    a sentence about it, or ""."""
+def _forget_after(path: Path, step: int, keep: bool = False) -> str:
+    """Drops the lines of steps that a resumed run will write again, or moves them to `rolled_back/`. A damaged file is
+    kept under another name; returns a sentence about it, or ""."""
     if not path.exists():
         return ""
     lines, damaged = _read(path)
@@ -120,8 +138,16 @@ def _forget_after(path: Path, step: int) -> str:
         os.replace(path, former)
         count = f"{damaged} of its {damaged + len(lines)} lines {'is' if damaged == 1 else 'are'}"
         warning = f"{path} is damaged: {count} left out; the file as it was is {former.name}"
-    write_text(path, "".join(json.dumps(line) + "\n" for line in lines if line["step"] <= step))
+    later = [line for line in lines if line["step"] > step]
+    if keep and later:
+        file = path.parent / ROLLED_BACK / f"{path.stem}_{later[0]['step']}_to_{later[-1]['step']}{path.suffix}"
+        write_text(file, _text(later))
+    write_text(path, _text(line for line in lines if line["step"] <= step))
     return warning
+
+
+def _text(lines: Iterable[dict[str, Any]]) -> str:
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

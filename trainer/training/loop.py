@@ -3,15 +3,15 @@
 import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from torch import Tensor
 
-from ..checkpoint import load
+from ..checkpoint import load, rollback
 from ..checkpoint.load import TrainedModel
-from ..checkpoint.save import Saver
+from ..checkpoint.save import NotFiniteError, Saver
 from ..core.config import BaseConfig
 from ..data.batches import Batch
 from ..data.prefetch import Prefetcher
@@ -20,19 +20,30 @@ from ..engine.zero import World
 from ..resilience.stop_signal import StoppedError, StopSignal
 from ..resilience.watchdog import Watchdog
 from . import run_folder
+from .health import DivergedError, Health, StepResult
 from .logs import Logs
 from .meter import Pace
 from .previews import Previews
 
+ROLLBACKS = 1  # times that a run goes back by itself
+
 
 @dataclass(frozen=True)
-class StepResult:
-    """What the loop needs to know of a training step."""
+class Progress:
+    """How far a run is. Every checkpoint's manifest has it."""
 
-    role: str  # which model was trained
-    applied: bool  # false where a gradient was not finite and the weights were not updated
-    values: dict[str, float]
-    flops_per_sample: int
+    step: int = 0
+    skipped_batches: int = 0  # by rollbacks: step s takes batch number s + skipped_batches
+    rollbacks: int = 0  # times that the run went back by itself
+    losses: dict[str, float] = field(default_factory=dict)  # means before the checkpoint, if that is healthy
+
+    @classmethod
+    def from_manifest(cls, manifest: dict[str, Any]) -> Self:
+        losses = manifest.get("losses", {}) if manifest.get("healthy") else {}
+        return cls(manifest["step"], manifest.get("skipped_batches", 0), manifest.get("rollbacks", 0), losses)
+
+    def facts(self) -> dict[str, int]:
+        return {"skipped_batches": self.skipped_batches, "rollbacks": self.rollbacks}
 
 
 class Trainer(Protocol):
@@ -78,9 +89,10 @@ def train(
     peak: float,
     metadata: dict[str, Any],
     watchdog: Watchdog | None = None,
+    from_step: int | None = None,
 ) -> None:
-    """Runs `trainer` from the state of its folder to its end. `peak` is the FLOP/s of all ranks together, for MFU;
-    `metadata` goes into every checkpoint's manifest.
+    """Runs `trainer` from the state of its folder, or from its checkpoint of `from_step`, to its end. `peak` is the
+    FLOP/s of all ranks together, for MFU; `metadata` goes into every checkpoint's manifest.
 
     Raises StoppedError when the run was asked to stop before its end and has saved; ValueError where another run uses
     the folder.
@@ -88,75 +100,140 @@ def train(
     watchdog = watchdog or Watchdog(config.timeouts)  # one that is not started, and watches nothing
     steps, every = trainer.total, config.logging.every
     with run_folder.exclusive(output, resume, world.rank), ExitStack() as contexts:
-        start = restore(trainer, output, resume, world, *run_folder.save_settings(output, config))
+        settings = run_folder.save_settings(output, config)
+        progress = restore(trainer, output, resume, world, *settings, from_step=from_step)
+        start = progress.step
         trainer.previews.load()
         metadata = metadata | {"shards": run_folder.indexes(config)}
         if world.rank == 0:
             run_folder.write_config(output, config)
         stop = contexts.enter_context(StopSignal())
-        logs = contexts.enter_context(Logs(output, world.rank == 0, start, steps, output.name))
+        keep = from_step is not None
+        logs = contexts.enter_context(Logs(output, world.rank == 0, start, steps, output.name, keep))
         retention = config.checkpoint.keep_last, config.checkpoint.keep_every
         saver = contexts.enter_context(Saver(output, trainer.roles, metadata, *retention))
-        batches = contexts.enter_context(Prefetcher(reader.batches(start), world.device))
+        batches = contexts.enter_context(Prefetcher(reader.batches(start + progress.skipped_batches), world.device))
         contexts.push(watchdog.failing)
-        skipped, kinds, due = dict.fromkeys(trainer.roles, 0), set[str](), False
+        health, kinds, due, step = Health(config.training.max_skipped_steps, progress.losses), set[str](), False, start
         pace = Pace(config.training.global_batch, peak)
-        for step in range(start, steps):
+        while step < steps:
             kind = trainer.kind(step)
             watchdog.enter("step" if kind in kinds else "first step", step)
             kinds.add(kind)
             batch = next(batches)
             result = trainer.step(step, batch)
             done = step + 1
-            _count_skipped(skipped, result, step, batch, config.training.max_skipped_steps, logs)
-            logs.advance()
-            pace.step(result.flops_per_sample)
-            if done % every == 0 or done == steps:
-                values = trainer.metrics() | result.values | pace.read(batches.waited_since())
-                logs.metrics(done, values, trainer.shown)
-                compilation = compilation_warnings() if config.training.compile else []
-                for warning in (*trainer.warnings(values), *compilation):
-                    logs.say(f"step {done}: {warning}")
-            if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
-                watchdog.enter("sounds of step", done)
-                logs.sounds(done, *trainer.preview(), config.model.codec.sample_rate)
-            stopping, writing = stop.agree(saver.is_writing)
-            due = due or stopping or done % config.checkpoint.every == 0 or done == steps
-            saves = due and trainer.can_checkpoint_after(step)
-            if saver.pending and (saves or not writing):
-                watchdog.enter("saving step", done)
-                logs.say(saver.finish())
-            if saves:
-                watchdog.enter("saving step", done)
-                waits = stopping or done == steps or not config.checkpoint.async_save
-                saver.begin(done, in_background=not waits)
-                if waits:
+            try:
+                if skipped := health.step(kind, result, step, batch):
+                    logs.say(skipped)
+                logs.advance()
+                pace.step(result.flops_per_sample)
+                if done % every == 0 or done == steps:
+                    values = trainer.metrics() | result.values | pace.read(batches.waited_since())
+                    logs.metrics(done, values, trainer.shown)
+                    compilation = compilation_warnings() if config.training.compile else []
+                    for warning in (*trainer.warnings(values), *compilation, *health.spikes()):
+                        logs.say(f"step {done}: {warning}")
+                if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
+                    watchdog.enter("sounds of step", done)
+                    logs.sounds(done, *trainer.preview(), config.model.codec.sample_rate)
+                stopping, writing = stop.agree(saver.is_writing)
+                due = due or stopping or done % config.checkpoint.every == 0 or done == steps
+                saves = due and trainer.can_checkpoint_after(step)
+                if saver.pending and (saves or not writing):
+                    watchdog.enter("saving step", done)
                     logs.say(saver.finish())
-                due = False
-                if stopping and done < steps:
-                    raise StoppedError(f"asked to stop: step {done} of {steps} is saved; continue with --resume")
+                if saves:
+                    watchdog.enter("saving step", done)
+                    waits = stopping or done == steps or not config.checkpoint.async_save
+                    facts = health.facts()
+                    saver.begin(done, not waits, progress.facts() | facts)
+                    if not facts["healthy"]:
+                        logs.say(f"step {done}: this checkpoint is not healthy; the last healthy ones are kept too")
+                    if waits:
+                        logs.say(saver.finish())
+                    due = False
+                    if stopping and done < steps:
+                        raise StoppedError(f"asked to stop: step {done} of {steps} is saved; continue with --resume")
+            except (DivergedError, NotFiniteError) as error:
+                watchdog.enter("going back from step", done)
+                progress = go_back(error, progress, done, health.confirmed, trainer, output, world, saver, logs)
+                health, due, done = Health(config.training.max_skipped_steps, progress.losses), False, progress.step
+            step = done
 
 
-def restore(trainer: Trainer, output: Path, resume: bool, world: World, every: int, async_save: bool) -> int:
-    """Loads the newest intact checkpoint and returns the step to continue at: 0 in a folder without checkpoints.
+def go_back(
+    error: FloatingPointError,
+    progress: Progress,
+    done: int,
+    confirmed: bool,
+    trainer: Trainer,
+    output: Path,
+    world: World,
+    saver: Saver,
+    logs: Logs,
+) -> Progress:
+    """After `done` steps training has diverged: loads the last healthy checkpoint. Its steps will take the batches that
+    come next, so those since the checkpoint are skipped. `confirmed`: a step from that checkpoint was finite.
+
+    Raises DivergedError if there is no healthy checkpoint, or the run has gone back before.
+    """
+    if saver.pending:
+        logs.say(saver.finish())
+    folder = rollback.last_healthy(output, logs.say, confirmed)
+    if folder is None:
+        raise DivergedError(f"{error}. No healthy checkpoint was saved before") from error
+    step = load.step_of(folder)
+    if progress.rollbacks >= ROLLBACKS:
+        raise DivergedError(
+            f"{error}. The run has gone back by itself before and diverges again. The last healthy checkpoint is that "
+            f"of step {step}: continue there with --resume --from {step}"
+        ) from error
+    logs.say(f"training diverged: {error}")
+    former = Progress.from_manifest(load.load(folder, trainer.roles))
+    aside = rollback.set_aside_later(output, step, world.rank)
+    trainer.metrics()  # which resets them
+    skipped = progress.skipped_batches + done - step
+    logs.go_back(step, done, skipped)
+    logs.say(
+        f"went back to the last healthy checkpoint, that of step {step}: the {done - step} batches since then are "
+        f"skipped; {aside}"
+    )
+    return replace(former, skipped_batches=skipped, rollbacks=progress.rollbacks + 1)
+
+
+def restore(
+    trainer: Trainer,
+    output: Path,
+    resume: bool,
+    world: World,
+    every: int,
+    async_save: bool,
+    from_step: int | None = None,
+) -> Progress:
+    """Loads the newest intact checkpoint, or the one of `from_step`, and returns how far it is: step 0 in a folder
+    without checkpoints.
 
     `every` and `async_save` are the settings that the run saved with. Raises NothingLeftError where checkpoints were
-    saved and none can be loaded.
+    saved and none can be loaded, CheckpointError where that of `from_step` cannot.
     """
 
     def report(text: str) -> None:
         if world.rank == 0:
             print(text, flush=True)
 
-    folder = load.newest_intact(output, report) if resume else None
+    if not resume:
+        return Progress()
+    folder = load.newest_intact(output, report) if from_step is None else rollback.checkpoint_of(output, from_step)
     if folder is None:
-        if resume:
-            run_folder.check_no_checkpoint_lost(output, _first_save_done_by(trainer, every, async_save))
-            report(f"{output} has no checkpoint yet: starting at step 0")
-        return 0
-    step = int(load.load(folder, trainer.roles)["step"])
-    report(f"resumed from {folder} at step {step}")
-    return step
+        run_folder.check_no_checkpoint_lost(output, _first_save_done_by(trainer, every, async_save))
+        report(f"{output} has no checkpoint yet: starting at step 0")
+        return Progress()
+    progress = Progress.from_manifest(load.load(folder, trainer.roles))
+    report(f"resumed from {folder} at step {progress.step}")
+    if from_step is not None:
+        report(rollback.set_aside_later(output, from_step, world.rank, asked=True))
+    return progress
 
 
 def _first_save_done_by(trainer: Trainer, every: int, async_save: bool) -> int:
@@ -167,21 +244,3 @@ def _first_save_done_by(trainer: Trainer, every: int, async_save: bool) -> int:
         due = (done // every + 1) * every
         done = 1 + next(step for step in itertools.count(due - 1) if trainer.can_checkpoint_after(step))
     return done
-
-
-def _count_skipped(
-    skipped: dict[str, int], result: StepResult, step: int, batch: Batch, limit: int, logs: Logs
-) -> None:
-    """Counts each role's consecutive non-finite steps. Raises FloatingPointError at `training.max_skipped_steps` of
-    them."""
-    if result.applied:
-        skipped[result.role] = 0
-        return
-    skipped[result.role] += 1
-    count, role = skipped[result.role], "" if result.role == "model" else f"{result.role}."
-    logs.say(f"step {step}: the gradient is not finite on some rank; no rank updated its weights ({count} in a row)")
-    if count >= limit:
-        raise FloatingPointError(
-            f"{limit} steps in a row, to step {step}, had a loss or gradient that is not finite; rank 0's last samples "
-            f"were {', '.join(batch.ids[:8])}. The last checkpoint is intact: lower {role}optimizer.lr, or look at them"
-        )

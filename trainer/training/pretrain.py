@@ -10,6 +10,7 @@ from ...kernels.ops import Ops
 from ...models import strict
 from ...models.audiox import AudioX
 from ...models.encoders.build import build_text_encoder
+from ..checkpoint import rollback
 from ..checkpoint.load import TrainedModel
 from ..core.config import LoopConfig, PretrainConfig, TrainingConfig, check_ranks
 from ..core.hardware import peak_flops, to_device
@@ -25,7 +26,8 @@ from ..losses.flow_matching import flow_matching_loss, interpolate, timesteps_fr
 from ..resilience.watchdog import Watchdog
 from ..training.learning_rate import learning_rate
 from . import run_folder
-from .loop import StepResult, train
+from .health import StepResult
+from .loop import train
 from .meter import NoiseBins
 from .previews import Previews
 
@@ -61,16 +63,18 @@ class Pretraining:
     def step(self, step: int, batch: Batch) -> StepResult:
         """One optimizer step on this rank's share of the global batch."""
         rate = learning_rate(self.config.schedule, self.config.optimizer.lr, step, self.config.training.steps)
-        applied = False
+        applied, sample_losses = False, []
         for micro in batch.split(self.config.training.micro_batch):
             losses, t = self.losses(step, micro)
             self.bins.add(losses, t)
+            sample_losses.append(losses.detach())
             self.engine.backward(losses.mean())
             applied = self.engine.step(rate)
         if applied:
             self.ema.update(self.engine.shards(), self.engine.updates())
         values = {"lr": rate, "skipped": float(step + 1 - self.engine.updates())}  # skipped since the start of the run
-        return StepResult("model", applied, values, training_flops(self.config.model, batch.conditions.text.shape[1]))
+        flops = training_flops(self.config.model, batch.conditions.text.shape[1])
+        return StepResult("model", applied, values, flops, torch.cat(sample_losses))
 
     def losses(self, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Each sample's flow-matching loss (B,) at its own noise level t (B,)."""
@@ -129,12 +133,13 @@ def configure_model(model: AudioX, training: LoopConfig, ops: Ops | None = None)
     return model
 
 
-def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:
-    """Trains to `training.steps` and writes into `output`.
+def pretrain(config: PretrainConfig, output: Path, resume: bool, from_step: int | None = None) -> None:
+    """Trains to `training.steps` and writes into `output`. Resumes from the newest checkpoint, or from `from_step`.
 
     Checks the configuration, the shards and the folder before it makes a process group. Raises ValueError or OSError.
     """
-    run_folder.check(config, output, resume)
+    from_step = rollback.asked_step(output, from_step)
+    run_folder.check(config, output, resume, from_step)
     kernel_selection.check(config.kernels, config.training.precision, config.model)
     with Watchdog(config.timeouts) as watchdog:
         world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
@@ -143,4 +148,5 @@ def pretrain(config: PretrainConfig, output: Path, resume: bool) -> None:
         trainer = Pretraining(config, world, ops)
         reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
         peak = peak_flops(world.device, trainer.engine.dtype) * world.ranks
-        train(trainer, reader, config, world, output, resume, peak, {"config": strict.to_dict(config)}, watchdog)
+        metadata = {"config": strict.to_dict(config)}
+        train(trainer, reader, config, world, output, resume, peak, metadata, watchdog, from_step)

@@ -1,6 +1,7 @@
 """A run's folder: what may change when a run resumes, and the lock against a second run.
 
 RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
+RUN/rolled_back/ has the checkpoints after one that the run went back to.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from xxhash import xxh3_128
 from ...models import strict
 from ...models.config import without_weight_paths
 from ...models.encoders.build import check_text_encoder
-from ..checkpoint import load
+from ..checkpoint import load, rollback
 from ..core.cli import ExitCode
 from ..core.config import BaseConfig, check_ranks
 from ..core.config_reader import read_json
@@ -62,17 +63,21 @@ ACCEPTED = (
 ADVERSARIAL = "distillation.adversarial_weight"  # above 0 the discriminator has turns, which make a round longer
 
 
-def check(config: BaseConfig, output: Path, resume: bool) -> None:
+def check(config: BaseConfig, output: Path, resume: bool, from_step: int | None = None) -> None:
     """Checks ranks, folder, shards and text encoder before there is a process group. Raises ValueError."""
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
     if config.training.fp8:
         check_fp8()
     check_output(output, resume)
-    changes = check_unchanged(output, config)
-    check_same_shards(output, config)
+    if from_step is not None:
+        if not resume:
+            raise ValueError(f"--from {from_step} continues a run: give --resume too")
+        rollback.check_has_step(output, from_step)
+    changes = check_unchanged(output, config, from_step)
+    check_same_shards(output, config, from_step)
     check_no_pairs(config)
     check_streams(config, hashes=False)
-    check_same_shards(output, config)  # the index of a stream in a bucket is here only now
+    check_same_shards(output, config, from_step)  # the index of a stream in a bucket is here only now
     check_text_encoder(config.model.text)
     if changes and os.environ.get("RANK", "0") == "0":
         print("\n".join([f"{output} resumes with another configuration:", *changes]), flush=True)
@@ -124,13 +129,14 @@ def exclusive(folder: Path, resume: bool, rank: int) -> Iterator[None]:
         lock.release()
 
 
-def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
+def check_unchanged(folder: Path, config: BaseConfig, from_step: int | None = None) -> list[str]:
     """The differences from the configuration of the run in the folder, a line for each value.
 
-    Compares with the configuration in the newest checkpoint, or with `config.json` if there is none. Raises ValueError
+    Compares with the configuration in the newest checkpoint, or that of `from_step`, or with `config.json` if there is
+    none. Raises ValueError
     with both values if one of `FIXED` differs; `data.accept_changed_data` allows `ACCEPTED`.
     """
-    before, now = _previous_config(folder), strict.to_dict(config)
+    before, now = _previous_config(folder, from_step), strict.to_dict(config)
     if before is None:
         return []
     for path in FIXED:
@@ -147,10 +153,10 @@ def check_unchanged(folder: Path, config: BaseConfig) -> list[str]:
     return [f"  {where}: {a!r} before, {b!r} now" for where, a, b in strict.differences("", before, now)]
 
 
-def check_same_shards(folder: Path, config: BaseConfig) -> None:
+def check_same_shards(folder: Path, config: BaseConfig, from_step: int | None = None) -> None:
     """Raises ValueError if the shards of a stream, or the pairs of an unfinished warm start, are not those that the run
     in the folder was trained on, unless `data.accept_changed_data` allows it."""
-    manifest = load.newest_manifest(folder) or {}
+    manifest = load.newest_manifest(folder, from_step) or {}
     before = manifest.get("shards")
     if before is None:
         before = read_json(folder / SHARDS) if (folder / SHARDS).exists() else {}
@@ -202,9 +208,9 @@ def indexes(config: BaseConfig, step: int = 0) -> dict[str, str]:
     return hashes
 
 
-def _previous_config(folder: Path) -> dict[str, Any] | None:
+def _previous_config(folder: Path, from_step: int | None) -> dict[str, Any] | None:
     """The configuration of the run in a folder: the one in its newest checkpoint, whose manifest has a hash."""
-    hashed: dict[str, Any] | None = (load.newest_manifest(folder) or {}).get("config")
+    hashed: dict[str, Any] | None = (load.newest_manifest(folder, from_step) or {}).get("config")
     if hashed is None and (folder / "config.json").exists():
         return read_json(folder / "config.json")
     return hashed
