@@ -8,11 +8,13 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from audiox_trainer.trainer.generation import user_media
 from audiox_trainer.trainer.generation.prompts import MAX_SECONDS
 from audiox_trainer.trainer.media import audio_decode
 from audiox_trainer.trainer.media.clips import read_clips, read_sound
+from audiox_trainer.trainer.media.mux import check_writable, write_media
 from audiox_trainer.trainer.media.source import MediaError, Reason
 from audiox_trainer.trainer.media.video_decode import MOST_PIXELS, FrameReader
 from tests.helpers.media_files import FRAMES, MONO, numbered_film, sine
@@ -111,3 +113,26 @@ def test_flipped_bytes(tmp_path, seed):
         assert all(np.isfinite(clip.wave).all() and np.abs(clip.wave).max() <= 1 for clip in clips)
         assert len(clips) < 400
     assert time.monotonic() - begin < 20
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile 'real.mkv'\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nreal.mkv\n#EXT-X-ENDLIST\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:9/a.ts\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\nm=video 9 RTP/AVP 96\n",
+    ],
+)
+@pytest.mark.parametrize("ending", ["mp4", "mkv", "m3u8", "ffconcat", "sdp", "%03d.png"])
+def test_a_playlist_reads_no_other_file(tmp_path, text, ending):
+    """Neither when it is decoded nor when its pictures are copied."""
+    numbered_film(tmp_path / "real.mkv", PICTURES, "mpeg4")
+    video = tmp_path / f"list.{ending}"
+    video.write_text(text)
+    with pytest.raises(MediaError), FrameReader(video, 32):
+        pass
+    for read in (check_writable, lambda out, video: write_media(out, torch.zeros(1, 8000), 8000, video)):
+        with pytest.raises(ValueError, match=r"video: |the pictures of .*list\."):
+            read(tmp_path / "out.mkv", video)
+    assert not (tmp_path / "out.mkv").exists()

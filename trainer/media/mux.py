@@ -20,7 +20,7 @@ import soxr
 from numpy.typing import NDArray
 
 from ..core.files import published
-from .source import MediaError, check_decoder, file_start
+from .source import OPTIONS, MediaError, check_decoder, file_start
 from .video_decode import video_track
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def check_writable(out: Path, video: Path | None) -> None:
         raise ValueError(f"out: {out}: {ending} holds pictures; give the video, or write {', '.join(SOUND_FORMATS)}")
     if out.exists() and out.samefile(video):
         raise ValueError(f"out: {out} is the video itself; choose another name")
-    with _media_errors(f"video: {video}"), av.open(str(video)) as given:
+    with _media_errors(f"video: {video}"), av.open(str(video), options=OPTIONS) as given:
         pictures = video_track(str(video), given)
         check_decoder(str(video), pictures)
         codec = pictures.codec_context.name
@@ -111,7 +111,7 @@ def _write_sound(path: Path, wave: Wave, rate: int, kind: str, coding: str) -> N
 
 
 def _mux(path: Path, video: Path, wave: Wave, rate: int, kind: str, coding: str) -> None:
-    with av.open(str(video)) as given, av.open(str(path), "w", format=kind) as made:
+    with av.open(str(video), options=OPTIONS) as given, av.open(str(path), "w", format=kind) as made:
         pictures = video_track(str(video), given)
         copied = made.add_stream_from_template(pictures, opaque=True)
         made.metadata.update(given.metadata)

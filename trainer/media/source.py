@@ -29,7 +29,7 @@ _BLOCK = 1 << 20
 # A playlist is no sound: it may name addresses, and FFmpeg waits forever for a live one to continue.
 _FORMATS = av.formats_available - {"hls", "dash", "concat", "sdp", "rtsp", "imf"}
 # "%03d" in a name is part of the name, not a pattern for a series of pictures.
-_OPTIONS = {
+OPTIONS = {
     "format_whitelist": ",".join(sorted(_FORMATS)),
     "protocol_whitelist": "file",
     "pattern_type": "none",
@@ -88,7 +88,7 @@ class MediaSource:
             stack.enter_context(media_errors(self.name, found if isinstance(found, str) else None))
             if not isinstance(found, str):
                 stack.enter_context(found)
-            yield stack.enter_context(av.open(found, metadata_errors="replace", options=_OPTIONS))
+            yield stack.enter_context(av.open(found, metadata_errors="replace", options=OPTIONS))
 
 
 @contextmanager
