@@ -88,6 +88,11 @@ def cut(file: Path) -> None:
     os.truncate(file, file.stat().st_size - 1)
 
 
+def change_digit(file: Path) -> None:
+    """Step 12 becomes 10, of which there may well be a checkpoint."""
+    file.write_text(file.read_text().replace("12", "10", 1))
+
+
 RANK = "model/rank_00001.safetensors"
 DAMAGE = {
     "truncated": (lambda f: cut(newest(f) / RANK), rf"{RANK} has \d+ bytes, its manifest says"),
@@ -98,6 +103,7 @@ DAMAGE = {
     "manifest empty": (lambda f: os.truncate(newest(f) / "manifest.json", 0), r"manifest\.json is damaged"),
     "latest missing": (lambda f: (f / "run/latest.json").unlink(), r"latest\.json"),
     "latest wrong": (lambda f: (f / "run/latest.json").write_text("[]\n"), r"latest\.json is not what was written"),
+    "latest changed": (lambda f: change_digit(f / "run/latest.json"), r"latest\.json has changed"),
     "newest gone": (lambda f: shutil.rmtree(newest(f)), r"latest\.json: step 12 was saved last, and its checkpoint"),
     "all gone": (lambda f: shutil.rmtree(f / "run/checkpoints"), r"latest\.json: step 12 was saved last, and its"),
     "shard truncated": (lambda f: cut(f / "scenes/audio/shard.00000.mds"), r"shard\.00000\.mds has \d+ bytes"),

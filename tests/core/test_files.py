@@ -47,6 +47,15 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     assert synced == [("inner", False), ("file", False), (partial.name, False), (tmp_path.name, True)]
 
 
+def test_new_folders_above_are_on_the_disk_too(tmp_path, monkeypatch):
+    synced, sync = [], files.sync
+    monkeypatch.setattr(files, "sync", lambda path: (synced.append(path), sync(path)))
+    with published(tmp_path / "a" / "b" / "out") as partial:
+        assert synced == [tmp_path, tmp_path / "a"]
+        partial.touch()
+    assert synced[2:] == [partial, tmp_path / "a" / "b"]
+
+
 def test_a_former_folder_is_never_half_there(tmp_path, monkeypatch):
     """Its name goes before its content."""
     removed, remove = [], files.remove

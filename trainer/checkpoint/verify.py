@@ -19,7 +19,7 @@ from ...models import strict
 from ...models.audiox import WEIGHTS
 from ..core.cli import ExitCode
 from ..core.english import amount
-from ..core.integrity import MANIFEST, ManifestError, file_fault, manifest_fault, read_manifest, text_fault
+from ..core.integrity import MANIFEST, ManifestError, file_fault, manifest_fault, read_manifest, text_fault, with_hash
 from ..cost.role_bytes import readable
 from ..data import pairs, shards
 from . import load
@@ -166,7 +166,7 @@ def _latest_fault(run: Path) -> str:
     step = int(strict.read_json(file.read_text())["step"])
     if newest is None or load.step_of(newest) < step:
         return f"{file}: step {step} was saved last, and its checkpoint is gone"
-    return text_fault(file, {"step": step})
+    return text_fault(file, with_hash({"step": step}))
 
 
 def _files(folder: Path) -> set[Path]:

@@ -21,13 +21,21 @@ def published(out: Path, replace: bool = False) -> Iterator[Path]:
     """
     if not replace:
         refuse_existing(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(out.parent)
     partial = partial_path(out)
     try:
         yield partial
         publish(partial, out, replace)
     finally:
         remove(partial)
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and those above it, so that a power cut does not take them away with what is written there."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        sync(path.parent)
 
 
 def partial_path(out: Path) -> Path:

@@ -29,7 +29,7 @@ def file_entry(file: Path) -> dict[str, Any]:
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """`manifest["files"]` holds a `file_entry` for each file, by its path in the folder."""
-    write_json(folder / MANIFEST, _with_hash(manifest | {"format": FORMAT}))
+    write_json(folder / MANIFEST, with_hash(manifest | {"format": FORMAT}))
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def manifest_fault(folder: Path) -> str:
     """How a manifest differs from the text that was written, if only by a blank; "" where it does not."""
     try:
-        return text_fault(folder / MANIFEST, _with_hash(read_manifest(folder)))
+        return text_fault(folder / MANIFEST, with_hash(read_manifest(folder)))
     except ManifestError as error:
         return str(error)
 
@@ -86,5 +86,6 @@ def _unreadable(file: Path, error: OSError) -> str:
     return f"{file} cannot be read: {(error.strerror or str(error)).lower()}"
 
 
-def _with_hash(manifest: dict[str, Any]) -> dict[str, Any]:
+def with_hash(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with its own hash under the key xxh3."""
     return manifest | {"xxh3": hash_json(manifest)}

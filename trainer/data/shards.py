@@ -18,7 +18,17 @@ import xxhash
 from ...models import strict
 from ...models.config import CodecConfig, TextConfig, VideoConfig
 from ..core.cli import ExitCode
-from ..core.files import hash_file, hash_json, ignore, partial_path, publish, refuse_existing, remove, write_json
+from ..core.files import (
+    hash_file,
+    hash_json,
+    ignore,
+    make_folder,
+    partial_path,
+    publish,
+    refuse_existing,
+    remove,
+    write_json,
+)
 from .record import COLUMNS, Record, to_columns, validate
 from .streaming_library import MDSWriter
 
@@ -74,7 +84,8 @@ class ShardGroupWriter:
         self._ids: set[str] = set()
         self._domains: Counter[str] = Counter()
         self._seconds = 0.0
-        folder.mkdir(parents=True)
+        make_folder(folder.parent)
+        folder.mkdir()
         self._mds = MDSWriter(columns=COLUMNS, out=str(folder), hashes=[SHARD_HASH], size_limit=size_limit)
 
     def __len__(self) -> int:

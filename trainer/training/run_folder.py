@@ -22,7 +22,7 @@ from ..core.cli import ExitCode
 from ..core.config import BaseConfig, check_ranks
 from ..core.config_reader import read_json
 from ..core.distill_config import DistillConfig
-from ..core.files import hash_file, write_json
+from ..core.files import hash_file, make_folder, write_json
 from ..data.bucket_cache import cache_folder
 from ..data.reader import check_no_pairs, check_streams
 from ..engine.fp8 import check_fp8
@@ -106,7 +106,7 @@ def exclusive(folder: Path, resume: bool, rank: int) -> Iterator[None]:
     if rank != 0:
         yield
         return
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a soft lock outlives a killed run
     try:
         with contextlib.suppress(Timeout):
