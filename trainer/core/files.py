@@ -1,8 +1,10 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
+import contextlib
 import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -36,6 +38,22 @@ def make_folder(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
         sync(path.parent)
+
+
+def private_folder(folder: Path) -> Path:
+    """Makes a folder that only this user can write to, in a place that all users share, as /tmp.
+
+    Raises ValueError if it belongs to another user, who would decide what is in it, or is open to others.
+    """
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    status = folder.lstat()
+    if not stat.S_ISDIR(status.st_mode):
+        raise ValueError(f"{folder} is a link or a file; have it removed, or set TMPDIR to a folder of your own")
+    if status.st_uid != os.getuid() or status.st_mode & 0o022:
+        whose = "this user, and others may write to it" if status.st_uid == os.getuid() else f"user {status.st_uid}"
+        raise ValueError(f"{folder} belongs to {whose}; have it removed, or set TMPDIR to a folder of your own")
+    return folder
 
 
 def partial_path(out: Path) -> Path:

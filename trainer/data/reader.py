@@ -18,6 +18,7 @@ from ...models.config import ModelConfig, without_weight_paths
 from ...models.encoders.base import TextEncoder
 from ..core.cli import ExitCode
 from ..core.config import BaseConfig
+from ..core.files import private_folder
 from .batches import Batch, BatchAssembler
 from .bucket_cache import cache_folder, damaged_in_cache, fetch_stream
 from .record import Record, from_columns
@@ -26,7 +27,6 @@ from .storage import is_missing, is_remote, is_unanswered
 from .streaming_library import Stream, StreamingDataLoader, StreamingDataset, World
 
 SHARED_MEMORY = Path("/dev/shm")  # streaming's shared memory of all jobs on a machine
-LOCK = Path(SHARED_MEMORY if SHARED_MEMORY.is_dir() else tempfile.gettempdir(), f"audiox-trainer-{os.getuid()}.lock")
 LOCK_PATIENCE = 60.0  # seconds to wait for another job of the same user
 PAIRS_FILE = "pairs.json"  # in the folder of launch/pairs.py, above its shards
 
@@ -270,7 +270,8 @@ def global_places(world: World, samples: int) -> list[int]:
 def _machine_lock(world: World) -> Iterator[None]:
     """Let the jobs of a user on a machine name their shared memory one at a time: two at once would choose the same
     name. After LOCK_PATIENCE seconds a job goes ahead; one rank of the other job may never have arrived."""
-    lock = FileLock(LOCK)
+    shared = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    lock = FileLock(private_folder(shared / f"audiox-trainer-{os.getuid()}") / "lock")
     if world.is_local_leader:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=LOCK_PATIENCE)

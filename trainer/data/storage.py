@@ -21,7 +21,7 @@ import tenacity
 from ..core.addresses import BUCKETS, address_problem
 from ..core.cli import ExitCode
 from ..core.credentials import redacted
-from ..core.files import partial_path, sync
+from ..core.files import partial_path, private_folder, sync
 from .streaming_library import CloudDownloader, CloudUploader, check_client
 
 ATTEMPTS = 5  # to reach a bucket: 1, 2, 4 and 8 seconds apart
@@ -50,11 +50,14 @@ def is_remote(path: str) -> bool:
 
 
 def scratch_folder(path: str) -> Path:
-    """A folder on this machine for files that need not be kept. For a bucket, one per address."""
+    """A folder on this machine for files that need not be kept. For a bucket, one per address.
+
+    Raises ValueError if another user has made that one.
+    """
     if not is_remote(path):
         return Path(path, "work")
     name = hashlib.sha256(path.rstrip("/").encode()).hexdigest()[:12]
-    return Path(tempfile.gettempdir(), f"prepare-{os.getuid()}-{name}")
+    return private_folder(Path(tempfile.gettempdir(), f"prepare-{os.getuid()}-{name}"))
 
 
 class FolderStore:
