@@ -23,7 +23,8 @@ from torch import Tensor
 
 from ...models import strict
 from ..core.cli import ExitCode, exit_code_of
-from ..core.integrity import ManifestError, file_fault, read_manifest
+from ..core.files import write_json
+from ..core.integrity import ManifestError, file_fault, read_manifest, with_hash
 from ..engine.ema import Ema
 from ..engine.fragment import Fragment
 
@@ -131,6 +132,10 @@ def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
             f"--output"
         )
     return None
+
+
+def write_latest(run: Path, step: int) -> None:
+    write_json(run / LATEST, with_hash({"step": step}))
 
 
 def _last_saved_step(run: Path) -> str | None:

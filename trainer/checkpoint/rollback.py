@@ -14,7 +14,6 @@ from ..core.config_reader import read_json
 from ..core.files import write_json
 from ..core.integrity import ManifestError, read_manifest
 from .load import (
-    LATEST,
     CheckpointError,
     find_fault_together,
     from_rank_0,
@@ -22,6 +21,7 @@ from .load import (
     on_all_ranks,
     step_folder,
     step_of,
+    write_latest,
 )
 
 ROLLED_BACK = "rolled_back"
@@ -99,7 +99,7 @@ def _set_aside(run: Path, step: int) -> str:
     (run / ROLLED_BACK).mkdir(exist_ok=True)
     for folder in later:  # the newest first: if this ends half-way, none is left that is newer than those moved
         os.replace(folder, _unused(run / ROLLED_BACK / folder.name))
-    write_json(run / LATEST, {"step": step})
+    write_latest(run, step)
     if not later:
         return "there is no later checkpoint"
     steps = ", ".join(str(step_of(folder)) for folder in reversed(later))

@@ -22,10 +22,10 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.files import make_folder, publish, sync, write_json
-from ..core.integrity import file_entry, with_hash, write_manifest
+from ..core.files import make_folder, publish, sync
+from ..core.integrity import file_entry, write_manifest
 from ..cost.role_bytes import readable
-from .load import LATEST, TrainedModel, list_checkpoints, on_all_ranks, step_folder, step_of
+from .load import TrainedModel, list_checkpoints, on_all_ranks, step_folder, step_of, write_latest
 from .rollback import HEALTHY, is_healthy
 
 Entries = dict[str, dict[str, Any]]  # a manifest's entries of files, by name
@@ -206,7 +206,7 @@ def _publish(folder: Path, manifest: dict[str, Any], keep: int, keep_every: int)
     unfinished = _unfinished(folder)
     write_manifest(unfinished, manifest)
     publish(unfinished, folder, replace=True)  # a run that went back to an older checkpoint saves its steps again
-    write_json(folder.parent.parent / LATEST, with_hash({"step": manifest["step"]}))
+    write_latest(folder.parent.parent, manifest["step"])
     # Damaged checkpoints that a resume skipped may have a later step. They do not count.
     before = [f for f in list_checkpoints(folder.parent.parent) if f.name <= folder.name]
     stay = _first_of_each([step_of(f) for f in before], keep_every)
