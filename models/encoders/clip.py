@@ -36,7 +36,7 @@ class ClipImageEncoder:
         """Raises ValueError where there are no weights, or others than the configuration says."""
         pretrained = PretrainedWeights("model.video.image_weights", config.image_weights, REMEDY)
         with pretrained.reading():
-            found = transformers().AutoConfig.from_pretrained(config.image_weights)
+            found = transformers().AutoConfig.from_pretrained(config.image_weights, trust_remote_code=False)
             if found.model_type not in ("clip", "clip_vision_model"):
                 raise ValueError(f"weights of {found.model_type!r}, not of 'clip'")
         vision = getattr(found, "vision_config", found)

@@ -35,7 +35,7 @@ class T5TextEncoder:
         pretrained = check_t5(config)
         model = pretrained.load(transformers().T5EncoderModel)
         with pretrained.reading():
-            tokenizer = transformers().AutoTokenizer.from_pretrained(config.weights)
+            tokenizer = transformers().AutoTokenizer.from_pretrained(config.weights, trust_remote_code=False)
         if len(tokenizer) > model.config.vocab_size:
             raise ValueError(
                 f"{pretrained.key}: the tokenizer in {config.weights!r} has {len(tokenizer)} tokens, the weights know "
@@ -71,7 +71,7 @@ def check_t5(config: TextConfig) -> PretrainedWeights:
     """Looks at sizes alone, before anything large is read. Raises what `T5TextEncoder.load` does."""
     pretrained = PretrainedWeights("model.text.weights", config.weights, REMEDY)
     with pretrained.reading():
-        found = transformers().AutoConfig.from_pretrained(config.weights)
+        found = transformers().AutoConfig.from_pretrained(config.weights, trust_remote_code=False)
         if found.model_type != "t5":
             raise ValueError(f"weights of {found.model_type!r}, not of 't5'")
     pretrained.check_sizes({"dim": config.dim}, {"dim": found.d_model})

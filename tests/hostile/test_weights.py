@@ -1,5 +1,6 @@
 """Weights folders and sampling settings that would make noise at full scale: refused, or nothing is written."""
 
+import json
 import shutil
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from audiox_trainer.models.audiox import WEIGHTS
+from audiox_trainer.models.config import TextConfig
+from audiox_trainer.models.encoders.t5 import check_t5
 from audiox_trainer.trainer.checkpoint.export import FILES, load_weights
 from audiox_trainer.trainer.core.integrity import MANIFEST, ChangedError, file_entry, write_manifest
 from audiox_trainer.trainer.generation.job_runner import run_jobs
@@ -104,3 +107,13 @@ def test_a_wave_that_is_not_finite_is_not_written(tmp_path, value, ending):
     with pytest.raises(ValueError, match="1 of 8000 samples are not finite; nothing was written"):
         write_media(tmp_path / f"a.{ending}", wave, 8000)
     assert not any(tmp_path.iterdir())
+
+
+def test_an_encoder_brings_no_code(tmp_path, monkeypatch):
+    """Nobody is asked whether to run it, either."""
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\n")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mine", "auto_map": {"AutoConfig": "code.Config"}}))
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(ValueError, match=r"model\.text\.weights"):
+        check_t5(TextConfig("t5", dim=64, max_tokens=24, weights=str(tmp_path)))
+    assert not (tmp_path / "ran").exists()
