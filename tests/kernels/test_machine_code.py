@@ -15,9 +15,9 @@ REWRITE = "python tests/kernels/machine_code.py --write"
 
 
 @pytest.fixture(scope="module")
-def codes(root, pytestconfig):
+def codes(root):
     """A call of the script: kernels by name, and the release of Triton that compiled them, once for all runs."""
-    environment = os.environ | {"TRITON_CACHE_DIR": str(pytestconfig.cache.mkdir("triton"))}
+    environment = os.environ | {"TRITON_CACHE_DIR": str(root / ".pytest_cache" / "triton")}
 
     @functools.cache
     def call(sm, head):

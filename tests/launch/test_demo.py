@@ -27,6 +27,7 @@ TEACHER = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # for hangs alone
 @pytest.mark.parametrize("students", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: int) -> None:
     out = tmp_path / "demo"
@@ -71,7 +72,7 @@ def _goes_through(command: list[str], root: Path, said: Path) -> str:
     with said.open("w") as file:
         demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
         try:
-            code: int | None = demo.wait(timeout=400)
+            code: int | None = demo.wait(timeout=1700)
         except subprocess.TimeoutExpired:
             code = None
             os.killpg(demo.pid, signal.SIGKILL)

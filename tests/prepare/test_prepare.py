@@ -51,9 +51,9 @@ def test_scenes_do_not_depend_on_workers(tmp_path, monkeypatch):
         ({"workers": 0}, "workers is 0"),
         (
             {"model": replace(MODEL, codec=replace(MODEL.codec, sample_rate=16000))},
-            "wants 16000 Hz, 16384 samples.*scenes have 8000 Hz, 16384 samples.*use configs/tiny.json",
+            "needs 16000 Hz, 16384 samples.*scenes have 8000 Hz, 16384 samples.*use configs/tiny.json",
         ),
-        ({"model": replace(MODEL, video=replace(MODEL.video, size=32))}, "32 pixels a side; scenes have"),
+        ({"model": replace(MODEL, video=replace(MODEL.video, size=32))}, "32 pixels per side; scenes have"),
     ],
 )
 def test_scenes_that_cannot_be(tmp_path, arguments, message):
@@ -156,7 +156,7 @@ def test_help_explains_the_manifest(capsys):
         parse(["files", "--help"])
     assert left.value.code == 0
     text = capsys.readouterr().out
-    assert "one JSON object a line" in text and '{"audio": "wav/0001.wav"' in text
+    assert "one JSON object per line" in text and '{"audio": "wav/0001.wav"' in text
 
 
 def test_the_command_line(tmp_path, root):

@@ -52,6 +52,11 @@ class _WorkerFailure:
     error: Exception
 
 
+@dataclass(frozen=True)
+class _Ready:
+    """A process has imported what it needs. Its time limit starts here, not while a busy machine still imports."""
+
+
 class _Worker(Generic[Task]):
     def __init__(self, function: Callable[[Task], Iterator[Any]]) -> None:
         self.pipe, theirs = _CONTEXT.Pipe()
@@ -59,6 +64,7 @@ class _Worker(Generic[Task]):
         self.process.start()
         theirs.close()
         self.task: Task | None = None
+        self.ready = False
         self.since = 0.0  # its last output, or the start of its task
 
     def give(self, task: Task) -> None:
@@ -115,7 +121,7 @@ class WorkerPool(Generic[Task]):
             if not ready:
                 yield None
             for worker in busy.values():
-                if time.monotonic() - worker.since > self._limit:
+                if worker.ready and time.monotonic() - worker.since > self._limit:
                     yield self._given_up(worker)
 
     def _free(self) -> _Worker[Task] | None:
@@ -126,7 +132,7 @@ class WorkerPool(Generic[Task]):
             self._workers.append(free)
         return free
 
-    def _received(self, worker: _Worker[Task]) -> TaskOutput[Task] | TaskEnd[Task]:
+    def _received(self, worker: _Worker[Task]) -> TaskOutput[Task] | TaskEnd[Task] | None:
         task = worker.task
         assert task is not None
         try:
@@ -136,6 +142,9 @@ class WorkerPool(Generic[Task]):
         worker.since = time.monotonic()
         if isinstance(value, _WorkerFailure):
             raise value.error
+        if isinstance(value, _Ready):
+            worker.ready = True
+            return None
         if value is None:
             worker.task = None
             return TaskEnd(task)
@@ -164,6 +173,7 @@ def _serve(pipe: Connection, function: Callable[[Task], Iterator[Any]]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
     Thread(target=_exit_with_parent, daemon=True).start()
+    pipe.send(_Ready())
     while True:
         try:
             task = pipe.recv()
