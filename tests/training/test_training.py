@@ -170,7 +170,7 @@ class TestSchedule:
         assert learning_rate(ScheduleConfig(), 1e-5, step, 100_000) == pytest.approx(expected, rel=1e-12)
 
     def test_it_ends_no_lower_than_the_final_rate(self):
-        config = ScheduleConfig(warmup=0.0, inv_gamma=1.0, power=1.0, final=1e-4)
+        config = ScheduleConfig(warmup=0.0, inv_gamma=1.0, power=1.0, final_lr=1e-4)
         assert learning_rate(config, 1e-3, 4, 100) == pytest.approx(2e-4)
         assert learning_rate(config, 1e-3, 99, 100) == pytest.approx(1e-4)
 
