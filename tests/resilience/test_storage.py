@@ -280,7 +280,8 @@ def test_an_export_that_is_killed_leaves_no_weights(scenes, tmp_path):
     kill = (
         "import os, signal; from pathlib import Path; from audiox_trainer.models.audiox import AudioX\n"
         "def half(self, folder):\n"
-        "    (folder / 'model.safetensors').write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    folder.mkdir(); (folder / 'model.safetensors').write_bytes(b'half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "AudioX.save_pretrained = half\n"
         "from audiox_trainer.trainer.checkpoint.export import export\n"
         f"export(Path({str(run)!r}), Path({str(out)!r}))"

@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and their hashes."""
 
 import contextlib
+import glob
 import json
 import os
 import shutil
@@ -28,6 +29,9 @@ def published(out: Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield partial
         publish(partial, out, replace)
+        if not replace:  # whatever a killed process left of the same is of no use now
+            for left in out.parent.glob(f".{glob.escape(_short(out.name))}.partial-*"):
+                remove(left)
     finally:
         remove(partial)
 

@@ -127,7 +127,7 @@ class TestResume:
     def test_asked_to_stop_in_a_round_saves_at_its_end(self, two):
         """One rank is asked in update 3, in the middle of a round; then both in the last round, which is the end
         anyway."""
-        stopped = {"said": "asked to stop: step 6 of 10 is saved; go on with --resume", "code": ExitCode.STOPPED}
+        stopped = {"said": "asked to stop: step 6 of 10 is saved; continue with --resume", "code": ExitCode.STOPPED}
         assert two.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
         for role in ROLES:
             kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
