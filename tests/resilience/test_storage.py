@@ -209,7 +209,7 @@ class TestSharedMemory:
 
     def test_jobs_name_theirs_one_after_the_other(self, scenes, tmp_path, monkeypatch):
         """Streaming finds a free name and then takes it: meanwhile another job would find the same name."""
-        monkeypatch.setattr(reader_module, "LOCK", tmp_path / "turn")
+        monkeypatch.setattr(reader_module, "_lock_file", lambda: tmp_path / "turn")
         with ThreadPoolExecutor(1) as other:
             with FileLock(tmp_path / "turn"):
                 opening = other.submit(open_reader, small_config(scenes))
@@ -217,7 +217,7 @@ class TestSharedMemory:
             assert next(opening.result(60).batches(0)).latents.isfinite().all()
 
     def test_a_job_that_takes_for_ever_is_not_waited_for(self, scenes, tmp_path, monkeypatch):
-        monkeypatch.setattr(reader_module, "LOCK", tmp_path / "turn")
+        monkeypatch.setattr(reader_module, "_lock_file", lambda: tmp_path / "turn")
         monkeypatch.setattr(reader_module, "LOCK_PATIENCE", 0.1)
         with FileLock(tmp_path / "turn", is_singleton=False), ThreadPoolExecutor(1) as other:
             assert other.submit(open_reader, small_config(scenes)).result(60).steps_per_epoch > 0

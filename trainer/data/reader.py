@@ -266,12 +266,16 @@ def global_places(world: World, samples: int) -> list[int]:
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
 
 
+def _lock_file() -> Path:
+    shared = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
+    return private_folder(shared / f"audiox-trainer-{os.getuid()}") / "lock"
+
+
 @contextlib.contextmanager
 def _machine_lock(world: World) -> Iterator[None]:
     """Let the jobs of a user on a machine name their shared memory one at a time: two at once would choose the same
     name. After LOCK_PATIENCE seconds a job goes ahead; one rank of the other job may never have arrived."""
-    shared = SHARED_MEMORY if SHARED_MEMORY.is_dir() else Path(tempfile.gettempdir())
-    lock = FileLock(private_folder(shared / f"audiox-trainer-{os.getuid()}") / "lock")
+    lock = FileLock(_lock_file())
     if world.is_local_leader:
         with contextlib.suppress(Timeout):
             lock.acquire(timeout=LOCK_PATIENCE)
