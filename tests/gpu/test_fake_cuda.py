@@ -17,7 +17,7 @@ WAITS = {
     "distillation": (),
     "distillation_euler": (),
     "preview": ("training/previews.py",),
-    "sampling": ("encoders/t5.py", "backbone.levels(t)", ".cpu()"),
+    "sampling": ("encoders/t5.py", "backbone.timestep_features(t)", ".cpu()"),
     "checkpoint": ("checkpoint/save.py",),
 }
 
