@@ -139,6 +139,9 @@ def test_what_is_imported_from_the_project_exists():
             module, _, last = name.rpartition(".")
             exists = name in files or last in defined.get(module, ()) or any(within(file, name) for file in files)
             assert exists, f"{name_of(path)}:{line} imports {name}, which does not exist"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Constant) and re.fullmatch(r"tests(\.\w+)+", str(node.value)):  # run with -m
+                assert node.value in files, f"{name_of(path)}:{node.lineno} starts {node.value}, which does not exist"
 
 
 def test_only_scripts_start_scripts():

@@ -81,7 +81,7 @@ def said():
         name: {"ranks": ranks, "options": ["--output", "/", "--megabytes", "4", *options], "faults": faults}
         for name, (ranks, options, faults, _) in SCENARIOS.items()
     }
-    command = [sys.executable, "-m", "tests.helpers.preflight_ranks"]
+    command = [sys.executable, "-m", "tests.helpers.preflight_scenarios"]
     done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -135,7 +135,7 @@ def test_from_pairs_to_sound(commands):
     assert all(line[key] > 0 for line in lines for key in line if key.startswith("grad_norm/"))
     for role in (*ROLES, "teacher"):  # what was planned is said before, what is counted stands in the log
         counted = int(lines[-1][f"bytes/{role}"])
-        assert re.search(rf"^{role}: {re.escape(readable(counted))} a rank \(weights ", done.stdout, re.MULTILINE)
+        assert re.search(rf"^{role}: {re.escape(readable(counted))} per rank \(weights ", done.stdout, re.MULTILINE)
     assert lines[-1]["bytes/teacher"] == 4 * sum(p.numel() for p in teacher(commands.config).parameters())
     assert commands.run("convert", out, "--out", weights).returncode == 0
     assert load_weights(weights).sampling == commands.config.sampling
