@@ -26,7 +26,7 @@ SCENARIOS = {
         3,
         ["--patience", "4"],
         {2: "absent"},
-        r"n3 \(rank 2\) did not tell its name within 4 s; is the node up",
+        r"n3 \(rank 2\) did not report its name within 4 s; is the node up",
     ),
     "first absent": (
         3,
@@ -48,29 +48,29 @@ SCENARIOS = {
         r"^error: n2: 0 GPUs for 1 ranks$",
     ),
     "one without a GPU": (3, [], {0: "has a GPU", 1: "has a GPU"}, r"^error: n3: no GPU, others have 1$"),
-    "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are wanted; n2: 3\.0 GB"),
+    "disk": (3, ["--disk", "500"], {0: "disk", 1: "disk"}, r"n1: 3\.0 GB are free in /.*, 500 are needed; n2: 3\.0 GB"),
     "disk for a configuration": (
         2,
         ["--of", "launch/pretrain.py", "--config", "configs/2p7b.json", "--output", "runs/a", "--resume"],
         {0: "disk", 1: "disk"},
-        r"error: n1: 3\.0 GB are free in /.*, 1\d\d are wanted; n2: ",
+        r"error: n1: 3\.0 GB are free in /.*, 1\d\d are needed; n2: ",
     ),
     "memory for a configuration": (
         2,
         ["--disk", "0", "--of", *WIDE],
         {0: "has a GPU", 1: "has a GPU"},
-        r"n1: GPU 0 has 80\.0 GB free, [1-9]\d\d are wanted; .*n2: GPU 0",
+        r"n1: GPU 0 has 80\.0 GB free, [1-9]\d\d are needed; .*n2: GPU 0",
     ),
-    "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are wanted; n2: "),
+    "much too large": (2, ["--disk", "1e9"], {}, r"n1: [\d.]+ GB are free in /.*, 1e\+09 are needed; n2: "),
     "no GPU": (
         2,
         ["--memory", "70"],
         {1: "memory"},
-        r"n1: 0 GPUs for 1 ranks; n2: GPU 0 has 5\.0 GB free, 70 are wanted",
+        r"n1: 0 GPUs for 1 ranks; n2: GPU 0 has 5\.0 GB free, 70 are needed",
     ),
-    "slow": (4, ["--bandwidth", "1000"], {2: "link"}, r"an all-reduce of 4 MB .* 1000 are wanted; slow: n3 \(n1-n2"),
-    "slow, three": (3, ["--bandwidth", "1000"], {0: "link"}, r"wanted; slow: n1 \(n1-n2 1\d\d ms, n2-n3"),
-    "stuck": (3, ["--patience", "8"], {1: "driver"}, r"n2 \(rank 1\) did not tell its state within 8 s"),
+    "slow": (4, ["--bandwidth", "1000"], {2: "link"}, r"an all-reduce of 4 MB .* 1000 are needed; slow: n3 \(n1-n2"),
+    "slow, three": (3, ["--bandwidth", "1000"], {0: "link"}, r"needed; slow: n1 \(n1-n2 1\d\d ms, n2-n3"),
+    "stuck": (3, ["--patience", "8"], {1: "driver"}, r"n2 \(rank 1\) did not report its state within 8 s"),
 }
 
 
