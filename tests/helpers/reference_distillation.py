@@ -65,7 +65,7 @@ class Plain:
 
     def update(self, u, phase):
         batch, name = made_up(self.config, u, list(range(BATCH)), u in self.paired), TRAINED[phase]
-        shares = self.settings.probabilities if phase != "warm_start" else [0.25] * 4
+        shares = self.settings.step_probabilities if phase != "warm_start" else [0.25] * 4
         k = int(sample_rng(0, u, 0, Purpose.INTERVAL).choice(4, p=shares))
         losses = {"warm_start": self.regression, "student": self.matching, "discriminator": self.hinge}
         objective, values = losses.get(phase, self.samples)(u, batch, k)
@@ -101,7 +101,7 @@ class Plain:
         text[:, :1] = self.nothing[0][:, :1]
         nothing = torch.zeros_like(conditions.video), torch.zeros_like(conditions.audio), text, torch.ones(BATCH).long()
         without = self.teacher(z, torch.as_tensor(t).flatten().expand(BATCH), *nothing)
-        return without + self.settings.guidance * (self.velocity(self.teacher, z, t, batch) - without)
+        return without + self.settings.teacher_guidance * (self.velocity(self.teacher, z, t, batch) - without)
 
     def estimate(self, z, t, batch):
         clean = z - t * self.velocity(self.student, z, t, batch)
@@ -149,7 +149,7 @@ class Plain:
 
     def matching(self, u, batch, k):
         z0 = self.sample(u, batch, k)
-        noise, tau = self.draws(u, batch, Purpose.PERTURBATION, 1, *self.settings.tau)
+        noise, tau = self.draws(u, batch, Purpose.PERTURBATION, 1, *self.settings.noise_range)
         z_tau = tau * noise[0] + (1 - tau) * z0
         v_real, v_fake = self.guided(z_tau, tau, batch), self.velocity(self.fake, z_tau, tau, batch)
         if self.settings.loss == "dmd":
@@ -158,14 +158,14 @@ class Plain:
             errors = 0.5 * (z0 - (z0 - g).detach()).square()
         else:
             errors = (v_fake - (v_real if self.settings.loss == "eq10" else v_real.detach())).square()
-        matching = (errors * ((1 - tau) ** 2 / tau if self.settings.weight == "kl" else 1)).mean()
+        matching = (errors * ((1 - tau) ** 2 / tau if self.settings.loss_weight == "kl" else 1)).mean()
         noise, t = self.draws(u, batch, Purpose.CRITIC, 2, *self.settings.discriminator_noise_range)
         adversarial = -self.score(t * noise[0] + (1 - t) * z0, t, batch).mean()
         values = {"dm": matching.item(), "adversarial": adversarial.item()}
         for name, loss in (("dm", matching), ("adversarial", adversarial)):
             (gradient,) = torch.autograd.grad(loss, z0, retain_graph=True)
             values[f"{name}_gradient"] = BATCH * gradient.flatten(1).norm(dim=1).mean().item()
-        share = self.settings.adversarial
+        share = self.settings.adversarial_weight
         values["gradient_ratio"] = share * values["adversarial_gradient"] / values["dm_gradient"]
         return matching + share * adversarial, values | self.spread(z0.detach(), batch.latents)
 
@@ -184,7 +184,7 @@ class Plain:
 
     def samples(self, u, batch, k):
         z0 = self.sample(u, batch, k).detach()
-        noise, tau = self.draws(u, batch, Purpose.PERTURBATION, 1, *self.settings.tau)
+        noise, tau = self.draws(u, batch, Purpose.PERTURBATION, 1, *self.settings.noise_range)
         v = self.velocity(self.fake, tau * noise[0] + (1 - tau) * z0, tau, batch)
         loss = (v - (noise[0] - z0)).square().mean()
         return loss, {"fake": loss.item()}
