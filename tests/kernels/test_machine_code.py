@@ -30,23 +30,26 @@ def codes(root):
     return call
 
 
-def check_products(kernels):
-    multiply = {name for name, code in kernels.items() if code["multiplies"]}
-    assert len(multiply) == 6
-    for name in multiply:
-        assert kernels[name]["products"], f"{name} does not use the tensor cores"
+def on_tensor_cores(kernels):
+    return {name for name, code in kernels.items() if code["multiplies"] and code["products"]}
 
 
-def check_table(kernels, triton, sm):
+def multiplying(kernels):
+    found = {name for name, code in kernels.items() if code["multiplies"]}
+    assert len(found) == 6
+    return found
+
+
+def recorded_table(triton, sm):
+    """Cells and warps by kernel."""
     release, rows = recorded()
     if triton != release:
         pytest.skip(f"the table is of Triton {release}, this is {triton}; to rewrite it: {REWRITE}")
-    assert {name: code["cell"] for name, code in kernels.items()} == {
-        name: row[GPUS[sm]] for name, row in rows.items()
-    }, f"if the change is meant: {REWRITE}"
-    assert {name: str(code["warps"]) for name, code in kernels.items()} == {
-        name: row["warps"] for name, row in rows.items()
-    }
+    return {name: (row[GPUS[sm]], row["warps"]) for name, row in rows.items()}
+
+
+def compiled_table(kernels):
+    return {name: (code["cell"], str(code["warps"])) for name, code in kernels.items()}
 
 
 @pytest.mark.slow
@@ -54,16 +57,16 @@ def test_on_an_h100_nothing_is_spilled(codes):
     kernels, triton = codes(90, 64)
     assert len(kernels) == 16
     assert {name for name, code in kernels.items() if code["stack"]} == set()
-    check_products(kernels)
-    check_table(kernels, triton, 90)
+    assert on_tensor_cores(kernels) == multiplying(kernels)
+    assert compiled_table(kernels) == recorded_table(triton, 90), f"if the change is meant: {REWRITE}"
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("sm", [80, 100])
 def test_on_other_gpus_the_table_says_what_is_spilled(codes, sm):
     kernels, triton = codes(sm, 64)
-    check_products(kernels)
-    check_table(kernels, triton, sm)
+    assert on_tensor_cores(kernels) == multiplying(kernels)
+    assert compiled_table(kernels) == recorded_table(triton, sm), f"if the change is meant: {REWRITE}"
 
 
 @pytest.mark.long
@@ -71,4 +74,4 @@ def test_on_other_gpus_the_table_says_what_is_spilled(codes, sm):
 def test_the_narrowest_heads_compile(codes, sm):
     kernels, _ = codes(sm, 32)
     assert {name for name, code in kernels.items() if code["stack"]} == set()
-    check_products(kernels)
+    assert on_tensor_cores(kernels) == multiplying(kernels)

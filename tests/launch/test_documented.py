@@ -178,17 +178,23 @@ def located(model: ModelConfig) -> ModelConfig:
     return replace(model, codec=replace(model.codec, weights=""), text=replace(model.text, weights=""), video=video)
 
 
+def refusal_of(weights: str) -> str:
+    try:
+        check_embedded(trained()[weights], weights)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
 @pytest.mark.parametrize("command", [c for c in WHOLE if script_of(c)[0] == "evaluate"], ids=str)
 def test_the_judge_can_judge_these_weights(command):
     """Only sounds of the procedural scenes can be judged: a command with other weights would always be refused."""
-    for weights in parse(*script_of(command)).weights:
-        if str(weights) in trained():
-            check_embedded(trained()[str(weights)], str(weights))
+    judged = [str(weights) for weights in parse(*script_of(command)).weights if str(weights) in trained()]
+    assert [refusal for weights in judged if (refusal := refusal_of(weights))] == []
 
 
 def test_the_judge_refuses_what_it_cannot_judge():
-    with pytest.raises(ValueError, match="weights/2p7b: its codec makes"):
-        check_embedded(trained()["weights/2p7b"], "weights/2p7b")
+    assert refusal_of("weights/2p7b").startswith("weights/2p7b: its codec makes")
 
 
 @pytest.mark.parametrize("command", [c for c in WHOLE if script_of(c)[0] in ("distill", "pairs")], ids=str)
