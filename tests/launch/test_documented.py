@@ -19,6 +19,7 @@ from audiox_trainer.trainer.core.config import BaseConfig, check_ranks, load_pre
 from audiox_trainer.trainer.core.distill_config import DistillConfig, load_distill_config, load_training_config
 from audiox_trainer.trainer.evaluation.held_out import check_embedded
 from tests.helpers.documents import (
+    SCRIPTS,
     Command,
     batch_script,
     blocks,
