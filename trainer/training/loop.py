@@ -114,8 +114,9 @@ def train(
         saver = contexts.enter_context(Saver(output, trainer.roles, metadata, *retention))
         batches = contexts.enter_context(Prefetcher(reader.batches(start + progress.skipped_batches), world.device))
         contexts.push(watchdog.failing)
-        health, kinds, due, step = Health(config.training.max_skipped_steps, progress.losses), set[str](), False, start
+        health, kinds, step = Health(config.training.max_skipped_steps, progress.losses), set[str](), start
         pace = Pace(config.training.global_batch, peak)
+        checkpoints = _Checkpoints(trainer, config, saver, stop, watchdog, logs)
         while step < steps:
             kind = trainer.kind(step)
             watchdog.enter("step" if kind in kinds else "first step", step)
@@ -129,37 +130,67 @@ def train(
                 logs.advance()
                 pace.step(result.flops_per_sample)
                 if done % every == 0 or done == steps:
-                    values = trainer.metrics() | result.values | pace.read(batches.waited_since())
-                    logs.metrics(done, values, trainer.shown)
-                    compilation = compilation_warnings() if config.training.compile else []
-                    for warning in (*trainer.warnings(values), *compilation, *health.spikes()):
-                        logs.say(f"step {done}: {warning}")
+                    _log(done, trainer, result, pace.read(batches.waited_since()), health, config, logs)
                 if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
                     watchdog.enter("sounds of step", done)
                     logs.sounds(done, *trainer.preview(), config.model.codec.sample_rate)
-                stopping, writing = stop.agree(saver.is_writing)
-                due = due or stopping or done % config.checkpoint.every == 0 or done == steps
-                saves = due and trainer.can_checkpoint_after(step)
-                if saver.pending and (saves or not writing):
-                    watchdog.enter("saving step", done)
-                    logs.say(saver.finish())
-                if saves:
-                    watchdog.enter("saving step", done)
-                    waits = stopping or done == steps or not config.checkpoint.async_save
-                    facts = health.facts()
-                    saver.begin(done, not waits, progress.facts() | facts)
-                    if not facts["healthy"]:
-                        logs.say(f"step {done}: this checkpoint is not healthy; the last healthy ones are kept too")
-                    if waits:
-                        logs.say(saver.finish())
-                    due = False
-                    if stopping and done < steps:
-                        raise StoppedError(f"asked to stop: step {done} of {steps} is saved; continue with --resume")
+                checkpoints.after(done, progress, health)
             except (DivergedError, NotFiniteError) as error:
                 watchdog.enter("going back from step", done)
                 progress = go_back(error, progress, done, health.confirmed, trainer, output, world, saver, logs)
-                health, due, done = Health(config.training.max_skipped_steps, progress.losses), False, progress.step
+                health, done = Health(config.training.max_skipped_steps, progress.losses), progress.step
+                checkpoints.due = False
             step = done
+
+
+def _log(
+    done: int,
+    trainer: Trainer,
+    result: StepResult,
+    pace: dict[str, float],
+    health: Health,
+    config: BaseConfig,
+    logs: Logs,
+) -> None:
+    values = trainer.metrics() | result.values | pace
+    logs.metrics(done, values, trainer.shown)
+    compilation = compilation_warnings() if config.training.compile else []
+    for warning in (*trainer.warnings(values), *compilation, *health.spikes()):
+        logs.say(f"step {done}: {warning}")
+
+
+class _Checkpoints:
+    """Writes a checkpoint at the end of a step if one is due, the run is asked to stop, or it is the last step."""
+
+    def __init__(
+        self, trainer: Trainer, config: BaseConfig, saver: Saver, stop: StopSignal, watchdog: Watchdog, logs: Logs
+    ) -> None:
+        self.trainer, self.settings, self.saver = trainer, config.checkpoint, saver
+        self.stop, self.watchdog, self.logs = stop, watchdog, logs
+        self.due = False  # also after a step that cannot be saved: it stays so until one can
+
+    def after(self, done: int, progress: Progress, health: Health) -> None:
+        """Raises StoppedError once the state is saved, if the run was asked to stop before its last step."""
+        stopping, writing = self.stop.agree(self.saver.is_writing)
+        last = done == self.trainer.total
+        self.due = self.due or stopping or done % self.settings.every == 0 or last
+        saves = self.due and self.trainer.can_checkpoint_after(done - 1)
+        if self.saver.pending and (saves or not writing):
+            self.watchdog.enter("saving step", done)
+            self.logs.say(self.saver.finish())
+        if not saves:
+            return
+        self.watchdog.enter("saving step", done)
+        waits = stopping or last or not self.settings.async_save
+        facts = health.facts()
+        self.saver.begin(done, not waits, progress.facts() | facts)
+        if not facts["healthy"]:
+            self.logs.say(f"step {done}: this checkpoint is not healthy; the last healthy ones are kept too")
+        if waits:
+            self.logs.say(self.saver.finish())
+        self.due = False
+        if stopping and not last:
+            raise StoppedError(f"asked to stop: step {done} of {self.trainer.total} is saved; continue with --resume")
 
 
 def go_back(
