@@ -33,27 +33,23 @@ READER_KEYS = {
 def text(kind: type) -> str:
     """The schema of one kind of configuration. No key is required: the extended file may have it."""
     schema = strict.json_schema(kind)
-    for cls in {kind, *_dataclasses(kind)}:
+    for cls in set(dataclasses_of(kind)):
         properties = (schema if cls is kind else schema["$defs"][cls.__name__])["properties"]
         for base in reversed(cls.__mro__[:-1]):
             for name, comment in COMMENT.findall(inspect.getsource(base)):
                 properties[name]["description"] = comment
     schema["properties"] = READER_KEYS | schema["properties"]
-    return json.dumps(_without_required(schema), indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(strict.without(schema, ("required", "title")), indent=1, ensure_ascii=False) + "\n"
 
 
-def _dataclasses(kind: Any) -> Iterator[type]:
-    """All that are reached by the types of a dataclass's fields."""
+def dataclasses_of(kind: Any) -> Iterator[type]:
+    """A dataclass, and all that the types of its fields reach."""
     for inner in getattr(kind, "__args__", ()):
-        yield from _dataclasses(inner)
+        yield from dataclasses_of(inner)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         yield kind
         for field in dataclasses.fields(kind):
-            yield from _dataclasses(field.type)
-
-
-def _without_required(schema: Any) -> Any:
-    return strict.without(schema, ("required", "title"))
+            yield from dataclasses_of(field.type)
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

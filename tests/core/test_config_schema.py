@@ -1,11 +1,13 @@
 """The JSON Schemas in configs/schema: current, and followed by every configuration that comes along."""
 
+import inspect
 import json
+import re
 
 import jsonschema
 import pytest
 
-from audiox_trainer.launch.config_schema import KINDS, text
+from audiox_trainer.launch.config_schema import KINDS, dataclasses_of, text
 from audiox_trainer.trainer.core.files import json_text
 from audiox_trainer.trainer.manifest.manifest import line_schema
 from tests.helpers.small_config import ROOT
@@ -37,3 +39,10 @@ def test_every_configuration_names_the_schema_that_it_follows(file):
 def test_the_schema_explains_keys():
     loop = json.loads((ROOT / "configs" / "schema" / "distillation.json").read_text())["$defs"]["LoopConfig"]
     assert "samples" in loop["properties"]["micro_batch"]["description"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_comment_of_a_key_is_lost(kind):
+    """The schema takes a key's comment from the line of the key; one inside brackets would be missing."""
+    for config in set(dataclasses_of(KINDS[kind])):
+        assert not re.search(r"^    \w+: .*[(\[]$", inspect.getsource(config), re.M), config

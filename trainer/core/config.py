@@ -96,9 +96,7 @@ class TrainingConfig(LoopConfig):
     precision: Literal["fp32", "bf16"] = "bf16"
     timestep_sampling: Literal["uniform", "logit_normal"] = "uniform"  # how noise levels are drawn
     timestep_logit_mean: float = 0.0  # of the logit; above 0 draws more noise, where the structure of a clip is decided
-    timestep_uniform_share: Share = (
-        0.0  # share of uniform levels among logit-normal ones: fine detail is settled at low levels
-    )
+    timestep_uniform_share: Share = 0.0  # share of uniform levels among logit-normal ones: low ones settle detail
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,7 @@ class WarmStartConfig:
 class DistillationConfig:
     """The student's objective (section V)."""
 
-    step_probabilities: tuple[float, ...] = (
-        0.25,
-        0.25,
-        0.25,
-        0.25,
-    )  # of training each step, the noisiest first
+    step_probabilities: tuple[float, ...] = (0.25, 0.25, 0.25, 0.25)  # of training each step, the noisiest first
     teacher_guidance: float = 6.0  # the student learns guided sampling, and needs none itself
     loss: Literal["dmd", "eq10", "eq10_sg_teacher"] = "dmd"
     loss_weight: Literal["one", "kl"] = "one"  # ω_τ

@@ -85,9 +85,7 @@ class FiltersConfig:
     """What is kept. The defaults keep everything that is intact and not silent."""
 
     max_missing_sound: NonNegativeFloat = SLACK  # seconds that a file's sound may lack of its declared length
-    max_missing_video: NonNegativeFloat = (
-        VIDEO_SLACK  # seconds of sound at a file's beginning and end that may have no pictures
-    )
+    max_missing_video: NonNegativeFloat = VIDEO_SLACK  # seconds of sound at either end that may have no pictures
     min_peak: float = -80.0  # dB of full scale that a clip has to reach
     min_file_seconds: NonNegativeFloat = 0.0  # seconds of a file, or of the segment that its line names
     max_file_seconds: NonNegativeFloat = 0.0  # seconds; 0 is without limit
