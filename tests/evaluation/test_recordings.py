@@ -50,6 +50,16 @@ def test_a_split_keeps_every_recording_once(folder, manifest):
         split(manifest, folder / "other", 11, 0.2, 0)
 
 
+def test_a_split_finds_the_line_of_each_recording(tmp_path):
+    """A line separator within a caption is no end of a line, and a mark of the encoding no part of one."""
+    rows = [{"video": f"{i}.mp4", "captions": ["a\u2028b"], "category": "bell"} for i in range(3)]
+    text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    (tmp_path / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    split(tmp_path / "manifest.jsonl", tmp_path / "out", least=1, share=0.3, seed=0)
+    lines = [json.loads(line) for p in ("train", "held_out") for line in (tmp_path / "out" / f"{p}.jsonl").open()]
+    assert sorted(line["video"] for line in lines) == [str(tmp_path / f"{i}.mp4") for i in range(3)]
+
+
 def test_the_classifier_tells_tones_apart(folder):
     model = small_config().model
     known = load_recordings(folder / "train.jsonl", model)

@@ -21,7 +21,7 @@ from ...models.config import ModelConfig
 from ...models.encoders.build import build_codec
 from ..generation.clip_request import ClipRequest
 from ..generation.generator import Generator
-from ..manifest.manifest import ManifestEntry, read_manifest
+from ..manifest.manifest import ManifestEntry, raw_lines, read_manifest
 from ..media.clips import read_clips
 
 
@@ -43,10 +43,8 @@ def split(manifest: Path, out: Path, least: int, share: float, seed: int) -> dic
     if (out / "train.jsonl").exists():
         raise ValueError(f"{out / 'train.jsonl'} already exists; remove it or choose another --out")
     groups: dict[str, list[dict[str, Any]]] = {}
-    lines = manifest.read_text().splitlines()
-    for entry in read_manifest(manifest):
-        row = json.loads(lines[entry.line - 1])
-        row["audio"] = entry.audio
+    entries = read_manifest(manifest)
+    for entry, row in zip(entries, raw_lines(manifest, entries, out), strict=True):
         groups.setdefault(category(entry), []).append(row)
     groups = {name: rows for name, rows in sorted(groups.items()) if len(rows) >= least}
     if not groups:

@@ -23,7 +23,7 @@ from ..core.credentials import redacted
 from ..media.source import MediaError
 from .answer_cache import AnswerCache, CachedAnswer
 from .endpoint import FIELDS, PROMPT, AnswerRefused, ClipTooLong, Endpoint, EndpointClient, EndpointDown
-from .manifest import ManifestEntry, parse_entry, read_manifest
+from .manifest import ManifestEntry, parse_entry, raw_lines, read_manifest
 
 MAX_FAILURES = 10  # clips in a row without an answer: the endpoint is down
 
@@ -63,15 +63,14 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
 
     Raises:
         ValueError: `out` exists, the manifest is wrong, the endpoint refuses the key or the model, or has given no
-            answer FAILURES times in a row; what was answered is kept.
+            answer MAX_FAILURES times in a row; what was answered is kept.
         OSError: the disk is full, or another process holds the answers.
     """
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     entries = read_manifest(manifest)
-    texts = [line for line in manifest.read_bytes().splitlines() if line.strip()]
-    lines = [_raw_line(entry, text, manifest, out) for entry, text in zip(entries, texts, strict=True)]
+    lines = raw_lines(manifest, entries, out.parent)
     summary = AnnotateSummary(lines=len(lines))
     jobs = [
         job for job in (_question(i, *pair, endpoint) for i, pair in enumerate(zip(entries, lines, strict=True))) if job
@@ -87,15 +86,6 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
         files.write_text(out.with_name(out.name + ".unfilled.jsonl"), text)
     files.write_text(out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))  # last: all is done
     return summary
-
-
-def _raw_line(entry: ManifestEntry, text: bytes, manifest: Path, out: Path) -> dict[str, Any]:
-    """A line as written, with paths that are also valid in the folder of `out`."""
-    raw: dict[str, Any] = strict.read_json(text.decode("utf-8-sig"))
-    if manifest.parent.resolve() != out.parent.resolve():
-        places = {"audio": entry.audio, "video": entry.video}
-        raw |= {kind: place for kind, place in places.items() if kind in raw}
-    return raw
 
 
 def _question(index: int, entry: ManifestEntry, raw: dict[str, Any], endpoint: Endpoint) -> _Question | None:

@@ -7,6 +7,7 @@
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -135,6 +136,17 @@ def read_manifest(path: Path) -> list[ManifestEntry]:
     if not entries:
         raise ValueError(f"manifest {path} holds no line; expected one JSON object per line")
     return entries
+
+
+def raw_lines(path: Path, entries: Sequence[ManifestEntry], folder: Path) -> list[dict[str, Any]]:
+    """The lines of the manifest at `path` as written, one per entry, with paths that are also valid in `folder`."""
+    texts = [text for text in path.read_bytes().splitlines() if text.strip()]
+    lines: list[dict[str, Any]] = [strict.read_json(text.decode("utf-8-sig")) for text in texts]
+    if path.parent.resolve() != folder.resolve():
+        for entry, line in zip(entries, lines, strict=True):
+            places = {"audio": entry.audio, "video": entry.video}
+            line.update({kind: place for kind, place in places.items() if kind in line})
+    return lines
 
 
 def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
