@@ -9,7 +9,6 @@ examples:
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -35,6 +34,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    from audiox_trainer.trainer.core.files import write_json
     from audiox_trainer.trainer.evaluation import recordings
     from audiox_trainer.trainer.generation.generator import Generator
 
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     train, held_out = (arguments.recordings / name for name in ("train.jsonl", "held_out.jsonl"))
     generator = Generator(arguments.weights)
     result = recordings.evaluate_recordings(generator, train, held_out, arguments.per_category, arguments.seed)
-    arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    write_json(arguments.out, result)
     print(f"held-out recordings: {result['held_out_accuracy']:.3f} of {result['held_out']} correct")
     print(f"generated sounds:    {result['generated_accuracy']:.3f} of {result['generated']} recognised as requested")
     distances = f"generated {result['generated_nearest']:.2f}, held-out recordings {result['held_out_nearest']:.2f}"

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from audiox_trainer.trainer.core.files import write_json
+
 
 class StepRunner:
     """Runs commands, skips those whose result exists, and keeps their durations in OUT/seconds.json."""
@@ -28,5 +30,5 @@ class StepRunner:
         if code := subprocess.call(command, env=self.environment):
             raise ValueError(f"the command above failed with exit code {code}")
         self.seconds[name] = time.perf_counter() - begin
-        self.file.write_text(json.dumps(self.seconds))
+        write_json(self.file, self.seconds)
         print(f"   {self.seconds[name]:.0f} s", flush=True)

@@ -11,7 +11,6 @@ Times are computed from data sheets and an assumed utilisation (--mfu); nothing 
 """
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.config import BaseConfig
 from audiox_trainer.trainer.core.distill_config import load_training_config
-from audiox_trainer.trainer.core.files import write_text
+from audiox_trainer.trainer.core.files import write_json
 from audiox_trainer.trainer.core.gpu_specs import GPUS, Gpu
 from audiox_trainer.trainer.core.hardware import describe
 
@@ -85,7 +84,7 @@ def main() -> int:
         found, text = measure(config) if arguments.measure else plan(config, arguments)
         print(text)
         if arguments.json:
-            write_text(arguments.json, json.dumps(found, indent=1) + "\n")
+            write_json(arguments.json, found)
 
     return cli.run(run)
 
