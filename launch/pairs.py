@@ -21,7 +21,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "the distillation's JSON file, see configs/distill_*.json")
     parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
-    parser.add_argument("--out", required=True, type=Path, help="folder of the pairs; one begun alike is gone on with")
+    parser.add_argument(
+        "--out", required=True, type=Path, help="folder of the pairs; resumes one made with the same settings"
+    )
     parser.add_argument("--count", type=int, default=10000, help="pairs, up to a whole batch more (default: 10000)")
     cli.add_local_rank(parser)
     arguments = parser.parse_args(argv)
