@@ -60,6 +60,25 @@ def test_a_finite_spike_is_named_in_the_next_line_of_the_log():
     assert list(health.spikes()) == [], "an adversarial loss has no usual size"
 
 
+def test_a_checkpoint_between_a_spike_and_the_next_line_of_the_log():
+    """The line may be of steps of another kind, whose mean says nothing of the spike."""
+    health = Health(9, {})
+    for step in range(40):
+        take(health, step, 1.0, 90.0 if step == 17 else 1.0, 1.0, kind="fake")
+    assert health.facts()["healthy"]
+    take(health, 40, 1.0, 1.0, 1.0, kind="student")
+    assert list(health.spikes()) == ["a spike: the loss of sample 17-1 of data/b was 90 in step 17, 52 times the mean"]
+    take(health, 41, 1.0, 1.0, 900.0, kind="fake")
+    assert not health.facts()["healthy"]
+    take(health, 42, 1.0, 1.0, 1.0, kind="student")
+    assert list(health.spikes()) == ["a spike: the loss of sample 41-2 of data/a was 900 in step 41, 517 times the mean"]
+    take(health, 43, 1.0, 1.0, 900.0, kind="warm_start")
+    take(health, 44, 1.0, math.nan, 1.0, kind="fake")
+    assert not health.facts()["healthy"]
+    take(health, 45, 1.0, 1.0, 1.0, kind="student")
+    assert list(health.spikes()) == [], "nothing says what is usual of a kind that no healthy checkpoint knows"
+
+
 def test_what_a_manifest_says():
     health = Health(9, {})
     for step in range(4):

@@ -94,11 +94,11 @@ class Health:
 
     def spikes(self) -> Iterator[str]:
         """A sentence per kind of step in which a sample's loss was `SPIKE` times the mean, since the last call."""
-        means = self._means()
+        means = self.baseline | self._means()  # a checkpoint since the spike has reset the latter
         own = {}
         for kind, latest in self.largest.items():
             loss, step, index = latest.tolist()
-            if kind in REGRESSIONS and loss > SPIKE * means[kind] > 0:
+            if kind in REGRESSIONS and loss > SPIKE * means.get(kind, math.inf) > 0:
                 own[kind] = loss, int(step), self.names[int(step)][int(index)]
         self.largest, self.names = {}, {}
         gathered: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
