@@ -92,3 +92,5 @@ def test_what_a_manifest_says():
     assert health.facts() == {"healthy": False, "losses": {"model": 25.0}, "skipped_steps": 0}, "more than tenfold"
     take(health, 6, 3.0, 2.0, 1.0)
     assert health.facts()["healthy"]
+    health.step("model", StepResult("model", True, {}, 1, torch.tensor([1.0, math.inf, 1.0])), 7, batch(7))
+    assert health.facts() == {"healthy": False, "losses": {}, "skipped_steps": 0}, "although its gradient was finite"

@@ -115,9 +115,11 @@ class Health:
     def facts(self) -> dict[str, Any]:
         """What a checkpoint's manifest keeps, of the steps since the one before: mean losses by kind of step, how many
         steps were skipped, and whether the run is healthy. Resets them."""
-        losses = {kind: mean for kind, mean in self._means().items() if math.isfinite(mean)}
+        means = self._means()
+        losses = {kind: mean for kind, mean in means.items() if math.isfinite(mean)}
         risen = {k: losses[k] / self.baseline[k] for k in losses if k in REGRESSIONS and self.baseline.get(k)}
-        healthy = not any(self.in_a_row.values()) and all(ratio <= SPIKE for ratio in risen.values())
+        usual = len(losses) == len(means) and all(ratio <= SPIKE for ratio in risen.values())
+        healthy = usual and not any(self.in_a_row.values())
         facts = {"healthy": healthy, "losses": losses, "skipped_steps": self.skipped}
         if healthy:
             self.baseline, self.confirmed = self.baseline | losses, False
