@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from audiox_trainer.trainer.training import logs
 from audiox_trainer.trainer.training.logs import Logs
@@ -45,3 +46,14 @@ def test_no_flipped_bit_keeps_a_run_from_resuming(tmp_path, capsys):
         (tmp_path / "metrics.jsonl").write_bytes(data)
         _, steps = resumed(tmp_path, 8, capsys)
         assert len(steps) >= 6
+
+
+def test_curves_have_the_same_steps_as_the_metrics(tmp_path):
+    for start, end in ((0, 6), (4, 8)):
+        with Logs(tmp_path, True, start, 20, "run") as log:
+            for step in range(start + 1, end + 1):
+                log.metrics(step, {"loss": 1 / step}, ())
+    curves = EventAccumulator(str(tmp_path / "tensorboard"))
+    curves.Reload()
+    assert [point.step for point in curves.Scalars("loss")] == list(range(1, 9))
+    assert [line["step"] for line in map(json.loads, (tmp_path / "metrics.jsonl").open())] == list(range(1, 9))

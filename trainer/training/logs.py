@@ -51,7 +51,7 @@ class Logs:
         self.folder = folder
         damage = _forget_after(folder / "metrics.jsonl", start, keep)
         self.file = (folder / "metrics.jsonl").open("a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start)
+        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
         self.bar = progress(steps, title, "step", start)
         if damage:
             self.say(damage)
