@@ -62,11 +62,12 @@ def read_config(path: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[st
 
     Raises ValueError for a file that extends itself, and what `find_config` and `read_json` raise.
     """
-    file = find_config(path).resolve()
+    found = find_config(path)
+    file = found.resolve()
     if file in extended_by:
         circle = (*extended_by[extended_by.index(file) :], file)
         raise ValueError(f"{path}: extends: a circle, {' extends '.join(each.name for each in circle)}; break it")
-    data = read_json(find_config(path))
+    data = read_json(found)
     data.pop("$schema", None)  # for editors
     if "extends" not in data:
         return data

@@ -28,9 +28,7 @@ class Pass:
     role: str  # "model" in pretraining; "discriminator" is the head alone, whose trunk is the teacher's first blocks
     gradient: Gradient = Gradient.NONE
     count: int = 1  # how often
-    samples: int = (
-        1  # per sample of the micro-batch: 2 under guidance, and for data together with the student's samples
-    )
+    samples: int = 1  # per sample of the micro-batch: 2 under guidance, and for data with the student's samples
     blocks: int | None = None  # ends after so many; None: the whole model
 
     @property

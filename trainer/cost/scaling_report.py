@@ -41,10 +41,8 @@ def scaling_figures(work: Workload, clusters: Sequence[Cluster], samples_per_gpu
 
 
 def _row(work: Workload, cluster: Cluster, samples_per_gpu: int) -> dict[str, Any]:
-    batch, again = (
-        samples_per_gpu * cluster.gpus or nearest_batch(work, cluster.gpus),
-        work.training.activation_checkpointing,
-    )
+    batch = samples_per_gpu * cluster.gpus or nearest_batch(work, cluster.gpus)
+    again = work.training.activation_checkpointing
     layouts = [Layout(cluster.gpus, 2, size, batch, again) for size in micro_batches(batch, cluster.gpus)]
     fitting = [layout for layout in layouts if planned_memory(work, layout).total <= usable_memory(cluster.gpu)]
     if not fitting:

@@ -190,14 +190,14 @@ class BatchAssembler:
         frames = self.model.codec.frames
         mask = torch.zeros(frames)
         if task == "inpainting":
-            hole = max(1, round(frames * rng.uniform(self.data.inpainting_hole[0], self.data.inpainting_hole[1])))
+            shortest, longest = self.data.inpainting_hole
+            hole = max(1, round(frames * rng.uniform(shortest, longest)))
             start = int(rng.integers(0, frames - hole + 1))
             mask[:] = 1
             mask[start : start + hole] = 0
         elif task == "completion":
-            mask[
-                : max(1, round(frames * rng.uniform(self.data.completion_prefix[0], self.data.completion_prefix[1])))
-            ] = 1
+            shortest, longest = self.data.completion_prefix
+            mask[: max(1, round(frames * rng.uniform(shortest, longest)))] = 1
         return mask
 
     def _dropout(self, rng: np.random.Generator) -> tuple[bool, bool, bool]:

@@ -79,10 +79,8 @@ class LongSound:
         video = None if self._video is None else next(self._video)[None]
         audio, given_mask = self._given or (None, None)
         if self._previous_end is not None:
-            audio, given_mask = (
-                torch.zeros(self.codec.frames, self.codec.latent_channels),
-                torch.zeros(self.codec.frames),
-            )
+            audio = torch.zeros(self.codec.frames, self.codec.latent_channels)
+            given_mask = torch.zeros(self.codec.frames)
             audio[: self.overlap], given_mask[: self.overlap] = self._previous_end, 1
         if audio is None or given_mask is None:
             return ClipRequest([self.prompt.full_text], video)

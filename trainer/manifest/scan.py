@@ -86,7 +86,6 @@ def scan(folder: Path, out: Path, domain: str, pictures: bool) -> ScanReport:
         lines += _lines(group, folder, out, domain, pictures, report)
     if not lines:
         raise ValueError(f"{folder}: no line could be written.\n{report}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     with files.published(out) as partial:
         partial.write_text("".join(line + "\n" for line in lines))
     return report

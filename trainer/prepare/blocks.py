@@ -175,9 +175,8 @@ def write_block(store: Store, plan: PreparePlan, number: int, files: Sequence["F
                 writer.cancel()
     rejections = tuple(rejection for file in files for rejection in file.rejections)
     block = BlockRecord(plan.hash, shards, rejections, counts.to_json(), tuple(examples.values()))
-    if not block_is_finished(
-        store, number
-    ):  # by a rank that began it at the same moment, and has put the same bytes there
+    # A rank that began it at the same moment may have put the same bytes there.
+    if not block_is_finished(store, number):
         value = strict.to_dict(block)
         store.write(record_name(number), json_bytes(value | {"checksum": hash_json(value, "checksum")}))
 

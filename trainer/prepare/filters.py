@@ -133,11 +133,9 @@ def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str]
 
 def silence_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
     """The same for silence alone, which a separator may cause."""
-    share = (
-        silent_share(clip.wave[:, : round(clip.seconds * rate)], rate, filters.silence_level)
-        if filters.max_silent < 1
-        else 0
-    )
+    if filters.max_silent == 1:
+        return None
+    share = silent_share(clip.wave[:, : round(clip.seconds * rate)], rate, filters.silence_level)
     if share > filters.max_silent:
         return Filtered.SILENCE, f"{share:.0%} below {filters.silence_level:g} dB, more than {filters.max_silent:.0%}"
     return None
