@@ -57,3 +57,12 @@ def test_curves_have_the_same_steps_as_the_metrics(tmp_path):
     curves.Reload()
     assert [point.step for point in curves.Scalars("loss")] == list(range(1, 9))
     assert [line["step"] for line in map(json.loads, (tmp_path / "metrics.jsonl").open())] == list(range(1, 9))
+
+
+def test_metrics_of_steps_that_a_run_went_back_from_twice_are_both_there(tmp_path):
+    for _ in range(2):
+        (tmp_path / "metrics.jsonl").write_text(TEXT)
+        with Logs(tmp_path, True, 4, 20, "run", keep=True):
+            pass
+    names = sorted(path.name for path in (tmp_path / "rolled_back").iterdir())
+    assert names == ["metrics_5_to_8.jsonl", "metrics_5_to_8.jsonl.2"]

@@ -98,7 +98,7 @@ def _set_aside(run: Path, step: int) -> str:
     later = [folder for folder in list_checkpoints(run) if step_of(folder) > step]
     (run / ROLLED_BACK).mkdir(exist_ok=True)
     for folder in later:  # the newest first: if this ends half-way, none is left that is newer than those moved
-        os.replace(folder, _unused(run / ROLLED_BACK / folder.name))
+        os.replace(folder, unused_name(run / ROLLED_BACK / folder.name))
     write_latest(run, step)
     if not later:
         return "there is no later checkpoint"
@@ -106,6 +106,7 @@ def _set_aside(run: Path, step: int) -> str:
     return f"later checkpoints (step {steps}) are now in {run / ROLLED_BACK} and do not count; nothing is deleted"
 
 
-def _unused(path: Path) -> Path:
+def unused_name(path: Path) -> Path:
+    """This path, with a number added if something has it already."""
     names = itertools.chain([path], (path.with_name(f"{path.name}.{number}") for number in itertools.count(2)))
     return next(name for name in names if not name.exists())

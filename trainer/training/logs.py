@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from ..checkpoint.rollback import ROLLED_BACK
+from ..checkpoint.rollback import ROLLED_BACK, unused_name
 from ..core.files import write_text
 from ..pages.embedded_media import spectrogram
 
@@ -141,7 +141,7 @@ def _forget_after(path: Path, step: int, keep: bool = False) -> str:
     later = [line for line in lines if line["step"] > step]
     if keep and later:
         file = path.parent / ROLLED_BACK / f"{path.stem}_{later[0]['step']}_to_{later[-1]['step']}{path.suffix}"
-        write_text(file, _text(later))
+        write_text(unused_name(file), _text(later))
     write_text(path, _text(line for line in lines if line["step"] <= step))
     return warning
 
