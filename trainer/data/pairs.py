@@ -68,10 +68,13 @@ def solver_settings(config: DistillConfig, teacher: str) -> dict[str, Any]:
 
 
 def read_pair_settings(base: Path) -> PairSettings:
-    """Raises ShardError if the folder holds no pairs or is incomplete."""
+    """Raises ShardError if the folder holds no pairs, is incomplete or has other keys than those of `PairSettings`."""
     if not (base / PAIRS_FILE).is_file():
         raise ShardError(f"{base / PAIRS_FILE} is missing: this is no folder of launch/pairs.py")
-    facts: PairSettings = strict.parse(PairSettings, read_json(base / PAIRS_FILE))
+    try:
+        facts: PairSettings = strict.parse(PairSettings, read_json(base / PAIRS_FILE))
+    except ValueError as error:
+        raise ShardError(f"{base / PAIRS_FILE}: {error}; make the pairs again with launch/pairs.py") from None
     missing = [folder.name for folder in facts.folders(base) if not folder.is_dir()]
     if missing:
         raise ShardError(
@@ -100,9 +103,9 @@ def check_resumable(base: Path, facts: PairSettings) -> None:
     before, now = read_json(base / PAIRS_FILE), strict.to_dict(facts)
     for name in now:
         if before.get(name) != now[name]:
+            where, old, new = strict.difference(name, before.get(name), now[name])
             raise ValueError(
-                f"{base} was started with {name} {before.get(name)!r}, now it is {now[name]!r}; keep the "
-                f"former, or give another --out"
+                f"{base} was started with {where} {old!r}, now it is {new!r}; keep the former, or give another --out"
             )
 
 
