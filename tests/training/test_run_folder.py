@@ -211,7 +211,7 @@ class TestGoingBack:
         assert run_folder.check_unchanged(tmp_path, small_config(), 4) == []
         assert len(run_folder.check_unchanged(tmp_path, small_config())) == 1
 
-    def test_later_checkpoints_are_moved_and_a_batch_job_goes_back_once(self, tmp_path, monkeypatch):
+    def test_later_checkpoints_are_moved_and_a_batch_job_goes_back_once(self, tmp_path, monkeypatch, capsys):
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         try:
             for _ in range(2):
@@ -228,6 +228,9 @@ class TestGoingBack:
             monkeypatch.setenv(rollback.BATCH_JOB, "17")
             assert rollback.asked_step(tmp_path, 4) == 4
             rollback.set_aside_later(tmp_path, 4, 0, asked=True)
+            capsys.readouterr()
             assert rollback.asked_step(tmp_path, 4) is None and rollback.asked_step(tmp_path, 3) == 3
+            said = "--from 4: this batch job has gone back to that step already; resuming from the newest\n"
+            assert capsys.readouterr().out == said
         finally:
             dist.destroy_process_group()

@@ -72,6 +72,8 @@ def asked_step(run: Path, step: int | None) -> int | None:
     starts lost ranks again, does so with the same arguments."""
     done = run / ROLLED_BACK / DONE
     again = step is not None and BATCH_JOB in os.environ and done.exists() and read_json(done) == _asked(step)
+    if again and os.environ.get("RANK", "0") == "0":
+        print(f"--from {step}: this batch job has gone back to that step already; resuming from the newest", flush=True)
     return None if again else step
 
 
