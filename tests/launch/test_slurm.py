@@ -74,14 +74,20 @@ def undisturbed(base: Path, name: str, *arguments: str) -> supervised_runs.Run:
 
 
 def test_asked_to_stop_it_saves_comes_back_and_ends(slurm, base):
-    """What happens at a time limit, with the signal sent at once."""
-    training = Training(slurm, base, "asked", "--set", "training.steps=40", "--set", "checkpoint.every=1000")
+    """What happens at a time limit, with the signal sent at once. Its ranks wait for the signal, which may take long."""
+    settings = ("training.steps=100", "checkpoint.every=1000", f"timeouts.step={PATIENCE}")
+    training = Training(slurm, base, "asked", *(word for setting in settings for word in ("--set", setting)))
     training.reaches(3)
+    for process in slurm.ranks().values():
+        os.kill(process, signal.SIGSTOP)
     slurm.run("scancel", "--batch", "--signal=USR2", training.job.number)
+    training.says("asked to stop before the time limit")
+    for process in slurm.ranks().values():
+        os.kill(process, signal.SIGCONT)
     training.says("stopped as requested, and saved; requeues itself")
     saved = training.run.resumable()
     assert saved == training.run.step() >= 3
-    assert f"asked to stop: step {saved} of 40 is saved" in training.job.said()
+    assert f"asked to stop: step {saved} of 100 is saved" in training.job.said()
     training.checks_end(restarts=1)
     assert f"at step {saved}\n" in training.job.said()
     assert "preflight: 2 nodes, 2 ranks" in training.job.said()

@@ -57,3 +57,9 @@ def test_children_live_on(tmp_path, how, number):
 def test_what_nohup_ignores_stays_ignored(tmp_path):
     done = asked(tmp_path, "alone", "SIGHUP", "nohup")
     assert done.returncode == 1 and "assert stop.agree(busy=True) == (True, True)" in done.stderr, done.stderr
+
+
+def test_what_a_batch_script_ignores_until_the_run_listens_is_heard(tmp_path):
+    """launch/slurm/rank.sh does so, lest a request to stop kills a rank that is still starting."""
+    done = asked(tmp_path, "alone", "SIGUSR2", "bash", "-c", "trap '' USR2; exec \"$@\"", "bash")
+    assert (done.returncode, done.stdout) == (0, "saved\n"), (done.returncode, done.stderr)

@@ -31,7 +31,8 @@ class StopSignal:
 
     Slurm and a terminal may send theirs to all processes of a job, and the run's child processes (loaders, compilers)
     have no handler: they would die before the step is saved. So the main thread blocks these signals, and its children
-    inherit that. A signal that was ignored before, as nohup ignores SIGHUP, stays ignored.
+    inherit that. SIGHUP stays ignored where it was, as nohup does it; a batch script may ignore the others only until the
+    run listens.
     """
 
     def __init__(self) -> None:
@@ -43,7 +44,9 @@ class StopSignal:
         self.group = dist.new_group(backend="gloo") if ranks > 1 else None
 
     def __enter__(self) -> Self:
-        heard = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        heard = set(SIGNALS)
+        if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+            heard.remove(signal.SIGHUP)
         self.before = {number: signal.signal(number, self._receive) for number in heard}
         self.blocked = GROUP_SIGNALS.intersection(heard)
         self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, self.blocked)
