@@ -71,7 +71,8 @@ def test_a_checkpoint_between_a_spike_and_the_next_line_of_the_log():
     take(health, 41, 1.0, 1.0, 900.0, kind="fake")
     assert not health.facts()["healthy"]
     take(health, 42, 1.0, 1.0, 1.0, kind="student")
-    assert list(health.spikes()) == ["a spike: the loss of sample 41-2 of data/a was 900 in step 41, 517 times the mean"]
+    said = "a spike: the loss of sample 41-2 of data/a was 900 in step 41, 517 times the mean"
+    assert list(health.spikes()) == [said]
     take(health, 43, 1.0, 1.0, 900.0, kind="warm_start")
     take(health, 44, 1.0, math.nan, 1.0, kind="fake")
     assert not health.facts()["healthy"]
