@@ -31,7 +31,7 @@ class StopSignal:
 
     Slurm and a terminal may send theirs to all processes of a job, and the run's child processes (loaders, compilers)
     have no handler: they would die before the step is saved. So the main thread blocks these signals, and its children
-    inherit that. SIGHUP stays ignored where it was, as by nohup; a batch script ignores the others until the run listens.
+    inherit that. SIGHUP stays ignored where it was, as by nohup; batch scripts ignore the others until it listens.
     """
 
     def __init__(self) -> None:
