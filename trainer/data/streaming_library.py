@@ -1,16 +1,18 @@
 """mosaicml-streaming: every module that needs it imports its names from here.
 
-`import streaming` imports torchvision, which has to be made importable first. `make setup` installs no client of any
-cloud but S3.
+The package's own start imports its datasets of pictures, and with them torchvision and torch's compiler: some 3 s in
+every process, for nothing that is used here. So the package is entered without its `__init__`. `make setup` installs no
+client of any cloud but S3.
 """
 
+import sys
 from importlib import import_module
+from importlib.util import find_spec, module_from_spec
 
-from ...models.encoders.libraries import declare_torchvision
+if "streaming" not in sys.modules and (spec := find_spec("streaming")):
+    sys.modules["streaming"] = module_from_spec(spec)
 
-declare_torchvision()
-
-from streaming import MDSWriter, Stream, StreamingDataLoader, StreamingDataset  # noqa: E402
+from streaming.base import MDSWriter, Stream, StreamingDataLoader, StreamingDataset  # noqa: E402
 from streaming.base.storage.download import CloudDownloader  # noqa: E402
 from streaming.base.storage.upload import CloudUploader  # noqa: E402
 from streaming.base.world import World  # noqa: E402

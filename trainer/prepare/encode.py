@@ -2,8 +2,6 @@
 
 With encoders on the CPU a worker does everything. With encoders on a GPU it only decodes, and the main process encodes.
 The batches are the same in both cases: clips of one file.
-
-This module does not import mosaicml-streaming, which takes longer than the whole job of many workers.
 """
 
 from collections.abc import Iterator
