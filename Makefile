@@ -40,8 +40,11 @@ $(STAMP):
 demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sound; ARGS="..."
 	@$(PY) launch/demo.py $(ARGS)
 
+# Workers share the tests: one a core, four at most. ARGS="-n 0" for one process, ARGS="PATH" for some tests.
+WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+
 test: $(STAMP)  ## all tests but the long ones, a quarter of an hour on two cores; ARGS="..."
-	@$(PY) -m pytest -m 'not long' $(ARGS)
+	@$(PY) -m pytest -m 'not long' $(WORKERS) $(ARGS)
 
 test-long: $(STAMP)  ## the long ones; ARGS="..."
 	@$(PY) -m pytest -m long --timeout 3600 $(ARGS)

@@ -80,6 +80,7 @@ setup(
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "torchao>=0.14",
             "ruff>=0.12",
             "mypy>=1.15",

@@ -16,8 +16,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 # The tests' tensors are small: on a large machine more threads only wait for one another. Ranks that a test starts
-# inherit this and may set less.
-os.environ.setdefault("OMP_NUM_THREADS", str(min(4, len(os.sched_getaffinity(0)))))
+# inherit this and may set less. Workers of pytest-xdist share the cores.
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ["OMP_NUM_THREADS"] = str(max(1, min(4, len(os.sched_getaffinity(0)) // WORKERS)))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
@@ -31,12 +32,28 @@ _CACHE = tempfile.mkdtemp(prefix="inductor-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE
 
 
+# Fixtures of several files that take a minute to make.
+SHARED = {"training": {"one", "two", "two_long", "four"}, "faults": {"references"}}
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)  # stable: the rest keeps its order
+    """Quick tests come first. Where workers share the tests, a file stays together, as do all tests that read the same
+    launches; what takes long begins first, so that no worker is left with it at the end."""
+    slow = {item: item.get_closest_marker("slow") is not None for item in items}
+    if WORKERS == 1:
+        items.sort(key=slow.__getitem__)  # stable: the rest keeps its order
+        return
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        name = next((group for group, names in SHARED.items() if names & set(item.fixturenames)), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(name))
+        groups.setdefault(name, []).append(item)
+    order = sorted(groups, key=lambda name: (name not in SHARED, -sum(map(slow.__getitem__, groups[name]))))
+    items[:] = [item for name in order for item in sorted(groups[name], key=slow.__getitem__)]
 
 
 @pytest.fixture(autouse=True)

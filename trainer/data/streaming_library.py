@@ -12,10 +12,10 @@ from importlib.util import find_spec, module_from_spec
 if "streaming" not in sys.modules and (spec := find_spec("streaming")):
     sys.modules["streaming"] = module_from_spec(spec)
 
-from streaming.base import MDSWriter, Stream, StreamingDataLoader, StreamingDataset  # noqa: E402
-from streaming.base.storage.download import CloudDownloader  # noqa: E402
-from streaming.base.storage.upload import CloudUploader  # noqa: E402
-from streaming.base.world import World  # noqa: E402
+from streaming.base import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
+from streaming.base.storage.download import CloudDownloader
+from streaming.base.storage.upload import CloudUploader
+from streaming.base.world import World
 
 CLIENTS = {  # by scheme: module and package
     "s3": ("boto3", "boto3"),

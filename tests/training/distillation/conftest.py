@@ -76,5 +76,5 @@ COMPILED = Item("compiled", "compiled", stage(2, *LOW[:2], "training.compile=tru
 
 
 @pytest.fixture(scope="session")
-def two(scenes, tmp_path_factory):
+def distilled(scenes, tmp_path_factory):
     return Launch(2, scenes, tmp_path_factory.mktemp("distillation"), TWO_RANKS, "tests.helpers.distillation_scenarios")

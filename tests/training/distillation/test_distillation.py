@@ -59,8 +59,8 @@ def apart(a, b):
 
 class TestRounds:
     @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
-    def test_no_role_disturbs_another(self, two, name):
-        for result in two.results(name):
+    def test_no_role_disturbs_another(self, distilled, name):
+        for result in distilled.results(name):
             for row in result["rows"]:
                 role = TRAINED[row["phase"]]
                 owned = {"weights", "computed", "exp_avg", "exp_avg_sq", "updates"}
@@ -70,18 +70,18 @@ class TestRounds:
                 assert row["reached"] == [role] and row["frozen"]
 
     @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS])
-    def test_losses_and_what_is_watched_are_those_of_plain_torch(self, two, plain, name):
-        for result in two.results(name):
+    def test_losses_and_what_is_watched_are_those_of_plain_torch(self, distilled, plain, name):
+        for result in distilled.results(name):
             for row, expected in zip(result["rows"], plain(name).rows, strict=True):
                 assert watched(row) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
     @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS])
-    def test_weights_and_their_average_become_those_of_plain_torch(self, two, plain, name):
+    def test_weights_and_their_average_become_those_of_plain_torch(self, distilled, plain, name):
         expected = plain(name)
         ends = {role: dict(model.named_parameters()) for role, model in expected.models.items()}
         starts = {"student": expected.teacher, "fake": expected.teacher, "discriminator": expected.first_head}
         starts = {role: dict(model.named_parameters()) for role, model in starts.items()}
-        folder = two.checkpoint(name, len(expected.rows))
+        folder = distilled.checkpoint(name, len(expected.rows))
         for role in ROLES:
             found = load.full_tensors(folder, role, "weights")
             assert apart(found, ends[role]) < 1e-3 * apart(starts[role], ends[role])
@@ -89,19 +89,19 @@ class TestRounds:
         assert apart(found, expected.ema) < 1e-3 * apart(starts["student"], expected.ema)
 
     @pytest.mark.parametrize("name", ["rounds 1", "rounds 3", "rounds sharded"])
-    def test_stages_and_a_sharded_teacher_make_no_difference(self, two, name):
-        for rows in zip(*(two.results(one)[0]["rows"] for one in ("rounds 2", name)), strict=True):
+    def test_stages_and_a_sharded_teacher_make_no_difference(self, distilled, name):
+        for rows in zip(*(distilled.results(one)[0]["rows"] for one in ("rounds 2", name)), strict=True):
             usual, other = map(watched, rows)
             assert other == pytest.approx(usual, rel=1e-4, abs=1e-6)
 
     @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
-    def test_bytes_are_those_of_the_arithmetic(self, two, name):
-        for result in two.results(name):
+    def test_bytes_are_those_of_the_arithmetic(self, distilled, name):
+        for result in distilled.results(name):
             assert result["bytes"] == result["planned"]
             assert all(held["weights"] for held in result["bytes"].values())
 
-    def test_the_printed_equation_gives_another_student(self, two):
-        other, usual = (two.results(name)[0]["rows"] for name in ("rounds eq10", "rounds 2"))
+    def test_the_printed_equation_gives_another_student(self, distilled):
+        other, usual = (distilled.results(name)[0]["rows"] for name in ("rounds eq10", "rounds 2"))
         assert other[3]["values"]["adversarial"] == usual[3]["values"]["adversarial"]  # before it has learnt
         assert other[4]["values"]["adversarial"] != usual[4]["values"]["adversarial"]
 
@@ -109,34 +109,35 @@ class TestRounds:
 class TestResume:
     @pytest.mark.parametrize("end", [*ENDS, f"{BF16} bf16"])
     @pytest.mark.parametrize("role", ROLES)
-    def test_a_broken_run_ends_as_if_it_had_not(self, two, end, role):
+    def test_a_broken_run_ends_as_if_it_had_not(self, distilled, end, role):
         kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
         through = "through bf16" if "bf16" in str(end) else "through"
-        folders = [two.checkpoint(name, 10) for name in (through, f"resumed {end}")]
+        folders = [distilled.checkpoint(name, 10) for name in (through, f"resumed {end}")]
         assert differing(*folders, role, kinds) == []
 
     @pytest.mark.parametrize("role", ROLES)
-    def test_a_checkpoint_within_a_round_is_gone_on_with(self, two, role):
+    def test_a_checkpoint_within_a_round_is_gone_on_with(self, distilled, role):
         """No checkpoint is made there now, but a round's position must still follow from the step alone."""
-        assert not two.checkpoint("through", MIDWAY).exists()
-        log = (two.folders["resumed midway"] / "metrics.jsonl").read_text().splitlines()
+        assert not distilled.checkpoint("through", MIDWAY).exists()
+        log = (distilled.folders["resumed midway"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in log] == list(range(MIDWAY + 1, 11))
         kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
-        assert differing(two.checkpoint("through", 10), two.checkpoint("resumed midway", 10), role, kinds) == []
+        ends = [distilled.checkpoint(name, 10) for name in ("through", "resumed midway")]
+        assert differing(*ends, role, kinds) == []
 
-    def test_asked_to_stop_in_a_round_saves_at_its_end(self, two):
+    def test_asked_to_stop_in_a_round_saves_at_its_end(self, distilled):
         """One rank is asked in update 3, in the middle of a round; then both in the last round, which is the end
         anyway."""
         stopped = {"said": "asked to stop: step 6 of 10 is saved; continue with --resume", "code": ExitCode.STOPPED}
-        assert two.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
+        assert distilled.results("asked") == 2 * [{"ends": [stopped, {}, {}]}]
         for role in ROLES:
             kinds = KINDS if role == "student" else [kind for kind in KINDS if kind != "ema"]
-            assert differing(two.checkpoint("through", 10), two.checkpoint("asked", 10), role, kinds) == []
-        lines = (two.folders["asked"] / "metrics.jsonl").read_text().splitlines()
+            assert differing(distilled.checkpoint("through", 10), distilled.checkpoint("asked", 10), role, kinds) == []
+        lines = (distilled.folders["asked"] / "metrics.jsonl").read_text().splitlines()
         assert [json.loads(line)["step"] for line in lines] == list(range(1, 11)), "no update twice, and none left out"
 
-    def test_checkpoints_stand_before_the_first_round_and_at_the_ends_of_rounds(self, two):
-        names = sorted(path.name for path in (two.folders["through"] / "checkpoints").iterdir())
+    def test_checkpoints_stand_before_the_first_round_and_at_the_ends_of_rounds(self, distilled):
+        names = sorted(path.name for path in (distilled.folders["through"] / "checkpoints").iterdir())
         assert names == [f"step_{update:08d}" for update in (1, 2, 6, 10)]
 
 
@@ -147,17 +148,17 @@ FLAT = "become silent or flat: their deviation is 0.\\d\\d of the data's; lower 
 
 class TestWarnings:
     @pytest.mark.parametrize(("name", "of_student"), [("alike", [ALIKE]), ("flat", [ALIKE, FLAT])])
-    def test_collapse_and_a_discriminator_that_won_are_named(self, two, name, of_student):
+    def test_collapse_and_a_discriminator_that_won_are_named(self, distilled, name, of_student):
         expected = {"student": of_student, "discriminator": [LOST]}
-        for result in two.results(name):
+        for result in distilled.results(name):
             assert [row["phase"] for row in result["rows"]] == ["warm_start", "student", "fake", "discriminator"]
             for row in result["rows"]:
                 words = expected.get(row["phase"], [])
                 assert len(row["said"]) == len(words)
                 assert all(re.search(word, said) for word, said in zip(words, row["said"], strict=True))
 
-    def test_nothing_is_said_of_what_goes_well(self, two):
-        assert not any(row["said"] for row in two.results("rounds 2")[0]["rows"])
+    def test_nothing_is_said_of_what_goes_well(self, distilled):
+        assert not any(row["said"] for row in distilled.results("rounds 2")[0]["rows"])
 
     @pytest.mark.parametrize("kind", ["distance", "deviation"])
     def test_a_value_that_is_missing_is_not_passed_over(self, kind):
@@ -191,13 +192,13 @@ def listed(config, row, micro_batches):
 
 
 @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
-def test_an_update_makes_the_passes_that_are_listed(two, name):
+def test_an_update_makes_the_passes_that_are_listed(distilled, name):
     """Each with its role, its gradient, its number of blocks and its share of samples, in the listed order."""
     item = next(item for item in TWO_RANKS if item.name == name)
     config = small_distill_config(None, *item.overrides)
     paired = small_distill_config(None, *item.overrides, "warm_start.pairs=made")
     micro_batches = config.training.global_batch // config.training.micro_batch // 2
-    for result in two.results(name):
+    for result in distilled.results(name):
         for update, row in enumerate(result["rows"]):
             fitting = paired if update in item.arguments.get("paired", ()) else config
             assert row["passes"] == listed(fitting, row, micro_batches), (update, row["phase"], row["k"])
