@@ -223,7 +223,7 @@ def download(url: str, file: Path) -> None:
     partial = partial_path(file)
     try:
         _retry(lambda: CloudDownloader.direct_download(url, str(partial)))
-        partial.replace(file)
+        partial.replace(file)  # unsynced, unlike `published`: what a power cut takes is fetched again
     except Exception as error:  # every storage has its own kinds
         kind = UnansweredError if is_unanswered(error) else OSError
         raise kind(f"{error}: could not read {url}") from error
