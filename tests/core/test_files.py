@@ -5,11 +5,11 @@ import os
 import pytest
 
 from audiox_trainer.trainer.core import files
-from audiox_trainer.trainer.core.files import published, write_json
+from audiox_trainer.trainer.core.files import atomic_output, write_json
 
 
 def test_nothing_is_there_before_the_end(tmp_path):
-    with published(tmp_path / "a" / "out") as partial:
+    with atomic_output(tmp_path / "a" / "out") as partial:
         partial.mkdir()
         (partial / "file").write_text("new")
         assert not (tmp_path / "a" / "out").exists()
@@ -21,7 +21,7 @@ def test_nothing_is_there_before_the_end(tmp_path):
 def test_a_fault_leaves_what_was_there(tmp_path, replace):
     (tmp_path / "before").write_text("precious")
     out = tmp_path / ("before" if replace else "out")
-    with pytest.raises(OSError, match="full"), published(out, replace) as partial:
+    with pytest.raises(OSError, match="full"), atomic_output(out, replace) as partial:
         partial.write_text("half")
         raise OSError("the disk is full")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("before", "precious")]
@@ -29,10 +29,10 @@ def test_a_fault_leaves_what_was_there(tmp_path, replace):
 
 def test_what_exists_is_refused_also_when_it_appears_meanwhile(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(ValueError, match="out exists already and is left as it is"), published(out) as partial:
+    with pytest.raises(ValueError, match="out exists already and is left as it is"), atomic_output(out) as partial:
         partial.mkdir()
         out.mkdir()
-    with pytest.raises(ValueError, match="out exists already"), published(out):
+    with pytest.raises(ValueError, match="out exists already"), atomic_output(out):
         pytest.fail("it exists")
     assert list(tmp_path.iterdir()) == [out]
 
@@ -41,7 +41,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
     synced, sync = [], files.sync
     monkeypatch.setattr(files, "sync", lambda path: (synced.append((path.name, out.exists())), sync(path)))
     out = tmp_path / "out"
-    with published(out) as partial:
+    with atomic_output(out) as partial:
         (partial / "inner").mkdir(parents=True)
         (partial / "inner" / "file").touch()
     assert synced == [("inner", False), ("file", False), (partial.name, False), (tmp_path.name, True)]
@@ -50,7 +50,7 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch)
 def test_new_folders_above_are_on_the_disk_too(tmp_path, monkeypatch):
     synced, sync = [], files.sync
     monkeypatch.setattr(files, "sync", lambda path: (synced.append(path), sync(path)))
-    with published(tmp_path / "a" / "b" / "out") as partial:
+    with atomic_output(tmp_path / "a" / "b" / "out") as partial:
         assert synced == [tmp_path, tmp_path / "a"]
         partial.touch()
     assert synced[2:] == [partial, tmp_path / "a" / "b"]
@@ -61,7 +61,7 @@ def test_a_former_folder_is_never_half_there(tmp_path, monkeypatch):
     removed, remove = [], files.remove
     monkeypatch.setattr(files, "remove", lambda path: (removed.append(path.name), remove(path)))
     for content in ("old", "new"):
-        with published(tmp_path / "out", replace=True) as partial:
+        with atomic_output(tmp_path / "out", replace=True) as partial:
             partial.mkdir()
             (partial / content).touch()
     assert "out.old.partial" in removed and "out" not in removed

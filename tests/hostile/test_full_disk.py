@@ -46,7 +46,7 @@ def test_a_film(tmp_path, monkeypatch):
 def test_weights(tmp_path):
     out = tmp_path / "weights"
     with full_disk(), pytest.raises(OSError):
-        import_encoders._publish(out, {"a": torch.zeros(100_000)}, lambda folder: None)
+        import_encoders._write_weights(out, {"a": torch.zeros(100_000)}, lambda folder: None)
     assert not any(tmp_path.iterdir())
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from audiox_trainer.launch.generate import main
-from audiox_trainer.trainer.core.files import published
+from audiox_trainer.trainer.core.files import atomic_output
 from audiox_trainer.trainer.generation.output_files import assign_files
 from audiox_trainer.trainer.generation.prompts import Prompt, parse_prompt, read_prompts
 
@@ -93,7 +93,7 @@ def test_options_that_are_refused(options, message, tmp_path, monkeypatch, capsy
 def test_the_longest_name_that_the_disk_takes(tmp_path):
     """The hidden name under which a file is written first is longer than its own."""
     for name in ("a" * 255, "é" * 127):
-        with published(tmp_path / name) as partial:
+        with atomic_output(tmp_path / name) as partial:
             partial.write_text("x")
         assert (tmp_path / name).read_text() == "x"
 

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.slow
 LOSS = "audiox_trainer.trainer.training.pretrain:flow_matching_loss"
 READ = "audiox_trainer.trainer.training.meter:NoiseBins.read"
 WRITE = "audiox_trainer.trainer.checkpoint.save:save_file"
-PUBLISH = "audiox_trainer.trainer.checkpoint.save:_publish"
+COMMIT = "audiox_trainer.trainer.checkpoint.save:_commit"
 
 
 ELSEWHERE = (
@@ -58,7 +58,7 @@ LONG = {
         before=(WRITE, 2, "wait"),
     ),
     "all killed in a save": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
-    "all killed before publishing": Fault(PUBLISH, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
+    "all killed before a checkpoint is complete": Fault(COMMIT, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
     "killed between the saves of two roles": Fault(
         WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
     ),
@@ -72,7 +72,7 @@ LONG = {
     "killed between two roles written beside": Fault(
         WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24), settings=BESIDE
     ),
-    "all killed after publishing": Fault(PUBLISH, 3, "half", rank=None, code=None, steps=(5, 10, 15)),
+    "all killed after a checkpoint is complete": Fault(COMMIT, 3, "half", rank=None, code=None, steps=(5, 10, 15)),
 }
 
 

@@ -41,15 +41,15 @@ def group():
     dist.destroy_process_group()
 
 
-def publish(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
-    """A checkpoint of one file, published like a run's."""
+def save_checkpoint(run: Path, step: int, keep: int = 0, keep_every: int = 0) -> Path:
+    """A checkpoint of one file, renamed when complete like a run's."""
     folder = run / load.FOLDER / f"step_{step:08d}"
     unfinished = folder.with_name(folder.name + ".partial")
     file = unfinished / "model" / "rank_00000.safetensors"
     file.parent.mkdir(parents=True)
     file.write_bytes(np.random.default_rng(step).bytes(5000))
     manifest = {"step": step, "files": {"model/rank_00000.safetensors": integrity.file_entry(file)}}
-    save._publish(folder, manifest, keep, keep_every)
+    save._commit(folder, manifest, keep, keep_every)
     return folder
 
 
@@ -65,7 +65,7 @@ class TestCheckpoints:
     )
     def test_the_last_ones_and_every_nth_are_kept(self, tmp_path, group, keep, keep_every, left):
         for step in range(1, 11):
-            publish(tmp_path, step, keep, keep_every)
+            save_checkpoint(tmp_path, step, keep, keep_every)
         assert [load.step_of(f) for f in reversed(load.list_checkpoints(tmp_path))] == left
         assert not list((tmp_path / load.FOLDER).glob("*.partial"))
 
@@ -76,7 +76,7 @@ class TestCheckpoints:
         for update in range(config.cycle.total_updates(200)):
             due = due or (update + 1) % 10 == 0
             if due and config.cycle.ends_round(update):
-                publish(tmp_path, update + 1, keep=1, keep_every=50)
+                save_checkpoint(tmp_path, update + 1, keep=1, keep_every=50)
                 due, saved = False, [*saved, update + 1]
         expected = [next(step for step in saved if step >= multiple) for multiple in range(50, saved[-1] + 1, 50)]
         assert expected[:2] == [52, 101], "no multiples themselves"
@@ -85,8 +85,8 @@ class TestCheckpoints:
 
     @pytest.mark.parametrize("content", [None, "", "{", '{"step": "x"}', '{"step": 2}', "[]"])
     def test_what_is_there_counts_whatever_latest_says(self, tmp_path, group, content):
-        publish(tmp_path, 2)
-        newest = publish(tmp_path, 4)
+        save_checkpoint(tmp_path, 2)
+        newest = save_checkpoint(tmp_path, 4)
         latest = tmp_path / load.LATEST
         latest.unlink()
         if content is not None:
@@ -94,15 +94,15 @@ class TestCheckpoints:
         assert load.newest_intact(tmp_path, pytest.fail) == newest
 
     def test_a_checkpoint_that_latest_knows_and_that_is_gone_is_named(self, tmp_path, group):
-        before = publish(tmp_path, 2)
-        shutil.rmtree(publish(tmp_path, 4))
+        before = save_checkpoint(tmp_path, 2)
+        shutil.rmtree(save_checkpoint(tmp_path, 4))
         heard: list[str] = []
         assert load.newest_intact(tmp_path, heard.append) == before
         assert heard == [f"{tmp_path / load.LATEST}: step 4 was saved last, and its checkpoint is gone"]
 
     @pytest.mark.parametrize("content", ['{"step": 4}', "", "{"])
     def test_a_run_whose_checkpoints_are_gone_does_not_begin_anew(self, tmp_path, group, content):
-        publish(tmp_path, 4)
+        save_checkpoint(tmp_path, 4)
         shutil.rmtree(tmp_path / load.FOLDER)
         (tmp_path / load.LATEST).write_text(content)
         with pytest.raises(NothingLeftError, match="it was saved, and its checkpoints are gone; restore") as caught:
@@ -110,7 +110,7 @@ class TestCheckpoints:
         assert exit_code_of(caught.value) == ExitCode.CORRUPT
 
     def test_every_flipped_bit_is_found(self, tmp_path, group):
-        folder, rng = publish(tmp_path, 1), np.random.default_rng(0)
+        folder, rng = save_checkpoint(tmp_path, 1), np.random.default_rng(0)
         file = folder / "model" / "rank_00000.safetensors"
         for _ in range(100):
             at, bit = int(rng.integers(5000)), int(rng.integers(8))
@@ -121,16 +121,16 @@ class TestCheckpoints:
 
     def test_one_that_is_made_again_never_stands_half(self, tmp_path, group, monkeypatch):
         """A run that went back saves a step again: the former checkpoint loses its name before it is removed."""
-        publish(tmp_path, 1)
+        save_checkpoint(tmp_path, 1)
         removed, remove = [], shutil.rmtree
         monkeypatch.setattr(files.shutil, "rmtree", lambda folder: (removed.append(folder.name), remove(folder)))
-        newest = publish(tmp_path, 1)
+        newest = save_checkpoint(tmp_path, 1)
         assert removed == ["step_00000001.old.partial"] and load.find_fault(newest) == ""
         assert [f.name for f in (tmp_path / load.FOLDER).iterdir()] == ["step_00000001"]
 
     @pytest.mark.parametrize("number", [errno.EIO, errno.EACCES])
     def test_what_cannot_be_read_is_passed_over(self, tmp_path, group, monkeypatch, number):
-        before, newest, heard = publish(tmp_path, 1), publish(tmp_path, 2), []
+        before, newest, heard = save_checkpoint(tmp_path, 1), save_checkpoint(tmp_path, 2), []
 
         def read(file, **named):
             if file.is_relative_to(newest):
@@ -144,7 +144,7 @@ class TestCheckpoints:
         assert heard == [f"skipped a damaged checkpoint: {reason}"]
 
     def test_a_manifest_that_cannot_be_read_is_passed_over(self, tmp_path, group):
-        before, newest, heard = publish(tmp_path, 1), publish(tmp_path, 2), []
+        before, newest, heard = save_checkpoint(tmp_path, 1), save_checkpoint(tmp_path, 2), []
         (newest / "manifest.json").unlink()
         (newest / "manifest.json").symlink_to("/proc/self/mem")  # whose first byte is an input/output error
         assert load.newest_intact(tmp_path, heard.append) == before

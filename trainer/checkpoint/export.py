@@ -10,7 +10,7 @@ import torch
 from ...models import strict
 from ...models.audiox import WEIGHTS, AudioX
 from ...models.weights import load_strict, write_errors
-from ..core.files import published, refuse_existing
+from ..core.files import atomic_output, refuse_existing
 from ..core.integrity import MANIFEST, ChangedError, file_entry, file_fault, read_manifest, write_manifest
 from . import load
 from .load import CheckpointError
@@ -34,7 +34,7 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
     load_strict(model, load.full_tensors(folder, role, kind))
     if dtype == "bf16":
         model = model.to(torch.bfloat16)
-    with published(out) as partial:
+    with atomic_output(out) as partial:
         with write_errors(out):
             model.save_pretrained(partial)
         files = {name: file_entry(partial / name) for name in FILES}

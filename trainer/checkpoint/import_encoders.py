@@ -16,7 +16,7 @@ from torch import Tensor
 from ...models.encoders.released import from_released
 from ...models.encoders.synchformer import CONFIG, WEIGHTS, Synchformer, SynchformerConfig
 from ...models.weights import load_strict, write_errors
-from ..core.files import published, refuse_existing
+from ..core.files import atomic_output, refuse_existing
 
 VISION = "vision_model."  # CLIP's image encoder among its weights
 
@@ -36,7 +36,9 @@ def convert_synchformer(file: Path, out: Path, config: SynchformerConfig | None 
         load_strict(model, {name: tensor.to("meta") for name, tensor in weights.items()})
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
-    _publish(out, weights, lambda folder: (folder / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n"))
+    _write_weights(
+        out, weights, lambda folder: (folder / CONFIG).write_text(json.dumps(asdict(config), indent=1) + "\n")
+    )
     return sum(tensor.numel() for tensor in weights.values())
 
 
@@ -54,7 +56,7 @@ def convert_clip(file: Path, out: Path) -> int:
     weights = {n: t for n, t in unpickled(file).items() if n.startswith(VISION) and t.is_floating_point()}
     if not weights:
         raise ValueError(f"{file}: holds no weights named {VISION}*; is it CLIP's pytorch_model.bin?")
-    _publish(out, weights, lambda folder: shutil.copy(config, folder / CONFIG))
+    _write_weights(out, weights, lambda folder: shutil.copy(config, folder / CONFIG))
     return sum(tensor.numel() for tensor in weights.values())
 
 
@@ -78,8 +80,8 @@ def unpickled(file: Path) -> dict[str, Tensor]:
     return data
 
 
-def _publish(out: Path, weights: dict[str, Tensor], add_config: Callable[[Path], object]) -> None:
-    with published(out) as partial:
+def _write_weights(out: Path, weights: dict[str, Tensor], add_config: Callable[[Path], object]) -> None:
+    with atomic_output(out) as partial:
         partial.mkdir()
         with write_errors(out):
             save_file({name: tensor.contiguous() for name, tensor in weights.items()}, partial / WEIGHTS)

@@ -70,13 +70,13 @@ def step_folder(run: Path, step: int) -> Path:
 
 
 def step_of(folder: Path) -> int:
-    """The step of a published checkpoint, from its name. What is loaded takes the step from the manifest."""
+    """The step of a complete checkpoint, from its name. What is loaded takes the step from the manifest."""
     digits = folder.name.removeprefix("step_")
     return int(digits) if digits.isdigit() else -1
 
 
 def list_checkpoints(run: Path) -> list[Path]:
-    """The run's published checkpoints, newest first."""
+    """The run's complete checkpoints, newest first."""
     folders = (run / FOLDER).glob("step_*") if (run / FOLDER).is_dir() else ()
     return sorted((p for p in folders if p.suffix != ".partial"), key=lambda p: p.name, reverse=True)
 

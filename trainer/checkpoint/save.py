@@ -1,6 +1,6 @@
 """Saving checkpoints, all roles together, while training waits or in the background.
 
-Until a checkpoint is published its folder ends in `.partial`. It does not count, whenever a rank dies, and the next
+Until a checkpoint is complete its folder ends in `.partial`. It does not count, whenever a rank dies, and the next
 save removes it.
 """
 
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..core.files import make_folder, publish, sync
+from ..core.files import make_folder, move_into_place, sync
 from ..core.integrity import file_entry, write_manifest
 from ..cost.role_bytes import readable
 from .load import TrainedModel, list_checkpoints, on_all_ranks, step_folder, step_of, write_latest
@@ -48,7 +48,7 @@ class _RankState(NamedTuple):
 
 @dataclass
 class _PendingSave:
-    """A checkpoint that is not published yet."""
+    """A checkpoint whose files are still written, or wait for their final name."""
 
     folder: Path
     manifest: dict[str, Any]
@@ -61,8 +61,9 @@ class Saver:
     """Writes a run's checkpoints, one at a time. All ranks make the same calls.
 
     `begin` and `finish` without a step in between save while training waits. In the background, `begin` copies the
-    state, a thread writes the copy, and `finish` publishes it after a later step; it does not wait once no rank
-    `is_writing`. Both raise OSError on every rank when any rank fails, and leave older checkpoints as they are.
+    state, a thread writes the copy, and `finish` gives the folder its final name after a later step; it does not wait
+    once no rank `is_writing`. Both raise OSError on every rank when any rank fails, and leave older checkpoints as they
+    are.
 
     The newest `keep` stay (0: all), the last two healthy ones, and the first at or after each multiple of `keep_every`
     (0: none). A distillation saves at the end of a round, which need not be such a multiple. `metadata` goes into the
@@ -120,13 +121,13 @@ class Saver:
         self.pending = _PendingSave(folder, manifest, write, since, time.perf_counter() - since)
 
     def finish(self) -> str:
-        """Publishes the pending checkpoint. Returns its size and time, in words."""
+        """Completes the pending checkpoint. Returns its size and time, in words."""
         assert self.pending is not None
         pending, self.pending, since = self.pending, None, time.perf_counter()
         with _removed_on_failure(pending.folder) as on_all:
             files = {name: e for rank in on_all(pending.write) for name, e in rank.items()}
             manifest = pending.manifest | {"files": files}
-            on_all(partial(_publish, pending.folder, manifest, self.keep, self.keep_every))
+            on_all(partial(_commit, pending.folder, manifest, self.keep, self.keep_every))
         end, size = time.perf_counter(), readable(sum(e["bytes"] for e in files.values()))
         summary = f"step {manifest['step']}: saved {size} in {end - pending.since:.2f} s"
         return f"{summary}, of which training waited {pending.waited + end - since:.2f} s" if self.writer else summary
@@ -200,12 +201,14 @@ def _write(unfinished: Path, shares: Iterable[_RankState]) -> Entries:
     return files
 
 
-def _publish(folder: Path, manifest: dict[str, Any], keep: int, keep_every: int) -> None:
+def _commit(folder: Path, manifest: dict[str, Any], keep: int, keep_every: int) -> None:
     if dist.get_rank() != 0:
         return
     unfinished = _unfinished(folder)
     write_manifest(unfinished, manifest)
-    publish(unfinished, folder, replace=True)  # a run that went back to an older checkpoint saves its steps again
+    move_into_place(
+        unfinished, folder, replace=True
+    )  # a run that went back to an older checkpoint saves its steps again
     write_latest(folder.parent.parent, manifest["step"])
     # Damaged checkpoints that a resume skipped may have a later step. They do not count.
     before = [f for f in list_checkpoints(folder.parent.parent) if f.name <= folder.name]

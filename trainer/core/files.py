@@ -16,7 +16,7 @@ import xxhash
 
 
 @contextmanager
-def published(out: Path, replace: bool = False) -> Iterator[Path]:
+def atomic_output(out: Path, replace: bool = False) -> Iterator[Path]:
     """Yields a hidden path in the same folder, for the body to make a file or a folder there. It gets the name `out`
     when the body ends and is removed when the body raises.
 
@@ -28,7 +28,7 @@ def published(out: Path, replace: bool = False) -> Iterator[Path]:
     partial = partial_path(out)
     try:
         yield partial
-        publish(partial, out, replace)
+        move_into_place(partial, out, replace)
         if not replace:  # whatever a killed process left of the same is of no use now
             for left in out.parent.glob(f".{glob.escape(_short(out.name))}.partial-*"):
                 remove(left)
@@ -70,7 +70,7 @@ def _short(name: str) -> str:
     return name if len(os.fsencode(name)) <= 200 else name[:50]
 
 
-def publish(partial: Path, out: Path, replace: bool = False) -> None:
+def move_into_place(partial: Path, out: Path, replace: bool = False) -> None:
     """Renames a finished file or folder once all of it is on the disk, so that a power cut cannot empty it.
 
     Raises ValueError where `out` exists, unless it may be replaced. A reader never sees half of the old one.
@@ -103,7 +103,7 @@ def refuse_existing(out: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replaces `path` at once and makes its folder."""
-    with published(path, replace=True) as partial:
+    with atomic_output(path, replace=True) as partial:
         partial.write_text(text)
 
 

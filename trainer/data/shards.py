@@ -23,8 +23,8 @@ from ..core.files import (
     hash_json,
     ignore,
     make_folder,
+    move_into_place,
     partial_path,
-    publish,
     refuse_existing,
     remove,
     write_json,
@@ -152,21 +152,21 @@ class ShardWriter:
     ) -> None:
         try:
             if error is None:
-                self._publish()
+                self._commit()
         except OSError as disk:
             raise self._disk_error(disk) from disk
         finally:
             self._part.cancel()
             remove(self._partial)
 
-    def _publish(self) -> None:
+    def _commit(self) -> None:
         if not len(self._part):
             raise ValueError(f"no record was written to {self._folder}; an empty folder cannot be trained on")
         part = self._part.finish()
         features = stream_features([part], *self._part.encoders, hash_file(self._partial / "index.json"))
         write_json(self._partial / "features.json", strict.to_dict(features))
         check_shards(self._partial, hashes=False)
-        publish(self._partial, self._folder)
+        move_into_place(self._partial, self._folder)
 
     def _disk_error(self, error: OSError) -> OSError:
         return OSError(

@@ -17,7 +17,7 @@ from ...models.config import CodecConfig
 from ...models.encoders.base import AudioCodec
 from ...models.encoders.build import build_codec
 from ...models.judge import Judge, JudgeConfig
-from ..core.files import published, write_json
+from ..core.files import atomic_output, write_json
 from ..scenes.scene import draw_scene
 from .annotation import annotate
 from .held_out import SEED
@@ -41,7 +41,7 @@ def load_or_train_judge(
     """
     if not (folder / "judge.json").is_file():
         judge = train_judge(seed, partial(round_trip, build_codec(codec)), steps=steps)
-        with published(folder) as unfinished:
+        with atomic_output(folder) as unfinished:
             save_judge(judge, unfinished)
             scores = _examine(judge, codec, unfinished)
         return judge, scores

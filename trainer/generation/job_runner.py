@@ -126,7 +126,7 @@ def run_jobs(
                 try:
                     if isinstance(sound, ValueError):
                         raise sound
-                    _publish(job, sound, generator.sample_rate, manifest)
+                    _write_sound(job, sound, generator.sample_rate, manifest)
                     written.append((job, sound))
                 except ValueError as error:  # of the sound, or because the pictures of its video are damaged
                     summary.failures.append((job, error))
@@ -141,7 +141,7 @@ def run_jobs(
     return summary
 
 
-def _publish(job: SoundJob, sound: LongSound, rate: int, manifest: SoundManifest | None) -> None:
+def _write_sound(job: SoundJob, sound: LongSound, rate: int, manifest: SoundManifest | None) -> None:
     if manifest:
         manifest.add(job, sound.seconds)
     write_media(job.out, sound.wave, rate, Path(job.prompt.video) if job.prompt.video else None, job.prompt.start)

@@ -86,7 +86,7 @@ def scan(folder: Path, out: Path, domain: str, pictures: bool) -> ScanReport:
         lines += _lines(group, folder, out, domain, pictures, report)
     if not lines:
         raise ValueError(f"{folder}: no line could be written.\n{report}")
-    with files.published(out) as partial:
+    with files.atomic_output(out) as partial:
         partial.write_text("".join(line + "\n" for line in lines))
     return report
 

@@ -19,7 +19,7 @@ import soundfile
 import soxr
 from numpy.typing import NDArray
 
-from ..core.files import published
+from ..core.files import atomic_output
 from .source import OPTIONS, MediaError, check_decoder, file_start
 from .video_decode import video_track
 
@@ -92,7 +92,7 @@ def write_media(
     if count := np.count_nonzero(~np.isfinite(samples)):
         raise ValueError(f"out: {out}: {count} of {samples.size} samples are not finite; nothing was written")
     ending = out.suffix.lower()
-    with published(out, replace=True) as temporary:
+    with atomic_output(out, replace=True) as temporary:
         if ending in SOUND_FORMATS:
             _write_sound(temporary, samples, rate, *SOUND_FORMATS[ending])
         elif video is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ...models.config import ModelConfig
-from ..core.files import published
+from ..core.files import atomic_output
 from ..core.tasks import DOMAINS
 from ..data.record import Record
 from ..data.shards import ShardWriter
@@ -57,7 +57,7 @@ def prepare_scenes(
         for domain, count in zip(DOMAINS, (clips - music, music), strict=True)
         for first in range(0, count, BLOCK)
     ]
-    with published(out) as folder:
+    with atomic_output(out) as folder:
         return _write(folder, model, _ordered_results(tasks, workers), clips)
 
 
