@@ -52,18 +52,20 @@ SAID_OF_A_STUDENT = (
 
 def test_two_runs_in_one_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_folder, "LOCK_TIMEOUT", 0.1)
-    with run_folder.exclusive(tmp_path / "new", False, 0):
-        with pytest.raises(run_folder.TakenError, match=r"another run uses .*new .*: stop it, or give") as caught:
-            run_folder.exclusive(tmp_path / "new", False, 0).__enter__()
+    with run_folder.lock(tmp_path / "new", False, 0):
+        with pytest.raises(
+            run_folder.RunFolderLockedError, match=r"another run uses .*new .*: stop it, or give"
+        ) as caught:
+            run_folder.lock(tmp_path / "new", False, 0).__enter__()
         assert exit_code_of(caught.value) is ExitCode.HUNG, "a node that died may still hold it"
         assert "waiting up to 0.1 s for it to end" in capsys.readouterr().out
-        with run_folder.exclusive(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
+        with run_folder.lock(tmp_path / "new", False, 1):  # the run's own other ranks do not ask
             pass
-    with run_folder.exclusive(tmp_path / "new", False, 0):  # the first has ended
+    with run_folder.lock(tmp_path / "new", False, 0):  # the first has ended
         (tmp_path / "new" / "config.json").touch()
     with pytest.raises(ValueError, match="holds a run already: give --resume"):  # one that waited meanwhile
-        run_folder.exclusive(tmp_path / "new", False, 0).__enter__()
-    with run_folder.exclusive(tmp_path / "new", True, 0):
+        run_folder.lock(tmp_path / "new", False, 0).__enter__()
+    with run_folder.lock(tmp_path / "new", True, 0):
         pass
 
 
@@ -83,10 +85,10 @@ def test_a_file_system_without_locks_is_said_and_does(tmp_path, monkeypatch, cap
         raise OSError(errno.ENOSYS, "no locks")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with run_folder.exclusive(tmp_path / "new", False, 0):
+    with run_folder.lock(tmp_path / "new", False, 0):
         assert "its file system has no locks, so nothing prevents a second run in it" in capsys.readouterr().out
     (tmp_path / "new" / "config.json").touch()
-    with run_folder.exclusive(tmp_path / "new", True, 0):
+    with run_folder.lock(tmp_path / "new", True, 0):
         pass
 
 

@@ -99,7 +99,7 @@ def train(
     """
     watchdog = watchdog or Watchdog(config.timeouts)  # one that is not started, and watches nothing
     steps, every = trainer.total, config.logging.every
-    with run_folder.exclusive(output, resume, world.rank), ExitStack() as contexts:
+    with run_folder.lock(output, resume, world.rank), ExitStack() as contexts:
         settings = run_folder.save_settings(output, config)
         progress = restore(trainer, output, resume, world, *settings, from_step=from_step)
         start = progress.step

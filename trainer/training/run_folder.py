@@ -91,31 +91,31 @@ def check_output(folder: Path, resume: bool) -> None:
         raise ValueError(f"{folder} is a file; give another --output")
 
 
-class TakenError(ValueError):
-    """The folder of a run is held by another, or still by a node that died."""
+class RunFolderLockedError(ValueError):
+    """Another run has locked the folder, or a node that died still holds the lock."""
 
     exit_code = ExitCode.HUNG  # it may go well another time
 
 
 @contextlib.contextmanager
-def exclusive(folder: Path, resume: bool, rank: int) -> Iterator[None]:
+def lock(folder: Path, resume: bool, rank: int) -> Iterator[None]:
     """Rank 0 locks the folder against other runs: two runs in one folder would remove each other's checkpoints.
 
-    Raises TakenError if another run uses it, ValueError if another run has used it since `check_output`.
+    Raises RunFolderLockedError if another run uses it, ValueError if another run has used it since `check_output`.
     """
     if rank != 0:
         yield
         return
     make_folder(folder)
-    lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a soft lock outlives a killed run
+    file_lock = FileLock(folder / LOCK, fallback_to_soft=False)  # a soft lock outlives a killed run
     try:
         with contextlib.suppress(Timeout):
-            lock.acquire(timeout=min(1.0, LOCK_TIMEOUT))
-        if not lock.is_locked:
+            file_lock.acquire(timeout=min(1.0, LOCK_TIMEOUT))
+        if not file_lock.is_locked:
             print(f"another run holds {folder / LOCK}: waiting up to {LOCK_TIMEOUT:g} s for it to end", flush=True)
-            lock.acquire(timeout=LOCK_TIMEOUT)
+            file_lock.acquire(timeout=LOCK_TIMEOUT)
     except Timeout:
-        raise TakenError(
+        raise RunFolderLockedError(
             f"another run uses {folder} (it holds {folder / LOCK}): stop it, or give another --output"
         ) from None
     except OSError as error:
@@ -126,7 +126,7 @@ def exclusive(folder: Path, resume: bool, rank: int) -> Iterator[None]:
         check_output(folder, resume)
         yield
     finally:
-        lock.release()
+        file_lock.release()
 
 
 def check_unchanged(folder: Path, config: BaseConfig, from_step: int | None = None) -> list[str]:
