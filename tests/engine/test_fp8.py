@@ -62,4 +62,4 @@ def test_training_in_8_bits_keeps_up():
 def test_without_torchao_it_is_refused(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "torchao.float8", None)
     with pytest.raises(ValueError, match=r"training\.fp8: needs torchao.*pip install"):
-        run_folder.check(small_config(None, "training.fp8=true"), tmp_path / "run", resume=False)
+        run_folder.check_start(small_config(None, "training.fp8=true"), tmp_path / "run", resume=False)

@@ -250,7 +250,7 @@ def test_everything_but_triton_is_compiled_as_in_a_run(monkeypatch):
 @pytest.mark.parametrize("name", ["triton", "flash", "cudnn"])
 def test_a_backend_that_is_not_there_is_refused(name):
     with pytest.raises(ValueError, match=f"kernels.joint_attention: '{name}' needs an NVIDIA GPU"):
-        kernel_selection.check(KernelsConfig(joint_attention=name), "bf16", small_config().model)
+        kernel_selection.check_kernels(KernelsConfig(joint_attention=name), "bf16", small_config().model)
 
 
 def test_refusals_say_how_to_get_it(monkeypatch):
@@ -289,6 +289,8 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, content, message):
     path = tmp_path / "table.json"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
-        kernel_selection.check(KernelsConfig(benchmark_file=str(path)), "bf16", small_config().model)
+        kernel_selection.check_kernels(KernelsConfig(benchmark_file=str(path)), "bf16", small_config().model)
     with pytest.raises(FileNotFoundError, match=r"bench\.py kernels"):
-        kernel_selection.check(KernelsConfig(benchmark_file=str(tmp_path / "none.json")), "bf16", small_config().model)
+        kernel_selection.check_kernels(
+            KernelsConfig(benchmark_file=str(tmp_path / "none.json")), "bf16", small_config().model
+        )

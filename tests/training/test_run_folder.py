@@ -203,9 +203,9 @@ class TestGoingBack:
         saved(tmp_path, small_config(), 4)
         saved(tmp_path, small_config(), 8)
         with pytest.raises(ValueError, match=r"--from 5: .* has no checkpoint of this step; it has: 4, 8$"):
-            run_folder.check(small_config(), tmp_path, True, 5)
+            run_folder.check_start(small_config(), tmp_path, True, 5)
         with pytest.raises(ValueError, match="--from 4 continues a run: give --resume too"):
-            run_folder.check(small_config(), tmp_path / "new", False, 4)
+            run_folder.check_start(small_config(), tmp_path / "new", False, 4)
 
     def test_the_configuration_is_compared_with_that_checkpoint(self, tmp_path):
         saved(tmp_path, small_config(), 4)

@@ -58,7 +58,7 @@ def measure(
 
     Raises ValueError if `kernels` asks for what cannot run here.
     """
-    kernel_selection.check(kernels, PRECISIONS.get(dtype, "bf16"), model)
+    kernel_selection.check_kernels(kernels, PRECISIONS.get(dtype, "bf16"), model)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     with device:

@@ -26,7 +26,7 @@ def start_run(config: C) -> tuple[C, zero.World, KernelSelection]:
     """
     assert isinstance(config, (PretrainConfig, DistillConfig))
     precision = config.training.precision if isinstance(config, PretrainConfig) else config.precision
-    kernel_selection.check(config.kernels, precision, config.model)
+    kernel_selection.check_kernels(config.kernels, precision, config.model)
     if config.training.fp8:
         check_fp8()
     config = without_encoders(config)

@@ -43,7 +43,7 @@ class KernelSelection:
         return [f"{op}: {self.names[op]} ({self.reasons[op]})" for op in OPS]
 
 
-def check(kernels: KernelsConfig, precision: str, model: ModelConfig) -> None:
+def check_kernels(kernels: KernelsConfig, precision: str, model: ModelConfig) -> None:
     """Refuse what cannot run here, before any process group is made. Raises ValueError, FileNotFoundError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32

@@ -34,8 +34,8 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool, fr
     or OSError.
     """
     from_step = rollback.asked_step(output, from_step)
-    run_folder.check(config, output, resume, from_step)
-    kernel_selection.check(config.kernels, config.precision, config.model)
+    run_folder.check_start(config, output, resume, from_step)
+    kernel_selection.check_kernels(config.kernels, config.precision, config.model)
     weights, digest = load_teacher(config, teacher)
     before = load.newest_manifest(output, from_step)
     if before and before["teacher"] != digest:

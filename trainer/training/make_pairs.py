@@ -42,7 +42,7 @@ def make_pairs(config: DistillConfig, folder: Path, out: Path, count: int) -> in
     check_ranks(config.training, ranks)
     check_no_pairs(config)
     check_streams(config, hashes=False)
-    kernel_selection.check(config.kernels, config.teacher.precision, config.model)
+    kernel_selection.check_kernels(config.kernels, config.teacher.precision, config.model)
     weights, digest = load_teacher(config, folder)
     batches = -(-count // batch)
     facts = PairSettings(

@@ -139,8 +139,8 @@ def pretrain(config: PretrainConfig, output: Path, resume: bool, from_step: int 
     Checks the configuration, the shards and the folder before it makes a process group. Raises ValueError or OSError.
     """
     from_step = rollback.asked_step(output, from_step)
-    run_folder.check(config, output, resume, from_step)
-    kernel_selection.check(config.kernels, config.training.precision, config.model)
+    run_folder.check_start(config, output, resume, from_step)
+    kernel_selection.check_kernels(config.kernels, config.training.precision, config.model)
     with Watchdog(config.timeouts) as watchdog:
         world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)

@@ -63,7 +63,7 @@ ACCEPTED = (
 ADVERSARIAL = "distillation.adversarial_weight"  # above 0 the discriminator has turns, which make a round longer
 
 
-def check(config: BaseConfig, output: Path, resume: bool, from_step: int | None = None) -> None:
+def check_start(config: BaseConfig, output: Path, resume: bool, from_step: int | None = None) -> None:
     """Checks ranks, folder, shards and text encoder before there is a process group. Raises ValueError."""
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
     if config.training.fp8:
