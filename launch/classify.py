@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> None:
     from audiox_trainer.trainer.generation.generator import Generator
 
     if arguments.command == "split":
-        counts = recordings.split(
+        counts = recordings.split_recordings(
             arguments.manifest, arguments.out, arguments.least, arguments.held_out, arguments.seed
         )
         for name, (train, held_out) in counts.items():

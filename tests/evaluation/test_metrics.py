@@ -17,7 +17,7 @@ from audiox_trainer.trainer.evaluation.t2a_prompts import (
     BenchmarkPrompt,
     chance,
     draw_prompts,
-    score,
+    score_prompts,
 )
 from audiox_trainer.trainer.scenes.scene import AUDIO_CATEGORIES, Event, Scene
 
@@ -64,12 +64,12 @@ def test_order_prompts_say_the_order() -> None:
 
 def test_true_scenes_score_full_marks() -> None:
     prompts = draw_prompts(25, seed=0)
-    assert set(score(prompts, [truth(p) for p in prompts]).rates().values()) == {1.0}
+    assert set(score_prompts(prompts, [truth(p) for p in prompts]).rates().values()) == {1.0}
 
 
 def test_silence_scores_nothing() -> None:
     prompts = draw_prompts(5, seed=0)
-    scores = score(prompts, [heard()] * len(prompts))
+    scores = score_prompts(prompts, [heard()] * len(prompts))
     assert set(scores.rates().values()) == {0.0}
     assert (scores.cat.size, scores.cnt.size, scores.ord.size, scores.ts.size) == (20, 5, 5, 5)
 
@@ -83,19 +83,19 @@ def test_shuffled_sounds_score_little() -> None:
 
 def test_category_needs_every_name_and_forgives_more() -> None:
     prompts = [prompt("category", A, B)] * 3
-    assert score(prompts, [heard(B, A), heard(A), heard(A, B, C)]).cat.tolist() == [True, False, True]
+    assert score_prompts(prompts, [heard(B, A), heard(A), heard(A, B, C)]).cat.tolist() == [True, False, True]
 
 
 def test_count_must_be_exact_for_the_named_category() -> None:
     prompts = [prompt("count", B, B)] * 4
     sounds = [heard(B, B), heard(B), heard(B, B, B), heard(A, B, B)]
-    assert score(prompts, sounds).cnt.tolist() == [True, False, False, True]
+    assert score_prompts(prompts, sounds).cnt.tolist() == [True, False, False, True]
 
 
 def test_order_must_be_the_sequence() -> None:
     prompts = [prompt("order", A, B, C)] * 4
     sounds = [heard(A, B, C), heard(B, A, C), heard(A, B), heard(A, B, B, C)]
-    assert score(prompts, sounds).ord.tolist() == [True, False, False, False]
+    assert score_prompts(prompts, sounds).ord.tolist() == [True, False, False, False]
 
 
 def test_time_stamps_have_a_tolerance_at_both_ends() -> None:
@@ -107,16 +107,16 @@ def test_time_stamps_have_a_tolerance_at_both_ends() -> None:
         heard(Event("bell", 1.2, 1.8)),
         heard(Event("siren", 0.1, 0.2), Event("siren", 1.2, 1.8)),
     ]
-    assert score([prompt("timestamp", C)] * 5, sounds).ts.tolist() == [True, False, False, False, True]
+    assert score_prompts([prompt("timestamp", C)] * 5, sounds).ts.tolist() == [True, False, False, False, True]
 
 
 def test_rate_without_prompts_is_nan() -> None:
-    assert math.isnan(score([prompt("category", A)], [heard(A)]).rates()["ts_acc"])
+    assert math.isnan(score_prompts([prompt("category", A)], [heard(A)]).rates()["ts_acc"])
 
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match="2 prompts but 1 annotations"):
-        score([prompt("count", A)] * 2, [heard(A)])
+        score_prompts([prompt("count", A)] * 2, [heard(A)])
 
 
 def test_bootstrap_interval() -> None:

@@ -13,7 +13,7 @@ from audiox_trainer.trainer.evaluation.recordings import (
     confusion,
     load_recordings,
     nearest,
-    split,
+    split_recordings,
     train_classifier,
 )
 from tests.helpers.small_config import small_config
@@ -35,7 +35,7 @@ def manifest(tmp_path_factory):
 @pytest.fixture(scope="module")
 def folder(manifest, tmp_path_factory):
     out = tmp_path_factory.mktemp("split")
-    assert split(manifest, out, least=10, share=0.2, seed=0) == {"high": (8, 2), "low": (8, 2)}
+    assert split_recordings(manifest, out, least=10, share=0.2, seed=0) == {"high": (8, 2), "low": (8, 2)}
     return out
 
 
@@ -45,9 +45,9 @@ def test_a_split_keeps_every_recording_once(folder, manifest):
         len(parts["train"]) == 16 and len(parts["held_out"]) == 4 and not set(parts["train"]) & set(parts["held_out"])
     )
     with pytest.raises(ValueError, match="already exists"):
-        split(manifest, folder, 10, 0.2, 0)
+        split_recordings(manifest, folder, 10, 0.2, 0)
     with pytest.raises(ValueError, match="no category has 11 recordings; lower --least"):
-        split(manifest, folder / "other", 11, 0.2, 0)
+        split_recordings(manifest, folder / "other", 11, 0.2, 0)
 
 
 def test_a_split_finds_the_line_of_each_recording(tmp_path):
@@ -55,7 +55,7 @@ def test_a_split_finds_the_line_of_each_recording(tmp_path):
     rows = [{"video": f"{i}.mp4", "captions": ["a\u2028b"], "category": "bell"} for i in range(3)]
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (tmp_path / "manifest.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    split(tmp_path / "manifest.jsonl", tmp_path / "out", least=1, share=0.3, seed=0)
+    split_recordings(tmp_path / "manifest.jsonl", tmp_path / "out", least=1, share=0.3, seed=0)
     lines = [json.loads(line) for p in ("train", "held_out") for line in (tmp_path / "out" / f"{p}.jsonl").open()]
     assert sorted(line["video"] for line in lines) == [str(tmp_path / f"{i}.mp4") for i in range(3)]
 

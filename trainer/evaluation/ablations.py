@@ -198,7 +198,7 @@ def folder_name(variant: Variant, seed: int) -> str:
     return "".join(c if c.isalnum() else "-" for c in text)
 
 
-def score(values: dict[str, float]) -> float:
+def variant_score(values: dict[str, float]) -> float:
     """The criterion for the best variant: the mean of the four accuracies."""
     return mean(values[metric] for metric in METRICS[:4])
 
@@ -211,13 +211,13 @@ def markdown_tables(variants: Sequence[Variant], seeds: Sequence[int], results: 
     for group in dict.fromkeys(variant.group for variant in variants if variant.group != "base"):
         members = [v for v in variants if v.group == group]
         members = members if members[0].teacher or any(v.run for v in members) else base + members
-        chosen = max(members, key=lambda v: mean(score(r) for r in _rows(v, seeds, results, VALIDATION)))
+        chosen = max(members, key=lambda v: mean(variant_score(r) for r in _rows(v, seeds, results, VALIDATION)))
         lines = [f"| {group} | Cat | Cnt | Ord | TS | FD | KL | IS | mean of four, by seed |", "|---" * 9 + "|"]
         for variant in members:
             rows = _rows(variant, seeds, results, TEST)
             cells = [f"{mean(row[metric] for row in rows):.2f}" for metric in METRICS]
             name = f"**{variant.name}**" if variant is chosen else variant.name
-            spread = ", ".join(f"{score(row):.2f}" for row in rows)
+            spread = ", ".join(f"{variant_score(row):.2f}" for row in rows)
             lines.append(f"| {name} | {' | '.join(cells)} | {spread} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"

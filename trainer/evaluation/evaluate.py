@@ -23,7 +23,7 @@ from .latency import TimedModel, efficiency_rows
 from .pretrained_judge import load_or_train_judge
 from .result_cache import ResultCache
 from .t2a_benchmark import Row, T2ABench, T2AResult, differences
-from .t2a_prompts import TYPES, BenchmarkPrompt, score
+from .t2a_prompts import TYPES, BenchmarkPrompt, score_prompts
 from .task_benchmark import clips_needed, task_rows
 
 
@@ -152,7 +152,7 @@ def _describe(annotation: Annotation) -> str:
 
 def _is_correct(prompt: BenchmarkPrompt, annotation: Annotation) -> bool:
     """By the metric of the prompt's type."""
-    return bool(score([prompt], [annotation]).by_metric()[TYPES[prompt.kind]][0])
+    return bool(score_prompts([prompt], [annotation]).by_metric()[TYPES[prompt.kind]][0])
 
 
 def _timed_models(models: Sequence[EvaluatedModel], settings: EvaluationSettings) -> list[TimedModel]:

@@ -22,7 +22,7 @@ from ..scenes.scene import draw_scene
 from .annotation import annotate
 from .held_out import SEED
 from .judge_training import render, round_trip, train_judge
-from .t2a_prompts import draw_prompts, score
+from .t2a_prompts import draw_prompts, score_prompts
 from .task_benchmark import same_music
 
 PROMPTS_PER_TYPE, MUSIC_CLIPS = 25, 100  # scenes of a judge's exam
@@ -85,7 +85,7 @@ def judge_scores(judge: Judge, codec: AudioCodec) -> dict[str, dict[str, float]]
     for name, waves in (("raw", raw), ("codec", coded)):
         annotations = annotate(judge, waves)
         correct = [same_music(a, scene) for a, scene in zip(annotations[len(prompts) :], music, strict=True)]
-        rates = score(prompts, annotations[: len(prompts)]).rates()
+        rates = score_prompts(prompts, annotations[: len(prompts)]).rates()
         result[name] = rates | {"music": sum(correct) / len(correct)}
     return result
 

@@ -34,7 +34,7 @@ class Recordings:
     labels: Tensor
 
 
-def split(manifest: Path, out: Path, least: int, share: float, seed: int) -> dict[str, tuple[int, int]]:
+def split_recordings(manifest: Path, out: Path, least: int, share: float, seed: int) -> dict[str, tuple[int, int]]:
     """Write `out/train.jsonl` and `out/held_out.jsonl`. The `share` of each category's recordings is held out; a
     category with fewer than `least` recordings is in neither file. Returns the two counts by category.
 

@@ -31,7 +31,7 @@ from .metrics import (
     metric_interval,
     paired_ratio,
 )
-from .t2a_prompts import BenchmarkPrompt, Scores, chance, draw_prompts, score
+from .t2a_prompts import BenchmarkPrompt, Scores, chance, draw_prompts, score_prompts
 
 REDRAW_SEED = 4_000_037  # differs from all other seeds
 Row = dict[str, Any]
@@ -65,7 +65,7 @@ class T2ABench:
         waves = decode_latents(model, sample_latents(model, request, self.seed * SEED_STRIDE, sampling, progress))
         output = listen(self.judge, waves)
         annotations = decode(output, self.judge.config)
-        scores = score(self.prompts, annotations)
+        scores = score_prompts(self.prompts, annotations)
         row = {"model": name, "steps": sampling.steps, "nfe": nfe(sampling), "guidance": sampling.guidance}
         row |= self._accuracies(scores) | self._quality(output)
         return T2AResult(row | {"chance": chance(self.prompts, annotations, self.seed)}, scores, waves)
@@ -85,7 +85,7 @@ class T2ABench:
             ("true scenes", raw, raw),
             ("true scenes through the codec", self.truth, redrawn_output),
         ):
-            scores = score(self.prompts, decode(output, self.judge.config))
+            scores = score_prompts(self.prompts, decode(output, self.judge.config))
             rows.append({"model": name} | self._accuracies(scores) | self._quality(quality_of))
         return rows
 

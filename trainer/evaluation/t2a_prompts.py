@@ -86,7 +86,7 @@ def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> BenchmarkPrompt
     return BenchmarkPrompt(kind, texts[rng.integers(len(texts))], events, scene)
 
 
-def score(prompts: Sequence[BenchmarkPrompt], annotations: Sequence[Annotation]) -> Scores:
+def score_prompts(prompts: Sequence[BenchmarkPrompt], annotations: Sequence[Annotation]) -> Scores:
     """Judge every prompt by the four accuracies.
 
     Raises:
@@ -123,5 +123,5 @@ def chance(
         order = np.arange(len(prompts))
         for indices in members:
             order[indices] = rng.permutation(indices)
-        rates.append(score(prompts, [annotations[i] for i in order.tolist()]).rates())
+        rates.append(score_prompts(prompts, [annotations[i] for i in order.tolist()]).rates())
     return {name: float(np.mean([r[name] for r in rates])) for name in rates[0]}

@@ -150,12 +150,12 @@ def _ask_all(
 def _ask_one(job: _Question, answers: AnswerCache, asker: EndpointClient) -> tuple[CachedAnswer, bool]:
     """The answer to one clip, and whether the endpoint was down, which is not saved."""
 
-    def check(answer: dict[str, Any]) -> None:
+    def check_answer(answer: dict[str, Any]) -> None:
         given = {key: value for key, value in answer.items() if value is not None}
         parse_entry("the answer", Path("."), job.entry.line, {**job.raw, **given})
 
     try:
-        answer = CachedAnswer(json.dumps(asker.ask(job.entry, job.fields, check)))
+        answer = CachedAnswer(json.dumps(asker.ask(job.entry, job.fields, check_answer)))
     except EndpointDown as error:
         return CachedAnswer("", redacted(f"no answer: {error}")), True
     except MediaError as error:
