@@ -396,7 +396,7 @@ class _Shapes:
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, qkv_x: Tensor, qkv_c: Tensor) -> "_Shapes":
+    def from_tensors(cls, qkv_x: Tensor, qkv_c: Tensor) -> "_Shapes":
         B, L, _, H, D = qkv_x.shape
         return cls(B, L, qkv_c.shape[1], H, D, qkv_x.dtype)
 
@@ -450,7 +450,7 @@ def _joint_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the two outputs, and the base 2 log-sum-exp (B·H, L + C) of each query's scores for the backward pass."""
     qkv_x, qkv_c = qkv_x.contiguous(), qkv_c.contiguous()
-    shapes = _Shapes.of(qkv_x, qkv_c)
+    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
     streams = (qkv_x, q_norm_x, k_norm_x, cos_x, sin_x), (qkv_c, q_norm_c, k_norm_c, cos_c, sin_c)
     k = _rotated(shapes, 1, streams)
     tiles = forward_tiles(shapes.D, shapes.dtype)
@@ -471,7 +471,7 @@ def _(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
     qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    shapes = _Shapes.of(qkv_x, qkv_c)
+    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
     x, c = (qkv_x.new_empty((shapes.B, N, shapes.H * shapes.D)) for N in (shapes.L, shapes.C))
     return x, c, qkv_x.new_empty((shapes.B * shapes.H, shapes.L + shapes.C), dtype=torch.float32)
 
@@ -485,7 +485,7 @@ def _joint_attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the gradients at qkv, q_norm and k_norm of the latent, then of the condition stream."""
     qkv_x, qkv_c, dout_x, dout_c = (t.contiguous() for t in (qkv_x, qkv_c, dout_x, dout_c))
-    shapes = _Shapes.of(qkv_x, qkv_c)
+    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
     streams = (qkv_x, q_norm_x, k_norm_x, cos_x, sin_x), (qkv_c, q_norm_c, k_norm_c, cos_c, sin_c)
     q, k = _rotated(shapes, 0, streams), _rotated(shapes, 1, streams)
     tiles, heads = backward_tiles(shapes.D, shapes.dtype), shapes.B * shapes.H

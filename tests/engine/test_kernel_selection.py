@@ -1,7 +1,7 @@
 """Which implementation of an operation runs: selection, refusal, tables; and that all compute the same in a model."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -135,7 +135,7 @@ def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "swiglu: the table has no row for {'device': 'a GPU'" in said and "joint_attention" not in said
     larger = replace(SHAPE, batch=16)  # the same model: the rows at the nearest batch hold
-    other = [row("swiglu", "triton", 9.0, shape=replace(SHAPE, batch=64).facts())]
+    other = [row("swiglu", "triton", 9.0, shape=asdict(replace(SHAPE, batch=64)))]
     again, nothing = kernel_selection.select_for_shape(
         configured, larger, gpu, torch.bfloat16, table + measured + other
     )

@@ -65,17 +65,17 @@ def test_a_checkpoint_between_a_spike_and_the_next_line_of_the_log():
     health = Health(9, {})
     for step in range(40):
         take(health, step, 1.0, 90.0 if step == 17 else 1.0, 1.0, kind="fake")
-    assert health.facts()["healthy"]
+    assert health.summarize_and_reset()["healthy"]
     take(health, 40, 1.0, 1.0, 1.0, kind="student")
     assert list(health.spikes()) == ["a spike: the loss of sample 17-1 of data/b was 90 in step 17, 52 times the mean"]
     take(health, 41, 1.0, 1.0, 900.0, kind="fake")
-    assert not health.facts()["healthy"]
+    assert not health.summarize_and_reset()["healthy"]
     take(health, 42, 1.0, 1.0, 1.0, kind="student")
     said = "a spike: the loss of sample 41-2 of data/a was 900 in step 41, 517 times the mean"
     assert list(health.spikes()) == [said]
     take(health, 43, 1.0, 1.0, 900.0, kind="warm_start")
     take(health, 44, 1.0, math.nan, 1.0, kind="fake")
-    assert not health.facts()["healthy"]
+    assert not health.summarize_and_reset()["healthy"]
     take(health, 45, 1.0, 1.0, 1.0, kind="student")
     assert list(health.spikes()) == [], "nothing says what is usual of a kind that no healthy checkpoint knows"
 
@@ -85,13 +85,17 @@ def test_what_a_manifest_says():
     for step in range(4):
         take(health, step, 1.0, 2.0, math.nan if step == 1 else 3.0)
     assert health.confirmed
-    assert health.facts() == {"healthy": True, "losses": {"model": 2.0}, "skipped_steps": 1}
+    assert health.summarize_and_reset() == {"healthy": True, "losses": {"model": 2.0}, "skipped_steps": 1}
     assert not health.confirmed, "until a step has tried these weights"
     take(health, 4, 1.0, 2.0, math.nan)
-    assert health.facts() == {"healthy": False, "losses": {}, "skipped_steps": 1}
+    assert health.summarize_and_reset() == {"healthy": False, "losses": {}, "skipped_steps": 1}
     take(health, 5, 30.0, 20.0, 25.0)
-    assert health.facts() == {"healthy": False, "losses": {"model": 25.0}, "skipped_steps": 0}, "more than tenfold"
+    assert health.summarize_and_reset() == {"healthy": False, "losses": {"model": 25.0}, "skipped_steps": 0}, (
+        "more than tenfold"
+    )
     take(health, 6, 3.0, 2.0, 1.0)
-    assert health.facts()["healthy"]
+    assert health.summarize_and_reset()["healthy"]
     health.step("model", StepResult("model", True, {}, 1, torch.tensor([1.0, math.inf, 1.0])), 7, batch(7))
-    assert health.facts() == {"healthy": False, "losses": {}, "skipped_steps": 0}, "although its gradient was finite"
+    assert health.summarize_and_reset() == {"healthy": False, "losses": {}, "skipped_steps": 0}, (
+        "although its gradient was finite"
+    )

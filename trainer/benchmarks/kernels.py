@@ -43,7 +43,7 @@ def measure(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inn
     copying speed, or the operations at its speed of matrix products, whichever takes longer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = BlockShape.of(model, batch)
+    shape = BlockShape.from_model(model, batch)
     bandwidth, peak = copy_bandwidth(device), peak_flops(device, dtype)
     rows: list[dict[str, Any]] = []
     others: list[dict[str, Any]] = []

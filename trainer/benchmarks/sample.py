@@ -67,7 +67,7 @@ def measure(
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
     table = kernel_selection.read_table(Path(kernels.benchmark_file)) if kernels.benchmark_file else None
-    shape = BlockShape.of(model, 2 * batch)
+    shape = BlockShape.from_model(model, 2 * batch)
     selection = kernel_selection.select_for_shape(kernels, shape, device, dtype, table)[0]
     ours, compiled = (_share_weights(plain).use(selection.ops()) for _ in range(2))
     compile_blocks(compiled)

@@ -89,14 +89,14 @@ class Saver:
         """Whether this rank's thread is still writing."""
         return self.writer is not None and not self.writer.done()
 
-    def begin(self, step: int, in_background: bool = False, facts: dict[str, Any] | None = None) -> None:
-        """Saves the state after `step` steps, with `facts` in its manifest. Until `finish` the state may change only if
-        it is saved in the background. Raises NotFiniteError on every rank if it is not finite on any."""
+    def begin(self, step: int, in_background: bool = False, values: dict[str, Any] | None = None) -> None:
+        """Saves the state after `step` steps, with `values` in its manifest. Until `finish` the state may change only
+        if it is saved in the background. Raises NotFiniteError on every rank if it is not finite on any."""
         since, folder = time.perf_counter(), step_folder(self.run, step)
         check_finite(self.roles, step)
         manifest = (
             self.metadata
-            | (facts or {})
+            | (values or {})
             | {
                 "step": step,
                 "ranks": dist.get_world_size(),

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -31,15 +31,12 @@ class BlockShape:
         return self.heads * self.head_width
 
     @classmethod
-    def of(cls, model: ModelConfig, batch: int) -> "BlockShape":
+    def from_model(cls, model: ModelConfig, batch: int) -> "BlockShape":
         """The shape of a model's blocks with full texts."""
         backbone, frames = model.backbone, model.codec.frames
         condition = model.video.tokens + frames + model.text.max_tokens
         head = backbone.width // backbone.heads
         return cls(batch, frames, condition, backbone.heads, head, backbone.mlp_hidden)
-
-    def facts(self) -> dict[str, int]:
-        return asdict(self)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ def select_for_run(config: BaseConfig, world: "World", precision: str, output: P
     if world.rank == 0:
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         file = output / TABLE_FILE if output else None
-        shape = BlockShape.of(config.model, config.training.micro_batch)
+        shape = BlockShape.from_model(config.model, config.training.micro_batch)
         table = read_table(Path(config.kernels.benchmark_file)) if config.kernels.benchmark_file else None
         if file and file.exists():
             table = read_table(file)
@@ -229,14 +229,14 @@ def table_row(
 
 def row_conditions(shape: BlockShape, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """The device, dtype and shape that a measured row holds for."""
-    return {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."), "shape": shape.facts()}
+    return {"device": device_name(device), "dtype": str(dtype).removeprefix("torch."), "shape": asdict(shape)}
 
 
 def nearest_rows(rows: list[dict[str, Any]], conditions: dict[str, Any]) -> list[dict[str, Any]]:
     """The rows for the same device, dtype and model whose batch is nearest."""
 
-    def without_batch(facts: dict[str, Any]) -> tuple[Any, ...]:
-        return facts["device"], facts["dtype"], {k: v for k, v in facts["shape"].items() if k != "batch"}
+    def without_batch(row: dict[str, Any]) -> tuple[Any, ...]:
+        return row["device"], row["dtype"], {k: v for k, v in row["shape"].items() if k != "batch"}
 
     fitting = [row for row in rows if without_batch(row) == without_batch(conditions)]
     ratio = {n: abs(math.log(n / conditions["shape"]["batch"])) for n in {row["shape"]["batch"] for row in fitting}}

@@ -55,7 +55,7 @@ class EvaluatedModel:
     digest: str = ""  # hash of the weights
     tasks: bool = True  # evaluate the tasks as well as T2A-bench
 
-    def facts(self) -> Row:
+    def to_row(self) -> Row:
         parameters = count_parameters(self.generator.model)["total"]
         return {"model": self.name, "weights": self.weights, "parameters": parameters} | asdict(self.sampling)
 
@@ -94,13 +94,13 @@ def evaluate(
         "host": describe() | {"threads": str(torch.get_num_threads())},
         "settings": asdict(settings),
         "judge": {key: value for key, value in judge_report.items() if key != "codec_config"},
-        "models": [model.facts() for model in models],
+        "models": [model.to_row() for model in models],
         "references": bench.references(),
         "tasks": [],
     }
     results = []
     for model in models:
-        key: Row = {"model": model.facts(), "digest": model.digest, "dtype": str(model.generator.dtype)}
+        key: Row = {"model": model.to_row(), "digest": model.digest, "dtype": str(model.generator.dtype)}
         key |= {"tasks": model.tasks, "settings": report["settings"], "judge": report["judge"]}
         result, rows = cache.get(key, partial(_judge, model, judge, bench, settings))
         results.append(result)

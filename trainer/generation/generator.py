@@ -58,7 +58,7 @@ class Generator:
         self.device = choose_device(device)
         self.dtype = dtype
         self.model = load_weights(Path(weights)).to(self.device, dtype).eval()
-        shape = BlockShape.of(self.model.config, batch=2)  # a clip and its unconditional branch
+        shape = BlockShape.from_model(self.model.config, batch=2)  # a clip and its unconditional branch
         self.kernels, _ = kernel_selection.select_for_shape(requested, shape, self.device, dtype, table)
         self.model.use(self.kernels.ops())
         self.sampling = self.model.sampling

@@ -176,7 +176,7 @@ class _Frame:
 
     @cached_property
     def picture(self) -> Picture:
-        return self.square.of(self.frame)
+        return self.square.scale(self.frame)
 
 
 class _SquareScaler:
@@ -187,7 +187,7 @@ class _SquareScaler:
         self._size, self._aspect = size, float(stream.sample_aspect_ratio or 1)
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()
 
-    def of(self, frame: av.VideoFrame) -> Picture:
+    def scale(self, frame: av.VideoFrame) -> Picture:
         shown = (frame.width * self._aspect, frame.height)
         scale = self._size / min(shown)
         width, height = (max(self._size, round(side * scale)) for side in shown)

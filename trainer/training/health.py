@@ -112,19 +112,19 @@ class Health:
                     f"times the mean"
                 )
 
-    def facts(self) -> dict[str, Any]:
-        """What a checkpoint's manifest keeps, of the steps since the one before: mean losses by kind of step, how many
-        steps were skipped, and whether the run is healthy. Resets them."""
+    def summarize_and_reset(self) -> dict[str, Any]:
+        """The values for a checkpoint's manifest, of the steps since the checkpoint before: mean losses by kind of
+        step, how many steps were skipped, and whether the run is healthy. Resets them."""
         means = self._means()
         losses = {kind: mean for kind, mean in means.items() if math.isfinite(mean)}
         risen = {k: losses[k] / self.baseline[k] for k in losses if k in REGRESSIONS and self.baseline.get(k)}
         usual = len(losses) == len(means) and all(ratio <= SPIKE for ratio in risen.values())
         healthy = usual and not any(self.in_a_row.values())
-        facts = {"healthy": healthy, "losses": losses, "skipped_steps": self.skipped}
+        summary = {"healthy": healthy, "losses": losses, "skipped_steps": self.skipped}
         if healthy:
             self.baseline, self.confirmed = self.baseline | losses, False
         self.sums, self.counts, self.skipped = {}, {}, 0
-        return facts
+        return summary
 
 
 def _spike_source(losses: Tensor, names: tuple[str, ...]) -> str:

@@ -42,7 +42,7 @@ class Progress:
         losses = manifest.get("losses", {}) if manifest.get("healthy") else {}
         return cls(manifest["step"], manifest.get("skipped_batches", 0), manifest.get("rollbacks", 0), losses)
 
-    def facts(self) -> dict[str, int]:
+    def to_manifest(self) -> dict[str, int]:
         return {"skipped_batches": self.skipped_batches, "rollbacks": self.rollbacks}
 
 
@@ -134,7 +134,7 @@ def train(
                 if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
                     watchdog.enter("sounds of step", done)
                     logs.sounds(done, *trainer.preview(), config.model.codec.sample_rate)
-                checkpoints.after(done, progress, health)
+                checkpoints.save_if_due(done, progress, health)
             except (DivergedError, NotFiniteError) as error:
                 watchdog.enter("going back from step", done)
                 progress = go_back(error, progress, done, health.confirmed, trainer, output, world, saver, logs)
@@ -169,7 +169,7 @@ class _Checkpoints:
         self.stop, self.watchdog, self.logs = stop, watchdog, logs
         self.due = False  # also after a step that cannot be saved: it stays so until one can
 
-    def after(self, done: int, progress: Progress, health: Health) -> None:
+    def save_if_due(self, done: int, progress: Progress, health: Health) -> None:
         """Raises StoppedError once the state is saved, if the run was asked to stop before its last step."""
         stopping, writing = self.stop.agree(self.saver.is_writing)
         last = done == self.trainer.total
@@ -182,9 +182,9 @@ class _Checkpoints:
             return
         self.watchdog.enter("saving step", done)
         waits = stopping or last or not self.settings.async_save
-        facts = health.facts()
-        self.saver.begin(done, not waits, progress.facts() | facts)
-        if not facts["healthy"]:
+        summary = health.summarize_and_reset()
+        self.saver.begin(done, not waits, progress.to_manifest() | summary)
+        if not summary["healthy"]:
             self.logs.say(f"step {done}: this checkpoint is not healthy; the last healthy ones are kept too")
         if waits:
             self.logs.say(self.saver.finish())
