@@ -98,7 +98,7 @@ def answers(tmp_path_factory):
 def test_both_ranks_choose_the_same(answers, name):
     (first, heard), (second, also_heard) = answers[name]
     _, step = DAMAGE[name]
-    assert first == second == (f"step_{step:08d}" if step else "NothingLeftError"), answers[name]
+    assert first == second == (f"step_{step:08d}" if step else "NoUsableCheckpointError"), answers[name]
     assert heard == also_heard
     passed = [line for line in heard if line.startswith("skipped a damaged checkpoint: ")]
     assert len(passed) == {15: 0, 10: 1, 0: 3}[step], heard

@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.checkpoint import load, save
-from audiox_trainer.trainer.checkpoint.load import NothingLeftError
+from audiox_trainer.trainer.checkpoint.load import NoUsableCheckpointError
 from audiox_trainer.trainer.core import files, integrity
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.data import reader as reader_module
@@ -105,7 +105,9 @@ class TestCheckpoints:
         save_checkpoint(tmp_path, 4)
         shutil.rmtree(tmp_path / load.FOLDER)
         (tmp_path / load.LATEST).write_text(content)
-        with pytest.raises(NothingLeftError, match="it was saved, and its checkpoints are gone; restore") as caught:
+        with pytest.raises(
+            NoUsableCheckpointError, match="it was saved, and its checkpoints are gone; restore"
+        ) as caught:
             load.newest_intact(tmp_path, lambda text: None)
         assert exit_code_of(caught.value) == ExitCode.CORRUPT
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.checkpoint import load, rollback
-from audiox_trainer.trainer.checkpoint.load import NothingLeftError
+from audiox_trainer.trainer.checkpoint.load import NoUsableCheckpointError
 from audiox_trainer.trainer.core import cli, integrity
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.training import loop, run_folder
@@ -167,13 +167,13 @@ class TestASilentBeginning:
     def test_steps_after_the_first_save_say_that_there_was_one(self, tmp_path):
         (tmp_path / "metrics.jsonl").write_text('{"step": 4}\n{"step": 5}\n{"ste')
         with pytest.raises(
-            NothingLeftError,
+            NoUsableCheckpointError,
             match=r"metrics reach step 5, and before step 5 there was a checkpoint, which is gone; restore",
         ):
             run_folder.check_no_checkpoint_lost(tmp_path, 4)
         run_folder.check_no_checkpoint_lost(tmp_path, 5)  # killed in its first save
         run_folder.check_no_checkpoint_lost(tmp_path / "nowhere", 4)
-        assert exit_code_of(NothingLeftError("")) == ExitCode.CORRUPT
+        assert exit_code_of(NoUsableCheckpointError("")) == ExitCode.CORRUPT
 
     @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
     def test_a_run_does_not_begin_anew(self, tmp_path, capsys, beside, sure):
@@ -186,7 +186,7 @@ class TestASilentBeginning:
             assert loop.restore(task, tmp_path, True, first, 10, beside).step == 0
             assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure + 1}}}\n')
-            with pytest.raises(NothingLeftError, match=f"before step {sure + 1} there was a checkpoint"):
+            with pytest.raises(NoUsableCheckpointError, match=f"before step {sure + 1} there was a checkpoint"):
                 loop.restore(task, tmp_path, True, first, 10, beside)
         finally:
             dist.destroy_process_group()

@@ -40,7 +40,7 @@ class CheckpointError(ValueError):
     """A checkpoint is damaged, incomplete or of another model; the message names it."""
 
 
-class NothingLeftError(CheckpointError):
+class NoUsableCheckpointError(CheckpointError):
     """A run has saved checkpoints, and none can be loaded."""
 
     exit_code = ExitCode.CORRUPT
@@ -112,7 +112,7 @@ def find_fault_together(folder: Path) -> str:
 def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
     """The newest intact checkpoint, the same on all ranks. `report` is called for damaged ones.
 
-    None if the run never had a checkpoint. Raises NothingLeftError if it had some and all are damaged or gone.
+    None if the run never had a checkpoint. Raises NoUsableCheckpointError if it had some and all are damaged or gone.
     """
     candidates, last = from_rank_0(lambda: (list_checkpoints(run), _last_saved_step(run)))
     if last and not (candidates and step_of(candidates[0]) >= int(last)):
@@ -123,11 +123,11 @@ def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
             return folder
         report(f"skipped a damaged checkpoint: {fault}")
     if candidates:
-        raise NothingLeftError(
+        raise NoUsableCheckpointError(
             f"{run}: all {len(candidates)} checkpoints are damaged; restore one, or start again in another --output"
         )
     if last is not None:
-        raise NothingLeftError(
+        raise NoUsableCheckpointError(
             f"{run}: it was saved, and its checkpoints are gone; restore {run / FOLDER}, or start again in another "
             f"--output"
         )

@@ -171,11 +171,11 @@ def check_same_shards(folder: Path, config: BaseConfig, from_step: int | None = 
 
 
 def check_no_checkpoint_lost(folder: Path, saved: int) -> None:
-    """Raises NothingLeftError in a folder without checkpoints whose metrics go beyond step `saved`, which no run
+    """Raises NoUsableCheckpointError in a folder without checkpoints whose metrics go beyond step `saved`, which no run
     reaches before its first checkpoint is there."""
     last = last_step(folder)
     if last > saved:
-        raise load.NothingLeftError(
+        raise load.NoUsableCheckpointError(
             f"{folder}: its metrics reach step {last}, and before step {saved + 1} there was a checkpoint, which is "
             f"gone; restore {folder / load.FOLDER}, or start again in another --output"
         )
