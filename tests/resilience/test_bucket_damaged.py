@@ -13,7 +13,7 @@ from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.data import storage
 from audiox_trainer.trainer.data.reader import BucketError, check_streams
 from audiox_trainer.trainer.data.shards import DamagedError, ShardError
-from audiox_trainer.trainer.data.storage import UnansweredError
+from audiox_trainer.trainer.data.storage import StorageUnavailableError
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
 from tests.helpers.faulty_bucket import Bucket
 from tests.helpers.faulty_rank import DAMAGE, cut, flip
@@ -103,14 +103,16 @@ class TestAFailingOne:
 
     def test_at_the_start_too(self, bucket, tmp_path):
         bucket.failing, bucket.failures = "index.json", math.inf
-        with pytest.raises(UnansweredError, match=r"500.*: could not read s3://far/audio/index\.json") as caught:
+        with pytest.raises(
+            StorageUnavailableError, match=r"500.*: could not read s3://far/audio/index\.json"
+        ) as caught:
             check_streams(far_config(tmp_path), hashes=False)
         assert exit_code_of(caught.value) is ExitCode.HUNG
 
     @pytest.mark.long
     def test_nobody_answers(self, bucket, tmp_path, monkeypatch):
         monkeypatch.setenv("S3_ENDPOINT_URL", "http://127.0.0.1:9")
-        with pytest.raises(UnansweredError, match="Could not connect"):
+        with pytest.raises(StorageUnavailableError, match="Could not connect"):
             check_streams(far_config(tmp_path), hashes=False)
 
     def test_what_it_does_not_have_is_a_mistake(self, bucket, tmp_path):

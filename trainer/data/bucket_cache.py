@@ -21,7 +21,7 @@ def fetch_stream(path: str, cache: str, hashes: bool) -> Path:
 
     Raises:
         ShardError: the bucket holds another stream now, or a file is damaged; names the file.
-        UnansweredError: the bucket does not answer.
+        StorageUnavailableError: the bucket does not answer.
         OSError: the bucket refuses, or the disk is full.
     """
     folder = cache_folder(path, cache)

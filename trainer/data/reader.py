@@ -23,7 +23,7 @@ from .batches import Batch, BatchAssembler
 from .bucket_cache import cache_folder, damaged_in_cache, fetch_stream
 from .record import Record, from_columns
 from .shards import SHARD_HASH, DamagedError, ShardError, check_hash, check_shards, read_features
-from .storage import is_missing, is_remote, is_unanswered
+from .storage import is_missing, is_remote, is_temporary
 from .streaming_library import Stream, StreamingDataLoader, StreamingDataset, World
 
 SHARED_MEMORY = Path("/dev/shm")  # streaming's shared memory of all jobs on a machine
@@ -87,7 +87,7 @@ class _CheckedDataset(StreamingDataset):
             except Exception as error:  # each storage has its own
                 if is_missing(error):
                     raise DamagedError(f"{url} is missing; prepare it again") from error
-                kind = BucketError if is_unanswered(error) else ShardError
+                kind = BucketError if is_temporary(error) else ShardError
                 raise kind(f"{error}: could not read {url}") from error
         elif not file.is_file():
             raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")

@@ -28,13 +28,19 @@ ATTEMPTS = 5  # to reach a bucket: 1, 2, 4 and 8 seconds apart
 TEMPORARY = "work/temporary"
 
 # Errors of storage libraries for no answer, or one that stops in the middle.
-UNANSWERED = {"ConnectionError", "TimeoutError", "HTTPClientError", "IncompleteReadError", "RetriesExceededError"}
+CONNECTION_ERRORS = {
+    "ConnectionError",
+    "TimeoutError",
+    "HTTPClientError",
+    "IncompleteReadError",
+    "RetriesExceededError",
+}
 
 
 Result = TypeVar("Result")
 
 
-class UnansweredError(OSError):
+class StorageUnavailableError(OSError):
     """A storage failed or did not answer in several attempts."""
 
     exit_code = ExitCode.HUNG  # a restart may succeed
@@ -225,7 +231,7 @@ def download(url: str, file: Path) -> None:
         _retry(lambda: CloudDownloader.direct_download(url, str(partial)))
         partial.replace(file)  # unsynced, unlike `published`: what a power cut takes is fetched again
     except Exception as error:  # every storage has its own kinds
-        kind = UnansweredError if is_unanswered(error) else OSError
+        kind = StorageUnavailableError if is_temporary(error) else OSError
         raise kind(f"{error}: could not read {url}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -236,10 +242,10 @@ def _retry(action: Callable[[], Result]) -> Result:
     return tenacity.Retrying(stop=attempts, wait=wait, reraise=True)(action)
 
 
-def is_unanswered(error: Exception) -> bool:
+def is_temporary(error: Exception) -> bool:
     """Whether an error may be temporary: a server error (5xx), too many requests, or no answer."""
     status = _status(error)
-    return status >= 500 or status == 429 or any(kind.__name__ in UNANSWERED for kind in type(error).__mro__)
+    return status >= 500 or status == 429 or any(kind.__name__ in CONNECTION_ERRORS for kind in type(error).__mro__)
 
 
 def is_missing(error: Exception) -> bool:

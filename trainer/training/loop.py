@@ -245,8 +245,8 @@ def restore(
     """Loads the newest intact checkpoint, or the one of `from_step`, and returns how far it is: step 0 in a folder
     without checkpoints.
 
-    `every` and `async_save` are the settings that the run saved with. Raises NoUsableCheckpointError where checkpoints were
-    saved and none can be loaded, CheckpointError where that of `from_step` cannot.
+    `every` and `async_save` are the settings that the run saved with. Raises NoUsableCheckpointError where checkpoints
+    were saved and none can be loaded, CheckpointError where that of `from_step` cannot.
     """
 
     def report(text: str) -> None:
