@@ -43,11 +43,11 @@ class NullConditions:
         )
 
 
-def guided_velocity(
+def build_velocity(
     model: Model, dtype: torch.dtype, conditions: Conditions, null: NullConditions, guidance: float
 ) -> Velocity:
-    """v_uncond + guidance·(v_cond - v_uncond) (section VI-A), both branches in one forward. Guidance 1 evaluates the
-    conditional branch only."""
+    """The velocity function of a model under fixed conditions: v_uncond + guidance·(v_cond - v_uncond) (section VI-A),
+    both branches in one forward. Guidance 1 evaluates the conditional branch only."""
     if guidance == 1:
         return lambda z, t: predict_velocity(model, dtype, z, t, conditions).float()
     both = null.appended_to(conditions)

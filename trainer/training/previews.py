@@ -11,7 +11,7 @@ from ...models.encoders.build import build_codec, build_text_encoder
 from ...models.sampler import sample
 from ..core.config import BaseConfig
 from ..data.batches import Conditions
-from ..losses.guidance import NullConditions, guided_velocity
+from ..losses.guidance import NullConditions, build_velocity
 
 
 class Previews:
@@ -51,6 +51,6 @@ class Previews:
             return torch.zeros(shape)
         generator = torch.Generator().manual_seed(0)
         conditions, null = self.conditions
-        velocity = guided_velocity(model, dtype, conditions.to(device, dtype), null, sampling.guidance)
+        velocity = build_velocity(model, dtype, conditions.to(device, dtype), null, sampling.guidance)
         with torch.compiler.set_stance("force_eager"):
             return sample(velocity, lambda: torch.randn(shape, generator=generator).to(device), sampling).cpu()

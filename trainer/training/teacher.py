@@ -12,7 +12,7 @@ from ...models.encoders.base import TextEncoder
 from ...models.sampler import Velocity, euler
 from ..data.batches import Batch, Conditions
 from ..engine.zero import FrozenModel
-from ..losses.guidance import NullConditions, guided_velocity, predict_velocity
+from ..losses.guidance import NullConditions, build_velocity, predict_velocity
 
 
 class Teacher:
@@ -24,7 +24,7 @@ class Teacher:
 
     def velocity(self, conditions: Conditions) -> Velocity:
         """The guided velocity of samples with these conditions."""
-        return guided_velocity(self.frozen.module, self.frozen.dtype, conditions, self.null, self.guidance)
+        return build_velocity(self.frozen.module, self.frozen.dtype, conditions, self.null, self.guidance)
 
     def features(self, z: Tensor, t: Tensor, conditions: Conditions) -> Tensor:
         """Latent tokens after the first `blocks` blocks (section V-B): (B, L, W)."""
