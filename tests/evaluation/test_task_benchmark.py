@@ -159,8 +159,10 @@ def test_completion_is_judged_without_its_prefix(config, unseen):
     with tqdm(total=clips_needed(CLIPS)) as bar:
         task_rows(Stub(unseen, unseen, True), hear, unseen, SAMPLING, 0, bar)
     frames, channels = config.codec.frames, config.codec.latent_channels
-    rest = frames - int(music.prefix[0].sum())
-    assert 0 < rest < frames and torch.equal(music.prefix, music.prefix[:1].expand_as(music.prefix))
+    rest = frames - int(music.completion_given[0].sum())
+    assert 0 < rest < frames and torch.equal(
+        music.completion_given, music.completion_given[:1].expand_as(music.completion_given)
+    )
     assert set(heard_shapes[-2:]) == {rest * channels} and set(heard_shapes[:-2]) == {frames * channels}
 
 
@@ -179,7 +181,9 @@ def test_requests_give_what_the_task_has(unseen):
 def test_unseen_clips_are_reproducible_and_many(config, unseen):
     again = draw_held_out(config, "audio", CLIPS, seed=0)
     assert again.scenes == unseen["audio"].scenes and torch.equal(again.latents, unseen["audio"].latents)
-    assert torch.equal(again.hole, unseen["audio"].hole) and torch.equal(again.video, unseen["audio"].video)
+    assert torch.equal(again.inpainting_given, unseen["audio"].inpainting_given) and torch.equal(
+        again.video, unseen["audio"].video
+    )
     assert len({scene.seed for scene in again.scenes}) == CLIPS
     with pytest.raises(ValueError, match="at least 2"):
         draw_held_out(config, "audio", 1, seed=0)

@@ -31,8 +31,8 @@ class HeldOutClips:
     records: list[Record]
     latents: Tensor  # (B, L, C)
     video: Tensor  # (B, S, D)
-    hole: Tensor  # (B, L), 1 where inpainting is given the sound, 0 in the hole
-    prefix: Tensor  # (B, L), 1 where completion is given the sound: the same number of frames in every clip
+    inpainting_given: Tensor  # (B, L), 1 where inpainting is given the sound, 0 in the hole
+    completion_given: Tensor  # (B, L), 1 where completion is given the sound: the same number of frames in every clip
 
 
 def check_embedded(config: ModelConfig, name: str) -> None:
@@ -67,8 +67,8 @@ def draw_held_out(config: ModelConfig, domain: str, count: int, seed: int) -> He
         records=records,
         latents=torch.from_numpy(np.stack([record.latent_mean for record in records])),
         video=torch.stack([assemble.video(record) for record in records]),
-        hole=torch.stack([assemble.draw_given_mask("inpainting", rng) for rng in rngs]),
-        prefix=torch.stack([assemble.draw_given_mask("completion", rng) for rng in rngs]),
+        inpainting_given=torch.stack([assemble.draw_given_mask("inpainting", rng) for rng in rngs]),
+        completion_given=torch.stack([assemble.draw_given_mask("completion", rng) for rng in rngs]),
     )
 
 

@@ -98,7 +98,7 @@ def clips_needed(per_task: int) -> int:
 def task_request(task: Task, clips: HeldOutClips) -> ClipRequest:
     """A task's conditions from each clip. Inpainting and completion get no caption: only the sound can lead them."""
     texts = [_text(task, clips, i) for i in range(len(clips.scenes))]
-    given_mask = {"around a hole": clips.hole, "preceding": clips.prefix, None: None}[task.audio]
+    given_mask = {"around a hole": clips.inpainting_given, "preceding": clips.completion_given, None: None}[task.audio]
     return ClipRequest(
         texts,
         video=clips.video if task.video else None,
@@ -138,7 +138,7 @@ def _annotations(
 ) -> list[Annotation]:
     if task.audio == "preceding":
         # Only what follows the prefix is decoded and judged: the prefix must not help a model that ignores it.
-        latents = latents[:, int(clips.prefix[0].sum()) :]
+        latents = latents[:, int(clips.completion_given[0].sum()) :]
     return annotate(decode_latents(model, latents))
 
 
@@ -159,9 +159,9 @@ def _inpainting(
     sampling = replace(sampling, guidance=1.0)
     fill = sample_latents(model, task_request(task, clips), noise, sampling, progress)
     unconditional = sample_latents(model, ClipRequest([""] * len(clips.scenes)), noise, sampling, progress)
-    scores = tuple(_error(latents, clips.latents, 1 - clips.hole) for latents in (fill, unconditional))
+    scores = tuple(_error(latents, clips.latents, 1 - clips.inpainting_given) for latents in (fill, unconditional))
     row = _row(task, (scores[0], scores[1]), noise, better="lower")
-    return row | {"ceiling": 0.0, "given_error": given_error(fill, clips.latents, clips.hole)}
+    return row | {"ceiling": 0.0, "given_error": given_error(fill, clips.latents, clips.inpainting_given)}
 
 
 def _error(latents: Tensor, truth: Tensor, mask: Tensor) -> Floats:
