@@ -53,7 +53,7 @@ class JudgeOutput:
         return present / present.sum(dim=1, keepdim=True)
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """Dilated convolution over time, then a pointwise one, around a residual."""
 
     def __init__(self, width: int, dilation: int) -> None:
@@ -80,7 +80,7 @@ class Judge(nn.Module):
         self.register_buffer("filters", mel_filters(config.sample_rate, config.mels, config.window), persistent=False)
         self.register_buffer("taper", torch.hann_window(config.window), persistent=False)
         self.stem = nn.Conv1d(config.mels, width, 3, padding=1)
-        self.blocks = nn.ModuleList(Block(width, dilation) for dilation in config.dilations)
+        self.blocks = nn.ModuleList(ResidualBlock(width, dilation) for dilation in config.dilations)
         self.norm = nn.BatchNorm1d(width)
         self.frame_head = nn.Conv1d(width, 2 * names, 1)
         self.pool = nn.Linear(3 * width, config.embedding)

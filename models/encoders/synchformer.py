@@ -59,7 +59,7 @@ class Synchformer(nn.Module):
         self.token = nn.Parameter(torch.randn(1, 1, width) * 0.02)
         self.space_position = nn.Parameter(torch.randn(1, 1 + config.patches, width) * 0.02)
         self.time_position = nn.Parameter(torch.randn(1, STEPS, width) * 0.02)
-        self.blocks = nn.ModuleList(Block(width, config.heads) for _ in range(config.depth))
+        self.blocks = nn.ModuleList(SynchformerBlock(width, config.heads) for _ in range(config.depth))
         self.norm = _norm(width)
         self.gather = Gather(width, config.heads)
 
@@ -74,7 +74,7 @@ class Synchformer(nn.Module):
         return self.gather(self.norm(x[:, 1:]))
 
 
-class Block(nn.Module):
+class SynchformerBlock(nn.Module):
     """Pre-norm: attention over time, then over space, then an MLP."""
 
     def __init__(self, width: int, heads: int) -> None:

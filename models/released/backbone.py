@@ -85,7 +85,7 @@ class FeedForward(nn.Module):
         return self.w2(F.silu(self.w1(x)) * self.w3(x)).transpose(1, 2)
 
 
-class Block(nn.Module):
+class ReleasedBlock(nn.Module):
     def __init__(self, config: ReleasedConfig) -> None:
         super().__init__()
         width = config.width
@@ -113,7 +113,7 @@ class Transformer(nn.Module):
         self.project_out = nn.Linear(config.width, config.channels, bias=False)
         self.proj_mm_tokens = nn.Linear(config.condition_width, config.width)
         self.proj_mm_seq_len = nn.Linear(config.condition_tokens, config.positions)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(ReleasedBlock(config) for _ in range(config.depth))
 
 
 class ReleasedBackbone(nn.Module):
@@ -132,8 +132,8 @@ class ReleasedBackbone(nn.Module):
         self.postprocess_conv = nn.Conv1d(config.channels, config.channels, 1, bias=False)
 
     @property
-    def blocks(self) -> list[Block]:
-        return [layer for layer in self.transformer.layers if isinstance(layer, Block)]
+    def blocks(self) -> list[ReleasedBlock]:
+        return [layer for layer in self.transformer.layers if isinstance(layer, ReleasedBlock)]
 
     def forward(self, z: Tensor, t: Tensor, condition: Tensor, n_blocks: int | None = None) -> Tensor:
         """Velocity (B, L, C) of z (B, L, C) at noise levels t (B,) under MAF's output (B, M, condition width)."""
