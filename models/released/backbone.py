@@ -31,7 +31,7 @@ class Modulation:
 
 
 @dataclass(frozen=True)
-class TimestepFeatures:
+class ReleasedTimestepFeatures:
     """What a noise level settles, whatever z and the condition are: a constant of the weights."""
 
     token: Tensor  # (B, D), position 0 of the sequence
@@ -145,14 +145,14 @@ class ReleasedBackbone(nn.Module):
         h = self.transformer.proj_mm_seq_len(h.transpose(1, 2)).transpose(1, 2)  # (B, M, D) -> (B, N, D)
         return Modulation(tuple(block.adaLN_modulation(h).chunk(6, dim=-1) for block in self.blocks))
 
-    def level(self, t: Tensor) -> TimestepFeatures:
+    def level(self, t: Tensor) -> ReleasedTimestepFeatures:
         """Noise levels (B,)."""
         phase = 2 * math.pi * self.timestep_features(t[:, None])
         time = self.to_timestep_embed(torch.cat((phase.cos(), phase.sin()), dim=-1))
-        return TimestepFeatures(time, tuple(block.cross_attn(time) for block in self.blocks))
+        return ReleasedTimestepFeatures(time, tuple(block.cross_attn(time) for block in self.blocks))
 
     def velocity(
-        self, z: Tensor, level: TimestepFeatures, modulation: Modulation, n_blocks: int | None = None
+        self, z: Tensor, level: ReleasedTimestepFeatures, modulation: Modulation, n_blocks: int | None = None
     ) -> Tensor:
         """(B, L, C) -> (B, L, C). `n_blocks` cuts the network after so many blocks, output projection included, as the
         released discriminator does."""

@@ -50,7 +50,7 @@ class Mlp(nn.Module):
         return self.net(x)
 
 
-class TemporalTransformer(nn.Module):
+class ReleasedTemporalTransformer(nn.Module):
     """Over the frames of one token: (B·P, F, C) -> (B·P, F, C)."""
 
     def __init__(self, config: ReleasedConfig) -> None:
@@ -81,7 +81,7 @@ class VideoConditioner(nn.Module):
         self.empty_visual_feat = nn.Parameter(torch.zeros(1, config.tokens, width))
         self.sync_weight = nn.Parameter(torch.tensor(1.0))
         self.Temp_pos_embedding = nn.Parameter(torch.zeros(1, config.frames, width))
-        self.Temp_transformer = TemporalTransformer(config)
+        self.Temp_transformer = ReleasedTemporalTransformer(config)
         self.proj = nn.Linear(config.frames * config.frame_tokens, config.tokens)
         self.proj_sync = nn.Linear(config.sync_steps, config.tokens)
 
@@ -114,7 +114,7 @@ class AudioConditioner(nn.Module):
         return self.proj_out(self.proj_features_128(latents.transpose(1, 2)).transpose(1, 2))
 
 
-class Fusion(nn.Module):
+class ReleasedFusion(nn.Module):
     """MAF. Its names v, t, a belong to the first, second and third input, and it is called with text, video, audio."""
 
     def __init__(self, config: ReleasedConfig) -> None:

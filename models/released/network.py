@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbone import ReleasedBackbone
-from .conditioners import AudioConditioner, Fusion, VideoConditioner
+from .conditioners import AudioConditioner, ReleasedFusion, VideoConditioner
 from .config import ReleasedConfig
 
 
@@ -18,7 +18,7 @@ class ReleasedAudioX(nn.Module):
         super().__init__()
         self.config = config or ReleasedConfig()
         self.model = nn.ModuleDict({"model": ReleasedBackbone(self.config)})
-        self.maf_block = Fusion(self.config)
+        self.maf_block = ReleasedFusion(self.config)
         self.conditioner = nn.ModuleDict(
             {
                 "conditioners": nn.ModuleDict(
