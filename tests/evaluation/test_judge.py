@@ -9,7 +9,7 @@ from audiox_trainer.models.judge import Judge, JudgeOutput
 from audiox_trainer.trainer.evaluation.annotation import annotate, decode, listen
 from audiox_trainer.trainer.evaluation.judge_training import JUDGE, render, targets, train_judge
 from audiox_trainer.trainer.evaluation.pretrained_judge import load_judge, save_judge
-from audiox_trainer.trainer.scenes.scene import INSTRUMENTS, SAMPLES, TEMPI, Event, Scene, audio_scene, draw_scene
+from audiox_trainer.trainer.scenes.scene import INSTRUMENTS, SAMPLES, TEMPI, Scene, SoundEvent, audio_scene, draw_scene
 
 FRAMES = SAMPLES // JUDGE.hop
 STEP = JUDGE.frame_seconds
@@ -39,7 +39,7 @@ def test_decode_times_and_order() -> None:
     put(output, "bell", 10, 40, (10,))
     (heard,) = decode(output, JUDGE)
     assert heard.order == ("bell", "kick")
-    assert heard.events[0] == Event("bell", 10 * STEP, 40 * STEP)
+    assert heard.events[0] == SoundEvent("bell", 10 * STEP, 40 * STEP)
     assert heard.counts == {"bell": 1, "kick": 1}
     assert (heard.instrument, heard.tempo) == ("", 0)
 

@@ -19,22 +19,22 @@ from audiox_trainer.trainer.evaluation.t2a_prompts import (
     draw_prompts,
     score_prompts,
 )
-from audiox_trainer.trainer.scenes.scene import AUDIO_CATEGORIES, Event, Scene
+from audiox_trainer.trainer.scenes.scene import AUDIO_CATEGORIES, Scene, SoundEvent
 
 
 def truth(prompt: BenchmarkPrompt) -> Annotation:
     return Annotation(prompt.scene.events, "", 0)
 
 
-def prompt(kind: str, *events: Event) -> BenchmarkPrompt:
+def prompt(kind: str, *events: SoundEvent) -> BenchmarkPrompt:
     return BenchmarkPrompt(kind, "", events, Scene("audio", events, "", 0, "", "", 0))
 
 
-def heard(*events: Event) -> Annotation:
+def heard(*events: SoundEvent) -> Annotation:
     return Annotation(events, "", 0)
 
 
-A, B, C = (Event("bell", 0.2, 0.6), Event("kick", 0.8, 1.0), Event("siren", 1.2, 1.8))
+A, B, C = (SoundEvent("bell", 0.2, 0.6), SoundEvent("kick", 0.8, 1.0), SoundEvent("siren", 1.2, 1.8))
 
 
 def test_prompts_are_balanced_and_true() -> None:
@@ -101,11 +101,11 @@ def test_order_must_be_the_sequence() -> None:
 def test_time_stamps_have_a_tolerance_at_both_ends() -> None:
     inside, outside = 0.95 * TOLERANCE, 1.05 * TOLERANCE
     sounds = [
-        heard(Event("siren", 1.2 + inside, 1.8 - inside)),
-        heard(Event("siren", 1.2 + outside, 1.8)),
-        heard(Event("siren", 1.2, 1.8 - outside)),
-        heard(Event("bell", 1.2, 1.8)),
-        heard(Event("siren", 0.1, 0.2), Event("siren", 1.2, 1.8)),
+        heard(SoundEvent("siren", 1.2 + inside, 1.8 - inside)),
+        heard(SoundEvent("siren", 1.2 + outside, 1.8)),
+        heard(SoundEvent("siren", 1.2, 1.8 - outside)),
+        heard(SoundEvent("bell", 1.2, 1.8)),
+        heard(SoundEvent("siren", 0.1, 0.2), SoundEvent("siren", 1.2, 1.8)),
     ]
     assert score_prompts([prompt("timestamp", C)] * 5, sounds).ts.tolist() == [True, False, False, False, True]
 

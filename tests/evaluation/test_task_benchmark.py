@@ -26,7 +26,7 @@ from audiox_trainer.trainer.evaluation.task_benchmark import (
     task_rows,
 )
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
-from audiox_trainer.trainer.scenes.scene import Event, Scene
+from audiox_trainer.trainer.scenes.scene import Scene, SoundEvent
 
 CLIPS = 40
 SAMPLING = SamplingConfig("euler", 25, 3.0)
@@ -199,10 +199,10 @@ def test_matched_onsets():
 
 
 def test_f1_of_events():
-    def events(*pairs: tuple[str, float]) -> tuple[Event, ...]:
-        return tuple(Event(name, onset, onset + 0.1) for name, onset in pairs)
+    def events(*pairs: tuple[str, float]) -> tuple[SoundEvent, ...]:
+        return tuple(SoundEvent(name, onset, onset + 0.1) for name, onset in pairs)
 
-    def f1(heard: tuple[Event, ...], true: tuple[Event, ...]) -> tuple[float, float]:
+    def f1(heard: tuple[SoundEvent, ...], true: tuple[SoundEvent, ...]) -> tuple[float, float]:
         scene = Scene("audio", true, "", 0, "", "", 0)
         return event_f1(Annotation(heard, "", 0), scene), onset_f1(Annotation(heard, "", 0), scene)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...models.judge import Judge, JudgeConfig, JudgeOutput
-from ..scenes.scene import Event
+from ..scenes.scene import SoundEvent
 
 ON, OFF = 0.5, 0.35  # an event needs a frame above the first probability, and lasts while it is above the second
 MIN_FRAMES = 4  # a shorter activity is not an event
@@ -22,7 +22,7 @@ MIN_BETWEEN = 9  # frames between two onsets of a category: the shortest event a
 class Annotation:
     """The events of a clip in order of their onsets (seconds), its instrument and tempo; "" and 0 without music."""
 
-    events: tuple[Event, ...]
+    events: tuple[SoundEvent, ...]
     instrument: str
     tempo: int
 
@@ -55,7 +55,7 @@ def decode(output: JudgeOutput, config: JudgeConfig) -> list[Annotation]:
     result = []
     for b in range(activity.shape[0]):
         events = [
-            Event(category, start * config.frame_seconds, stop * config.frame_seconds)
+            SoundEvent(category, start * config.frame_seconds, stop * config.frame_seconds)
             for k, category in enumerate(config.categories)
             for start, stop in _segments(activity[b, :, k], onset[b, :, k])
         ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scenes.scene import AUDIO_CATEGORIES, MAX_EVENTS, SECONDS, Event, Scene, audio_scene, scene_annotation
+from ..scenes.scene import AUDIO_CATEGORIES, MAX_EVENTS, SECONDS, Scene, SoundEvent, audio_scene, scene_annotation
 from ..scenes.scene_captions import category_captions, count_captions, order_captions, time_captions
 from .annotation import Annotation
 
@@ -26,7 +26,7 @@ class BenchmarkPrompt:
 
     kind: str  # one of TYPES
     text: str
-    events: tuple[Event, ...]  # that the text names, in order; the times count in timestamp prompts only
+    events: tuple[SoundEvent, ...]  # that the text names, in order; the times count in timestamp prompts only
     scene: Scene
 
     @property
@@ -82,7 +82,7 @@ def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> BenchmarkPrompt
     else:
         texts = time_captions(facts)
         # The text has one decimal, and so has the target.
-        events = tuple(Event(e.category, round(e.onset, 1), round(e.offset, 1)) for e in events)
+        events = tuple(SoundEvent(e.category, round(e.onset, 1), round(e.offset, 1)) for e in events)
     return BenchmarkPrompt(kind, texts[rng.integers(len(texts))], events, scene)
 
 
@@ -103,7 +103,7 @@ def score_prompts(prompts: Sequence[BenchmarkPrompt], annotations: Sequence[Anno
     )
 
 
-def _on_time(target: Event, annotation: Annotation) -> bool:
+def _on_time(target: SoundEvent, annotation: Annotation) -> bool:
     """Where a category occurs more than once, its longest event counts."""
     same = [event for event in annotation.events if event.category == target.category]
     if not same:

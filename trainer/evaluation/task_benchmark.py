@@ -19,7 +19,7 @@ from ...models.audiox import SamplingConfig
 from ..core.tasks import TASKS, Domain, Task
 from ..generation.batching import SEED_STRIDE, SoundModel, decode_latents, sample_latents
 from ..generation.clip_request import ClipRequest
-from ..scenes.scene import Event, Scene
+from ..scenes.scene import Scene, SoundEvent
 from .annotation import Annotation
 from .held_out import HeldOutClips
 from .metrics import Floats, bootstrap_interval
@@ -142,7 +142,7 @@ def _annotations(
     return annotate(decode_latents(model, latents))
 
 
-def _onsets(events: Sequence[Event], categories: Set[str] | None = None) -> list[float]:
+def _onsets(events: Sequence[SoundEvent], categories: Set[str] | None = None) -> list[float]:
     return [event.onset for event in events if categories is None or event.category in categories]
 
 

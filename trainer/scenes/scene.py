@@ -53,7 +53,7 @@ COUNT_SHARES: tuple[float, ...] = (
 
 
 @dataclass(frozen=True)
-class Event:
+class SoundEvent:
     """One sound of a category in `AUDIO_CATEGORIES`, from onset to offset in seconds."""
 
     category: str
@@ -69,7 +69,7 @@ class Scene:
     """
 
     domain: str
-    events: tuple[Event, ...]
+    events: tuple[SoundEvent, ...]
     instrument: str
     tempo: int
     genre: str
@@ -156,7 +156,7 @@ def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
     pauses = rng.dirichlet([1.0, *[EVENNESS] * (count - 1), 1.0])[:count] * (room - durations.sum())
     onsets = HEAD + np.cumsum(pauses) + np.concatenate(([0.0], np.cumsum(durations[:-1] + MIN_GAP)))
     events = tuple(
-        Event(name, round(float(start), 3), round(float(start + length), 3))
+        SoundEvent(name, round(float(start), 3), round(float(start + length), 3))
         for name, start, length in zip(categories, onsets, durations, strict=True)
     )
     return Scene("audio", events, "", 0, "", "", int(rng.integers(2**31)))

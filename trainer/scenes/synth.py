@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLE_RATE, SAMPLES, Event, Note, Scene, scene_notes
+from .scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLE_RATE, SAMPLES, Note, Scene, SoundEvent, scene_notes
 
 FRAMES = 32
 FRAME_RATE = 15.625  # frames per second: 32 frames last as long as the sound
@@ -140,7 +140,7 @@ _RISE = np.linspace(0, 1, 24, dtype=np.float32)  # 3 ms, avoids clicks
 _FALL = np.linspace(1, 0, 64, dtype=np.float32)  # 8 ms
 
 
-def _event_wave(event: Event, n: int, pitch: float, level: float, rng: np.random.Generator) -> Wave:
+def _event_wave(event: SoundEvent, n: int, pitch: float, level: float, rng: np.random.Generator) -> Wave:
     t, seconds = _TIME[:n], n / SAMPLE_RATE
     wave = _VOICES[event.category](t, seconds, pitch, rng)
     # A little louder at the start, so that the onset of a steady sound shows in a spectrogram.
