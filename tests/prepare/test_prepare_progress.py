@@ -8,7 +8,7 @@ import pytest
 
 from audiox_trainer.trainer.data.storage import FolderStore
 from audiox_trainer.trainer.prepare import ranks as module
-from audiox_trainer.trainer.prepare.ranks import Progress, RankHeartbeat, Ranks
+from audiox_trainer.trainer.prepare.ranks import PreparationProgress, RankHeartbeat, Ranks
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def clock(monkeypatch):
 
 
 def test_a_line_says_how_fast_and_how_long_still(clock, capsys):
-    progress = Progress(total=1000, done=400)
+    progress = PreparationProgress(total=1000, done=400)
     clock.now += 30
     progress.update(lines=100, clips=90, ranks=2)
     assert capsys.readouterr().err == "", "not every few seconds"
@@ -40,7 +40,7 @@ def announce(store, rank, lines, clips, beat):
     store.write(f"work/ranks/{rank:05d}.json", json.dumps(asdict(status)).encode())
 
 
-class Shown(Progress):
+class Shown(PreparationProgress):
     def __init__(self, total, done):
         super().__init__(total, done)
         self.seen = []
@@ -51,7 +51,7 @@ class Shown(Progress):
 
 def shown(tmp_path, monkeypatch, rank, others, then):
     """What a rank shows after two announcements of others."""
-    monkeypatch.setattr(module, "Progress", Shown)
+    monkeypatch.setattr(module, "PreparationProgress", Shown)
     store = FolderStore(tmp_path / "out", 9)
     for other, (lines, clips) in others.items():
         announce(store, other, lines, clips, 1)

@@ -63,7 +63,7 @@ class Ranks:
         self._seen: dict[int, _RankSighting] = {}
         self._over, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._send_heartbeats, name="heartbeat", daemon=True)
-        self._progress: Progress | None = None
+        self._progress: PreparationProgress | None = None
 
     def __enter__(self) -> Self:
         self.announce()
@@ -82,7 +82,7 @@ class Ranks:
         """Show the progress of all ranks with `total` lines, of which `done` are finished already. The lowest living
         rank shows it, so there is progress even if rank 0 dies."""
         self._look()
-        self._progress = Progress(total, done)
+        self._progress = PreparationProgress(total, done)
 
     def announce(self) -> None:
         """Write the status of this rank now."""
@@ -131,7 +131,7 @@ class Ranks:
                 self._progress.update(lines, clips, 1 + len(others))
 
 
-class Progress:
+class PreparationProgress:
     """A progress bar for all ranks; without a terminal, a line now and then."""
 
     def __init__(self, total: int, done: int) -> None:
