@@ -12,7 +12,7 @@ from audiox_trainer.models import strict
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.config_reader import parse_file
 from audiox_trainer.trainer.core.distill_config import load_distill_config
-from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.prepare.filters import FiltersConfig
 from tests.helpers.documents import (
     COMMAND,
@@ -121,7 +121,7 @@ def test_python_imports_what_there_is(document):
 def test_lines_of_a_manifest_and_filters_are_read(tmp_path):
     manifest, filters = blocks(ROOT / "docs/data.md", "json")
     (tmp_path / "clips.jsonl").write_text(manifest)
-    assert len(read_manifest(tmp_path / "clips.jsonl")) == 4
+    assert len(read_entries(tmp_path / "clips.jsonl")) == 4
     (tmp_path / "filters.json").write_text(filters)
     assert len(parse_file(FiltersConfig, tmp_path / "filters.json", ()).classifiers) == 3
     assert parse_file(FiltersConfig, ROOT / "configs/filters.json", ())

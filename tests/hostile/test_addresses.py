@@ -10,7 +10,7 @@ from audiox_trainer.models import strict
 from audiox_trainer.trainer.core.config import StreamConfig
 from audiox_trainer.trainer.data.storage import open_store
 from audiox_trainer.trainer.generation.prompts import parse_prompt
-from audiox_trainer.trainer.manifest.manifest import ManifestEntry, read_manifest
+from audiox_trainer.trainer.manifest.manifest import ManifestEntry, read_entries
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.clips import read_sound
 from audiox_trainer.trainer.media.source import MediaError, Reason
@@ -67,7 +67,7 @@ def test_no_hostile_address_is_opened(address, tmp_path, opened, monkeypatch):
     for key in ("audio", "video"):
         manifest.write_text(json.dumps({"audio": "a.wav", key: address}) + "\n")
         with pytest.raises(ValueError, match=rf":1: {key} is .* is not read; "):
-            read_manifest(manifest)
+            read_entries(manifest)
     with pytest.raises(MediaError, match="is not read; ") as caught:
         read_sound(address, MONO)
     assert caught.value.reason is Reason.UNREADABLE
@@ -121,4 +121,4 @@ def test_an_address_that_is_none(rest, monkeypatch):
 def test_the_usual_addresses_are_allowed(address, tmp_path):
     manifest = tmp_path / "manifest.jsonl"
     manifest.write_text(json.dumps({"audio": address}) + "\n")
-    assert read_manifest(manifest)[0].audio == address
+    assert read_entries(manifest)[0].audio == address

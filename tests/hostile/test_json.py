@@ -8,12 +8,12 @@ from audiox_trainer.models import strict
 from audiox_trainer.models.audiox import SamplingConfig
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.config_reader import apply_override, read_json
-from audiox_trainer.trainer.core.integrity import read_manifest as read_hashes
+from audiox_trainer.trainer.core.integrity import read_manifest
 from audiox_trainer.trainer.data.shards import read_index
 from audiox_trainer.trainer.engine.kernel_selection import read_table
 from audiox_trainer.trainer.generation.prompts import read_prompts
 from audiox_trainer.trainer.manifest.endpoint import _parse_answer
-from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.manifest.scan import scan
 
 DEEP = {
@@ -34,7 +34,7 @@ def scanned(path):
 
 def hashes(path):
     path.rename(path.parent / "manifest.json")
-    read_hashes(path.parent)
+    read_manifest(path.parent)
 
 
 def index(path):
@@ -43,7 +43,7 @@ def index(path):
 
 
 READERS = {
-    "manifest": read_manifest,
+    "manifest": read_entries,
     "prompts": lambda path: read_prompts(path, {}),
     "configuration": read_json,
     "override": lambda path: apply_override({}, f"a={path.read_text()}"),
@@ -93,4 +93,4 @@ def test_numbers_of_a_manifest_beyond_a_float(tmp_path, key, value):
     value = {"category": f'{{"a": {value}}}', "SED": f'[{{"start": {value}, "end": 1, "event": "a"}}]'}.get(key, value)
     (tmp_path / "m.jsonl").write_text(f'{{"audio": "a.wav", "domain": "music", "{key}": {value}}}\n')
     with pytest.raises(ValueError, match=r"m\.jsonl:1: "):
-        read_manifest(tmp_path / "m.jsonl")
+        read_entries(tmp_path / "m.jsonl")

@@ -7,7 +7,7 @@ import pytest
 
 from audiox_trainer.models.config import CodecConfig, VideoConfig
 from audiox_trainer.trainer.core.credentials import redacted, refuse
-from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
 
@@ -64,7 +64,7 @@ def test_a_secret_is_written_nowhere(address, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "PAUSE", 0.0)
     manifest = tmp_path / "m.jsonl"
     manifest.write_text(json.dumps({"audio": address}) + "\n")
-    (entry,) = read_manifest(manifest)
+    (entry,) = read_entries(manifest)
     assert entry.audio == address, "it is what gives access"
     task = EntryTask(EncoderSettings(CODEC, VIDEO), entry)
     (rejection,) = decode_entry(task)

@@ -22,7 +22,7 @@ from audiox_trainer.trainer.manifest import endpoint as asking
 from audiox_trainer.trainer.manifest.annotate import annotate
 from audiox_trainer.trainer.manifest.answer_cache import AnswerCache, CachedAnswer
 from audiox_trainer.trainer.manifest.endpoint import Endpoint, answer_schema
-from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.manifest.manifest import read_entries
 from tests.helpers.media_files import numbered_film, sine
 
 GOOD = {
@@ -146,7 +146,7 @@ def test_what_is_missing_is_filled_and_what_is_there_stays(tmp_path, model):
     assert second["annotated"]["fields"] == ["SED", "time_relation"]
     assert music["mood"] == "sad" and music["genre"] == "jazz" and "category" not in music
     assert full == {"audio": "a.wav", **given[3]}
-    assert len(read_manifest(tmp_path / "out.jsonl")) == 4
+    assert len(read_entries(tmp_path / "out.jsonl")) == 4
     assert str(summary).startswith(
         "4 lines, 1 complete already, 0 answered before; filled 2 SED, 2 caption, 1 category"
     )

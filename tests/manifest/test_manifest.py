@@ -6,7 +6,7 @@ import random
 import jsonschema
 import pytest
 
-from audiox_trainer.trainer.manifest.manifest import clip_annotation, line_schema, read_entry, read_manifest
+from audiox_trainer.trainer.manifest.manifest import clip_annotation, line_schema, read_entries, read_entry
 
 
 def written(tmp_path, *lines):
@@ -30,7 +30,7 @@ def test_a_full_line(tmp_path):
             "kit": "BJA_Pacific",
         },
     )
-    (entry,) = read_manifest(path)
+    (entry,) = read_entries(path)
     assert (entry.line, entry.name, entry.audio, entry.video) == (1, "wav/a.wav", str(tmp_path / "wav/a.wav"), None)
     assert (entry.domain, entry.start, entry.end) == ("audio", 1.0, 4.5)
     assert entry.captions == ["a dog barks", "barking"]
@@ -50,7 +50,7 @@ def test_music_video_and_short_forms(tmp_path):
         {"video": "/clips/7.mp4", "domain": "music", "genre": "jazz", "instruments": "piano", "tempo": 120},
         {"audio": "b.wav", "video": "b.mp4", "category": "kick drum"},
     )
-    music, drum = read_manifest(path)
+    music, drum = read_entries(path)
     assert music.line == 2
     assert music.audio == music.video == "/clips/7.mp4"
     assert music.annotation == {"genre": "jazz", "instruments": ["piano"], "tempo": 120.0}
@@ -61,7 +61,7 @@ def test_music_video_and_short_forms(tmp_path):
 def test_a_byte_order_mark_and_windows_lines(tmp_path):
     path = tmp_path / "clips.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"audio": "a.wav"}\r\n{"audio": "b.wav"}\r\n')
-    assert [entry.name for entry in read_manifest(path)] == ["a.wav", "b.wav"]
+    assert [entry.name for entry in read_entries(path)] == ["a.wav", "b.wav"]
 
 
 @pytest.mark.parametrize(
@@ -108,15 +108,15 @@ def test_a_byte_order_mark_and_windows_lines(tmp_path):
 def test_a_wrong_line_is_named(tmp_path, line, message):
     path = written(tmp_path, {"audio": "fine.wav"}, line)
     with pytest.raises(ValueError, match=message) as caught:
-        read_manifest(path)
+        read_entries(path)
     assert str(caught.value).startswith(f"{path}:2: ")
 
 
 def test_no_manifest_or_an_empty_one(tmp_path):
     with pytest.raises(ValueError, match=r"none\.jsonl: No such file"):
-        read_manifest(tmp_path / "none.jsonl")
+        read_entries(tmp_path / "none.jsonl")
     with pytest.raises(ValueError, match="holds no line"):
-        read_manifest(written(tmp_path, "", "  "))
+        read_entries(written(tmp_path, "", "  "))
 
 
 def test_annotation_of_a_piece(tmp_path):
@@ -135,7 +135,7 @@ def test_annotation_of_a_piece(tmp_path):
         },
         {"audio": "a.wav", "category": {"dog": 2}, "time_relation": "dog, dog", "caption": "dogs"},
     )
-    timed, counted = read_manifest(path)
+    timed, counted = read_entries(path)
     assert clip_annotation(timed, 0.0, 8.0, whole=True) == timed.annotation
     piece = clip_annotation(timed, 4.0, 4.0, whole=False)
     assert piece == {
@@ -154,7 +154,7 @@ def test_addresses(tmp_path):
         {"audio": (tmp_path / "c.wav").as_uri(), "video": "file:///clips/d.mp4"},
         {"audio": "odd::name.wav"},
     )
-    signed, local, odd = read_manifest(path)
+    signed, local, odd = read_entries(path)
     assert (signed.audio, signed.video) == ("https://host/a%20b.wav?X-Amz-Signature=abc&part=1", "http://host/b.mp4")
     assert signed.name == "https://host/a%20b.wav?[redacted]&part=1", "the name goes into shards and reports"
     assert (local.audio, local.video) == (str(tmp_path / "c.wav"), "/clips/d.mp4")
@@ -213,7 +213,7 @@ def test_the_schema_and_the_reader_take_the_same_lines(tmp_path):
 def test_ten_wrong_lines_are_named_and_all_are_counted(tmp_path):
     path = written(tmp_path, {"audio": "a.wav"}, *({"audio": "a.wav", "captoins": [str(i)]} for i in range(12)))
     with pytest.raises(ValueError, match=r"clips\.jsonl: 12 of 13 lines are wrong") as caught:
-        read_manifest(path)
+        read_entries(path)
     said = str(caught.value).splitlines()
     assert "clips.jsonl:2: key 'captoins'" in said[1] and "clips.jsonl:11: " in said[10] and said[11] == "  and 2 more"
 
@@ -221,7 +221,7 @@ def test_ten_wrong_lines_are_named_and_all_are_counted(tmp_path):
 def test_a_number_that_no_float_holds(tmp_path):
     """Among the keys that are kept as they are, too: a record could not be written with it."""
     with pytest.raises(ValueError, match=r"clips\.jsonl:1: not JSON \(1e999 is larger than any float"):
-        read_manifest(written(tmp_path, '{"audio": "a.wav", "gain": {"left": [1e999]}}'))
-    assert read_manifest(written(tmp_path, '{"audio": "a.wav", "gain": 1.5e2}'))[0].annotation == {
+        read_entries(written(tmp_path, '{"audio": "a.wav", "gain": {"left": [1e999]}}'))
+    assert read_entries(written(tmp_path, '{"audio": "a.wav", "gain": 1.5e2}'))[0].annotation == {
         "extra": {"gain": 150}
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from audiox_trainer.trainer.manifest import scan as scanning
-from audiox_trainer.trainer.manifest.manifest import read_manifest
+from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.manifest.scan import scan
 
 
@@ -57,7 +57,7 @@ def test_what_lies_beside_a_sound_goes_into_its_line(tmp_path):
         "not used: 1\n"
         "  song.jpg: a picture"
     )
-    assert [entry.domain for entry in read_manifest(tmp_path / "clips.jsonl")] == ["audio", "audio", "audio", "music"]
+    assert [entry.domain for entry in read_entries(tmp_path / "clips.jsonl")] == ["audio", "audio", "audio", "music"]
 
 
 def test_pictures_of_sounds_and_the_domain(tmp_path):
@@ -74,7 +74,7 @@ def test_segments_of_one_film(tmp_path):
     segments = [{"start": 0, "end": 10, "captions": ["rain"]}, {"start": 10, "end": 20, "category": "dog"}]
     put(tmp_path, film__mp4="", film__json=segments, film__txt="in the garden")
     scan(tmp_path, tmp_path / "clips.jsonl", "audio", pictures=False)
-    first, second = read_manifest(tmp_path / "clips.jsonl")
+    first, second = read_entries(tmp_path / "clips.jsonl")
     assert (first.start, first.end, first.captions) == (0, 10, ["in the garden", "rain"])
     assert (second.start, second.end, second.captions) == (10, 20, ["in the garden"])
 

@@ -21,7 +21,7 @@ from ...models.config import ModelConfig
 from ...models.encoders.build import build_codec
 from ..generation.clip_request import ClipRequest
 from ..generation.generator import Generator
-from ..manifest.manifest import ManifestEntry, raw_lines, read_manifest
+from ..manifest.manifest import ManifestEntry, raw_lines, read_entries
 from ..media.clips import read_clips
 
 
@@ -43,7 +43,7 @@ def split_recordings(manifest: Path, out: Path, least: int, share: float, seed: 
     if (out / "train.jsonl").exists():
         raise ValueError(f"{out / 'train.jsonl'} already exists; remove it or choose another --out")
     groups: dict[str, list[dict[str, Any]]] = {}
-    entries = read_manifest(manifest)
+    entries = read_entries(manifest)
     for entry, row in zip(entries, raw_lines(manifest, entries, out), strict=True):
         groups.setdefault(category(entry), []).append(row)
     groups = {name: rows for name, rows in sorted(groups.items()) if len(rows) >= least}
@@ -74,7 +74,7 @@ def category(entry: ManifestEntry) -> str:
 
 def load_recordings(manifest: Path, model: ModelConfig, names: Sequence[str] | None = None) -> Recordings:
     """The recordings of a manifest through the model's codec. Raises ValueError for a category not in `names`."""
-    entries = read_manifest(manifest)
+    entries = read_entries(manifest)
     known = tuple(names) if names else tuple(sorted({category(e) for e in entries}))
     codec = build_codec(model.codec)
     latents, labels = [], []

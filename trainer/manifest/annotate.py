@@ -23,7 +23,7 @@ from ..core.credentials import redacted
 from ..media.source import MediaError
 from .answer_cache import AnswerCache, CachedAnswer
 from .endpoint import FIELDS, PROMPT, AnswerRefused, ClipTooLong, Endpoint, EndpointClient, EndpointDown
-from .manifest import ManifestEntry, parse_entry, raw_lines, read_manifest
+from .manifest import ManifestEntry, parse_entry, raw_lines, read_entries
 
 MAX_FAILURES = 10  # clips in a row without an answer: the endpoint is down
 
@@ -69,7 +69,7 @@ def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, ag
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
-    entries = read_manifest(manifest)
+    entries = read_entries(manifest)
     lines = raw_lines(manifest, entries, out.parent)
     summary = AnnotateSummary(lines=len(lines))
     jobs = [

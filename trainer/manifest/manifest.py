@@ -112,7 +112,7 @@ class ManifestEntry:
     annotation: dict[str, Any] = field(default_factory=dict)
 
 
-def read_manifest(path: Path) -> list[ManifestEntry]:
+def read_entries(path: Path) -> list[ManifestEntry]:
     """Read and check every line. Files may be missing, but the package for an address (such as s3://) must be
     installed. Empty lines are skipped.
 
@@ -150,7 +150,7 @@ def raw_lines(path: Path, entries: Sequence[ManifestEntry], folder: Path) -> lis
 
 
 def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
-    """Read one line of the manifest at `path`; raises ValueError as `read_manifest`."""
+    """Read one line of the manifest at `path`; raises ValueError as `read_entries`."""
     where = f"{path}:{line}"
     try:
         raw = strict.read_json(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)

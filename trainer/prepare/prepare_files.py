@@ -20,7 +20,7 @@ from ...models.config import ModelConfig
 from ..core.addresses import ADDRESS
 from ..core.hardware import choose_device
 from ..data.storage import Store, open_store
-from ..manifest.manifest import ManifestEntry, read_manifest
+from ..manifest.manifest import ManifestEntry, read_entries
 from ..media.source import Reason
 from ..resilience.stop_signal import StoppedError, StopSignal
 from .blocks import (
@@ -117,7 +117,7 @@ def prepare_files(
             process was killed.
         StoppedError: the process was asked to stop. After this or an OSError the same command continues.
     """
-    entries = read_manifest(manifest)
+    entries = read_entries(manifest)
     plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
     place = place or PrepareRank()
     encoders = EncoderSettings(plan.codec, plan.video, plan.filters, place.device or "cpu")
