@@ -62,7 +62,7 @@ def _scan(arguments: argparse.Namespace) -> None:
 
 
 def _annotate(arguments: argparse.Namespace) -> None:
-    from audiox_trainer.trainer.manifest.annotate import annotate
+    from audiox_trainer.trainer.manifest.annotate import annotate_manifest
     from audiox_trainer.trainer.manifest.endpoint import Endpoint
 
     for name in ("concurrency", "attempts", "timeout", "longest"):
@@ -75,5 +75,5 @@ def _annotate(arguments: argparse.Namespace) -> None:
         arguments.endpoint, arguments.model, arguments.rate, arguments.attempts, arguments.retries, arguments.timeout,
         arguments.pictures, arguments.longest,
     )  # fmt: skip
-    summary = annotate(arguments.manifest, arguments.out, endpoint, arguments.concurrency, arguments.again)
+    summary = annotate_manifest(arguments.manifest, arguments.out, endpoint, arguments.concurrency, arguments.again)
     print(f"{arguments.out}: {summary}")

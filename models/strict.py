@@ -57,7 +57,7 @@ def parse(kind: type[T], data: object, path: str = "") -> T:
         raise ValueError(_sentence(kind, first, path)) from None
 
 
-def read_json(text: str | bytes, **hooks: Any) -> Any:
+def parse_json(text: str | bytes, **hooks: Any) -> Any:
     """`json.loads`, in which values nested deeper than LEVELS are a ValueError, as any other text that is wrong: they
     would exceed the interpreter's stack, here or where they are written again."""
     try:

@@ -168,7 +168,7 @@ class SyncEncoder:
         with pretrained.reading():
             if not pretrained.local:
                 raise ValueError("Synchformer is on none")
-            sizes: SynchformerConfig = strict.parse(SynchformerConfig, strict.read_json((folder / CONFIG).read_text()))
+            sizes: SynchformerConfig = strict.parse(SynchformerConfig, strict.parse_json((folder / CONFIG).read_text()))
         pretrained.check_sizes({"dim": config.dim, "size": config.size}, {"dim": sizes.width, "size": sizes.size})
         with torch.device("meta"):
             model = Synchformer(sizes)

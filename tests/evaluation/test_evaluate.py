@@ -23,7 +23,7 @@ from audiox_trainer.trainer.evaluation.held_out import check_embedded
 from audiox_trainer.trainer.evaluation.judge_training import JUDGE
 from audiox_trainer.trainer.evaluation.metrics import metric_interval
 from audiox_trainer.trainer.evaluation.result_cache import ResultCache
-from audiox_trainer.trainer.evaluation.t2a_benchmark import T2ABench, T2AResult, differences, redraw_scene
+from audiox_trainer.trainer.evaluation.t2a_benchmark import T2ABench, T2AResult, accuracy_differences, redraw_scene
 from audiox_trainer.trainer.evaluation.t2a_prompts import draw_prompts
 from audiox_trainer.trainer.generation.batching import sample_latents
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
@@ -76,7 +76,7 @@ def test_the_truth_scores_as_its_reference(bench):
     )
     assert set(outcome.row["chance"]) == {"cat_acc", "cnt_acc", "ord_acc", "ts_acc"}
     assert outcome.waves.shape == (12, 1, 16384)
-    same = differences(outcome, outcome, seed=0)
+    same = accuracy_differences(outcome, outcome, seed=0)
     assert same["cat_acc"] == same["cat_acc_low"] == same["cat_acc_high"] == 0
     assert same["cat_acc_ratio"] == same["cat_acc_ratio_low"] == same["cat_acc_ratio_high"] == 1
     json.dumps(outcome.row, allow_nan=False)
@@ -98,7 +98,7 @@ def test_differences_are_the_second_minus_the_first(bench):
 
     with tqdm() as bar:
         bench_scores = bench.run(Echo(bench), "truth", SAMPLING, bar).scores
-    row = differences(outcome("teacher", False), outcome("student", True), seed=0)
+    row = accuracy_differences(outcome("teacher", False), outcome("student", True), seed=0)
     assert (row["model"], row["against"], row["cat_acc"], row["ts_acc_low"]) == ("student", "teacher", 1, 1)
 
 

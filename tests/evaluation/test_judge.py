@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from audiox_trainer.models.judge import Judge, JudgeOutput
-from audiox_trainer.trainer.evaluation.annotation import annotate, decode, listen
-from audiox_trainer.trainer.evaluation.judge_training import JUDGE, render, targets, train_judge
+from audiox_trainer.trainer.evaluation.annotation import annotate_waves, decode, listen
+from audiox_trainer.trainer.evaluation.judge_training import JUDGE, render_scenes, targets, train_judge
 from audiox_trainer.trainer.evaluation.pretrained_judge import load_judge, save_judge
 from audiox_trainer.trainer.scenes.scene import INSTRUMENTS, SAMPLES, TEMPI, Scene, SoundEvent, audio_scene, draw_scene
 
@@ -133,7 +133,7 @@ def judge() -> Iterator[Judge]:
 def test_a_short_training_hears_what_sounds(judge: Judge) -> None:
     rng = np.random.default_rng(0)
     scenes = [audio_scene([name], rng) for name in JUDGE.categories for _ in range(4)]
-    heard = listen(judge, render(scenes)).activity.amax(dim=1).argmax(dim=1)
+    heard = listen(judge, render_scenes(scenes)).activity.amax(dim=1).argmax(dim=1)
     right = [JUDGE.categories[i] == scene.events[0].category for i, scene in zip(heard.tolist(), scenes, strict=True)]
     assert np.mean(right) > 0.5  # chance is 0.1
 
@@ -141,7 +141,7 @@ def test_a_short_training_hears_what_sounds(judge: Judge) -> None:
 def test_saved_judge_is_the_same(judge: Judge, tmp_path: Path) -> None:
     save_judge(judge, tmp_path / "judge")
     again = load_judge(tmp_path / "judge")
-    waves = render([draw_scene(5, index, "audio") for index in range(4)])
+    waves = render_scenes([draw_scene(5, index, "audio") for index in range(4)])
     assert again.config == judge.config
     assert torch.equal(listen(judge, waves).embedding, listen(again, waves).embedding)
-    assert annotate(judge, waves) == annotate(again, waves)
+    assert annotate_waves(judge, waves) == annotate_waves(again, waves)

@@ -72,7 +72,7 @@ def test_a_last_step_that_is_nested_too_deeply(tmp_path):
 
 @pytest.mark.parametrize("text", ["[" * 100 + "]" * 100, "[" + "[1], " * 1000 + "[1]]", '"[[[["'])
 def test_values_that_are_not(text):
-    assert strict.read_json(text) == strict.read_json(text.encode()) == json.loads(text)
+    assert strict.parse_json(text) == strict.parse_json(text.encode()) == json.loads(text)
 
 
 HUGE = [10**309, -(10**309), 10**4000, float("inf"), -float("inf"), float("nan")]

@@ -19,7 +19,7 @@ import soundfile
 from PIL import Image
 
 from audiox_trainer.trainer.manifest import endpoint as asking
-from audiox_trainer.trainer.manifest.annotate import annotate
+from audiox_trainer.trainer.manifest.annotate import annotate_manifest
 from audiox_trainer.trainer.manifest.answer_cache import AnswerCache, CachedAnswer
 from audiox_trainer.trainer.manifest.endpoint import Endpoint, answer_schema
 from audiox_trainer.trainer.manifest.manifest import read_entries
@@ -137,7 +137,7 @@ def test_what_is_missing_is_filled_and_what_is_there_stays(tmp_path, model):
         {"captions": ["good music"], "domain": "music", "mood": "sad"},
         {"captions": ["all"], **{key: GOOD[key] for key in ("caption", "category", "SED", "time_relation")}},
     ]
-    summary = annotate(manifest(tmp_path, *given), tmp_path / "out.jsonl", model.endpoint, 2, again=False)
+    summary = annotate_manifest(manifest(tmp_path, *given), tmp_path / "out.jsonl", model.endpoint, 2, again=False)
     first, second, music, full = lines_of(tmp_path / "out.jsonl")
     sounds = ("caption", "category", "SED", "time_relation")
     by = {"by": "ears", "fields": list(sounds)}
@@ -152,7 +152,7 @@ def test_what_is_missing_is_filled_and_what_is_there_stays(tmp_path, model):
     )
     assert not (tmp_path / "out.jsonl.unfilled.jsonl").exists()
     with pytest.raises(ValueError, match=r"out\.jsonl exists"):
-        annotate(tmp_path / "clips.jsonl", tmp_path / "out.jsonl", model.endpoint, 2, again=False)
+        annotate_manifest(tmp_path / "clips.jsonl", tmp_path / "out.jsonl", model.endpoint, 2, again=False)
 
 
 def test_answers_that_cannot_be_used_are_asked_for_again_with_the_reason(tmp_path, model):
@@ -164,7 +164,7 @@ def test_answers_that_cannot_be_used_are_asked_for_again_with_the_reason(tmp_pat
         "lacks": "'category' is a required property",
     }
     path = manifest(tmp_path, *clips("fenced", *reasons, "stubborn", "unsure"))
-    summary = annotate(path, tmp_path / "out.jsonl", model.endpoint, 4, again=False)
+    summary = annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 4, again=False)
     out = {line["captions"][0]: line for line in lines_of(tmp_path / "out.jsonl")}
     for kind, reason in reasons.items():
         assert out[kind]["category"] == {"dog": 2} and model.asked[kind] == 2
@@ -187,7 +187,7 @@ def test_answers_that_cannot_be_used_are_asked_for_again_with_the_reason(tmp_pat
 
 def test_servers_that_are_busy_broken_or_slow_are_asked_again(tmp_path, model):
     path = manifest(tmp_path, *clips("busy", "broken", "slow", "large"))
-    annotate(path, tmp_path / "out.jsonl", model.endpoint, 4, again=False)
+    annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 4, again=False)
     assert model.asked == {"busy": 3, "broken": 2, "slow": 2, "large": 1}
     assert [("SED" in line) for line in lines_of(tmp_path / "out.jsonl")] == [True, True, True, False]
     (row,) = lines_of(tmp_path / "out.jsonl.unfilled.jsonl")
@@ -197,7 +197,7 @@ def test_servers_that_are_busy_broken_or_slow_are_asked_again(tmp_path, model):
 def test_sound_and_pictures_are_sent(tmp_path, model):
     numbered_film(tmp_path / "b.mp4", [i / 25 for i in range(100)], sound=[(0.0, sine(seconds=4))])
     path = manifest(tmp_path, {"audio": "b.mp4", "video": "b.mp4", "start": 1, "end": 3.5, "captions": ["good"]})
-    annotate(path, tmp_path / "out.jsonl", model.endpoint, 1, again=False)
+    annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 1, again=False)
     ((_, body),) = model.bodies
     text, heard, *seen = body["messages"][1]["content"]
     assert body["model"] == "ears" and text["text"].startswith("A recording of 2.50 s.")
@@ -211,17 +211,17 @@ def test_sound_and_pictures_are_sent(tmp_path, model):
 
 def test_nothing_is_asked_twice(tmp_path, model):
     path = manifest(tmp_path, *clips("good 1", "good 2", "stubborn", "unsure"))
-    annotate(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
+    annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
     once = dict(model.asked)
     (tmp_path / "out.jsonl").unlink()
-    summary = annotate(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
+    summary = annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
     assert model.asked == once and summary.cached == 4
     (tmp_path / "out.jsonl").unlink()
-    annotate(path, tmp_path / "out.jsonl", model.endpoint, 2, again=True)
+    annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 2, again=True)
     assert model.asked == once | {"stubborn": 6}, "refused answers are asked for again on request"
     soundfile.write(tmp_path / "a.wav", sine(seconds=1.1, rate=8000), 8000)
     (tmp_path / "out.jsonl").unlink()
-    annotate(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
+    annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 2, again=False)
     assert model.asked["good 1"] == 2, "another sound is another question"
 
 
@@ -230,15 +230,19 @@ def test_an_endpoint_that_is_down_or_refuses_the_key_stops_the_run(tmp_path, mod
     with pytest.raises(
         ValueError, match=r"no answer to 10 clips in a row, the last time: .*the same command continues"
     ):
-        annotate(path, tmp_path / "out.jsonl", model.endpoint, 1, again=False)
+        annotate_manifest(path, tmp_path / "out.jsonl", model.endpoint, 1, again=False)
     assert not (tmp_path / "out.jsonl").exists() and model.asked["good"] == 1
     assert sum(model.asked.values()) <= 1 + 4 * 13
     with pytest.raises(ValueError, match="refuses the key; set OPENAI_API_KEY"):
-        annotate(manifest(tmp_path, *clips("forbidden")), tmp_path / "out.jsonl", model.endpoint, 1, again=False)
+        annotate_manifest(
+            manifest(tmp_path, *clips("forbidden")), tmp_path / "out.jsonl", model.endpoint, 1, again=False
+        )
 
 
 def test_the_key_is_sent_and_nowhere_written(tmp_path, model):
-    annotate(manifest(tmp_path, *clips("good", "large")), tmp_path / "out.jsonl", model.endpoint, 1, again=False)
+    annotate_manifest(
+        manifest(tmp_path, *clips("good", "large")), tmp_path / "out.jsonl", model.endpoint, 1, again=False
+    )
     assert model.keys == {"Bearer sk-very-secret"}
     for path in tmp_path.iterdir():
         assert b"sk-very-secret" not in path.read_bytes()
@@ -248,7 +252,7 @@ def test_what_cannot_be_sent_is_named(tmp_path, model):
     path = manifest(tmp_path, {"audio": "none.wav"}, *clips("good"))
     (tmp_path / "sub").mkdir()
     endpoint = Endpoint(model.endpoint.url, "ears", longest=0.5)
-    annotate(path, tmp_path / "sub" / "out.jsonl", endpoint, 1, again=False)
+    annotate_manifest(path, tmp_path / "sub" / "out.jsonl", endpoint, 1, again=False)
     missing, long = lines_of(tmp_path / "sub" / "out.jsonl.unfilled.jsonl")
     assert missing["reason"].startswith("missing: ") and long["reason"].startswith("longer than 0.5 s: give it as seg")
     assert not model.asked
@@ -301,7 +305,7 @@ def test_no_empty_manifest_is_left_by_a_kill(tmp_path, model, monkeypatch):
 
     monkeypatch.setattr("audiox_trainer.trainer.core.files.write_text", write)
     with pytest.raises(OSError, match="killed"):
-        annotate(manifest(tmp_path, *clips("good")), tmp_path / "out.jsonl", model.endpoint, 1, False)
+        annotate_manifest(manifest(tmp_path, *clips("good")), tmp_path / "out.jsonl", model.endpoint, 1, False)
     assert seen == [("out.jsonl", False)] and not (tmp_path / "out.jsonl").exists()
 
 

@@ -13,7 +13,7 @@ from audiox_trainer.models.encoders.embedded import (
     _overlap_scale,
     _stft,
 )
-from audiox_trainer.trainer.evaluation.judge_training import render
+from audiox_trainer.trainer.evaluation.judge_training import render_scenes
 from audiox_trainer.trainer.scenes.scene import draw_scene
 
 
@@ -24,7 +24,7 @@ def codec() -> LogMelCodec:
 
 @pytest.fixture(scope="module")
 def waves() -> torch.Tensor:
-    return render([draw_scene(9, i, domain) for i in range(3) for domain in ("audio", "music")])
+    return render_scenes([draw_scene(9, i, domain) for i in range(3) for domain in ("audio", "music")])
 
 
 @pytest.mark.parametrize("hop", [128, 256])

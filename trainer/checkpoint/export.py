@@ -74,7 +74,7 @@ def load_weights(folder: Path) -> AudioX:
             if fault := file_fault(folder / name, listed[name]) if name in listed else f"{name} is not in {MANIFEST}":
                 raise ChangedError(f"{fault}; export the weights again with launch/convert.py, or copy them again")
     try:
-        config = strict.read_json((folder / FILES[0]).read_bytes())
+        config = strict.parse_json((folder / FILES[0]).read_bytes())
         if not isinstance(config, dict):
             raise ValueError(f"{FILES[0]} is a {type(config).__name__}; expected an object with the key 'model'")
         return AudioX.from_pretrained(folder)

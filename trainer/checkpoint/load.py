@@ -141,7 +141,7 @@ def write_latest(run: Path, step: int) -> None:
 def _last_saved_step(run: Path) -> str | None:
     """The step in `latest.json`; "" if the file is damaged, None if there is none."""
     try:
-        return str(int(strict.read_json((run / LATEST).read_text())["step"]))
+        return str(int(strict.parse_json((run / LATEST).read_text())["step"]))
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError):
@@ -205,7 +205,7 @@ class _FragmentFiles:
         self.files = [safe_open(folder / name, "pt") for name in names]
         self.index: dict[str, list[tuple[int, int]]] = {}  # name -> (start, file)
         for number, file in enumerate(self.files):
-            for name, start in strict.read_json(file.metadata()["starts"]).items():
+            for name, start in strict.parse_json(file.metadata()["starts"]).items():
                 self.index.setdefault(name, []).append((start, number))
 
     def copy(self, kind: str, wanted: Fragment, into: Tensor) -> None:

@@ -153,7 +153,7 @@ def _shard_fault(folder: Path, shard: dict[str, Any], advance: Advance) -> str:
 def _index_fault(folder: Path) -> str:
     """The fault of features.json or index.json."""
     shards.read_index(folder)
-    return text_fault(folder / "features.json", strict.read_json((folder / "features.json").read_text()))
+    return text_fault(folder / "features.json", strict.parse_json((folder / "features.json").read_text()))
 
 
 def _pairs_fault(folder: Path) -> str:
@@ -163,7 +163,7 @@ def _pairs_fault(folder: Path) -> str:
 def _latest_fault(run: Path) -> str:
     """The fault of `latest.json`, also if the checkpoint that was saved last is gone."""
     file, newest = run / load.LATEST, next(iter(load.list_checkpoints(run)), None)
-    step = int(strict.read_json(file.read_text())["step"])
+    step = int(strict.parse_json(file.read_text())["step"])
     if newest is None or load.step_of(newest) < step:
         return f"{file}: step {step} was saved last, and its checkpoint is gone"
     return text_fault(file, with_hash({"step": step}))

@@ -90,7 +90,7 @@ def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 def read_json(path: str | Path) -> dict[str, Any]:
     """The object in a JSON file. Raises ValueError with line and column for what is not JSON."""
     try:
-        data = strict.read_json(Path(path).read_text(), object_pairs_hook=_unique)
+        data = strict.parse_json(Path(path).read_text(), object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}:{error.colno}: not JSON: {error.msg}") from None
     except ValueError as error:  # a key twice, or not UTF-8
@@ -118,7 +118,7 @@ def apply_override(data: dict[str, Any], override: str) -> None:
     if not equals or not path:
         raise ValueError(f"--set {override}: expected key.path=value")
     try:
-        value = strict.read_json(text)
+        value = strict.parse_json(text)
     except json.JSONDecodeError:
         value = text
     *parents, last = path.split(".")

@@ -36,7 +36,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Raises ManifestError when it is missing, damaged, of another format, or cannot be read."""
     file = folder / MANIFEST
     try:
-        manifest: dict[str, Any] = strict.read_json(file.read_text())
+        manifest: dict[str, Any] = strict.parse_json(file.read_text())
         if manifest["format"] != FORMAT:
             raise ManifestError(f"{folder}: format {manifest['format']}, this version reads {FORMAT}")
         if manifest.pop("xxh3") != hash_json(manifest):

@@ -290,7 +290,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     if not path.is_dir():
         raise ShardError(f"{path} is not a folder of shards; make one with launch/prepare.py")
     try:
-        value = strict.read_json((path / name).read_text())
+        value = strict.parse_json((path / name).read_text())
     except FileNotFoundError as error:
         raise ShardError(
             f"{path / name} is missing: the folder is empty, incomplete or not made by launch/prepare.py"

@@ -254,7 +254,7 @@ def read_table(path: Path) -> list[dict[str, Any]]:
             f"kernels.benchmark_file: {path} is no file; launch/bench.py kernels --out {path} writes one"
         )
     try:
-        rows = strict.read_json(path.read_text())["rows"]
+        rows = strict.parse_json(path.read_text())["rows"]
         for row in rows:
             if row["op"] not in OPS or row["backend"] not in BACKENDS[row["op"]]:
                 raise ValueError(f"{row['op']} by {row['backend']} is not known")

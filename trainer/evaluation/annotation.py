@@ -42,7 +42,7 @@ def listen(judge: Judge, waves: Tensor, batch: int = 64) -> JudgeOutput:
     return JudgeOutput(*(torch.cat([getattr(o, f.name).float() for o in outputs]) for f in fields(JudgeOutput)))
 
 
-def annotate(judge: Judge, waves: Tensor) -> list[Annotation]:
+def annotate_waves(judge: Judge, waves: Tensor) -> list[Annotation]:
     """Annotations of waves (B, 1, samples)."""
     return decode(listen(judge, waves), judge.config)
 

@@ -12,7 +12,7 @@ from ..generation.generator import Generator
 from ..pages.charts import save_spectrograms
 from ..pages.embedded_media import Rendition, SoundComparison
 from ..training.logs import LOSSES
-from .judge_training import render
+from .judge_training import render_scenes
 from .report import ACCURACIES
 from .t2a_prompts import draw_prompts
 
@@ -75,7 +75,7 @@ def draw_comparison(teacher: Path, student: Path, out: Path) -> None:
     the steps of its weights, from the same noise. Without a student, the teacher's alone."""
     every = draw_prompts(5, seed=0)
     prompts = [every[i] for i in PICTURED_PROMPTS]
-    renditions = [[Rendition("true scene", wave) for wave in render([prompt.scene for prompt in prompts])]]
+    renditions = [[Rendition("true scene", wave) for wave in render_scenes([prompt.scene for prompt in prompts])]]
     rate = 0
     for name, weights, steps in (("teacher", teacher, TEACHER_STEPS), ("student", student, None)):
         if not weights.exists():

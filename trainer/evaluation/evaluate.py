@@ -17,12 +17,12 @@ from ..core.tasks import DOMAINS
 from ..generation.generator import Generator
 from ..pages.embedded_media import Rendition, SoundComparison
 from ..training.logs import progress
-from .annotation import Annotation, annotate
+from .annotation import Annotation, annotate_waves
 from .held_out import check_embedded, draw_held_out
 from .latency import TimedModel, efficiency_rows
 from .pretrained_judge import load_or_train_judge
 from .result_cache import ResultCache
-from .t2a_benchmark import Row, T2ABench, T2AResult, differences
+from .t2a_benchmark import Row, T2ABench, T2AResult, accuracy_differences
 from .t2a_prompts import TYPES, BenchmarkPrompt, score_prompts
 from .task_benchmark import clips_needed, task_rows
 
@@ -106,7 +106,7 @@ def evaluate(
         results.append(result)
         report["tasks"] += rows
     report["results"] = [result.row for result in results]
-    report["differences"] = [differences(results[0], other, settings.seed) for other in results[1:]]
+    report["differences"] = [accuracy_differences(results[0], other, settings.seed) for other in results[1:]]
     report["efficiency"] = efficiency_rows(_timed_models(models, settings))
     return EvaluationResult(report, compare_sounds(bench, results, codec.sample_rate))
 
@@ -121,7 +121,7 @@ def _judge(
             return result, []
         config = model.generator.model.config
         clips = {domain: draw_held_out(config, domain, per_task, settings.seed) for domain in DOMAINS}
-        rows = task_rows(model.generator, partial(annotate, judge), clips, model.sampling, settings.seed, bar)
+        rows = task_rows(model.generator, partial(annotate_waves, judge), clips, model.sampling, settings.seed, bar)
     return result, [{"model": model.name} | row for row in rows]
 
 
@@ -132,7 +132,7 @@ def compare_sounds(
     total = len(bench.prompts) // len(TYPES)
     chosen = [k * total + i for k in range(len(TYPES)) for i in range(min(per_type, total))]
     columns = [("true scene", bench.raw), *((str(result.row["model"]), result.waves) for result in results)]
-    annotations = [annotate(bench.judge, waves[chosen]) for _, waves in columns]
+    annotations = [annotate_waves(bench.judge, waves[chosen]) for _, waves in columns]
     comparisons = []
     for place, index in enumerate(chosen):
         prompt = bench.prompts[index]

@@ -71,7 +71,7 @@ def judge_loss(output: JudgeOutput, batch: JudgeBatch) -> Tensor:
     return 10 * frames + 2 * clips + tempo.sum() / batch.music.sum().clamp_min(1)
 
 
-def render(scenes: list[Scene]) -> Tensor:
+def render_scenes(scenes: list[Scene]) -> Tensor:
     """Waves (B, 1, SAMPLES) of scenes."""
     return torch.from_numpy(np.stack([render_audio(scene) for scene in scenes]))
 
@@ -90,7 +90,9 @@ class _BatchSource:
         self.half = batch // 2
         self.pool_scenes = self._draw(pool)
         chunks = [self.pool_scenes[i : i + CODEC_CHUNK] for i in range(0, pool, CODEC_CHUNK)]
-        self.pool = torch.cat([through_codec(render(c)) for c in tqdm(chunks, desc="codec", unit_scale=CODEC_CHUNK)])
+        self.pool = torch.cat(
+            [through_codec(render_scenes(c)) for c in tqdm(chunks, desc="codec", unit_scale=CODEC_CHUNK)]
+        )
 
     def _draw(self, count: int) -> list[Scene]:
         domains = np.where(self.rng.random(count) < MUSIC_SHARE, "music", "audio")
@@ -99,7 +101,7 @@ class _BatchSource:
     def batch(self) -> JudgeBatch:
         chosen = self.rng.permutation(len(self.pool_scenes))[: self.half]
         fresh = self._draw(self.half)
-        wave = torch.cat((render(fresh), self.pool[torch.from_numpy(chosen)]))
+        wave = torch.cat((render_scenes(fresh), self.pool[torch.from_numpy(chosen)]))
         scenes = fresh + [self.pool_scenes[i] for i in chosen]
         return JudgeBatch(self._add_gain_and_noise(wave), **targets(scenes, JUDGE))
 

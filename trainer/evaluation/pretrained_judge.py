@@ -19,9 +19,9 @@ from ...models.encoders.build import build_codec
 from ...models.judge import Judge, JudgeConfig
 from ..core.files import atomic_output, write_json
 from ..scenes.scene import draw_scene
-from .annotation import annotate
+from .annotation import annotate_waves
 from .held_out import SEED
-from .judge_training import render, round_trip, train_judge
+from .judge_training import render_scenes, round_trip, train_judge
 from .t2a_prompts import draw_prompts, score_prompts
 from .task_benchmark import same_music
 
@@ -78,12 +78,12 @@ def judge_scores(judge: Judge, codec: AudioCodec) -> dict[str, dict[str, float]]
     of music whose instrument and tempo are both right."""
     prompts = draw_prompts(PROMPTS_PER_TYPE, EXAM_SEED)
     music = [draw_scene(SEED, i, "music") for i in range(MUSIC_CLIPS)]
-    raw = render([prompt.scene for prompt in prompts] + music)
+    raw = render_scenes([prompt.scene for prompt in prompts] + music)
     chunks = tqdm(raw.split(50), desc="examining the judge")
     coded = torch.cat([round_trip(codec, chunk) for chunk in chunks])
     result = {}
     for name, waves in (("raw", raw), ("codec", coded)):
-        annotations = annotate(judge, waves)
+        annotations = annotate_waves(judge, waves)
         correct = [same_music(a, scene) for a, scene in zip(annotations[len(prompts) :], music, strict=True)]
         rates = score_prompts(prompts, annotations[: len(prompts)]).rates()
         result[name] = rates | {"music": sum(correct) / len(correct)}

@@ -22,7 +22,7 @@ from ..generation.batching import SEED_STRIDE, SoundModel, decode_latents, paral
 from ..generation.clip_request import ClipRequest
 from ..scenes.scene import Scene, audio_scene
 from .annotation import decode, listen
-from .judge_training import render, round_trip
+from .judge_training import render_scenes, round_trip
 from .metrics import (
     bootstrap_interval,
     frechet_distance,
@@ -55,7 +55,7 @@ class T2ABench:
             raise ValueError(f"{per_type} prompts per type; at least 1")
         self.judge, self.codec, self.seed = judge, codec, seed
         self.prompts = draw_prompts(per_type, seed)
-        self.raw = render([prompt.scene for prompt in self.prompts])
+        self.raw = render_scenes([prompt.scene for prompt in self.prompts])
         self.truth = listen(judge, self._coded(self.raw, "true scenes"))
 
     def run(self, model: SoundModel, name: str, sampling: SamplingConfig, progress: tqdm) -> T2AResult:
@@ -77,7 +77,7 @@ class T2ABench:
         same prompts, which is what a perfect generator makes.
         """
         rng = np.random.default_rng([REDRAW_SEED, self.seed])
-        redrawn = render([redraw_scene(prompt, rng) for prompt in self.prompts])
+        redrawn = render_scenes([redraw_scene(prompt, rng) for prompt in self.prompts])
         raw = listen(self.judge, self.raw)
         redrawn_output = listen(self.judge, self._coded(redrawn, "more true scenes"))
         rows = []
@@ -121,7 +121,7 @@ def redraw_scene(prompt: BenchmarkPrompt, rng: np.random.Generator) -> Scene:
     return audio_scene([event.category for event in prompt.scene.events], rng)
 
 
-def differences(first: T2AResult, second: T2AResult, seed: int) -> Row:
+def accuracy_differences(first: T2AResult, second: T2AResult, seed: int) -> Row:
     """Accuracies of the second model minus the first's on the same prompts, and over the first's, with 95 % intervals
     that resample the prompts."""
     row: Row = {"model": second.row["model"], "against": first.row["model"]}

@@ -91,7 +91,7 @@ class SoundManifest:
         entries = {}
         for line in self.path.read_text().splitlines() if self.path.exists() else ():
             try:
-                entry = strict.read_json(line)
+                entry = strict.parse_json(line)
                 entries[entry["file"]] = entry
             except (ValueError, KeyError, TypeError):
                 continue  # cut off when its process was killed; that sound is not finished either

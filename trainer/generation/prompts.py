@@ -183,7 +183,7 @@ def read_prompts(path: Path, defaults: Mapping[str, Any]) -> list[tuple[int, Pro
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        value = strict.read_json(line.decode("utf-8-sig"))
+        value = strict.parse_json(line.decode("utf-8-sig"))
     except ValueError as error:
         raise ValueError(f"not JSON ({error}): {line[:80]!r}") from error
     if not isinstance(value, dict):

@@ -57,7 +57,7 @@ class _Question:
     key: str
 
 
-def annotate(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> AnnotateSummary:
+def annotate_manifest(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> AnnotateSummary:
     """Write `out`, and `out`.unfilled.jsonl if some fields could not be filled. `out`.answers keeps the answers.
     `again` repeats questions whose answers were refused in an earlier run.
 
@@ -170,7 +170,7 @@ def _ask_one(job: _Question, answers: AnswerCache, asker: EndpointClient) -> tup
 
 def _fill_line(job: _Question, answer: CachedAnswer, model: str, summary: AnnotateSummary) -> dict[str, Any]:
     """The line with the answered fields; unanswered ones go into the summary."""
-    values = strict.read_json(answer.text) if answer.text else dict.fromkeys(job.fields)
+    values = strict.parse_json(answer.text) if answer.text else dict.fromkeys(job.fields)
     given = {name: value for name, value in values.items() if value not in (None, {}, [], "")}
     summary.filled.update(given.keys())
     if missing := [name for name in job.fields if name not in given]:

@@ -152,7 +152,7 @@ def _parse_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     if begin < 0 or end < begin:
         raise ValueError(f"it holds no JSON object: {text[:80]!r}")
     try:
-        answer = strict.read_json(text[begin : end + 1])
+        answer = strict.parse_json(text[begin : end + 1])
     except ValueError as error:
         raise ValueError(f"it is not JSON ({error})") from error
     problem = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema).iter_errors(answer))

@@ -141,7 +141,7 @@ def read_entries(path: Path) -> list[ManifestEntry]:
 def raw_lines(path: Path, entries: Sequence[ManifestEntry], folder: Path) -> list[dict[str, Any]]:
     """The lines of the manifest at `path` as written, one per entry, with paths that are also valid in `folder`."""
     texts = [text for text in path.read_bytes().splitlines() if text.strip()]
-    lines: list[dict[str, Any]] = [strict.read_json(text.decode("utf-8-sig")) for text in texts]
+    lines: list[dict[str, Any]] = [strict.parse_json(text.decode("utf-8-sig")) for text in texts]
     if path.parent.resolve() != folder.resolve():
         for entry, line in zip(entries, lines, strict=True):
             places = {"audio": entry.audio, "video": entry.video}
@@ -153,7 +153,7 @@ def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
     """Read one line of the manifest at `path`; raises ValueError as `read_entries`."""
     where = f"{path}:{line}"
     try:
-        raw = strict.read_json(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
+        raw = strict.parse_json(text.decode("utf-8-sig"), parse_constant=_no_constant, parse_float=_finite)
     except ValueError as error:
         raise ValueError(f"{where}: not JSON ({error}): {text[:80]!r}; expected one object per line") from error
     if not isinstance(raw, dict):

@@ -143,7 +143,7 @@ def _group_lines(group: _NameGroup, folder: Path, out: Path, domain: str) -> lis
     notes: list[Any] = [{}]
     for path in group.json:
         try:
-            loaded = strict.read_json(_text(path, folder))
+            loaded = strict.parse_json(_text(path, folder))
         except ValueError as error:
             raise ValueError(f"{_display_path(path, folder)}: not JSON ({error})") from error
         notes = loaded if isinstance(loaded, list) else [loaded]

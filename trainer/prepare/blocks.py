@@ -116,7 +116,7 @@ def is_started(store: Store, plan: PreparePlan) -> bool:
             raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
     if data is None:
         return False
-    before, now = without_weight_paths(strict.read_json(data)), plan.settings
+    before, now = without_weight_paths(strict.parse_json(data)), plan.settings
     if before != now:
         where, old, new = strict.difference("", before, now)
         raise ValueError(
@@ -140,7 +140,7 @@ def read_block(store: Store, plan: PreparePlan, number: int) -> BlockRecord:
     data = store.read(record_name(number))
     again = "remove it and run the same command again, which makes the block again"
     try:
-        block: BlockRecord = strict.parse(BlockRecord, strict.read_json(data or b""))
+        block: BlockRecord = strict.parse(BlockRecord, strict.parse_json(data or b""))
     except ValueError as error:
         raise DamagedError(f"{store}/{record_name(number)}: not the record of a block ({error}); {again}") from error
     if block.checksum != hash_json(strict.to_dict(block), "checksum") or block.plan != plan.hash:

@@ -113,7 +113,7 @@ class Ranks:
                 rank = int(name.rpartition("/")[2].partition(".")[0])
                 # An earlier launch may have had more ranks.
                 if rank != self.rank and rank < self.count and (data := self._store.read(name)):
-                    status, before = RankHeartbeat(**strict.read_json(data)), self._seen.get(rank)
+                    status, before = RankHeartbeat(**strict.parse_json(data)), self._seen.get(rank)
                     if before is None or status != before.status:
                         first = status if before is None else before.first
                         self._seen[rank] = _RankSighting(status, time.monotonic(), first, before is not None)
