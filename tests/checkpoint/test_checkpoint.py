@@ -119,7 +119,7 @@ class TestResume:
             optimizer.state[p] = {"step": torch.tensor(20.0)} | {kind: m[name] for kind, m in moments.items()}
         for step, found in zip((20, 21, 22), result["curve"], strict=True):
             batch = made_up(config, step, list(range(8)))
-            rngs = [sample_rng(0, step, place, Purpose.NOISE) for place in range(8)]
+            rngs = [sample_rng(0, step, index, Purpose.NOISE) for index in range(8)]
             noise = torch.stack([torch.from_numpy(g.standard_normal((8, 16), dtype=np.float32)) for g in rngs])
             t = torch.tensor([g.random() for g in rngs])
             noisy = t[:, None, None] * noise + (1 - t[:, None, None]) * batch.latents

@@ -26,15 +26,15 @@ ROUNDS = distill_stage(2, *SHORT)
 
 
 def samples(launch, name, ranks):
-    """-> step -> place -> sample of all ranks; no place has two samples."""
+    """-> step -> index -> sample of all ranks; no index has two samples."""
     found: dict[int, dict[int, str]] = {}
     for rank in range(ranks):
         file = launch.folders[name] / f"samples_{ranks}_{rank}.jsonl"
         for line in map(json.loads, file.read_text().splitlines()):
             step = found.setdefault(line["step"], {})
-            for place, sample in zip(line["places"], line["ids"], strict=True):
-                assert place not in step
-                step[place] = sample
+            for index, sample in zip(line["indices"], line["ids"], strict=True):
+                assert index not in step
+                step[index] = sample
     return found
 
 

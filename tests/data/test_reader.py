@@ -17,7 +17,7 @@ from audiox_trainer.trainer.core.config import DataConfig, DropoutConfig
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
 from audiox_trainer.trainer.core.tasks import TASKS
 from audiox_trainer.trainer.data.batches import BatchAssembler, choose_task
-from audiox_trainer.trainer.data.reader import global_places
+from audiox_trainer.trainer.data.reader import global_indices
 from audiox_trainer.trainer.data.record import Record
 from audiox_trainer.trainer.data.shards import ShardError
 from audiox_trainer.trainer.data.streaming_library import World
@@ -30,12 +30,12 @@ STEPS = 27  # three epochs of nine steps
 
 @pytest.fixture(scope="module")
 def uninterrupted(scenes):
-    """What one rank gets from the first step on: for each step place -> sample."""
+    """What one rank gets from the first step on: for each step index -> sample."""
     return read(small_config(scenes), 0, STEPS)
 
 
 class TestOrder:
-    def test_an_epoch_takes_each_place_once_and_shuffles_anew(self, uninterrupted):
+    def test_an_epoch_takes_each_index_once_and_shuffles_anew(self, uninterrupted):
         assert all(sorted(step) == list(range(8)) for step in uninterrupted)
         epochs = [[row[0] for step in uninterrupted[i : i + 9] for row in step.values()] for i in (0, 9, 18)]
         assert epochs[0] != epochs[1] != epochs[2]
@@ -72,7 +72,7 @@ class TestOrder:
 
     @pytest.mark.slow
     @pytest.mark.parametrize("ranks", [2, 4])
-    def test_every_number_of_ranks_gets_the_same_samples_at_the_same_places(
+    def test_every_number_of_ranks_gets_the_same_samples_at_the_same_indices(
         self, scenes, uninterrupted, tmp_path, ranks
     ):
         start = 4  # and so resumed, across two epochs' ends
@@ -80,9 +80,9 @@ class TestOrder:
         launch_ranks(ranks, "tests.helpers.reader_ranks", *arguments)
         found = [json.loads((tmp_path / f"rank.{rank}").read_text()) for rank in range(ranks)]
         for step in range(start, STEPS):
-            rows = [{int(place): row for place, row in rank[step - start].items()} for rank in found]
+            rows = [{int(index): row for index, row in rank[step - start].items()} for rank in found]
             assert [len(r) for r in rows] == [8 // ranks] * ranks
-            together = {place: row for r in rows for place, row in r.items()}
+            together = {index: row for r in rows for index, row in r.items()}
             assert together == uninterrupted[step]
 
     @pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (4, 1), (2, 4), (8, 1), (1, 8)])
@@ -101,8 +101,8 @@ class TestOrder:
             for rank in range(nodes * ranks):
                 world = World(nodes, ranks, 1, rank)
                 for step, samples in enumerate(work[world.node, world.rank_of_node, 0]):
-                    steps[step] |= dict(zip(global_places(world, len(samples)), samples.tolist(), strict=True))
-            return [[samples[place] for place in range(8)] for samples in steps[:7]]
+                    steps[step] |= dict(zip(global_indices(world, len(samples)), samples.tolist(), strict=True))
+            return [[samples[index] for index in range(8)] for samples in steps[:7]]
 
         assert order(nodes, ranks) == order(1, 1)
 
@@ -214,7 +214,7 @@ def assembler(model, encode=None, dropout=None, **data):
 
 
 def assemble(assembler, task, count, **changes):
-    """`count` samples of one task, each at its own place."""
+    """`count` samples of one task, each at its own index."""
     return assembler([record(**changes)] * count, [{task: 1.0}] * count, 0, range(count))
 
 
@@ -312,16 +312,16 @@ class TestConditions:
         parts = batch.split(2)
         assert [len(part) for part in parts] == [2, 2, 2]
         whole = describe(batch, 0, 3)
-        assert {place: row for part in parts for place, row in describe(part, 0, 3).items()} == whole
+        assert {index: row for part in parts for index, row in describe(part, 0, 3).items()} == whole
 
 
 class TestRandomness:
-    def test_numbers_belong_to_seed_step_place_and_purpose(self):
+    def test_numbers_belong_to_seed_step_index_and_purpose(self):
         draws = {
-            (seed, step, place, purpose): tuple(sample_rng(seed, step, place, purpose).random(4))
+            (seed, step, index, purpose): tuple(sample_rng(seed, step, index, purpose).random(4))
             for seed in (0, 1)
             for step in (0, 1, 70_000)
-            for place in (0, 1, 239)
+            for index in (0, 1, 239)
             for purpose in Purpose
         }
         assert len(set(draws.values())) == len(draws) == 18 * len(Purpose)

@@ -22,14 +22,14 @@ def open_reader(config: PretrainConfig, rank: int = 0, ranks: int = 1) -> Reader
 
 
 def describe(batch: Batch, seed: int, step: int) -> dict[int, list[Any]]:
-    """place -> everything that a sample is, and the first of the noise that belongs to it."""
+    """index -> everything that a sample is, and the first of the noise that belongs to it."""
     video, audio, text, length = batch.conditions.tensors()
     rows = {}
-    for i, place in enumerate(batch.places.tolist()):
+    for i, index in enumerate(batch.indices.tolist()):
         n = int(length[i])
         sums = [float(np.float64(x).sum()) for x in (batch.latents[i], video[i], audio[i], text[i, :n])]
-        noise = sample_rng(seed, step, place, Purpose.NOISE).standard_normal()
-        rows[place] = [batch.ids[i], batch.tasks[i], n, *sums, noise]
+        noise = sample_rng(seed, step, index, Purpose.NOISE).standard_normal()
+        rows[index] = [batch.ids[i], batch.tasks[i], n, *sums, noise]
     return rows
 
 

@@ -87,7 +87,7 @@ class Plain:
         return values
 
     def draws(self, u, batch, purpose, count, low=0.0, high=1.0):
-        rngs = [sample_rng(0, u, place, purpose) for place in range(BATCH)]
+        rngs = [sample_rng(0, u, index, purpose) for index in range(BATCH)]
         level = torch.tensor([rng.uniform(low, high) for rng in rngs], dtype=torch.float32)
         noise = [rng.standard_normal((count, *batch.latents.shape[1:]), dtype=np.float32) for rng in rngs]
         return torch.from_numpy(np.stack(noise, 1)), level[:, None, None]

@@ -107,11 +107,11 @@ OFFLOADED = {
 TWO_RANKS = [
     *[Item(f"curve {s}", "losses", stage(s, *CURVE)) for s in range(4)],
     Item("curve 2 accumulated", "losses", stage(2, *CURVE, "training.micro_batch=2")),
-    *[Item(f"poison {s}", "poisoned", stage(s), arguments={"at": 2, "place": 1}) for s in range(4)],
-    Item("poison bf16", "poisoned", stage(2, "training.precision=bf16"), arguments={"at": 2, "place": 1}),
-    Item("poison accumulated", "poisoned", stage(2, "training.micro_batch=2"), arguments={"at": 2, "place": 3}),
-    Item("poison first", "poisoned", stage(2), arguments={"at": 0, "place": 0}),
-    Item("poison first 0", "poisoned", stage(0), arguments={"at": 0, "place": 0}),
+    *[Item(f"poison {s}", "poisoned", stage(s), arguments={"at": 2, "index": 1}) for s in range(4)],
+    Item("poison bf16", "poisoned", stage(2, "training.precision=bf16"), arguments={"at": 2, "index": 1}),
+    Item("poison accumulated", "poisoned", stage(2, "training.micro_batch=2"), arguments={"at": 2, "index": 3}),
+    Item("poison first", "poisoned", stage(2), arguments={"at": 0, "index": 0}),
+    Item("poison first 0", "poisoned", stage(0), arguments={"at": 0, "index": 0}),
     Item("poison on", "whole", stage(2, "training.max_skipped_steps=2"), arguments={"poison": list(range(3, 99))}),
     *resumed("fp32", *stage(2)),
     *resumed("bf16", *stage(2, "training.precision=bf16")),
@@ -134,11 +134,11 @@ OTHERS = [
 TWO_RANKS_LONG = [
     *[item for n, p in OTHERS for item in resumed(f"{n} {p}", *stage(n, f"training.precision={p}"))],
     *[
-        Item(f"poison {n} bf16", "poisoned", stage(n, "training.precision=bf16"), arguments={"at": 2, "place": 1})
+        Item(f"poison {n} bf16", "poisoned", stage(n, "training.precision=bf16"), arguments={"at": 2, "index": 1})
         for n in (0, 1, 3)
     ],
     *[
-        Item(f"poison {n} accumulated", "poisoned", stage(n, "training.micro_batch=2"), arguments={"at": 2, "place": 3})
+        Item(f"poison {n} accumulated", "poisoned", stage(n, "training.micro_batch=2"), arguments={"at": 2, "index": 3})
         for n in (0, 1, 3)
     ],
     *[Item(f"curve {n} accumulated", "losses", stage(n, *CURVE, "training.micro_batch=2")) for n in (0, 1, 3)],

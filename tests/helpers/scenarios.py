@@ -33,10 +33,10 @@ class Stopped(Exception):
     """Raised to end a run in the middle."""
 
 
-def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
-    """Synthetic latents, video, audio, text and its length, from the step and the place only."""
+def sample(config: BaseConfig, step: int, index: int) -> tuple[np.ndarray, ...]:
+    """Synthetic latents, video, audio, text and its length, from the step and the index only."""
     model = config.model
-    rng = np.random.default_rng([step, place])
+    rng = np.random.default_rng([step, index])
     length = int(rng.integers(1, 9))
     text = np.zeros((8, model.text.dim), np.float32)
     text[:length] = rng.standard_normal((length, model.text.dim))
@@ -46,22 +46,22 @@ def sample(config: BaseConfig, step: int, place: int) -> tuple[np.ndarray, ...]:
     return latents, video, latents * rng.integers(2), text, np.array(length)
 
 
-def made_up(config: BaseConfig, step: int, places: list[int], paired: bool = False) -> Batch:
+def made_up(config: BaseConfig, step: int, indices: list[int], paired: bool = False) -> Batch:
     """A batch without shards. If `paired`, with noise whose endpoints its latents are."""
-    rows = zip(*(sample(config, step, place) for place in places), strict=True)
+    rows = zip(*(sample(config, step, index) for index in indices), strict=True)
     latents, video, audio, text, length = (torch.from_numpy(np.stack(row)) for row in rows)
     conditions = Conditions(video.float(), audio.float(), text.float(), length)
     given = (audio != 0).any(2).float()
-    ids = tuple(f"sample-{step}-{place}" for place in places)
+    ids = tuple(f"sample-{step}-{index}" for index in indices)
     noise = None
     if paired:
-        rngs = [np.random.default_rng([step, place, 1]) for place in places]
+        rngs = [np.random.default_rng([step, index, 1]) for index in indices]
         noise = torch.from_numpy(np.stack([rng.standard_normal(latents.shape[1:], np.float32) for rng in rngs]))
-    return Batch(latents.float(), conditions, given, torch.tensor(places), ("T2A",) * len(places), ids, noise)
+    return Batch(latents.float(), conditions, given, torch.tensor(indices), ("T2A",) * len(indices), ids, noise)
 
 
 class MadeUp:
-    """Batches of made-up samples; `poison` gives steps at which one place of the global batch is not finite, `paired`
+    """Batches of made-up samples; `poison` gives steps at which one sample of the global batch is not finite, `paired`
     steps whose samples are pairs."""
 
     def __init__(self, config: BaseConfig, poison: dict[int, int] | None = None, paired: Collection[int] = ()) -> None:
@@ -71,10 +71,10 @@ class MadeUp:
         step = start
         while True:
             share = self.config.training.global_batch // WORLD.ranks
-            places = [i * WORLD.ranks + WORLD.rank for i in range(share)]
-            batch = made_up(self.config, step, places, step in self.paired)
-            if self.poison.get(step) in places:
-                batch.latents[places.index(self.poison[step])] = torch.nan
+            indices = [i * WORLD.ranks + WORLD.rank for i in range(share)]
+            batch = made_up(self.config, step, indices, step in self.paired)
+            if self.poison.get(step) in indices:
+                batch.latents[indices.index(self.poison[step])] = torch.nan
             yield batch
             step += 1
 
@@ -101,7 +101,7 @@ class Recorded:
     def batches(self, start: int) -> Iterator[Batch]:
         with self.file.open("w") as file:
             for step, batch in enumerate(self.reader.batches(start), start=start):
-                file.write(json.dumps({"step": step, "places": batch.places.tolist(), "ids": batch.ids}) + "\n")
+                file.write(json.dumps({"step": step, "indices": batch.indices.tolist(), "ids": batch.ids}) + "\n")
                 yield batch
 
 

@@ -149,10 +149,10 @@ def reload(folder: Path, config: PretrainConfig, source: str, steps: int = 0) ->
     return {"start": start, "curve": curve}
 
 
-def poisoned(folder: Path, config: PretrainConfig, at: int, place: int) -> dict[str, Any]:
+def poisoned(folder: Path, config: PretrainConfig, at: int, index: int) -> dict[str, Any]:
     """Six steps, one of them with a NaN sample: digests after every step, and whether it was applied."""
     task, rows = Pretraining(config, scenarios.WORLD), []
-    batches = MadeUp(config, {at: place}).batches(0)
+    batches = MadeUp(config, {at: index}).batches(0)
     rows.append([None, digests(task)])
     for step in range(6):
         result = task.step(step, next(batches))

@@ -58,7 +58,7 @@ class Batch:
     latents: Tensor  # (B, L, C) float32, drawn from mean and deviation
     conditions: Conditions
     given_mask: Tensor  # (B, L), 1 where the latents are a condition, which a sampler keeps
-    places: Tensor  # (B,) int64: the place of each sample in the global batch
+    indices: Tensor  # (B,) int64: the index of each sample in the global batch
     tasks: tuple[str, ...]
     ids: tuple[str, ...]
     noise: Tensor | None = None  # (B, L, C), if the latents are endpoints of a teacher's ODE that starts from it
@@ -68,7 +68,7 @@ class Batch:
         return len(self.ids)
 
     def to(self, device: torch.device) -> "Batch":
-        """Move to a device, all features in the precision of the latents; places stay on the host."""
+        """Move to a device, all features in the precision of the latents; indices stay on the host."""
         dtype = self.latents.dtype
         return self.map(lambda x: x.to(device, dtype if x.is_floating_point() else x.dtype, non_blocking=True))
 
@@ -83,10 +83,10 @@ class Batch:
     def _slice(self, cut: slice) -> "Batch":
         batch = self.map(lambda x: x[cut])
         streams = self.streams[cut]
-        return replace(batch, places=self.places[cut], tasks=self.tasks[cut], ids=self.ids[cut], streams=streams)
+        return replace(batch, indices=self.indices[cut], tasks=self.tasks[cut], ids=self.ids[cut], streams=streams)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
-        """Apply a function to all tensors except places."""
+        """Apply a function to all tensors except indices."""
         return replace(
             self,
             latents=function(self.latents),
@@ -118,16 +118,16 @@ class BatchAssembler:
         self.nearest = nearest_images(model)
 
     def __call__(
-        self, records: Sequence[Record], tasks: Sequence[dict[str, float]], step: int, places: Sequence[int]
+        self, records: Sequence[Record], tasks: Sequence[dict[str, float]], step: int, indices: Sequence[int]
     ) -> Batch:
-        """tasks: for each record the task weights of its stream. places: the place of each in the global batch.
+        """tasks: for each record the task weights of its stream. indices: the index of each in the global batch.
 
         Raises ValueError when a record can serve none of its stream's tasks.
         """
-        choices = [self.choose(r, w, step, p) for r, w, p in zip(records, tasks, places, strict=True)]
-        return self.batch(records, choices, self.latents(records, step, places), places)
+        choices = [self.choose(r, w, step, p) for r, w, p in zip(records, tasks, indices, strict=True)]
+        return self.batch(records, choices, self.latents(records, step, indices), indices)
 
-    def latents(self, records: Sequence[Record], step: int, places: Sequence[int]) -> Tensor:
+    def latents(self, records: Sequence[Record], step: int, indices: Sequence[int]) -> Tensor:
         """Draw (B, L, C) float32 from the records' means and deviations."""
         latents = _stacked([r.latent_mean for r in records]).float()
         # Some codecs have no deviation. Searching bytes is several times as fast as searching numbers.
@@ -137,7 +137,7 @@ class BatchAssembler:
 
             def draw(samples: Sequence[int]) -> None:
                 for i in samples:
-                    rng = sample_rng(self.seed, step, places[i], Purpose.LATENT)
+                    rng = sample_rng(self.seed, step, indices[i], Purpose.LATENT)
                     rng.standard_normal(dtype=np.float32, out=noise[i])
 
             # Most of a batch's time is spent on normal numbers, which release the GIL: a thread draws half of them.
@@ -147,9 +147,9 @@ class BatchAssembler:
             latents.addcmul_(_stacked([r.latent_std for r in records]).float(), torch.from_numpy(noise))
         return latents
 
-    def choose(self, record: Record, tasks: dict[str, float], step: int, place: int) -> SampleConditions:
+    def choose(self, record: Record, tasks: dict[str, float], step: int, index: int) -> SampleConditions:
         """Draw the conditions of a sample, with dropout."""
-        rng = sample_rng(self.seed, step, place, Purpose.CONDITIONS)
+        rng = sample_rng(self.seed, step, index, Purpose.CONDITIONS)
         task = choose_task(record, tasks, rng)
         drop_text, drop_video, drop_audio = self._dropout(rng)
         text = choose_text(record, task, rng)
@@ -162,7 +162,7 @@ class BatchAssembler:
         )
 
     def batch(
-        self, records: Sequence[Record], choices: Sequence[SampleConditions], latents: Tensor, places: Sequence[int]
+        self, records: Sequence[Record], choices: Sequence[SampleConditions], latents: Tensor, indices: Sequence[int]
     ) -> Batch:
         """Put latents (B, L, C) and the drawn conditions together."""
         videos = torch.zeros(len(records), self.model.video.steps, self.model.video.dim, dtype=torch.float16)
@@ -173,7 +173,7 @@ class BatchAssembler:
         given_mask = torch.stack([c.given_mask for c in choices])
         conditions = Conditions(videos, latents * given_mask[:, :, None], text, length)
         tasks, ids = tuple(c.task for c in choices), tuple(r.id for r in records)
-        return Batch(latents, conditions, given_mask, torch.tensor(places), tasks, ids)
+        return Batch(latents, conditions, given_mask, torch.tensor(indices), tasks, ids)
 
     def video(self, record: Record) -> Tensor:
         """Image plus motion features on one time grid (section IV-A): (S, D) float16; zeros without a video."""

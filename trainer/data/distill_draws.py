@@ -15,7 +15,7 @@ from .batches import Batch
 
 
 class DistillDraws:
-    """Random numbers as functions of the seed, the update, and the places of a batch in the global batch."""
+    """Random numbers as functions of the seed, the update, and the indices of a batch in the global batch."""
 
     def __init__(self, seed: int, device: torch.device) -> None:
         self.seed, self.device = seed, device
@@ -26,9 +26,9 @@ class DistillDraws:
         return int(rng.choice(len(probabilities), p=np.array(probabilities) / sum(probabilities)))
 
     @staticmethod
-    def first_noise(seed: int, update: int, place: int, shape: tuple[int, ...]) -> Tensor:
+    def first_noise(seed: int, update: int, index: int, shape: tuple[int, ...]) -> Tensor:
         """The first noise (L, C) of a sample, the same as in `rollout` for every `k`."""
-        rng = sample_rng(seed, update, place, Purpose.ROLLOUT)
+        rng = sample_rng(seed, update, index, Purpose.ROLLOUT)
         rng.uniform()  # `_draw` takes a level first
         return torch.from_numpy(rng.standard_normal(shape, dtype=np.float32))
 
@@ -51,7 +51,7 @@ class DistillDraws:
     ) -> tuple[Tensor, Tensor]:
         """(count, B, L, C) and (B,)."""
         shape = tuple(batch.latents.shape[1:])
-        rngs = [sample_rng(self.seed, update, place, purpose) for place in batch.places.tolist()]
+        rngs = [sample_rng(self.seed, update, index, purpose) for index in batch.indices.tolist()]
         uniform = torch.tensor([rng.uniform(levels[0], levels[1]) for rng in rngs], dtype=torch.float32)
         noise = np.stack([rng.standard_normal((count, *shape), dtype=np.float32) for rng in rngs], axis=1)
         return to_device(torch.from_numpy(noise), self.device), to_device(uniform, self.device)

@@ -110,7 +110,7 @@ def check_resumable(base: Path, facts: PairSettings) -> None:
 
 
 def pair_record(record: Record, choice: SampleConditions, endpoint: Tensor, origin: tuple[int, int, int]) -> Record:
-    """The record of a pair. endpoint: (L, C). origin: seed, step and place of its noise."""
+    """The record of a pair. endpoint: (L, C). origin: seed, step and index of its noise."""
     given = choice.given_mask.int().tolist()
     condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": given}
     latents = endpoint.numpy().astype(np.float32)
@@ -147,8 +147,8 @@ def pair_batch(assembler: BatchAssembler, samples: StepSamples) -> Batch:
         condition: dict[str, Any] = record.annotation["condition"]
         given = torch.tensor(condition["given"], dtype=torch.float32)
         choices.append(SampleConditions(condition["task"], condition["text"], condition["video"], given))
-        seed, step, place = record.annotation["noise"]
-        noises.append(DistillDraws.first_noise(seed, step, place, record.latent_mean.shape))
+        seed, step, index = record.annotation["noise"]
+        noises.append(DistillDraws.first_noise(seed, step, index, record.latent_mean.shape))
     latents = torch.from_numpy(np.stack([record.latent_mean for record in samples.records])).float()
-    batch = assembler.batch(samples.records, choices, latents, samples.places)
+    batch = assembler.batch(samples.records, choices, latents, samples.indices)
     return replace(batch, noise=torch.stack(noises), streams=samples.streams)

@@ -123,19 +123,19 @@ class _CheckedDataset(StreamingDataset):
 
 @dataclass(frozen=True)
 class StepSamples:
-    """The records of one rank in one step, their streams and task weights, and their places in the global batch."""
+    """The records of one rank in one step, their streams and task weights, and their indices in the global batch."""
 
     step: int
     records: list[Record]
     tasks: list[dict[str, float]]
-    places: list[int]
+    indices: list[int]
     streams: tuple[str, ...]
 
 
 class Reader:
     """The training samples of one rank, step by step.
 
-    The order depends on the seed alone: step s takes the same samples at the same places of the global batch for every
+    The order depends on the seed alone: step s takes the same samples at the same indices of the global batch for every
     number of ranks and loader processes, and after every resume.
     """
 
@@ -196,7 +196,7 @@ class Reader:
     def batches(self, start: int) -> Iterator[Batch]:
         """Yield this rank's batches from step `start` on, forever. Raises as `samples`."""
         for s in self.samples(start):
-            yield replace(self.assemble(s.records, s.tasks, s.step, s.places), streams=s.streams)
+            yield replace(self.assemble(s.records, s.tasks, s.step, s.indices), streams=s.streams)
 
     def samples(self, start: int) -> Iterator[StepSamples]:
         """Yield the samples of this rank's batches from step `start` on, forever.
@@ -256,13 +256,13 @@ class Reader:
     def _samples(self, samples: list[dict[str, Any]], step: int) -> StepSamples:
         records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
         streams = [self.config.data.streams[s["stream"]] for s in samples]
-        places = global_places(self.world, len(samples))
-        return StepSamples(step, records, [s.tasks for s in streams], places, tuple(s.path for s in streams))
+        indices = global_indices(self.world, len(samples))
+        return StepSamples(step, records, [s.tasks for s in streams], indices, tuple(s.path for s in streams))
 
 
-def global_places(world: World, samples: int) -> list[int]:
-    """The places of a rank's samples in the global batch. mosaicml-streaming deals samples to nodes in turn, and within
-    a node to its ranks in turn."""
+def global_indices(world: World, samples: int) -> list[int]:
+    """The indices of a rank's samples in the global batch. mosaicml-streaming deals samples to nodes in turn, and
+    within a node to its ranks in turn."""
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
 
 
@@ -302,10 +302,10 @@ def _refuse_stale(taken: set[str]) -> None:
 def check_no_pairs(config: BaseConfig) -> None:
     """Raises ValueError if a stream is part of a folder of pairs. It looks like any folder of shards, but its latents
     are a teacher's."""
-    for place, stream in enumerate(config.data.streams):
+    for index, stream in enumerate(config.data.streams):
         if not is_remote(stream.path) and (Path(stream.path).parent / PAIRS_FILE).is_file():
             raise ValueError(
-                f"data.streams.{place}.path: {stream.path} holds a teacher's endpoints of launch/pairs.py; give shards "
+                f"data.streams.{index}.path: {stream.path} holds a teacher's endpoints of launch/pairs.py; give shards "
                 f"of launch/prepare.py here, and the pairs as warm_start.pairs"
             )
 

@@ -128,12 +128,12 @@ class _PairMaker:
 
     def _pairs(self, s: StepSamples) -> Iterator[Record]:
         assembler = self.reader.assemble
-        choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.places, strict=True)]
-        latents = assembler.latents(s.records, s.step, s.places)
-        whole = assembler.batch(s.records, choices, latents, s.places)
+        choices = [assembler.choose(r, t, s.step, p) for r, t, p in zip(s.records, s.tasks, s.indices, strict=True)]
+        latents = assembler.latents(s.records, s.step, s.indices)
+        whole = assembler.batch(s.records, choices, latents, s.indices)
         ends = [
             self.teacher.endpoint(micro, self.draws.rollout(s.step, micro, 0)[0], self.times).cpu()
             for micro in whole.to(self.world.device).split(self.config.training.micro_batch)
         ]
-        for record, choice, endpoint, place in zip(s.records, choices, torch.cat(ends), s.places, strict=True):
-            yield pair_record(record, choice, endpoint, (self.facts.seed, s.step, place))
+        for record, choice, endpoint, index in zip(s.records, choices, torch.cat(ends), s.indices, strict=True):
+            yield pair_record(record, choice, endpoint, (self.facts.seed, s.step, index))

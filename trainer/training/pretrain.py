@@ -108,7 +108,7 @@ class Pretraining:
 
 def draw_noise(seed: int, step: int, batch: Batch) -> tuple[Tensor, Tensor]:
     """Noise of the latents' shape, and uniform numbers (B,). Each sample has its own generator."""
-    rngs = [sample_rng(seed, step, place, Purpose.NOISE) for place in batch.places.tolist()]
+    rngs = [sample_rng(seed, step, index, Purpose.NOISE) for index in batch.indices.tolist()]
     shape = tuple(batch.latents.shape[1:])
     noise = np.stack([rng.standard_normal(shape, dtype=np.float32) for rng in rngs])
     return torch.from_numpy(noise), torch.tensor([rng.random() for rng in rngs])

@@ -222,5 +222,5 @@ def test_the_first_noise_is_the_rollouts(commands):
     reader = PairReader(commands.config, build_text_encoder(commands.config.model.text), 0, 1)
     batch = next(reader.batches(0))
     noise = DistillDraws(3, torch.device("cpu")).rollout(5, batch, 2)
-    for i, place in enumerate(batch.places.tolist()):
-        assert torch.equal(noise[0, i], DistillDraws.first_noise(3, 5, place, tuple(batch.latents.shape[1:])))
+    for i, index in enumerate(batch.indices.tolist()):
+        assert torch.equal(noise[0, i], DistillDraws.first_noise(3, 5, index, tuple(batch.latents.shape[1:])))
