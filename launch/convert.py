@@ -14,7 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from audiox_trainer.trainer.checkpoint.export import export
+from audiox_trainer.trainer.checkpoint.convert_run import convert_run
 from audiox_trainer.trainer.core import cli
 
 
@@ -41,7 +41,7 @@ def main() -> int:
 
     def run() -> None:
         if arguments.encoder:
-            from audiox_trainer.trainer.checkpoint.import_encoders import convert_clip, convert_synchformer
+            from audiox_trainer.trainer.checkpoint.convert_encoders import convert_clip, convert_synchformer
 
             convert = {"synchformer": convert_synchformer, "clip": convert_clip}[arguments.encoder]
             count = convert(arguments.run, arguments.out)
@@ -49,7 +49,7 @@ def main() -> int:
             print(f"{arguments.out}: {count / 1e6:.1f} M parameters of {arguments.encoder}, from {arguments.run}")
             return
         kind = "weights" if arguments.raw else "ema"
-        source = export(arguments.run, arguments.out, kind=kind, dtype=arguments.dtype, step=arguments.step)
+        source = convert_run(arguments.run, arguments.out, kind=kind, dtype=arguments.dtype, step=arguments.step)
         print(f"{arguments.out}: {'raw' if arguments.raw else 'EMA'} weights of {source}, {arguments.dtype}")
 
     return cli.run(run)

@@ -77,8 +77,8 @@ class Demo:
 
     def go(self) -> None:
         out, python = self.out, sys.executable
-        scenes, teacher, exports = out / "scenes", out / "teacher", out / "weights"
-        weights, report = exports / "teacher", out / "evaluation.json"
+        scenes, teacher, results = out / "scenes", out / "teacher", out / "weights"
+        weights, report = results / "teacher", out / "evaluation.json"
         prepare = [SCRIPTS["prepare"], "scenes", "--config", str(self.a.config), "--out", str(scenes)]
         prepare += ["--clips", str(self.a.clips), "--seed", "0", "--workers", str(os.cpu_count() or 1)]
         self.run("shards", scenes, python, *prepare)
@@ -86,17 +86,18 @@ class Demo:
             started = teacher / "config.json"
             steps = json.loads(started.read_text())["training"]["steps"] if started.exists() else self.steps()
             self.run("train", weights, *self.training(teacher, steps), "--resume")
-        self.run("export", weights, python, SCRIPTS["convert"], str(teacher), "--out", str(weights))
+        self.run("convert", weights, python, SCRIPTS["convert"], str(teacher), "--out", str(weights))
         models = {weights: teacher}
         for seed in range(self.a.students if self.a.student_minutes else 0):
             name = f"student-{seed}" if seed else "student"
-            student, exported = out / name, exports / name
-            if not exported.exists():
+            student, target = out / name, results / name
+            if not target.exists():
                 pairs, distill = self.distillation(teacher, weights, student, seed)
-                self.run("pairs", exports / "student", *pairs)
-                self.run(f"distill {name}", exported, *distill)
-            self.run(f"export {name}", exported, python, SCRIPTS["convert"], str(student), "--out", str(exported))
-            models[exported] = student
+                self.run("pairs", results / "student", *pairs)
+                self.run(f"distill {name}", target, *distill)
+            convert = [SCRIPTS["convert"], str(student), "--out", str(target)]
+            self.run(f"convert {name}", target, python, *convert)
+            models[target] = student
         evaluate = [SCRIPTS["evaluate"], "--weights", *map(str, models), "--judge", str(out / "judge")]
         evaluate += ["--prompts", str(self.a.prompts), "--tasks", str(self.a.tasks), "--dtype", fastest_precision()]
         evaluate += ["--first", self.a.first] if self.a.first else []
@@ -107,7 +108,7 @@ class Demo:
             report, {run.name: run for run in models.values()}, scenes, self.run.seconds, out / "report.json"
         )
         if self.a.picture:
-            draw_comparison(weights, exports / "student", self.a.picture)
+            draw_comparison(weights, results / "student", self.a.picture)
         print(
             f"-- done in {sum(self.run.seconds.values()):.0f} s: {out / 'report.json'}, {out / 'report.html'}",
             flush=True,

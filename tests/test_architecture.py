@@ -240,4 +240,4 @@ def test_nothing_is_unpickled():
                 assert called != "torch.save", f"{name_of(path)}:{node.lineno} calls {called}"
                 allowed = [k for k in node.keywords if k.arg == "allow_pickle" and ast.unparse(k.value) != "False"]
                 assert not allowed, f"{name_of(path)}:{node.lineno} allows pickles"
-    assert unpickling == [("trainer/checkpoint/import_encoders.py", "True")]
+    assert unpickling == [("trainer/checkpoint/convert_encoders.py", "True")]

@@ -1,7 +1,7 @@
 """The released velocity network: one stream of latents, modulated position by position by the condition.
 
 Latents never attend to conditions. Attributes have the names of the released state dict, so that it loads as it is.
-Some of its tensors have no effect and are kept for export alone.
+Some of its tensors have no effect and are kept only so that it saves what it loads.
 
 B batch, L latents, N = 1 + L positions (the time token first), M condition tokens, C channels, D width, H heads.
 """

@@ -1,4 +1,4 @@
-"""Checkpoints: exact resuming, export, a full disk, damage."""
+"""Checkpoints: exact resuming, conversion, a full disk, damage."""
 
 import json
 import os
@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.checkpoint import load
-from audiox_trainer.trainer.checkpoint.export import export
+from audiox_trainer.trainer.checkpoint.convert_run import convert_run
 from audiox_trainer.trainer.checkpoint.load import CheckpointError
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.hardware import free_port
@@ -155,7 +155,7 @@ class TestExport:
     def test_it_is_the_gathered_average_or_the_raw_weights(self, one, tmp_path, kind):
         for step in (None, 5):
             out = tmp_path / f"weights {step}"
-            source = export(one.folders["run"], out, kind=kind, step=step)
+            source = convert_run(one.folders["run"], out, kind=kind, step=step)
             assert source == one.checkpoint("run", step or 12)
             expected = load.full_tensors(source, "model", kind)
             loaded = AudioX.from_pretrained(out)
@@ -171,7 +171,7 @@ class TestExport:
         assert not torch.equal(weights, ema)
 
     def test_bf16(self, one, tmp_path):
-        export(one.folders["run"], tmp_path / "weights", dtype="bf16")
+        convert_run(one.folders["run"], tmp_path / "weights", dtype="bf16")
         expected = load.full_tensors(one.checkpoint("run", 12), "model", "ema")
         found = AudioX.from_pretrained(tmp_path / "weights").state_dict()
         assert all(torch.equal(found[name], expected[name].bfloat16().float()) for name in expected)
@@ -258,7 +258,7 @@ class TestDamage:
         with pytest.raises(CheckpointError, match=message):
             raise CheckpointError(heard[0])
         with pytest.raises(CheckpointError, match=message + r".*Older checkpoints .*: step_00000008, step_00000004"):
-            export(run, run / "weights")
+            convert_run(run, run / "weights")
 
     def test_any_flipped_byte_of_a_manifest_is_found(self, run, group):
         """Except in its white space, which has no meaning."""

@@ -13,7 +13,7 @@ import pytest
 
 from audiox_trainer.trainer.benchmarks import verify as benchmark
 from audiox_trainer.trainer.checkpoint import load
-from audiox_trainer.trainer.checkpoint.export import export
+from audiox_trainer.trainer.checkpoint.convert_run import convert_run
 from audiox_trainer.trainer.checkpoint.verify import DamageFoundError, verify
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.core.integrity import ChangedError
@@ -29,7 +29,7 @@ def kept(two, scenes, tmp_path_factory):
     folder = tmp_path_factory.mktemp("kept")
     shutil.copytree(two.folders["fp32 through"], folder / "run")
     shutil.copytree(scenes, folder / "scenes")
-    export(folder / "run", folder / "weights")
+    convert_run(folder / "run", folder / "weights")
     return folder
 
 
@@ -115,7 +115,7 @@ DAMAGE = {
     "features truncated": (lambda f: cut(f / "scenes/audio/features.json"), r"features\.json has changed"),
     "weights truncated": (lambda f: cut(f / "weights/model.safetensors"), r"model\.safetensors has \d+ bytes"),
     "weights missing": (lambda f: (f / "weights/model.safetensors").unlink(), r"model\.safetensors is missing"),
-    "weights' manifest missing": (lambda f: (f / "weights/manifest.json").unlink(), "export them again"),
+    "weights' manifest missing": (lambda f: (f / "weights/manifest.json").unlink(), "convert the run again"),
 }
 
 
@@ -128,7 +128,7 @@ def test_damage_is_named_once(folder, kind):
 
 
 def test_what_nobody_reads_does_not_count(folder):
-    """Leftovers of a killed save or export, and other files that people keep with weights."""
+    """Leftovers of a killed save or conversion, and other files that people keep with weights."""
     newest(folder).with_name("step_00000016.partial").mkdir()
     (folder / ".weights.partial").mkdir()
     (folder / ".weights.partial" / "model.safetensors").touch()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from audiox_trainer.trainer.checkpoint import import_encoders
+from audiox_trainer.trainer.checkpoint import convert_encoders
 from audiox_trainer.trainer.manifest.scan import scan
 from audiox_trainer.trainer.media.mux import write_media
 from tests.helpers.films import wandering
@@ -46,7 +46,7 @@ def test_a_film(tmp_path, monkeypatch):
 def test_weights(tmp_path):
     out = tmp_path / "weights"
     with full_disk(), pytest.raises(OSError):
-        import_encoders._write_weights(out, {"a": torch.zeros(100_000)}, lambda folder: None)
+        convert_encoders._write_weights(out, {"a": torch.zeros(100_000)}, lambda folder: None)
     assert not any(tmp_path.iterdir())
 
 

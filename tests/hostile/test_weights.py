@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from audiox_trainer.models.audiox import WEIGHTS
 from audiox_trainer.models.config import TextConfig
 from audiox_trainer.models.encoders.t5 import check_t5
-from audiox_trainer.trainer.checkpoint.export import FILES, load_weights
+from audiox_trainer.trainer.checkpoint.convert_run import FILES, load_weights
 from audiox_trainer.trainer.core.integrity import MANIFEST, ChangedError, file_entry, write_manifest
 from audiox_trainer.trainer.generation.job_runner import run_jobs
 from audiox_trainer.trainer.generation.output_files import assign_files

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from audiox_trainer.models.audiox import AudioX, SamplingConfig, load_strict
-from audiox_trainer.trainer.checkpoint.export import load_weights
+from audiox_trainer.trainer.checkpoint.convert_run import load_weights
 from tests.helpers.random_weights import inputs, stirred
 
 
@@ -117,7 +117,7 @@ import torch
 from pathlib import Path
 from audiox_trainer.trainer.generation.generator import Generator
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
-import audiox_trainer.trainer.checkpoint.export
+import audiox_trainer.trainer.checkpoint.convert_run
 latents = Generator(Path({str(folder)!r})).latents(ClipRequest(["a bell rings", ""]), seed=0)
 assert latents.isfinite().all() and len(latents) == 2
 """

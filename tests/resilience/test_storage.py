@@ -1,4 +1,4 @@
-"""Damage outside the ranks: loader processes, shared memory, ports, exports, and which checkpoints stay."""
+"""Damage outside the ranks: loader processes, shared memory, ports, conversions, and which checkpoints stay."""
 
 import errno
 import gc
@@ -285,8 +285,8 @@ def test_an_export_that_is_killed_leaves_no_weights(scenes, tmp_path):
         "    folder.mkdir(); (folder / 'model.safetensors').write_bytes(b'half')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
         "AudioX.save_pretrained = half\n"
-        "from audiox_trainer.trainer.checkpoint.export import export\n"
-        f"export(Path({str(run)!r}), Path({str(out)!r}))"
+        "from audiox_trainer.trainer.checkpoint.convert_run import convert_run\n"
+        f"convert_run(Path({str(run)!r}), Path({str(out)!r}))"
     )
     killed = subprocess.run([sys.executable, "-c", kill], cwd=ROOT, capture_output=True, timeout=200)
     assert killed.returncode == -signal.SIGKILL, killed.stderr

@@ -28,7 +28,7 @@ from ..core.integrity import ManifestError, file_fault, read_manifest, with_hash
 from ..engine.ema import Ema
 from ..engine.fragment import Fragment
 
-if TYPE_CHECKING:  # so that a checkpoint can be exported where DeepSpeed is not installed
+if TYPE_CHECKING:  # so that a checkpoint can be converted where DeepSpeed is not installed
     from ..engine.zero import Engine
 
 FOLDER = "checkpoints"

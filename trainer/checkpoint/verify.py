@@ -25,7 +25,9 @@ from ..data import pairs, shards
 from . import load
 
 THREADS = 4  # files at a time
-NO_MANIFEST = "nothing tells whether these weights are as they were written: export them again with launch/convert.py"
+NO_MANIFEST = (
+    "nothing tells whether these weights are as they were written: convert the run again with launch/convert.py"
+)
 Advance = Callable[[int], object]  # is called with the number of bytes that were read
 
 

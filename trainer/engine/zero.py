@@ -1,7 +1,7 @@
 """The only module that imports DeepSpeed: process group, ZeRO set-up, and the fp32 shards that each rank owns.
 
-Checkpoints, EMA and export work on fragments of these shards, so they are the same at every ZeRO stage and for every
-number of ranks.
+Checkpoints, EMA and conversion work on fragments of these shards, so they are the same at every ZeRO stage and for
+every number of ranks.
 """
 
 import math

@@ -18,7 +18,7 @@ from ...models.encoders.build import build_codec, build_text_encoder, build_vide
 from ...models.encoders.runtime import Runtime
 from ...models.mmdit import MMDiT, TimestepFeatures
 from ...models.sampler import Velocity, sample, sampling_timesteps, with_guidance
-from ..checkpoint.export import load_weights
+from ..checkpoint.convert_run import load_weights
 from ..core.hardware import choose_device, to_device
 from ..data.batches import Conditions
 from ..engine import kernel_selection

@@ -10,7 +10,7 @@ from ...models.audiox import WEIGHTS, AudioX
 from ...models.config import without_weight_paths
 from ...models.encoders.build import build_text_encoder
 from ..checkpoint import load, rollback
-from ..checkpoint.export import load_weights
+from ..checkpoint.convert_run import load_weights
 from ..core.distill_config import DistillConfig
 from ..core.files import hash_file
 from ..core.hardware import peak_flops
@@ -86,7 +86,7 @@ def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
     """The weights that a distillation starts from, and their hash.
 
     Raises ValueError with the first difference where their architecture is not the configuration's, ChangedError where
-    they have changed since their export.
+    they have changed since they were written.
     """
     teacher = load_weights(folder)
     theirs, ours = without_weight_paths(teacher.config), without_weight_paths(config.model)

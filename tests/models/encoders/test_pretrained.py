@@ -18,7 +18,7 @@ from audiox_trainer.models.encoders.libraries import diffusers, transformers
 from audiox_trainer.models.encoders.oobleck import OobleckCodec
 from audiox_trainer.models.encoders.runtime import Runtime
 from audiox_trainer.models.encoders.t5 import T5TextEncoder
-from audiox_trainer.trainer.checkpoint.import_encoders import convert_clip
+from audiox_trainer.trainer.checkpoint.convert_encoders import convert_clip
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.encoder_weights import random_frames, save_clip, save_oobleck, save_synchformer, save_t5
 

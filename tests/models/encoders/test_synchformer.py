@@ -18,7 +18,7 @@ from audiox_trainer.models.config import VideoConfig
 from audiox_trainer.models.encoders.released import from_released, released_names
 from audiox_trainer.models.encoders.runtime import Runtime
 from audiox_trainer.models.encoders.synchformer import SyncEncoder, Synchformer, SynchformerConfig, segments_in
-from audiox_trainer.trainer.checkpoint.import_encoders import convert_synchformer
+from audiox_trainer.trainer.checkpoint.convert_encoders import convert_synchformer
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.data.batches import nearest_images
 from tests.helpers.encoder_weights import SYNCHFORMER, random_frames, save_synchformer

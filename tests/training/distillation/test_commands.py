@@ -1,4 +1,4 @@
-"""Pairs, distillation, export and sound as a user types them, on random weights."""
+"""Pairs, distillation, conversion and sound as a user types them, on random weights."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from audiox_trainer.models import strict
 from audiox_trainer.models.encoders.build import build_text_encoder
 from audiox_trainer.models.sampler import euler, shifted_timesteps
-from audiox_trainer.trainer.checkpoint.export import load_weights
+from audiox_trainer.trainer.checkpoint.convert_run import load_weights
 from audiox_trainer.trainer.checkpoint.verify import verify
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.cost.role_bytes import readable

@@ -18,7 +18,7 @@ from .load import CheckpointError
 FILES = ("config.json", WEIGHTS)
 
 
-def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
+def convert_run(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
     """Writes the weights of a pretraining's model or a distillation's student into the new folder `out`, from the
     newest checkpoint or that of `step`.
 
@@ -43,7 +43,7 @@ def export(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: i
 
 
 def choose_checkpoint(run: Path, step: int | None) -> Path:
-    """The checkpoint to export. Raises CheckpointError if there is none, or it is damaged."""
+    """The checkpoint to convert. Raises CheckpointError if there is none, or it is damaged."""
     folders = load.list_checkpoints(run)
     if step is not None:
         folders = [f for f in folders if load.step_of(f) == step]
@@ -72,7 +72,7 @@ def load_weights(folder: Path) -> AudioX:
         listed = read_manifest(folder)["files"]
         for name in FILES:
             if fault := file_fault(folder / name, listed[name]) if name in listed else f"{name} is not in {MANIFEST}":
-                raise ChangedError(f"{fault}; export the weights again with launch/convert.py, or copy them again")
+                raise ChangedError(f"{fault}; convert the run again with launch/convert.py, or copy the weights again")
     try:
         config = strict.parse_json((folder / FILES[0]).read_bytes())
         if not isinstance(config, dict):
