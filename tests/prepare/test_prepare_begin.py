@@ -11,8 +11,8 @@ import torch
 
 from audiox_trainer.models.config import CodecConfig, VideoConfig
 from audiox_trainer.trainer.data.storage import FolderStore
-from audiox_trainer.trainer.prepare.blocks import PLAN_FILE, is_started, make_plan, start_preparation
 from audiox_trainer.trainer.prepare.filters import ClassifierConfig, FiltersConfig
+from audiox_trainer.trainer.prepare.manifest_blocks import PLAN_FILE, is_started, make_plan, start_preparation
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
 from tests.helpers.encoder_weights import save_clip, save_oobleck, save_synchformer
 from tests.helpers.preparation import MODEL, contents, manifest, sound

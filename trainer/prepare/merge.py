@@ -1,4 +1,4 @@
-"""Merge finished blocks into streams: an index of their shards, and a summary of their content.
+"""Merge finished manifest blocks into streams: an index of their shards, and a summary of their content.
 
 The files are the same whoever writes them, and however often. streaming's own `merge_index` makes the same index, but
 needs an index.json next to each group of shards and replaces files that may be in use.
@@ -15,9 +15,9 @@ import xxhash
 from ...models import strict
 from ..data.shards import DamagedError, ShardGroup, index_json, stream_features
 from ..data.storage import Store
-from .blocks import PreparePlan, json_bytes, read_block, record_name
 from .counts import Counts
 from .encode import Rejection
+from .manifest_blocks import PreparePlan, json_bytes, read_block, record_name
 
 THREADS = 16  # buckets answer slowly
 EXAMPLES = 64  # the number of blocks, evenly spread, whose examples are kept
@@ -43,11 +43,11 @@ def merge_blocks(store: Store, plan: PreparePlan) -> MergedBlocks:
     parts: dict[str, list[ShardGroup]] = defaultdict(list)
     first = None
     with ThreadPoolExecutor(THREADS) as pool:
-        for number, block in enumerate(pool.map(lambda n: read_block(store, plan, n), range(plan.blocks))):
+        for number, block in enumerate(pool.map(lambda n: read_block(store, plan, n), range(plan.block_count))):
             counts.add(Counts(block.counts))
             for domain, part in block.shards.items():
                 parts[domain].append(part)
-            if number % -(-plan.blocks // EXAMPLES) == 0:
+            if number % -(-plan.block_count // EXAMPLES) == 0:
                 examples += block.examples
             rejected += [json.dumps(asdict(rejection)) + "\n" for rejection in block.rejections]
             first = first or next(iter(block.rejections), None)

@@ -1,7 +1,7 @@
 """Prepare the files of a manifest, on any number of ranks, which may be killed and restarted at any time.
 
-A rank makes its own blocks, then those that others have not started, and waits until all are finished. The lowest
-living rank then merges them into streams. `blocks.py` and `ranks.py` describe the files.
+A rank makes its own manifest blocks, then those that others have not started, and waits until all are finished. The
+lowest living rank then merges them into streams. `manifest_blocks.py` and `ranks.py` describe the files.
 """
 
 import json
@@ -23,16 +23,6 @@ from ..data.storage import Store, open_store
 from ..manifest.manifest import ManifestEntry, read_entries
 from ..media.source import Reason
 from ..resilience.stop_signal import StoppedError, StopSignal
-from .blocks import (
-    FileInProgress,
-    PreparePlan,
-    block_is_finished,
-    finished_blocks,
-    is_started,
-    make_plan,
-    start_preparation,
-    write_block,
-)
 from .counts import Counts, amounts_sentence
 from .encode import (
     EncodedClips,
@@ -46,6 +36,16 @@ from .encode import (
     share_entry,
 )
 from .filters import FiltersConfig
+from .manifest_blocks import (
+    FileInProgress,
+    PreparePlan,
+    block_is_finished,
+    finished_blocks,
+    is_started,
+    make_plan,
+    start_preparation,
+    write_block,
+)
 from .merge import merge_blocks
 from .prepare_scenes import PrepareSummary
 from .ranks import PATIENCE, Ranks
@@ -169,7 +169,7 @@ def _prepare_blocks(
                 if message is not None:
                     work.take(message)
             work.write()
-            if len(work.finished) == plan.blocks:
+            if len(work.finished) == plan.block_count:
                 break
             _wait(stop, store, work.poll)
         while not store.has(REPORT_FILE):
@@ -209,7 +209,7 @@ class _RankWork:
         self.store, self.plan, self.entries, self.encoders = store, plan, entries, encoders
         self.ranks, self.spool = ranks, spool
         self.finished = finished_blocks(store)  # blocks, as far as known
-        self._own = iter(range(ranks.rank, plan.blocks, ranks.count))
+        self._own = iter(range(ranks.rank, plan.block_count, ranks.count))
         self._tasks: deque[EntryTask] = deque()
         self._open: dict[int, dict[int, FileInProgress]] = {}  # by block, then by line
         self._complete: list[int] = []  # blocks waiting to be written
@@ -247,7 +247,7 @@ class _RankWork:
             return None
         self._last_look = time.monotonic()
         self.finished |= finished_blocks(self.store)
-        left = set(range(self.plan.blocks)) - self.finished - self._open.keys()
+        left = set(range(self.plan.block_count)) - self.finished - self._open.keys()
         free = sorted(left - self.ranks.taken_blocks()) if left else []
         # From the end, which their own ranks reach last; a different one for each idle rank.
         return free[-1 - self.ranks.rank % len(free)] if free else None

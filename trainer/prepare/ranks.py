@@ -1,4 +1,4 @@
-"""Coordinate the ranks of a preparation through its folder: each announces its blocks and that it is alive.
+"""Coordinate the ranks of a preparation through its folder: each announces its manifest blocks, and that it is alive.
 
     OUT/work/ranks/00003.json     the status of rank 3, written every few seconds
 

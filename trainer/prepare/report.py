@@ -15,9 +15,9 @@ from ..media.clips import read_clips
 from ..media.source import MediaError
 from ..pages.charts import columns
 from ..pages.render import render
-from .blocks import PreparePlan, json_bytes
 from .counts import LENGTH_EDGES, Counts
 from .filters import FiltersConfig
+from .manifest_blocks import PreparePlan, json_bytes
 from .merge import MergedBlocks
 
 REPORT_FILE = "prepare_report.json"  # written last: a preparation with one is finished

@@ -1,4 +1,4 @@
-"""A preparation in blocks of a few manifest lines. The content of a block does not depend on who makes it, or when.
+"""A preparation in manifest blocks, each of a few lines. Its content does not depend on who makes it, or when.
 
     OUT/prepare.json                      the plan: everything that decides the result
     OUT/audio/000012/shard.00000.mds      shards of block 12; the same in OUT/music
@@ -52,7 +52,7 @@ class PreparePlan:
     networks: dict[str, str]  # hashes of the weights, by what uses them
 
     @property
-    def blocks(self) -> int:
+    def block_count(self) -> int:
         return -(-self.lines // self.block_lines)
 
     def lines_of(self, block: int) -> range:
