@@ -201,7 +201,7 @@ def _forward(
 
 @triton.jit
 def _inner(out, dout, delta, N, first, total, H, TILE: tl.constexpr, D: tl.constexpr):
-    """Of one stream: delta (B·H, total) = sum over D of out·dout, from row `first` on."""
+    """Computes delta (B·H, total) = sum over D of out·dout for one stream, from row `first` on."""
     bh = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * TILE + tl.arange(0, TILE)
     inside = n < N
@@ -356,7 +356,7 @@ MIN_HEAD = 32  # Triton's products are at least 16 wide, and a head is multiplie
 
 
 def head_error(head: int) -> str:
-    """Why the Triton kernels cannot have heads of this width; empty where they can."""
+    """The reason why the Triton kernels cannot have heads of this width; empty if they can."""
     if head < MIN_HEAD or head & (head - 1):
         return f"needs heads whose width is a power of two, at least {MIN_HEAD}, not {head}"
     return ""
@@ -386,7 +386,7 @@ def backward_tiles(head: int, dtype: torch.dtype) -> Tiles:
 
 @dataclass(frozen=True)
 class _Shapes:
-    """What every launch needs of the two streams."""
+    """The sizes of the two streams that every launch needs."""
 
     B: int
     L: int

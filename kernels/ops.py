@@ -74,7 +74,7 @@ BACKENDS: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 def missing(backend: str, device: torch.device, dtype: torch.dtype, head: int = 0) -> str:
-    """Why a backend cannot run and what to do about it; empty if it can. `head` is the width of a joint attention's
+    """The reason why a backend cannot run, and the remedy; empty if it can. `head` is the width of a joint attention's
     heads, 0 for other operations."""
     if backend in ("sdpa", "reference"):
         return ""

@@ -1,4 +1,5 @@
-"""How much a second rank speeds up a preparation: the same films by one rank and by two, each with one worker."""
+"""Measure how much a second rank speeds up a preparation: the same films by one rank and by two, each with one
+worker."""
 
 import json
 import os

@@ -56,7 +56,7 @@ class ConstantTensors(nn.Module):
 
 
 class SecondsEmbedding(nn.Module):
-    """Where a token stands in the clip: sinusoids of its fixed time in seconds through a linear layer.
+    """Embeds a token's position in the clip: sinusoids of its fixed time in seconds through a linear layer.
 
     Rotation tells tokens how far apart they are, never where they are, so that without this a model cannot place "from
     0.4 to 1.2 seconds": measured on the embedded scenes, 5% of such prompts were met.

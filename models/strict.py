@@ -129,7 +129,7 @@ def _join(path: str, key: str) -> str:
 
 @cache
 def _adapter(kind: type) -> TypeAdapter[Any]:
-    """Of a list with one `kind`, because pydantic takes no settings for a plain dataclass at the top."""
+    """A validator of a list with one `kind`, because pydantic takes no settings for a plain dataclass at the top."""
     return TypeAdapter(list[kind], config=ConfigDict(extra="forbid", strict=True, allow_inf_nan=False))  # type: ignore[valid-type]
 
 

@@ -1,4 +1,5 @@
-"""What documents say beside their commands is true: options, keys, files, messages, licences, the order of rooms."""
+"""Statements of documents beside their commands are true: options, keys, files, messages, licences, the order of
+rooms."""
 
 import ast
 import importlib
@@ -67,7 +68,7 @@ def keys() -> set[str]:
 
 
 def unknown_keys(texts: list[str]) -> list[str]:
-    """Of the keys that stand in full in these texts, or begin so."""
+    """The unknown ones among the keys that stand in full in these texts, or begin so."""
     sections = {key for key in keys() if "." not in key and key} - {"deepspeed"}
     named = re.findall(rf"(?<![\w./-])((?:{'|'.join(sections)})\.[a-z0-9_.]+\w)", "\n".join(texts))
     others = re.compile(r"\.(streams\.|md|json|py|safetensors|to\b)")
@@ -98,7 +99,7 @@ def test_files_exist(document):
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_commands_stand_in_fences(document):
-    """What is indented or in another kind of block would not be checked."""
+    """A command that is indented or in another kind of block would not be checked."""
     loose = [line for line in prose(document).splitlines() if COMMAND.fullmatch(line.strip())]
     assert not loose, loose
     kinds = {language for _, language, _ in FENCE.findall(document.read_text())}
@@ -147,7 +148,7 @@ def test_the_demo_prints_what_readme_shows():
 
 
 def test_results_stay_short():
-    """What decides fits on two screens, in tables of at most ten rows; the rest goes to docs/lab/."""
+    """The results that decide fit on two screens, in tables of at most ten rows; the rest goes to docs/lab/."""
     lines = (ROOT / "docs/results.md").read_text().splitlines()
     assert len(lines) <= 100
     assert all(len(table.splitlines()) <= 12 for table in re.findall(r"(?:^\|.*\n)+", "\n".join(lines), re.MULTILINE))

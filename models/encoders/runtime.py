@@ -1,4 +1,4 @@
-"""Where and how frozen encoders compute: fp32 on a CPU, bf16 products on a GPU."""
+"""The device and the precision of frozen encoders: fp32 on a CPU, bf16 products on a GPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass

@@ -13,7 +13,7 @@ STAGE = {  # of a stage: its layers in their order
 
 
 def diffusers_name(name: str, stages: int) -> str:
-    """Of an autoencoder with so many stages.
+    """The name that diffusers gives to a weight of an autoencoder with so many stages.
 
     Raises:
         ValueError: this is no name of the released autoencoder.

@@ -22,7 +22,7 @@ EPS_RMS = 1e-6
 
 @dataclass(frozen=True)
 class Modulation:
-    """What a condition settles, whatever z and t are: computed once for a sampling.
+    """The features that depend on the condition alone: computed once for a sampling.
 
     Six tensors (B, N, D) for each block: shift, scale and gate of the attention, then of the feed-forward.
     """
@@ -32,7 +32,7 @@ class Modulation:
 
 @dataclass(frozen=True)
 class ReleasedTimestepFeatures:
-    """What a noise level settles, whatever z and the condition are: a constant of the weights."""
+    """The features that depend on the noise level alone: constants of the weights."""
 
     token: Tensor  # (B, D), position 0 of the sequence
     shifts: tuple[Tensor, ...]  # (B, D) of each block, added at every position

@@ -9,7 +9,7 @@ from .config import ReleasedConfig
 
 
 class ReleasedAudioX(nn.Module):
-    """What the authors' checkpoints hold under the same names.
+    """The whole network of the authors' checkpoints, with the names of their weights.
 
     B batch, F frames, P tokens of a frame, S sync steps, T = 128 tokens of a modality, L latents, C condition width.
     """

@@ -1,4 +1,4 @@
-"""What a distillation's configuration refuses, and what it derives."""
+"""Values that a distillation's configuration refuses, and values that it derives."""
 
 import re
 import subprocess

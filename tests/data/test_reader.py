@@ -30,7 +30,7 @@ STEPS = 27  # three epochs of nine steps
 
 @pytest.fixture(scope="module")
 def uninterrupted(scenes):
-    """What one rank gets from the first step on: for each step index -> sample."""
+    """The samples of one rank from the first step on: for each step index -> sample."""
     return read(small_config(scenes), 0, STEPS)
 
 

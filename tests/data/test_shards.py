@@ -180,7 +180,7 @@ def edit(path, **changes):
 
 
 def reseal(folder):
-    """As another program would have written it: the hashes fit what is there."""
+    """Writes the hashes that fit the changed files, as another program would have."""
     index, features = folder / "index.json", folder / "features.json"
     if index.is_file() and features.is_file():
         edit(features, index_hash=hash_file(index))
@@ -252,7 +252,7 @@ def test_an_index_cannot_lead_elsewhere(folder):
 
 
 def test_samples_without_latents(folder):
-    """Which training learns from, and the discriminator of a distillation."""
+    """Training and the discriminator of a distillation learn from latents, so they are required."""
     index = json.loads((folder / "index.json").read_text())
     for shard in index["shards"]:
         for column in ("latent_mean", "latent_std"):

@@ -1,4 +1,4 @@
-"""How many versions of a block's code may be compiled, and what is said at the limit."""
+"""The limit of compiled versions of a block's code, and the warning at the limit."""
 
 from functools import partialmethod
 

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: selection, refusal, tables; and that all compute the same in a model."""
+"""The implementation of an operation that runs: selection, refusal, tables; and all compute the same in a model."""
 
 import json
 from dataclasses import asdict, replace
@@ -220,7 +220,7 @@ def test_alternatives_compute_the_same(monkeypatch, way):
 
 @pytest.mark.parametrize("backward", [False, True])
 def test_calls_that_are_timed_take_turns_with_copies_of_the_inputs(backward):
-    """So that a GPU's cache does not hold what they read. The results are those of one call."""
+    """Copies, so that a GPU's cache does not hold the inputs. The results are those of one call."""
     case = kernel_cases(SHAPE, CPU, torch.float32)["gated_residual"]
     seen = []
 

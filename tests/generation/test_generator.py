@@ -172,7 +172,7 @@ def test_guidance_is_the_two_branches_combined(generator):
 
 
 def test_levels_known_beforehand_change_nothing(generator):
-    """What the backbone makes of one level, taken for all samples, against each sample's own level."""
+    """The backbone's features of one level, taken for all samples, against each sample's own level."""
     backbone, config = generator.model.backbone, generator.model.config
     z = torch.randn(3, config.codec.frames, config.codec.latent_channels)
     condition, length = generator._encode(generator.conditions(ClipRequest(["a bell", "two kicks", ""])))

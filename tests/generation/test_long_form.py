@@ -89,7 +89,7 @@ def test_the_length_is_what_is_asked_for_or_the_videos_or_a_clips(generator, med
 
 @pytest.fixture
 def one_thread():
-    """As `make` computes a clip; with more of them the last bits differ."""
+    """One thread, as `make` computes a clip; with more of them the last bits differ."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -214,7 +214,7 @@ def test_a_sound_has_the_same_bits_in_every_batch(generator, media):
 
 
 def test_one_forward_for_a_batch_agrees_to_rounding(generator, media):
-    """How a GPU makes a batch."""
+    """A GPU makes a batch in one forward."""
     begun = [generator.start_sound(p) for p in mixed(media)]
     requests, seeds = [s.next_request() for s in begun], [s.next_seed for s in begun]
     together = generator.latents(concatenate_requests(requests, generator.model.config), seeds)

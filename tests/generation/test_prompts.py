@@ -1,4 +1,4 @@
-"""What a user may ask for, and what is said of what he may not."""
+"""Requests that a user may make, and the messages for those that are refused."""
 
 import json
 from typing import get_args

@@ -64,7 +64,7 @@ def line_of_project() -> str:
 
 
 class Transfers:
-    """What crosses between host and device: `waits` where the host stands still until the device has caught up."""
+    """Transfers between host and device: `waits` where the host stands still until the device has caught up."""
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()

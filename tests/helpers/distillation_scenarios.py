@@ -48,8 +48,8 @@ def digests(task: Distillation) -> dict[str, str]:
 
 
 def held(model: nn.Module) -> list[torch.Tensor]:
-    """What a model computes with on this rank. Where ZeRO-3 shards it, that is each parameter's `ds_tensor`: the whole
-    comes and goes."""
+    """The weights that a model computes with on this rank. Where ZeRO-3 shards them, these are each parameter's
+    `ds_tensor`: the whole comes and goes."""
     return [getattr(p, "ds_tensor", p) for p in model.parameters()]
 
 
@@ -155,7 +155,7 @@ def midway(folder: Path, config: DistillConfig, updates: int) -> dict[str, Any]:
 
 
 def collapsed(folder: Path, config: DistillConfig, size: float) -> dict[str, Any]:
-    """What is said of a student that answers every condition with one pattern, `size` times as large as the data's,
+    """The warnings about a student that answers every condition with one pattern, `size` times as large as the data's,
     and of a discriminator that knows it."""
     task, said = begun(config), []
 

@@ -70,7 +70,7 @@ def prose(path: Path) -> str:
 
 
 def spans(text: str) -> list[str]:
-    """What stands between backticks, on one line each."""
+    """The texts between backticks, on one line each."""
     return [" ".join(span.split()) for span in SPAN.findall(text)]
 
 
@@ -129,7 +129,7 @@ def batch_script(command: Command) -> tuple[list[str], Path, list[str]]:
 
 
 def _steps(command: Command) -> list[Command]:
-    """What a batch job starts on its ranks, by its own script with a job.sh that only records."""
+    """The commands that a batch job starts on its ranks, by its own script with a job.sh that only records."""
     if command.program != "sbatch" or command.partial:
         return []
     _, script, arguments = batch_script(command)

@@ -64,7 +64,7 @@ def save_oobleck(folder: Path, channels: int = 8, rate: int = 8000, ratios: tupl
 
 
 def save_synchformer(folder: Path, config: SynchformerConfig = SYNCHFORMER) -> Path:
-    """What `launch/convert.py --encoder synchformer` makes."""
+    """Writes a folder like that of `launch/convert.py --encoder synchformer`."""
     folder.mkdir(parents=True)
     save_file({k: v.contiguous() for k, v in Synchformer(config).state_dict().items()}, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(asdict(config)))

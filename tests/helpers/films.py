@@ -30,7 +30,7 @@ def turn(path: Path) -> None:
 
 @dataclass(frozen=True)
 class Contents:
-    """What a player gets from a file."""
+    """The content of a file as a player gets it."""
 
     packets: list[bytes]  # of the pictures
     times: np.ndarray  # of the pictures, in seconds

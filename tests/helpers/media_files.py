@@ -76,7 +76,7 @@ def numbered(number: int) -> av.VideoFrame:
 
 
 def number_of(picture: np.ndarray) -> int:
-    """Of a picture (3, CODED, CODED)."""
+    """The number that a picture (3, CODED, CODED) shows."""
     bits = picture[1, 8::16, 8::16] > 127
     return int((bits.ravel() << np.arange(9)).sum())
 

@@ -40,7 +40,7 @@ def swap_axes(x: torch.Tensor) -> torch.Tensor:
 
 
 def load_outputs() -> dict[str, tuple[torch.Tensor, float]]:
-    """Of each output the numbers that are kept, and the largest value of all."""
+    """The stored numbers of each output, and the largest value of all."""
     with safe_open(GOLDEN / "outputs.safetensors", "pt") as file:
         largest = json.loads(file.metadata()["largest"])
         return {name: (file.get_tensor(name), largest[name]) for name in file.keys()}
@@ -76,7 +76,7 @@ def features(inputs, case: str) -> tuple[torch.Tensor, ...]:
 
 
 def captured(modules: dict[str, torch.nn.Module], call) -> dict[str, torch.Tensor]:
-    """What these modules gave during a call."""
+    """The outputs of these modules during a call."""
     found: dict[str, torch.Tensor] = {}
     handles = [
         module.register_forward_hook(lambda _m, _i, out, name=name: found.update({name: out}))

@@ -45,7 +45,7 @@ KillWait=5
 
 
 def why_not() -> str:
-    """Why there can be no Slurm here, or ""."""
+    """The reason why there can be no Slurm here, or ""."""
     absent = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: slurm-wlm, munge)"
@@ -53,7 +53,7 @@ def why_not() -> str:
 
 
 def not_alone() -> str:
-    """Why a process here can have no /dev/shm of its own, or ""."""
+    """The reason why a process here can have no /dev/shm of its own, or ""."""
     done = subprocess.run([*ALONE, "true"], capture_output=True, text=True)
     return "" if done.returncode == 0 else f"no /dev/shm of a process's own: {done.stderr.strip()}"
 
@@ -130,7 +130,7 @@ class Slurm:
         self._start(node, *ALONE, "slurmd", "-D", "-N", node)
 
     def lose_node(self, node: str) -> None:
-        """As when its power goes: everything that runs there is gone at once."""
+        """Kills everything that runs there at once, as a power cut does."""
         self.daemons[node].kill()
         self.daemons[node].wait()
         listening = sockets(self.folder / f"spool-{node}")  # of what runs its steps, and would report their end
@@ -181,7 +181,7 @@ class Slurm:
 
 
 class Job:
-    """What was submitted, and what it has said."""
+    """A submitted job, and its output."""
 
     def __init__(self, slurm: Slurm, number: str, log: Path) -> None:
         self.slurm, self.number, self.log = slurm, number, log
@@ -190,7 +190,7 @@ class Job:
         return self.log.read_text() if self.log.exists() else ""
 
     def state(self) -> dict[str, str]:
-        """What scontrol says of it: JobState, Restarts, ExitCode and so on."""
+        """The fields of scontrol: JobState, Restarts, ExitCode and so on."""
         fields = self.slurm.run("scontrol", "show", "job", self.number).split()
         return dict(field.split("=", 1) for field in fields if "=" in field)
 

@@ -26,7 +26,7 @@ PermitRootLogin prohibit-password
 
 
 def why_not() -> str:
-    """Why there can be no such nodes here, or ""."""
+    """The reason why there can be no such nodes here, or ""."""
     absent = [name for name in NEEDED if not shutil.which(name, path=PATH)]
     if absent:
         return f"{', '.join(absent)} not installed (Debian: openssh-server, pdsh)"
@@ -66,7 +66,7 @@ class Hosts:
             server.wait(10)
 
     def options(self) -> list[str]:
-        """Of ssh: nothing of this user's own configuration."""
+        """Options of ssh, with nothing of this user's own configuration."""
         never = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
         return ["-F", "none", "-i", str(self.folder / "own"), *never]
 

@@ -68,7 +68,7 @@ class Run:
         return max([0, *self.losses()])
 
     def losses(self) -> dict[int, dict[str, Any]]:
-        """What each step left in metrics.jsonl of the training itself."""
+        """The losses that each step wrote into metrics.jsonl."""
         file, rows = self.folder / "metrics.jsonl", {}
         for line in file.read_text().splitlines() if file.exists() else ():
             if line.endswith("}"):
@@ -77,7 +77,7 @@ class Run:
         return rows
 
     def log(self) -> int:
-        """Which file is its log: one that resumes replaces it by one without the steps that it will make again."""
+        """The log's file: a run that resumes replaces it by one without the steps that it will make again."""
         file = self.folder / "metrics.jsonl"
         return file.stat().st_ino if file.exists() else 0
 

@@ -275,8 +275,8 @@ def waits(folder: Path, config: PretrainConfig) -> dict[str, Any]:
 
 
 def counted(folder: Path, config: PretrainConfig) -> dict[str, Any]:
-    """Of a rank's second step: bytes of its tensors, of gradients that stay after it, of DeepSpeed's buffers and of its
-    collective operations."""
+    """Counts of a rank's second step: bytes of its tensors, of gradients that stay after it, of DeepSpeed's buffers and
+    of its collective operations."""
     task, batches = Pretraining(config, scenarios.WORLD), MadeUp(config).batches(0)
     first, buffers = next(task.model.parameters()), [0]
 

@@ -42,7 +42,7 @@ TENSOR_CORES = r"\bHGMMA|\bHMMA|\bUTC\w*MMA"  # on 90, 80 and 100
 
 @dataclass(frozen=True)
 class Code:
-    """What a kernel needs on a GPU."""
+    """The resources that a kernel needs on a GPU."""
 
     sm: int  # compute capability
     kernel: str
@@ -61,7 +61,8 @@ class Code:
 
 
 class _Driver:
-    """What Triton asks of a driver before it compiles. One device per architecture, since it keeps one kernel each."""
+    """The driver calls that Triton makes before it compiles. One device per architecture, since it keeps one kernel
+    each."""
 
     def __init__(self, sm: int) -> None:
         self.sm = sm
@@ -132,7 +133,7 @@ def compiled(sm: int, head: int) -> list[Code]:
 
 
 def read(sm: int, name: str, kernel: Any) -> Code:
-    """What the assembler made of a compiled kernel."""
+    """The assembler's figures for a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()

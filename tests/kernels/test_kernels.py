@@ -177,7 +177,7 @@ def test_joint_attention(dtype, padded):
 
 @pytest.mark.parametrize("name", ["swiglu", "gated_residual", "attention"])
 def test_gradients_by_finite_differences(name):
-    """Where float64 passes through as it is."""
+    """For operations that let float64 pass through as it is."""
 
     def double(*shape):
         return torch.randn(*shape, dtype=torch.float64, requires_grad=True)

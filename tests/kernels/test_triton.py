@@ -128,7 +128,7 @@ def test_joint_attention(case, dtype):
 
 
 def test_padding_reaches_nothing():
-    """What stands in padded condition tokens changes neither outputs nor the gradients of others, not even if it is
+    """The values of padded condition tokens change neither outputs nor the gradients of others, not even if it is
     not a number."""
     (x, rotation_x), (c, rotation_c) = (stream(2, n, 1, 64, torch.float32) for n in (9, 20))
     length = torch.tensor([3, 20])

@@ -68,7 +68,7 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: in
 
 
 def _goes_through(command: list[str], root: Path, said: Path) -> str:
-    """What the command says. It ends by itself, whatever its processes left behind may still hold open."""
+    """The command's output. It ends by itself, whatever its processes left behind may still hold open."""
     with said.open("w") as file:
         demo = subprocess.Popen(command, cwd=root, stdout=file, stderr=file, process_group=0)
         try:

@@ -1,4 +1,4 @@
-"""What documents, docstrings and batch scripts show is true: every command is parsed by its own script, its
+"""The commands in documents, docstrings and batch scripts work: every command is parsed by its own script, its
 configuration is loaded, its ranks divide the batch, and what one command reads another one makes."""
 
 import importlib
@@ -82,7 +82,7 @@ def user(tmp_path_factory, monkeypatch):
 
 
 def ranks(command: Command) -> int:
-    """How many a launcher starts; 1 where the documents leave it to the machine."""
+    """The number of ranks that a launcher starts; 1 where the documents leave it to the machine."""
     words = list(command.arguments)
     if command.program == "torchrun":
         asked = get_args_parser().parse_args(words)
@@ -116,7 +116,7 @@ def test_make_has_its_target(command, user):
 
 @pytest.mark.parametrize("command", [c for c in commands() if c.program == "sbatch" and not c.partial], ids=str)
 def test_its_job_divides_the_batch(command, user):
-    """As many ranks as the batch script and sbatch's own options ask for."""
+    """The batch script and sbatch's own options say how many ranks there are."""
     _, script, (config, *arguments) = batch_script(command)
     if script.stem in ("pretrain", "distill"):
         own = arguments if script.stem == "pretrain" else ["--teacher", *arguments]

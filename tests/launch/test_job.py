@@ -1,4 +1,4 @@
-"""What a batch job decides, with Slurm's commands replaced by ones that note how they are called."""
+"""The decisions of a batch job, with Slurm's commands replaced by ones that note how they are called."""
 
 import os
 import shutil
@@ -246,7 +246,7 @@ def test_a_task_becomes_a_rank():
 
 
 def test_the_first_rank_that_fails_says_so(tmp_path):
-    """Of a rank that ends well, that asks to be stopped, that fails first and that is killed after it."""
+    """One rank ends well, one asks to be stopped, one fails first and one is killed after it."""
     slurm = {"SLURM_PROCID": "0", "SLURM_NTASKS": "1", "SLURM_NNODES": "1", "SLURM_LOCALID": "0"}
     environment = os.environ | slurm | {"FIRST": str(tmp_path / "ended")}
     found = []

@@ -118,7 +118,7 @@ LAUNCHES = {
 
 @pytest.fixture(scope="module")
 def launches(scenes, tmp_path_factory):
-    """What each launch printed and left: name -> (its answer, files before, files after)."""
+    """The output and the files of each launch: name -> (its answer, files before, files after)."""
     cases, folders, before = [], [], []
     for case in LAUNCHES.values():
         folder = tmp_path_factory.mktemp("launch")

@@ -74,7 +74,7 @@ def undisturbed(base: Path, name: str, *arguments: str) -> supervised_runs.Run:
 
 
 def test_asked_to_stop_it_saves_comes_back_and_ends(slurm, base):
-    """What happens at a time limit, with the signal sent at once. The ranks wait for it, as it may take long."""
+    """The events at a time limit, with the signal sent at once. The ranks wait for it, as it may take long."""
     settings = ("training.steps=100", "checkpoint.every=1000", f"timeouts.step={PATIENCE}")
     training = Training(slurm, base, "asked", *(word for setting in settings for word in ("--set", setting)))
     training.reaches(3)

@@ -93,7 +93,7 @@ def test_hinge_losses():
 
 
 class TestCycle:
-    """Whose turn an update is follows from its number."""
+    """The number of an update decides whose turn it is."""
 
     def test_five_to_one_to_one_after_both_warm_ups(self):
         cycle = UpdateCycle(5, 1, 1, warm_start=2, fake_warm_up=3)

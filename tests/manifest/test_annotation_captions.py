@@ -90,7 +90,7 @@ def test_every_kind_is_said_in_phrasings_that_a_seed_chooses():
 
 
 def test_a_bare_name_is_not_repeated():
-    """Who gives captions has said what sounds; who gives a count says more."""
+    """Captions say what sounds; a count says more."""
     assert drawn(["a kick drum"], {"category": {"kick drum": None}}) == ["a kick drum"]
     assert len(drawn([], {"category": {"kick drum": None}})) == SENTENCES_PER_KIND
     assert len(drawn(["a kick drum"], {"category": {"kick drum": 2}})) == 1 + SENTENCES_PER_KIND

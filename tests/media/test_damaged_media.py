@@ -1,4 +1,5 @@
-"""Of many files a tenth damaged in ten ways: every good one is kept, every bad one named, and memory stays flat."""
+"""Many files, a tenth of them damaged in ten ways: every good one is kept, every bad one named, and memory stays
+flat."""
 
 import contextlib
 import json

@@ -117,7 +117,7 @@ def test_a_write_that_fails_leaves_the_old_file(videos, wave, tmp_path, monkeypa
 
 
 def test_a_cover_is_no_film_and_an_unknown_codec_is_said(tmp_path):
-    """As where pictures are decoded."""
+    """The same as for decoding pictures."""
     with av.open(str(tmp_path / "song.mp4"), "w") as container:
         cover = container.add_stream("png", rate=1)
         cover.width, cover.height, cover.pix_fmt = 32, 32, "rgb24"

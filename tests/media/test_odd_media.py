@@ -67,7 +67,7 @@ def test_what_the_machine_lacks_is_not(tmp_path, monkeypatch, fault):
 
 
 class Odd(Exception):
-    """As those of aiohttp and botocore, no OSError."""
+    """An error like those of aiohttp and botocore, which are no OSError."""
 
 
 def test_a_connection_that_breaks_while_parts_are_read(tmp_path, monkeypatch):
@@ -135,6 +135,6 @@ def test_sound_may_end_before_the_pictures_or_after_them(tmp_path):
 
 
 def test_a_container_that_declares_no_length(tmp_path):
-    """As one that was written to a pipe."""
+    """Such a file was written to a pipe."""
     path = mixed(tmp_path / "a.mka", sound="ac3", live="1")
     assert read_sound(path, MODEL.codec).shape[1] / MODEL.codec.sample_rate == pytest.approx(4.0, abs=0.1)

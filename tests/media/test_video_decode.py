@@ -16,7 +16,7 @@ EVEN = [i / 25 for i in range(500)]
 
 
 def numbers(path, times, start=0.0):
-    """Which pictures are shown at these times, in seconds after the film's beginning; where reading it began."""
+    """The pictures shown at these times, in seconds after the film's beginning; where reading it began."""
     with FrameReader(path, CODED, start) as reader:
         began = reader._before.time - reader.begin
         return [number_of(picture) for picture in reader.nearest([reader.begin + time for time in times])], began
@@ -65,7 +65,7 @@ def test_time_begins_with_the_film(tmp_path):
 
 
 def test_pictures_stand_upright(tmp_path):
-    """As a telephone stores them: what is on the left when they are decoded belongs to the bottom."""
+    """Telephones store pictures on their side: the left of a decoded one belongs to the bottom."""
     path = numbered_film(tmp_path / "a.mp4", EVEN[:5], "mpeg4")
     with FrameReader(path, CODED) as reader:
         lying = reader.nearest([0.04])[0]

@@ -73,7 +73,7 @@ def test_the_first_velocity_is_zero(config):
 
 
 def test_the_linear_path_begins_as_the_best_linear_estimate(config):
-    """Of z_1 - z_0 from z_t, with noise and data of unit variance."""
+    """The estimate of z_1 - z_0 from z_t, with noise and data of unit variance."""
     model, given = AudioX(replace(config, backbone=replace(config.backbone, linear_path=True))), inputs(config)
     z0, z1, t = torch.randn(100_000), torch.randn(100_000), torch.linspace(0.05, 1, BATCH)
     for level, velocity, z in zip(t, model(given[0], t, *given[2:]), given[0], strict=True):

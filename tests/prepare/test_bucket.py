@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 
 @pytest.fixture
 def bucket(monkeypatch):
-    """Of an S3-compatible server on this machine."""
+    """A bucket of an S3-compatible server on this machine."""
     for name, value in (("ACCESS_KEY_ID", "nobody"), ("SECRET_ACCESS_KEY", "nothing"), ("DEFAULT_REGION", "us-east-1")):
         monkeypatch.setenv(f"AWS_{name}", value)
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
@@ -45,7 +45,7 @@ def bucket(monkeypatch):
 
 
 def objects(client, folder):
-    """What `contents` gives of a folder."""
+    """The same as `contents` of a folder."""
     found = {}
     for page in client.get_paginator("list_objects_v2").paginate(Bucket="sounds", Prefix=f"{folder}/"):
         for item in page.get("Contents", []):
@@ -146,7 +146,7 @@ def test_a_stream_in_a_bucket_wants_a_folder_here():
 
 @pytest.mark.long
 def test_killed_at_a_random_moment(tmp_path, bucket, root):
-    """As in a folder: two ranks, both killed twice, and begun again."""
+    """The same as in a folder: two ranks, both killed twice, and started again."""
     for i in range(16):
         sound(tmp_path / f"{i}.flac", 1.0 + 4 * (i % 4))
     path = manifest(tmp_path, *({"audio": f"{i}.flac", "category": {"bell": 2}} for i in range(16)))

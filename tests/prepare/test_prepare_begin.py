@@ -1,4 +1,4 @@
-"""How a preparation begins: ranks that start at once, slips that can be mended, networks known by their bytes."""
+"""The start of a preparation: ranks that start at once, errors that can be repaired, networks known by their bytes."""
 
 import shutil
 import threading
@@ -119,7 +119,7 @@ def test_a_slip_in_the_configuration_can_be_mended(tmp_path, path, device):
 
 
 class TestNetworks:
-    """Where they lie may change, what they are may not."""
+    """Their paths may change, their contents may not."""
 
     @pytest.fixture
     def model(self, tmp_path):

@@ -1,4 +1,4 @@
-"""What fails for a while, hangs, or ends its process: no good file is lost to it, and no bad one stops the work."""
+"""Files that fail for a while, hang, or end their process: no good file is lost, and no bad one stops the work."""
 
 import errno
 import json
@@ -178,7 +178,7 @@ def test_a_process_that_is_killed(tmp_path, monkeypatch, forkserver, capsys, tim
 
 
 def test_features_that_are_not_finite(tmp_path, monkeypatch):
-    """Of one clip: that one is left out by its place, the others stay."""
+    """One clip is left out by its position, the others stay."""
     sound(tmp_path / "a.flac", 5.0)
     truly = encode_module._encode
 

@@ -1,4 +1,4 @@
-"""How a preparation finds its rank, its device and its cores, and what it says when it is started wrongly."""
+"""A preparation finds its rank, its device and its cores, and refuses a wrong start."""
 
 import base64
 import json

@@ -1,4 +1,4 @@
-"""What ranks show of their progress together, and how little they ask of the store where they meet."""
+"""The progress that ranks show together, and the few requests that it costs."""
 
 import json
 import time
@@ -50,7 +50,7 @@ class Shown(PreparationProgress):
 
 
 def shown(tmp_path, monkeypatch, rank, others, then):
-    """What a rank shows after two announcements of others."""
+    """The progress that a rank shows after two announcements of others."""
     monkeypatch.setattr(module, "PreparationProgress", Shown)
     store = FolderStore(tmp_path / "out", 9)
     for other, (lines, clips) in others.items():

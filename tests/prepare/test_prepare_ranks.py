@@ -43,7 +43,7 @@ def made(tmp_path_factory):
 
 
 def finished(out):
-    """When each block was finished."""
+    """The time at which each block was finished."""
     return {p.name: p.stat().st_mtime_ns for p in (out / "work/blocks").glob("*.json")}
 
 
@@ -71,8 +71,8 @@ def kill_and_begin_again(out, path, seed):
 
 
 def kill(out, path, rng, after_the_last):
-    """When some blocks are finished, or after the last one, while streams and report are made. Where one of two ranks
-    lives on, it makes what is left. -> the blocks that were finished."""
+    """Kills ranks when some blocks are finished, or after the last one, while streams and report are made. If one of
+    two lives on, it makes what is left. -> the blocks that were finished."""
     before = finished(out)
     ranks = [start_rank(out, path, rank, 2) for rank in range(2)]
     goal = FILES if after_the_last else rng.integers(len(before), FILES + 1)
@@ -105,7 +105,7 @@ def small(folder, count=6):
 
 
 def test_encoding_in_the_rank_gives_the_same(tmp_path):
-    """As for a GPU: workers decode, and hand over what they decode in shared memory."""
+    """The same as on a GPU: workers decode, and pass the result on in shared memory."""
     path = small(tmp_path)
     judged = FiltersConfig(max_silent=0.5)
     for name, device in (("workers", ""), ("rank", "cpu")):

@@ -14,7 +14,7 @@ TEXT = "".join(json.dumps(line) + "\n" for line in LINES)
 
 
 def resumed(folder, step, capsys):
-    """What a run that resumes at this step says, and the steps in its metrics."""
+    """The output of a run that resumes at this step, and the steps in its metrics."""
     with Logs(folder, True, step, 20, "run"):
         pass
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

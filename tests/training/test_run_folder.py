@@ -1,4 +1,5 @@
-"""What may change between two starts of a run, and what is refused, with both values, before anything is written."""
+"""Values that may change between two starts of a run; others are refused, with both values, before anything is
+written."""
 
 import errno
 import fcntl
@@ -177,8 +178,8 @@ class TestASilentBeginning:
 
     @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
     def test_a_run_does_not_begin_anew(self, tmp_path, capsys, beside, sure):
-        """Of rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. A save beside
-        the steps may have been cut short until the next begins."""
+        """With rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. A save
+        beside the steps may have been cut short until the next begins."""
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         task, first = SimpleNamespace(can_checkpoint_after=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
         try:

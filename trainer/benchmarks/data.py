@@ -1,4 +1,4 @@
-"""How fast a rank reads warm shards, and the share of a training step that reading takes."""
+"""The speed at which a rank reads warm shards, and the share of a training step that reading takes."""
 
 import contextlib
 import itertools

@@ -1,4 +1,4 @@
-"""How fast media become clips, against FFmpeg's own program with the same filters on the same film."""
+"""The speed at which media become clips, against FFmpeg's own program with the same filters on the same film."""
 
 import os
 import resource

@@ -129,7 +129,7 @@ class RoundParts:
         )
 
     def seconds(self) -> dict[str, float]:
-        """How long each part takes now."""
+        """Seconds that each part takes now."""
         passes = {one.title: _seconds(self._call(one)) for one in self.passes}
         return passes | {f"{name} optimizer": _seconds(step) for name, step in self.optimizers.items()}
 

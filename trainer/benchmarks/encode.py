@@ -1,4 +1,4 @@
-"""How many clips per second the frozen encoders turn into features, part by part, and which part is slowest."""
+"""Clips per second that the frozen encoders turn into features, part by part, and the slowest part."""
 
 import statistics
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""How fast latents are made: our sampling against plainer ways to do the same."""
+"""The speed of sampling latents: ours against plainer ways to do the same."""
 
 import copy
 import statistics

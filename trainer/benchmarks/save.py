@@ -1,4 +1,4 @@
-"""What a checkpoint costs a training that waits for it, and one that saves asynchronously."""
+"""The cost of a checkpoint for a training that waits for it, and for one that saves asynchronously."""
 
 import os
 import time

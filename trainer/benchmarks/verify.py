@@ -1,4 +1,4 @@
-"""How fast `verify` reads, against a plain read of the same files and the hash alone, taking turns."""
+"""The speed of `verify`, against a plain read of the same files and the hash alone, taking turns."""
 
 import os
 import time

@@ -11,7 +11,7 @@ LOCAL_PROTOCOLS = ("file", "local")
 
 
 def address_problem(address: str, allowed: Collection[str] = PROTOCOLS) -> str:
-    """Why an address is not read; empty if it may be."""
+    """The reason why an address is not read; empty if it may be."""
     protocol = address.partition("://")[0]
     if "::" in address:
         return "'::' chains one address to another, which is not read; give a single address, with %3A%3A for '::'"

@@ -16,7 +16,7 @@ from .credentials import redacted
 
 
 class ExitCode(IntEnum):
-    """How a launch ends. A batch system requeues a job for STOPPED and HUNG only."""
+    """The end of a launch. A batch system requeues a job for STOPPED and HUNG only."""
 
     DONE = 0
     FAILED = 1

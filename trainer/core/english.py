@@ -19,7 +19,7 @@ def number(count: int, digits: bool = False) -> str:
 
 
 def plural(noun: str) -> str:
-    """Of the last word of a noun: "dog barks", "children", "DJs"."""
+    """The noun with its last word in the plural: "dog barks", "children", "DJs"."""
     before, word = _LAST_LETTERS.fullmatch(noun).groups()  # type: ignore[union-attr]  # it matches every text
     lower = word.lower()
     many = _ENGINE.plural_noun(lower) if word else "s"

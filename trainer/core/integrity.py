@@ -55,7 +55,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def manifest_fault(folder: Path) -> str:
-    """How a manifest differs from the text that was written, if only by a blank; "" where it does not."""
+    """The difference of a manifest from the text that was written, if only a blank; "" if there is none."""
     try:
         return text_fault(folder / MANIFEST, with_hash(read_manifest(folder)))
     except ManifestError as error:
@@ -69,7 +69,8 @@ def text_fault(file: Path, value: Any) -> str:
 
 
 def file_fault(file: Path, expected: dict[str, Any], advance: Callable[[int], object] = ignore) -> str:
-    """How a file differs from its entry in a manifest, or "". `advance` hears how many bytes were read."""
+    """The difference of a file from its entry in a manifest, or "". `advance` gets the number of bytes that were
+    read."""
     try:
         if not file.is_file():
             return f"{file} is missing"

@@ -1,4 +1,4 @@
-"""Whose turn an update of distillation is."""
+"""The turns of a distillation: the role that an update trains."""
 
 from dataclasses import dataclass
 from enum import Enum

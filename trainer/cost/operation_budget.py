@@ -1,4 +1,4 @@
-"""How many updates of a distillation a budget of operations pays for."""
+"""The number of a distillation's updates that a budget of operations pays for."""
 
 from dataclasses import replace
 from statistics import mean

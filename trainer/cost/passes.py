@@ -14,7 +14,7 @@ from ..core.update_cycle import Phase
 
 
 class Gradient(Enum):
-    """What a pass computes the gradient of."""
+    """The tensors that a pass computes the gradient of."""
 
     NONE = "forward"
     LATENTS = "forward, backward to the latents"
@@ -78,13 +78,13 @@ def _branches(config: DistillConfig) -> int:
 
 
 def step_probabilities(config: DistillConfig, phase: Phase) -> Sequence[float]:
-    """How likely an update is about each of the student's steps. The warm start takes all alike."""
+    """The probability of each of the student's steps in an update. The warm start takes all alike."""
     drawn = config.distillation.step_probabilities
     return [1 / len(drawn)] * len(drawn) if phase is Phase.WARM_START else drawn
 
 
 def count_passes(passes: Sequence[Pass]) -> Counter[Pass]:
-    """How often each kind of pass happens, under a key whose own count is 1."""
+    """The number of passes of each kind, under a key whose own count is 1."""
     counts = Counter[Pass]()
     for one in passes:
         counts[replace(one, count=1)] += one.count

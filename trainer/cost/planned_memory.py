@@ -14,7 +14,8 @@ Stage = Literal[0, 1, 2, 3]
 
 @dataclass(frozen=True)
 class Layout:
-    """How a run is laid out over GPUs: what may be chosen without changing what is learnt, except for the batch."""
+    """The layout of a run over GPUs: values that may be chosen without changing what is learnt, except for the
+    batch."""
 
     gpus: int
     stage: Stage | None  # ZeRO stage of everything that is trained; None: as the configuration has it

@@ -1,4 +1,4 @@
-"""How long updates take under a layout: operations at an assumed utilisation, bytes at the speeds of data sheets.
+"""The time of updates under a layout: operations at an assumed utilisation, bytes at the speeds of data sheets.
 
 Nothing here was measured. A collective operation is modelled as a ring: each GPU sends (n-1)/n of the vector to the
 next, once to gather it or to reduce and scatter it, twice to all-reduce it, and the ring leaves each node once.

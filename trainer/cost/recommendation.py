@@ -1,4 +1,4 @@
-"""Which layout to take, and why."""
+"""Recommend a layout, with the reason."""
 
 import math
 from collections.abc import Sequence
@@ -44,7 +44,7 @@ def nearest_batch(work: Workload, gpus: int) -> int:
 
 
 def batch_problem(work: Workload, cluster: Cluster) -> str:
-    """Why the configured batch does not divide over these GPUs, and what would; "" if it does."""
+    """The reason why the configured batch does not divide over these GPUs, and one that would; "" if it does."""
     batch, micro, gpus = work.training.global_batch, work.training.micro_batch, cluster.gpus
     if batch % (gpus * micro) == 0:
         return ""
@@ -83,7 +83,7 @@ def _penalised_seconds(work: Workload, layout: Layout, cluster: Cluster) -> floa
 
 
 def _reason(work: Workload, layout: Layout, memory: PlannedMemory, cluster: Cluster) -> str:
-    """Why no other layout, in a sentence."""
+    """The reason why no other layout is better, in a sentence."""
     space, seconds = usable_memory(cluster.gpu), run_seconds(work, layout, cluster)
     parts = [f"the fastest that fits, with {memory.total / 1e9:.1f} of {space / 1e9:.1f} GB"]
     for stage in STAGES:

@@ -206,8 +206,8 @@ def planned_roles(config: BaseConfig, model: Sequence[int], head: Sequence[int])
 
 
 def _groups(shares: Iterable[int], most: int) -> int:
-    """How many groups DeepSpeed makes of parameters in their order. A group ends with the parameter at which it reaches
-    `most`."""
+    """The number of groups that DeepSpeed makes of parameters in their order. A group ends with the parameter at which
+    it reaches `most`."""
     groups = filled = 0
     for share in shares:
         if not filled:

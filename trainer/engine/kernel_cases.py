@@ -142,7 +142,7 @@ def _both_streams(implementation: Callable[..., Any], *inputs: Tensor) -> tuple[
 
 
 def condition_lengths(shape: BlockShape, device: torch.device) -> Tensor:
-    """How many condition tokens of each sample (B,) are no padding, from a fixed seed."""
+    """The number of each sample's condition tokens (B,) that are no padding, from a fixed seed."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(shape.condition // 2, shape.condition + 1, (shape.batch,), generator=generator).to(device)
 

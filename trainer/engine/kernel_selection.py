@@ -1,4 +1,4 @@
-"""Which implementation of each operation a run uses: as configured, as a table says, or measured at start."""
+"""The implementation of each operation that a run uses: as configured, as a table says, or measured at start."""
 
 import json
 import math
@@ -205,7 +205,7 @@ def _call(
 
 
 def _difference(results: list[torch.Tensor], expected: list[torch.Tensor]) -> str:
-    """Which output or gradient differs from the reference; "" if none does."""
+    """The output or gradient that differs from the reference; "" if none does."""
     for place, (a, b) in enumerate(zip(results, expected, strict=True)):
         worst = ((a.float() - b.float()).abs().max() / b.float().abs().max().clamp_min(1e-3)).item()
         if not worst <= TOLERANCES[min(a.dtype, b.dtype, key=lambda dtype: dtype.itemsize)]:

@@ -193,7 +193,7 @@ class Engine:
             yield from group or ()
 
     def _clip_or_drop(self) -> bool:
-        """Where nothing is sharded: clip the gradients, or drop them where they are not finite, and say whether they
+        """If nothing is sharded: clip the gradients, or drop them if they are not finite, and say whether they
         were. They are averaged over the ranks by now, so every rank sees the same."""
         parameters = list(self.module.parameters())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -219,7 +219,7 @@ class Engine:
         return [p.data for p in self.module.parameters()]
 
     def fragments(self) -> list[Fragment]:
-        """Where this rank's parts of the parameters are in `shards()`."""
+        """The positions of this rank's parts of the parameters in `shards()`."""
         # Any: DeepSpeed sets attributes of its own on the parameters.
         parameters: list[tuple[str, Any]] = [(self.names[id(p)], p) for p in self.module.parameters()]
         if not self.sharded:

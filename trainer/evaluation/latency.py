@@ -73,7 +73,7 @@ def _row(model: TimedModel, seconds: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _speedup(other: dict[str, Any], others: NDArray[np.float64], times: NDArray[np.float64]) -> dict[str, Any]:
-    """How many times as fast: the median of the turns, and the range without their outer tenths."""
+    """The speed-up: the median of the turns, and the range without their outer tenths."""
     row: dict[str, Any] = {name: other[name] for name in ("model", "steps", "nfe")}
     for name, column in (("transformer", 1), ("end_to_end", 2)):
         low, middle, high = np.quantile(others[:, column] / times[:, column], (0.1, 0.5, 0.9))

@@ -104,7 +104,7 @@ def score_prompts(prompts: Sequence[BenchmarkPrompt], annotations: Sequence[Anno
 
 
 def _on_time(target: SoundEvent, annotation: Annotation) -> bool:
-    """Where a category occurs more than once, its longest event counts."""
+    """If a category occurs more than once, its longest event counts."""
     same = [event for event in annotation.events if event.category == target.category]
     if not same:
         return False

@@ -10,5 +10,5 @@ def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
 
 
 def adversarial_loss(fake: Tensor) -> Tensor:
-    """What the student minimises: its samples' score, negated (Eq. 14)."""
+    """The student's loss: its samples' score, negated (Eq. 14)."""
     return -fake.float().flatten(1).mean(1)

@@ -30,7 +30,7 @@ _SHOWN = 20  # problems per kind in the report
 
 @dataclass
 class ScanReport:
-    """What was written, in numbers, and what was left out and why."""
+    """The numbers of written lines, and those left out by reason."""
 
     written: Counter[str] = field(default_factory=Counter)  # lines by their media
     known: Counter[str] = field(default_factory=Counter)  # lines by their captions and annotation

@@ -45,7 +45,7 @@ Result = TypeVar("Result")
 
 
 class Reason(StrEnum):
-    """Why a file or one of its clips is left out."""
+    """The reason why a file or one of its clips is left out."""
 
     MISSING = "missing"
     UNREADABLE = "unreadable"  # a folder, no permission, or the disk fails

@@ -26,7 +26,8 @@ class BinaryFile(Protocol):
 
 
 def truncation(file: BinaryFile, size: int) -> str:
-    """How a file of `size` bytes is shorter than it declares; empty if it is complete or declares nothing."""
+    """Says in words how much shorter a file of `size` bytes is than it declares; empty if it is complete or declares
+    nothing."""
     head = file.read(24)
     if head[:4] == b"RIFF" and head[8:12] == b"WAVE":
         spans = _data_of_wave(file)

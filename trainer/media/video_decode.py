@@ -25,7 +25,7 @@ Picture = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class VideoSpan:
-    """When the pictures of a file begin and end: time stamps in seconds."""
+    """The begin and the end of a file's pictures: time stamps in seconds."""
 
     begin: float  # of the file
     start: float  # of the first picture
@@ -103,7 +103,8 @@ class FrameReader:
         return [np.ascontiguousarray(picture) for picture in self.views(times)]
 
     def views(self, times: Iterable[float]) -> Iterator[Picture]:
-        """As `nearest`, one by one and without a copy, so their memory is not in the order of their axes."""
+        """The pictures of `nearest` one by one and without a copy, so their memory is not in the order of their
+        axes."""
         return map(self._at, times)
 
     def check_begins(self, time: float) -> None:

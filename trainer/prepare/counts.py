@@ -79,5 +79,5 @@ def caption_terms(captions: Iterable[str]) -> set[str]:
 
 
 def amounts_sentence(amounts: Mapping[str, float]) -> str:
-    """As in "2 missing, 1 silent"; "nothing" if there is nothing."""
+    """A list such as "2 missing, 1 silent"; "nothing" if there is nothing."""
     return ", ".join(f"{amount:g} {name}" for name, amount in sorted(amounts.items()) if amount) or "nothing"

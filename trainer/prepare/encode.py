@@ -143,7 +143,7 @@ def encode_entry(task: EntryTask) -> Iterator[EncodedClips | Rejection]:
 
 
 def decode_entry(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
-    """As `encode_entry`, without encoding."""
+    """The same as `encode_entry`, without encoding."""
     entry, encoders = task.entry, task.encoders
     clips = read_clips(
         entry.audio,
@@ -255,7 +255,7 @@ class SharedClips:
 
 
 def share_entry(task: EntryTask) -> Iterator[SharedClips | Rejection]:
-    """As `decode_entry`, for another process to encode. torch passes the tensors on without a copy."""
+    """The same as `decode_entry`, for another process to encode. torch passes the tensors on without a copy."""
     for found in decode_entry(task):
         if isinstance(found, Rejection):
             yield found

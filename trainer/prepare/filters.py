@@ -25,7 +25,7 @@ Domains = Annotated[tuple[Domain, ...], Field(min_length=1)]
 
 
 class Filtered(StrEnum):
-    """Why a file or a clip is left out although it is intact."""
+    """The reason why a file or a clip is left out although it is intact."""
 
     SHORT_FILE = "short file"
     LONG_FILE = "long file"
@@ -82,7 +82,7 @@ class SeparatorConfig:
 
 @dataclass(frozen=True)
 class FiltersConfig:
-    """What is kept. The defaults keep everything that is intact and not silent."""
+    """Limits for the clips to keep. The defaults keep everything that is intact and not silent."""
 
     max_missing_sound: NonNegativeFloat = SLACK  # seconds that a file's sound may lack of its declared length
     max_missing_video: NonNegativeFloat = VIDEO_SLACK  # seconds of sound at either end that may have no pictures

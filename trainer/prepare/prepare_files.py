@@ -71,8 +71,9 @@ class PrepareRank:
 
     @classmethod
     def from_environment(cls, device: str | None = None) -> Self:
-        """As set by torchrun, deepspeed and launch/slurm/rank.sh, or by srun. Without a `device` this rank's GPU is
-        used, if there is one; "cpu" ignores it. Raises ValueError for inconsistent variables or a missing device."""
+        """Reads the variables of torchrun, deepspeed and launch/slurm/rank.sh, or of srun. Without a `device` this
+        rank's GPU is used, if there is one; "cpu" ignores it. Raises ValueError for inconsistent variables or a missing
+        device."""
         rank, ranks, local = 0, 1, 0
         for names in (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID")):
             if names[0] in os.environ:

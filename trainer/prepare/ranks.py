@@ -30,7 +30,7 @@ LINE = 60.0  # seconds between two lines of progress without a terminal
 
 @dataclass
 class RankHeartbeat:
-    """What a rank announces to the others."""
+    """The status that a rank announces to the others."""
 
     blocks: list[int] = field(default_factory=list)  # in progress
     lines: int = 0  # of the manifest, finished since the rank started

@@ -35,7 +35,7 @@ class BadNodeError(ValueError):
 
 @dataclass(frozen=True)
 class NodeRequirements:
-    """What every node must have."""
+    """The requirements of a run on every node."""
 
     output: Path = field(default_factory=Path)  # folder on the disk of the checkpoints
     disk: float = 0.0  # GB free there
@@ -140,7 +140,7 @@ def _bounded(what: str, seconds: float) -> Iterator[None]:
 
 
 def _own_fault(needs: NodeRequirements) -> str:
-    """What this rank's node lacks; "" if nothing."""
+    """The requirement that this rank's node does not meet; "" if it meets all."""
     local = int(os.environ.get("LOCAL_RANK", "0"))
     each = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     allocated = os.environ.get("SLURM_GPUS_ON_NODE", "")  # set even if the driver is broken

@@ -1,4 +1,4 @@
-"""What happens when a rank dies or hangs: it is named, and every rank leaves. No rank waits for ever.
+"""Detect a rank that dies or hangs: it is named, and every rank exits. No rank waits for ever.
 
 A thread of each rank reports the rank's status to rank 0, through a small store of its own, and rank 0 compares. A rank
 that makes no progress for longer than its phase's bound (`timeouts` of the configuration) ends the run: rank 0 writes a
@@ -50,7 +50,7 @@ class RankStatus:
 
 @dataclass
 class RankRecord:
-    """What this process knows about a rank. All times are those of its own clock."""
+    """The state of a rank as this process knows it. All times are those of its own clock."""
 
     status: RankStatus
     moved: float  # when the status changed last
@@ -314,7 +314,7 @@ class Watchdog:
         return f"ranks {', '.join(names)}{' and more' if len(ranks) > 8 else ''} are"
 
     def _patience(self, record: RankRecord) -> float:
-        """How long a rank may be silent. Its last report is old, and it must be about where this rank is."""
+        """The time that a rank may be silent. Its last report is old, and it must be about where this rank is."""
         return max((status.step, self._bound(status)) for status in (record.status, self.status))[1]
 
     def _bound(self, status: RankStatus) -> float:

@@ -21,7 +21,7 @@ REGRESSIONS = ("model", "warm_start", "fake_warm_up", "fake")
 
 
 class StepResult(NamedTuple):
-    """What the loop needs to know of a training step."""
+    """The result of a training step, for the loop."""
 
     role: str  # which model was trained
     applied: bool  # false where a gradient was not finite and the weights were not updated
@@ -128,7 +128,8 @@ class Health:
 
 
 def _spike_source(losses: Tensor, names: tuple[str, ...]) -> str:
-    """Which samples' losses are not finite, over all ranks; otherwise which is the largest. All ranks call this."""
+    """Names the samples whose losses are not finite, over all ranks; otherwise the one with the largest. All ranks call
+    this."""
     gathered: list[list[tuple[float, str]]] = [[] for _ in range(dist.get_world_size())]
     dist.all_gather_object(gathered, list(zip(losses.tolist(), names, strict=True)))
     samples = [pair for pairs in gathered for pair in pairs]

@@ -30,7 +30,7 @@ ROLLBACKS = 1  # times that a run goes back by itself
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is. Every checkpoint's manifest has it."""
+    """The position of a run. Every checkpoint's manifest has it."""
 
     step: int = 0
     skipped_batches: int = 0  # by rollbacks: step s takes batch number s + skipped_batches
@@ -65,7 +65,7 @@ class Trainer(Protocol):
     def metrics(self) -> dict[str, float]: ...
 
     def warnings(self, values: dict[str, float]) -> list[str]:
-        """What a person should know about these values, in plain words."""
+        """Warnings about these values, in plain words."""
         ...
 
     def preview(self) -> tuple[list[str], Tensor]:

@@ -1,4 +1,5 @@
-"""What a training run needs of every node: memory and disk space by its plan, and a share of the planned speed."""
+"""The requirements of a training run on every node: memory and disk space by its plan, and a share of the planned
+speed."""
 
 import os
 from collections.abc import Collection

@@ -296,7 +296,7 @@ class TestDamage:
 
 
 def test_oobleck_takes_a_clip_at_a_time_on_a_cpu(codec):
-    """What a clip of 10 s needs at the first layers is 225 MB; the result does not depend on the batch."""
+    """A clip of 10 s needs 225 MB at the first layers; the result does not depend on the batch."""
     model, waves = OobleckCodec.load(codec, CPU), torch.randn(3, 2, codec.samples)
     assert model.clips == 1
     together = model.encode(waves)[0]
