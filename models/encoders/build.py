@@ -12,18 +12,18 @@ from .runtime import Runtime
 
 
 def build_codec(config: CodecConfig, runtime: Runtime | None = None) -> AudioCodec:
-    """The default runtime is `Runtime.here()`. Raises ValueError if weights are missing or do not fit."""
-    return _codec(config, runtime or Runtime.here())
+    """The default runtime is `Runtime.for_device()`. Raises ValueError if weights are missing or do not fit."""
+    return _codec(config, runtime or Runtime.for_device())
 
 
 def build_text_encoder(config: TextConfig, runtime: Runtime | None = None) -> TextEncoder:
-    """The default runtime is `Runtime.here()`. Raises ValueError if weights are missing or do not fit."""
-    return _text_encoder(config, runtime or Runtime.here())
+    """The default runtime is `Runtime.for_device()`. Raises ValueError if weights are missing or do not fit."""
+    return _text_encoder(config, runtime or Runtime.for_device())
 
 
 def build_video_encoder(config: VideoConfig, runtime: Runtime | None = None) -> VideoEncoder:
-    """The default runtime is `Runtime.here()`. Raises ValueError if weights are missing or do not fit."""
-    return _video_encoder(config, runtime or Runtime.here())
+    """The default runtime is `Runtime.for_device()`. Raises ValueError if weights are missing or do not fit."""
+    return _video_encoder(config, runtime or Runtime.for_device())
 
 
 def check_text_encoder(config: TextConfig) -> None:

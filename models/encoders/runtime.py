@@ -19,8 +19,8 @@ class Runtime:
     compile: bool = False  # pays where one process encodes many clips, as in launch/prepare.py
 
     @classmethod
-    def here(cls, device: torch.device | None = None, compile: bool = False) -> Self:
-        """On `device`, or else on this process's GPU, or else on the CPU; nothing is compiled on a CPU."""
+    def for_device(cls, device: torch.device | None = None, compile: bool = False) -> Self:
+        """The runtime on `device`, or else on this process's GPU, or else on the CPU; nothing is compiled on a CPU."""
         if device is None:
             device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         if device.type != "cuda":

@@ -42,7 +42,7 @@ class TestDistillation:
     def test_a_student_keeps_its_graph_while_others_are_asked(self, simulated):
         config = small_distill_config()
         alone, asked = simulated.training(4, False), simulated.student(config, 4, False)
-        assert alone.kept <= asked.kept < 1.1 * alone.kept and asked.peak > 1.1 * alone.peak
+        assert alone.saved <= asked.saved < 1.1 * alone.saved and asked.peak > 1.1 * alone.peak
 
     @pytest.mark.parametrize(
         ("more", "less"),

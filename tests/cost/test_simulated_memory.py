@@ -64,7 +64,7 @@ def test_a_pass_keeps_what_it_saves_for_the_backward_pass(name, precision):
     for batch in (1, 3):
         saved, kept, peak = really(config, precision, batch, checkpointing=False)
         found = simulated.training(batch, checkpointing=False)
-        assert found.kept == kept == saved + 4  # the loss itself
+        assert found.saved == kept == saved + 4  # the loss itself
         assert found.peak == peak
 
 
@@ -74,8 +74,8 @@ def test_checkpointing_keeps_less(name):
     simulated = SimulatedModel(config, "fp32", None, TOKENS)
     _, kept, peak = really(config, "fp32", 3, checkpointing=True)
     found = simulated.training(3, checkpointing=True)
-    assert (found.kept, found.peak) == (kept, peak)
-    assert found.kept < simulated.training(3, checkpointing=False).kept
+    assert (found.saved, found.peak) == (kept, peak)
+    assert found.saved < simulated.training(3, checkpointing=False).saved
 
 
 def test_on_a_gpu_fused_operations_keep_less(root):
@@ -83,4 +83,4 @@ def test_on_a_gpu_fused_operations_keep_less(root):
     config = load_pretrain_config(root / "configs" / "single_gpu.json")
     short = replace(config.model, backbone=replace(config.model.backbone, depth=2))
     cpu, gpu = (SimulatedModel(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))
-    assert gpu.kept < 0.6 * cpu.kept
+    assert gpu.saved < 0.6 * cpu.saved

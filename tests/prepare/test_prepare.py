@@ -25,7 +25,7 @@ def test_scenes_do_not_depend_on_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BLOCK", 8)  # more tasks than workers
     summary = prepare_scenes(tmp_path / "one", MODEL, clips=50, seed=3, music_share=0.4, workers=1)
     prepare_scenes(tmp_path / "two", MODEL, clips=50, seed=3, music_share=0.4, workers=2)
-    assert summary.kept == {"audio": 30, "music": 20}
+    assert summary.clips == {"audio": 30, "music": 20}
     assert str(summary) == "kept 30 audio, 20 music clips (102.4 s of sound), rejected nothing"
     one = contents(tmp_path / "one")
     assert one == contents(tmp_path / "two")

@@ -89,7 +89,7 @@ class TestAddresses:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             summary = prepare("tgggg", unreachable=3)
             server.shutdown()
-        assert summary.kept == {"audio": 5} and not summary.rejected
+        assert summary.clips == {"audio": 5} and not summary.rejected
 
     @pytest.mark.parametrize(("kinds", "most"), [("tggt", 3), ("tggg", 0)])
     def test_some_that_are_gone_are_left_out(self, tmp_path, prepare, kinds, most):
@@ -122,7 +122,7 @@ def encode_hanging(task):
 def test_a_file_that_hangs_is_given_up(tmp_path, monkeypatch, forkserver):
     monkeypatch.setattr(module, "encode_entry", encode_hanging)
     summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, 2, place=PrepareRank(limit=6.0))
-    assert summary.kept == {"audio": 3} and rejected(tmp_path / "out") == {2: "stuck"}  # the third file has two clips
+    assert summary.clips == {"audio": 3} and rejected(tmp_path / "out") == {2: "stuck"}  # the third file has two clips
 
 
 def test_a_stop_is_heard_while_a_file_hangs(tmp_path, monkeypatch, forkserver):

@@ -29,7 +29,7 @@ SCRIPT = """
             for _ in range(3):  # a batch script repeats it
                 os.killpg(0, number)
                 time.sleep(0.3)
-            assert stop.agree(busy=True) == (True, True) and stop.asked
+            assert stop.agree(busy=True) == (True, True) and stop.requested
             assert server.is_alive() and started[0].poll() is None, "what it started is gone"
         assert signal.getsignal(number) == before and not signal.pthread_sigmask(signal.SIG_BLOCK, ())
         server.terminate(), server.join(10), started[0].terminate(), started[0].wait(10)

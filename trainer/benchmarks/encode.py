@@ -44,7 +44,7 @@ def measure(
 
     Raises ValueError if the configured weights cannot be loaded, or if random ones cannot have the sizes.
     """
-    runtime, model = Runtime.here(compile=True), config.model
+    runtime, model = Runtime.for_device(compile=True), config.model
     calls = _calls(model, runtime, random_weights, batch)
     flops = count_flops(model) if random_weights else {}
     if media is not None:

@@ -31,7 +31,7 @@ from .passes import Gradient, Pass, distillation_passes
 class Activations:
     """Bytes of a micro-batch, without weights, their gradients and the inputs."""
 
-    kept: int  # from the forward pass to the backward pass
+    saved: int  # from the forward pass to the backward pass
     peak: int  # at the worst moment of both
 
 

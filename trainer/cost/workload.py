@@ -129,7 +129,7 @@ def _interpolated(simulate: ActivationCount) -> ActivationCount:
     def between(samples: int, checkpointing: bool) -> Activations:
         one, many = simulated(1, checkpointing), simulated(LINE_END, checkpointing)
         share = (samples - 1) / (LINE_END - 1)
-        kept, peak = (round(a + share * (b - a)) for a, b in ((one.kept, many.kept), (one.peak, many.peak)))
+        kept, peak = (round(a + share * (b - a)) for a, b in ((one.saved, many.saved), (one.peak, many.peak)))
         return Activations(kept, peak)
 
     return between

@@ -62,7 +62,7 @@ class Generator:
         self.kernels, _ = kernel_selection.select_for_shape(requested, shape, self.device, dtype, table)
         self.model.use(self.kernels.ops())
         self.sampling = self.model.sampling
-        self._runtime = Runtime.here(self.device)
+        self._runtime = Runtime.for_device(self.device)
         self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
         self.codec = build_codec(self.model.config.codec, self._runtime)
         self._cached_timestep_features = lru_cache(CACHED_SAMPLINGS)(

@@ -33,12 +33,12 @@ class ScanReport:
     """The numbers of written lines, and those left out by reason."""
 
     written: Counter[str] = field(default_factory=Counter)  # lines by their media
-    known: Counter[str] = field(default_factory=Counter)  # lines by their captions and annotation
+    described: Counter[str] = field(default_factory=Counter)  # lines by their captions and annotation
     left_out: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)  # files that no line uses
 
     def __str__(self) -> str:
-        lines = [f"{self.written.total()} lines: {_counts(self.written)}", f"  of these {_counts(self.known)}"]
+        lines = [f"{self.written.total()} lines: {_counts(self.written)}", f"  of these {_counts(self.described)}"]
         for problems, what in ((self.left_out, "left out"), (self.unused, "not used")):
             if problems:
                 lines += [f"{what}: {len(problems)}", *(f"  {problem}" for problem in problems[:_SHOWN])]
@@ -129,7 +129,7 @@ def _lines(
     try:
         for line in _group_lines(group, folder, out, domain):
             report.written[" with ".join(group.media)] += 1
-            report.known[_known_fields(line)] += 1
+            report.described[_known_fields(line)] += 1
             yield json.dumps(line, ensure_ascii=False)
     except (ValueError, OSError) as error:
         report.left_out.append(str(error))

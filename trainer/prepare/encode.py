@@ -83,11 +83,11 @@ class Rejection:
 
 @dataclass(frozen=True)
 class DecodedClips:
-    """The clips of a file, of `seen` ones, that passed the filters, and the rejections of the others."""
+    """The clips of a file, of `total` ones, that passed the filters, and the rejections of the others."""
 
     clips: list[Clip]
     rejections: list[Rejection]
-    seen: int
+    total: int  # clips, with the rejected ones
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class EncodedClips:
     clips: list[ClipInfo]
     features: list[ClipFeatures]
     rejections: list[Rejection]
-    seen: int
+    total: int  # clips, with the rejected ones
 
 
 def check_encoders(encoders: EncoderSettings) -> Iterator[None]:
@@ -211,7 +211,7 @@ def encode(task: EntryTask, decoded: DecodedClips) -> EncodedClips:
             clips.append(ClipInfo(clip.start, clip.seconds, known))
             good.append(arrays)
     rejections = sorted(rejections + silenced, key=lambda rejection: rejection.start or 0.0)
-    return EncodedClips(clips, good, rejections, decoded.seen)
+    return EncodedClips(clips, good, rejections, decoded.total)
 
 
 ScoredClips = list[tuple[Clip, dict[str, float]]]
@@ -305,7 +305,7 @@ def _nearest_frames(seconds: float, rate: float) -> NDArray[np.int64]:
 
 @cache
 def _build_encoders(encoders: EncoderSettings) -> tuple[AudioCodec, VideoEncoder]:
-    runtime = Runtime.here(torch.device(encoders.device), compile=True)
+    runtime = Runtime.for_device(torch.device(encoders.device), compile=True)
     return build_codec(encoders.codec, runtime), build_video_encoder(encoders.video, runtime)
 
 

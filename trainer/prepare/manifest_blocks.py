@@ -214,7 +214,7 @@ class FileInProgress:
         self.rejections: list[Rejection] = []
         self.ended = False
         self._clips: list[ClipInfo] = []
-        self._seen = 0
+        self._total = 0
         self._spool: IO[bytes] | None = None
 
     @property
@@ -233,7 +233,7 @@ class FileInProgress:
             self.close()
             self._clips, self.rejections = [], [value]
             return
-        self._seen += value.seen
+        self._total += value.total
         self.rejections += value.rejections
         self._clips += value.clips
         if self._spool is None and value.clips:
@@ -249,7 +249,7 @@ class FileInProgress:
         self._spool.seek(0)
         for index, clip in enumerate(self._clips):
             arrays = {field.name: np.load(self._spool, allow_pickle=False) for field in fields(ClipFeatures)}
-            yield _record(self.entry, index, clip, self._seen == 1, arrays, seed)
+            yield _record(self.entry, index, clip, self._total == 1, arrays, seed)
 
     def close(self) -> None:
         if self._spool is not None:

@@ -190,7 +190,7 @@ def _wait(stop: StopSignal, store: Store, seconds: float) -> None:
 
 
 def _check(stop: StopSignal, store: Store) -> None:
-    if stop.asked:
+    if stop.requested:
         raise StoppedError(f"asked to stop; finished work stays in {store}, and the same command continues from there")
 
 
@@ -332,7 +332,7 @@ def _summary(store: Store) -> PrepareSummary:
     rejected = Counts({"all": counts["rejected files"]})
     rejected.add(Counts({"all": counts["rejected clips"]}))
     summary = PrepareSummary(counts["clips"], sum(counts["seconds"].values()), rejected["all"])
-    if not summary.kept:
+    if not summary.clips:
         first = report["first rejection"]
         raise ValueError(
             f"no clip could be kept: {amounts_sentence(summary.rejected)}; the first is line {first['line']}: "

@@ -25,12 +25,12 @@ BLOCK = 64  # scenes per task; affects the result, because batches decide the or
 class PrepareSummary:
     """The result of a preparation: clips kept per domain, their total seconds, and rejections by reason."""
 
-    kept: Mapping[str, float]
+    clips: Mapping[str, float]
     seconds: float
     rejected: Mapping[str, float]
 
     def __str__(self) -> str:
-        kept, rejected = amounts_sentence(self.kept), amounts_sentence(self.rejected)
+        kept, rejected = amounts_sentence(self.clips), amounts_sentence(self.rejected)
         return f"kept {kept} clips ({self.seconds:.1f} s of sound), rejected {rejected}"
 
 

@@ -65,14 +65,14 @@ class StopSignal:
         return self.blocked.intersection(signal.sigpending())
 
     @property
-    def asked(self) -> bool:
+    def requested(self) -> bool:
         """Whether this process was asked: a thread received the signal, or it is pending."""
         return self.received or bool(self._pending())
 
     def agree(self, busy: bool = False) -> tuple[bool, bool]:
         """Whether any rank was asked to stop, and whether any is busy. All ranks call this."""
         if self.group is None:
-            return self.asked, busy
-        flags = torch.tensor([self.asked, busy], dtype=torch.int32)
+            return self.requested, busy
+        flags = torch.tensor([self.requested, busy], dtype=torch.int32)
         dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
         return bool(flags[0]), bool(flags[1])

@@ -50,7 +50,7 @@ ROLE_PHASES: dict[str, tuple[Phase, ...]] = {
 class Distillation:
     """The roles, their updates and their metrics."""
 
-    shown: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
+    bar_metrics: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
 
     def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World, ops: Ops | None = None) -> None:
         """Student and fake model start with copies of `teacher`, which is frozen."""

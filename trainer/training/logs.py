@@ -90,8 +90,8 @@ class Logs:
         if self.active:
             self.bar.write(text)
 
-    def metrics(self, step: int, values: dict[str, float], shown: tuple[str, ...]) -> None:
-        """Writes one line of metrics.jsonl and one point of every curve. Values in `shown` also go into the bar."""
+    def metrics(self, step: int, values: dict[str, float], in_bar: tuple[str, ...]) -> None:
+        """Writes one line of metrics.jsonl and one point of every curve. Values in `in_bar` also go into the bar."""
         if not self.active:
             return
         line: dict[str, float | None] = {"step": step, "seconds": round(time.perf_counter() - self.started, 3)}
@@ -100,7 +100,7 @@ class Logs:
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
-        self.bar.set_postfix({n.split("/")[-1]: f"{values[n]:.4g}" for n in shown if n in values}, refresh=False)
+        self.bar.set_postfix({n.split("/")[-1]: f"{values[n]:.4g}" for n in in_bar if n in values}, refresh=False)
 
     def sounds(self, step: int, names: list[str], waves: Tensor, sample_rate: int) -> None:
         """Writes waves (B, channels, samples) in [-1, 1], each with its spectrogram."""

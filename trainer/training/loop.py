@@ -49,7 +49,7 @@ class Progress:
 class Trainer(Protocol):
     """A training method, `Pretraining` or `Distillation`. All ranks make the same calls."""
 
-    shown: tuple[str, ...]  # the values in the progress bar
+    bar_metrics: tuple[str, ...]  # the values in the progress bar
     roles: dict[str, TrainedModel]
     total: int  # steps of the whole run
     previews: Previews
@@ -153,7 +153,7 @@ def _log(
     logs: Logs,
 ) -> None:
     values = trainer.metrics() | result.values | pace
-    logs.metrics(done, values, trainer.shown)
+    logs.metrics(done, values, trainer.bar_metrics)
     compilation = compilation_warnings() if config.training.compile else []
     for warning in (*trainer.warnings(values), *compilation, *health.spikes()):
         logs.say(f"step {done}: {warning}")

@@ -35,7 +35,7 @@ from .previews import Previews
 class Pretraining:
     """The teacher's training step, its state and its metrics."""
 
-    shown: tuple[str, ...] = ("loss", "lr", "samples_per_s")
+    bar_metrics: tuple[str, ...] = ("loss", "lr", "samples_per_s")
 
     def __init__(self, config: PretrainConfig, world: zero.World, ops: Ops | None = None) -> None:
         self.config, self.world = config, world
