@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, key_length: Tensor | None = None) -> Tensor:
-    """q (B, H, N, D), k and v (B, H, M, D) -> (B, H, N, D). Keys past `key_length` (B,) are attended by nobody.
+    """q (B, H, N, D), k and v (B, H, M, D) -> (B, H, N, D). Keys past `key_length` (B,) are not attended to.
 
     On a CPU the scores are written out: for sequences of about a hundred tokens two batched products are four to six
     times as fast, forward and backward, as the tiled kernel that `scaled_dot_product_attention` picks there.

@@ -74,7 +74,7 @@ def split_streams(out: Tensor, n_latent: int) -> tuple[Tensor, Tensor]:
 def sequence_bounds(B: int, L: int, C: int, condition_length: Tensor | None, device: torch.device) -> Tensor:
     """Bounds (2·B + 1,) in int32 of the sequences in a flat (B·(L + C),).
 
-    A sample's padding is a sequence of its own, which attends only to itself. So nothing has to be packed, and the
+    A sample's padding is its own sequence, which attends only to itself. So nothing has to be packed, and the
     host needs to know no length.
     """
     ends = torch.arange(1, B + 1, device=device, dtype=torch.int32) * (L + C)

@@ -47,7 +47,7 @@ def joint_attention(
 ) -> tuple[Tensor, Tensor]:
     """-> (latent output (B, L, H·D), condition output (B, C, H·D)).
 
-    `condition_length` (B,) counts each sample's condition tokens; those past it are attended by nobody, and what they
+    `condition_length` (B,) counts each sample's condition tokens; those past it are not attended to, and what they
     themselves receive is not defined further. None means that no condition token is padding.
     """
     streams = [s.rotated() for s in (latent, condition)]

@@ -1,4 +1,4 @@
-"""Statements of documents beside their commands are true: options, keys, files, messages, licences, the order of
+"""Documents are right in what they say besides commands: options, keys, files, messages, licences, the order of
 rooms."""
 
 import ast

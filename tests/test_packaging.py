@@ -81,7 +81,7 @@ def test_wheel_imports(wheel, tmp_path):
 
 
 def test_installed_wheel_generates_from_any_folder(wheel, tmp_path, monkeypatch):
-    """Into an environment of its own, whose other packages are those of this one; the checkout is not among them."""
+    """Into its own environment, whose other packages are those of this one; the checkout is not among them."""
     venv.create(tmp_path / "venv", symlinks=True)
     python = tmp_path / "venv/bin/python"
     (packages,) = (tmp_path / "venv/lib").glob("python*/site-packages")

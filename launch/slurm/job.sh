@@ -17,7 +17,7 @@ fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo "$PWD/.venv/bin/python" || echo python)}
 NODES=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | tr '\n' ' ')
 MASTER_ADDR=${MASTER_ADDR:-${NODES%% *}}
-# Every launch has a port of its own, because the former one may still be closing; below those that systems assign.
+# Every launch has its own port, because the former one may still be closing; below those that systems assign.
 MASTER_PORT=$((10000 + (SLURM_JOB_ID * 97 + ${SLURM_RESTART_COUNT:-0} * 13) % 20000))
 export NODES MASTER_ADDR PYTHONUNBUFFERED=1 SLURM_EXIT_ERROR=80 # srun's own code, none of trainer/core/cli.py
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}
@@ -30,7 +30,7 @@ trap 'LIMIT_NEAR=yes' USR2 # from Slurm before the time limit, or from a person:
 say() { echo "[$(date '+%F %T')] job $SLURM_JOB_ID: $*"; }
 say "start $((${SLURM_RESTART_COUNT:-0} + 1)), on $SLURM_NTASKS tasks of $NODES"
 
-next_port() { # a port on which nobody listens on this node, the first
+next_port() { # a free port on this node, the first
   export MASTER_PORT=$((MASTER_PORT + 1))
   while (: </dev/tcp/127.0.0.1/$MASTER_PORT) 2>/dev/null; do MASTER_PORT=$((MASTER_PORT + 1)); done
 }

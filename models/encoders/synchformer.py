@@ -120,7 +120,7 @@ class DividedAttention(nn.Module):
 
 
 class Gather(nn.Module):
-    """The patches of each time step to one feature: a pre-norm transformer layer with a token of its own, whose state
+    """The patches of each time step to one feature: a pre-norm transformer layer with an extra token, whose state
     is the feature."""
 
     def __init__(self, width: int, heads: int) -> None:

@@ -135,16 +135,16 @@ class TestResume:
 
 class TestBesideTraining:
     def test_steps_are_made_while_it_is_written_and_it_holds_the_state_from_before(self, two):
-        for rank in two.results("beside"):
+        for rank in two.results("async_save"):
             assert rank["seen"][3] == []
             assert rank["seen"][5] == rank["seen"][6] == ["step_00000004.partial"]
             assert "step_00000004" in rank["seen"][8]
         for step in (4, 8, 12):
-            assert load.find_fault(two.checkpoint("beside", step)) == ""
-            assert differing(two.checkpoint("fp32 through", step), two.checkpoint("beside", step)) == []
+            assert load.find_fault(two.checkpoint("async_save", step)) == ""
+            assert differing(two.checkpoint("fp32 through", step), two.checkpoint("async_save", step)) == []
 
     def test_where_a_rank_cannot_write_all_say_so_and_nothing_half_written_stays(self, two):
-        for rank in two.results("beside fails"):
+        for rank in two.results("async_save fails"):
             assert re.fullmatch(r"could not save .*step_00000004: rank 1: no space left", rank["error"])
             assert 7 <= len(rank["seen"]) <= 8, "it is heard of when rank 1 has tried"
             assert rank["left"] == []

@@ -1,4 +1,4 @@
-"""A command whose output nobody reads any more goes on to its end."""
+"""A command whose output nobody reads any more runs to its end."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Batches are fetched beside the step: in order, early, and with whatever they raise in its turn."""
+"""Batches are fetched while a step runs: in order, early, and with whatever they raise in its turn."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""A bucket of a folder's files on 127.0.0.1, which fails as it is told to: what S3's clients ask for when they read."""
+"""A bucket of a folder's files on 127.0.0.1, which fails as a test says: what S3's clients ask for when they read."""
 
 import threading
 import time

@@ -12,7 +12,7 @@ from tests.helpers.media_files import numbered_film, warble
 
 
 def wandering(path: Path, seconds: float, codec: str = "mpeg4", late: float | None = 0.0) -> Path:
-    """A film at 25 pictures a second, of which some come before those that they build on, and a warble beside it that
+    """A film at 25 pictures a second, of which some come before those that they build on, and a warble with it that
     begins `late` seconds after it, or none."""
     settings = {"max_b_frames": 2} if codec == "mpeg4" else {}
     sound = () if late is None else [(late, warble(seconds - late))]

@@ -1,4 +1,4 @@
-"""Ranks of launch/preflight.py, each a node of its own, some with something wrong: `-m
+"""Ranks of launch/preflight.py, each its own node, some with something wrong: `-m
 tests.helpers.preflight_scenarios`.
 
 Reads a JSON object of scenarios from standard input, carries all of them out at once, and prints what each rank said.

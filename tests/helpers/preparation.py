@@ -70,7 +70,7 @@ NOBODY = 65534
 def start_rank(
     out: Path, path: Path, rank: int = 0, ranks: int = 1, workers: int = 1, nobody: bool = False
 ) -> multiprocessing.process.BaseProcess:
-    """A rank of `prepare_files` in a process of its own, as a launcher starts it. With `nobody` its workers are a user
+    """A rank of `prepare_files` in its own process, as a launcher starts it. With `nobody` its workers are a user
     who may not read everything."""
     place = PrepareRank(rank, ranks, patience=3.0)
     context = multiprocessing.get_context("forkserver")

@@ -1,4 +1,4 @@
-"""Two nodes on this machine for launchers that go through ssh: a server each, at a loopback address of its own."""
+"""Two nodes on this machine for launchers that go through ssh: a server each, at its own loopback address."""
 
 import os
 import shutil

@@ -154,7 +154,7 @@ def prepare(base: Path) -> None:
 
 
 def reference(kind: str, base: Path) -> dict[str, Any]:
-    """The end of a run that nobody disturbs."""
+    """The end of a run without faults."""
     run = Run(kind, base, f"undisturbed_{kind}")
     run.start()  # one that is complete resumes, and has nothing to do
     codes = run.wait()

@@ -103,8 +103,8 @@ def bad_rate(folder: Path, config: PretrainConfig, lr: float) -> dict[str, Any]:
     return {"ends": [begun, diverged, whole(folder, config, resume=True, from_step=4)]}
 
 
-def beside(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[str, Any]:
-    """A run that saves beside its steps. Rank 1 writes the first checkpoint not before its seventh step, or cannot;
+def async_save(folder: Path, config: PretrainConfig, fails: bool = False) -> dict[str, Any]:
+    """A run that saves asynchronously. Rank 1 writes the first checkpoint not before its seventh step, or cannot;
     what stood there at the beginning of each step."""
     task, seen, gate, write = Pretraining(config, scenarios.WORLD), [], threading.Event(), saving.save_file
     step = task.step
@@ -313,7 +313,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
         whole,
         asked,
         bad_rate,
-        beside,
+        async_save,
         reload,
         poisoned,
         file_too_large,

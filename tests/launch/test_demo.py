@@ -84,7 +84,8 @@ def _goes_through(command: list[str], root: Path, said: Path) -> str:
 @pytest.mark.long
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c(tmp_path: Path, root: Path) -> None:
-    """A sentence and the code of a shell, no traceback; the same command goes on where it was, in the short run too."""
+    """A sentence and the code of a shell, no traceback; the same command continues where it was, in the short run
+    too."""
     out, said = tmp_path / "demo", tmp_path / "said"
     command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.01", "--calibration", "60"]
     command += ["--clips", "160", "--student-minutes", "0", *(w for s in (*SMALL, *TEACHER) for w in ("--set", s))]

@@ -149,7 +149,7 @@ def test_a_full_gpu_says_what_to_do(generator, tmp_path, monkeypatch):
 
 
 def test_a_sound_that_cannot_be_written_does_not_stop_its_batch(generator, weights, tmp_path, monkeypatch):
-    """For example, a video's packets are damaged: its line is named, the others are there, and told of."""
+    """For example, a video's packets are damaged: its line is named, and the others are written and listed."""
     truly, told = job_runner.write_media, []
 
     def write(out, *rest):

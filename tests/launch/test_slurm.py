@@ -1,4 +1,4 @@
-"""The shipped batch scripts in a real Slurm of two nodes: every way in which a job ends, and how it goes on."""
+"""The shipped batch scripts in a real Slurm of two nodes: every way in which a job ends, and how it continues."""
 
 import json
 import os
@@ -61,7 +61,7 @@ class Training:
         steps = list(self.run.losses())
         assert steps == list(range(1, len(steps) + 1)), "every step once, in order"
         if reference:
-            assert self.run.end() == reference.end(), "bitwise what a run is that nobody disturbed"
+            assert self.run.end() == reference.end(), "bitwise the same as a run without faults"
 
 
 def undisturbed(base: Path, name: str, *arguments: str) -> supervised_runs.Run:

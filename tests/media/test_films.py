@@ -1,4 +1,4 @@
-"""Decoding of pictures, alone and beside sound: which frame, where sound begins, what is missing."""
+"""Decoding of pictures, alone and with sound: which frame, where sound begins, what is missing."""
 
 import av
 import numpy as np
@@ -168,7 +168,7 @@ def test_a_segment_is_what_decoding_everything_gives(tmp_path, monkeypatch, name
     for one, other in zip(quick, slow, strict=True):
         if exact is None:
             lags = [np.abs(one[50 + lag : 15_000 + lag] - other[50:15_000]).max() for lag in range(-45, 46)]
-            assert min(lags) < 1e-4, "the same sound, at most a millisecond beside it"
+            assert min(lags) < 1e-4, "the same sound, at most a millisecond off"
         else:
             assert np.abs(one - other).max() <= exact
 

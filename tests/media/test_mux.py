@@ -1,4 +1,4 @@
-"""New sound beside the pictures of a video: those stay as they are, and the sound stands where it belongs."""
+"""New sound for the pictures of a video: those stay as they are, and the sound is where it belongs."""
 
 import av
 import numpy as np

@@ -1,4 +1,4 @@
-"""Files on which the libraries fail in ways of their own: each is left out by its name, and the work goes on."""
+"""Files on which the libraries fail in their own ways: each is left out by its name, and the work continues."""
 
 import errno
 import os

@@ -144,7 +144,7 @@ def test_the_cover_of_a_record_is_no_film(tmp_path):
 
 
 def test_a_damaged_picture_is_named(tmp_path):
-    """Decoders make up what they miss, and say so; a damage that nobody would see is not looked for."""
+    """Decoders make up what they miss, and say so; damage that nobody would see is not looked for."""
     whole = numbered_film(tmp_path / "a.mp4", EVEN[:100], options={"g": "25", "crf": "1"}).read_bytes()
     sizes = [packet.size for packet in av.open(str(tmp_path / "a.mp4")).demux(video=0)]
     rng, broken = random.Random(0), bytearray(whole)

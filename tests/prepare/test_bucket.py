@@ -1,4 +1,4 @@
-"""A preparation in a bucket: the same as in a folder, gone on with after the bucket has failed, and trained on."""
+"""A preparation in a bucket: the same as in a folder, resumed after the bucket has failed, and trained on."""
 
 import json
 import os

@@ -141,7 +141,7 @@ def test_a_stop_is_heard_while_a_file_hangs(tmp_path, monkeypatch, forkserver):
 
 
 def encode_killed(task):
-    """The second line kills its process as often as the file `times` beside it says."""
+    """The second line kills its process as often as the file `times` next to it says."""
     folder = Path(task.entry.audio).parent
     with (folder / "log").open("a") as log:
         log.write(f"begin {task.entry.line}\n")

@@ -120,7 +120,7 @@ def test_a_storage_in_which_ranks_cannot_meet_is_refused(scheme):
 @pytest.mark.slow
 @pytest.mark.usefixtures("interruptible")
 def test_ctrl_c(given, tmp_path, root):
-    """A sentence and the code of a shell, no traceback; the same command goes on."""
+    """A sentence and the code of a shell, no traceback; the same command continues."""
     for i in range(40):
         sound(tmp_path / f"{i}.flac", 60.0)
     path = manifest(tmp_path, *({"audio": f"{i}.flac"} for i in range(40)))

@@ -66,7 +66,7 @@ def shown(tmp_path, monkeypatch, rank, others, then):
 
 def test_what_others_had_finished_before_is_counted_once(tmp_path, monkeypatch):
     """Rank 1 had 20 lines when rank 0 first looked: they are among the 30 of the finished blocks. Rank 2 is of an
-    earlier launch, rank 3 began anew."""
+    earlier launch, rank 3 started again."""
     others, then = {1: (20, 40), 2: (50, 50), 3: (60, 60)}, {1: (26, 52), 3: (4, 5)}
     seen = shown(tmp_path, monkeypatch, 0, others, then)
     assert seen[-1] == (5 + 6 + 4, 7 + 12 + 5, 3)

@@ -151,7 +151,8 @@ def test_a_folder_that_holds_something_else(tmp_path):
 
 
 def test_a_disk_without_room(tmp_path):
-    """A limit on the size of files makes a write fail as a full disk does; with more room the same command goes on."""
+    """A limit on the size of files makes a write fail as a full disk does; with more room the same command
+    continues."""
     path = small(tmp_path)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
@@ -203,7 +204,7 @@ def edit(path):
 
 
 def test_asked_to_stop(tmp_path, made):
-    """By a signal, as a batch system sends it: leaves with a code of its own, and the same command goes on."""
+    """By a signal, as a batch system sends it: leaves with its own code, and the same command continues."""
     path, expected = made
     rank = start_rank(tmp_path / "out", path)
     while len(finished(tmp_path / "out")) < 2:

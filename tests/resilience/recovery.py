@@ -3,8 +3,8 @@
     python -m tests.resilience.recovery --times 5
 
 Two ranks of the small model, `timeouts.step` 10 s. In turn rank 1 is killed or stopped in a step: under the shipped
-batch script in a Slurm of two nodes, and in a loop that starts launch/pretrain.py again at once. Prints seconds from
-the signal to the sentence that names the rank, and to the first new step; medians, and the least and the most.
+batch script in a Slurm of two nodes, and in a loop that starts launch/pretrain.py again immediately. Prints seconds
+from the signal to the sentence that names the rank, and to the first new step; medians, and the least and the most.
 """
 
 import argparse

@@ -130,15 +130,15 @@ def refused(run: Run, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def soak_one(
-    kind: str, base: Path, seed: int, numbers: range, reference: dict[str, Any], beside: bool
+    kind: str, base: Path, seed: int, numbers: range, reference: dict[str, Any], async_save: bool
 ) -> list[dict[str, Any]]:
     """A run with these kills: a line for each, and one for its end."""
-    settings = ("checkpoint.async_save=true",) if beside else ()
+    settings = ("checkpoint.async_save=true",) if async_save else ()
     run, lines = Run(kind, base, f"run_{numbers.start}", settings), []
     shutil.rmtree(run.folder, ignore_errors=True)
     for number in numbers:
         kill, rng = draw(seed, number), np.random.default_rng([seed, number, 1])
-        line = {"kill": number, "kind": kind, "async_save": beside, **asdict(kill)}
+        line = {"kill": number, "kind": kind, "async_save": async_save, **asdict(kill)}
         line |= disturb(run, kill, reference["step"])
         folders = load.list_checkpoints(run.folder)
         if kill.damage == "shard":
@@ -169,7 +169,8 @@ def sound(line: dict[str, Any]) -> bool:
 
 
 def begun(log: Path, seed: int, per_run: int) -> list[dict[str, Any]]:
-    """The lines of a log that a soak goes on with: of its whole runs. Half of one, which a kill of the soak left, goes.
+    """The lines of a log that a soak resumes from: those of its whole runs. Half of one, which a kill of the soak left,
+    goes.
 
     Raises ValueError where the log is of another seed or other runs.
     """
@@ -196,7 +197,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--per-run", type=int, default=2, help="kills of one run before it may end")
     parser.add_argument("--only", choices=KINDS, help="one of the two trainings (default: in turn)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log", type=Path, help="one JSON object a line; a soak goes on with it")
+    parser.add_argument("--log", type=Path, help="one JSON object a line; a soak resumes from it")
     parser.add_argument("--folder", type=Path, help="where it works (default: a temporary folder)")
     options = parser.parse_args(arguments)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
@@ -208,10 +209,10 @@ def main(arguments: list[str] | None = None) -> int:
     references = {kind: reference(kind, folder) for kind in kinds}
     for first in range(sum("kill" in line for line in lines), options.kills, options.per_run):
         number = first // options.per_run
-        kind, beside = kinds[number % len(kinds)], bool(number // len(kinds) % 2)
+        kind, async_save = kinds[number % len(kinds)], bool(number // len(kinds) % 2)
         numbers = range(first, min(first + options.per_run, options.kills))
         of = {"seed": options.seed, "per_run": options.per_run}
-        found = [line | of for line in soak_one(kind, folder, options.seed, numbers, references[kind], beside)]
+        found = [line | of for line in soak_one(kind, folder, options.seed, numbers, references[kind], async_save)]
         lines += found
         with log.open("a") as file:  # all lines of a run at once: an interrupted run is repeated
             file.write("".join(json.dumps(line) + "\n" for line in found))

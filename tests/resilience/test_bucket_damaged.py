@@ -139,7 +139,7 @@ def launched(bucket, tmp_path):
 @pytest.mark.parametrize(
     ("how", "code"),
     [({"failures": 2}, 0), ({"failures": math.inf}, ExitCode.HUNG), ({"delay": 0.5}, 0)],
-    ids=["twice", "for ever", "slowly"],
+    ids=["twice", "forever", "slowly"],
 )
 def test_two_ranks_of_one_that_fails(bucket, launched, how, code):
     for key, value in how.items():

@@ -25,7 +25,7 @@ SKIPPED = (
     r"no progress for 10 s: rank 0 is waiting in step 11 \(trainer/training/meter\.py:\d+\), "
     r"rank 1 is waiting in step 11 \(trainer/resilience/stop_signal\.py:\d+\)"
 )
-BESIDE = ("checkpoint.async_save=true",)
+ASYNC_SAVE = ("checkpoint.async_save=true",)
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 QUICK = {"elsewhere": Fault(READ, 12, "wait", says=ELSEWHERE, own=ExitCode.HUNG)}
 LONG = {
@@ -54,7 +54,7 @@ LONG = {
         code=ExitCode.FAILED,
         says=r"rank 1: a sentence for the user",
         own=1,
-        settings=BESIDE,
+        settings=ASYNC_SAVE,
         before=(WRITE, 2, "wait"),
     ),
     "all killed in a save": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10)),
@@ -62,15 +62,17 @@ LONG = {
     "killed between the saves of two roles": Fault(
         WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24)
     ),
-    "all killed while writing beside": Fault(WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=BESIDE),
-    "stopped while writing beside": Fault(
-        WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped, stuck or dead", settings=BESIDE
+    "all killed while writing asynchronously": Fault(
+        WRITE, 3, "SIGKILL", rank=None, code=None, steps=(5, 10), settings=ASYNC_SAVE
     ),
-    "a GPU lost before writing beside": Fault(
-        WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA", own=ExitCode.HUNG, settings=BESIDE
+    "stopped while writing asynchronously": Fault(
+        WRITE, 2, "SIGSTOP", says=r"rank 1 is stopped, stuck or dead", settings=ASYNC_SAVE
     ),
-    "killed between two roles written beside": Fault(
-        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24), settings=BESIDE
+    "a GPU lost before writing asynchronously": Fault(
+        WRITE, 2, "gpu", says=r"could not save .*step_00000010: rank 1: CUDA", own=ExitCode.HUNG, settings=ASYNC_SAVE
+    ),
+    "killed between two roles written asynchronously": Fault(
+        WRITE, 3 * 3 + 2, "SIGKILL", rank=None, kind="distill", code=None, steps=(10, 17, 24), settings=ASYNC_SAVE
     ),
     "all killed after a checkpoint is complete": Fault(COMMIT, 3, "half", rank=None, code=None, steps=(5, 10, 15)),
 }

@@ -96,7 +96,7 @@ FORGER = """
 """
 
 
-# A rank's native call keeps Python's lock for ever, or the rank is stopped.
+# A rank's native call keeps Python's lock forever, or the rank is stopped.
 STUCK = """
     import ctypes, os, signal, sys, time
     import torch.distributed as dist
@@ -117,7 +117,7 @@ STUCK = """
                 if sys.argv[2] == "stopped":
                     os.kill(os.getpid(), signal.SIGSTOP)
                 mutex = ctypes.create_string_buffer(64)
-                for _ in range(2):  # the second waits for ever
+                for _ in range(2):  # the second waits forever
                     ctypes.PyDLL(None).pthread_mutex_lock(mutex)
             dist.barrier()
 

@@ -1,4 +1,4 @@
-"""Frozen weights may be moved: a run goes on, and a teacher is taken, wherever they lie now."""
+"""Frozen weights may be moved: a run resumes, and a teacher is loaded, wherever they are now."""
 
 from dataclasses import replace
 

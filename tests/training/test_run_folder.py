@@ -176,19 +176,19 @@ class TestASilentBeginning:
         run_folder.check_no_checkpoint_lost(tmp_path / "nowhere", 4)
         assert exit_code_of(NoUsableCheckpointError("")) == ExitCode.CORRUPT
 
-    @pytest.mark.parametrize(("beside", "sure"), [(False, 14), (True, 21)])
-    def test_a_run_does_not_begin_anew(self, tmp_path, capsys, beside, sure):
-        """With rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. A save
-        beside the steps may have been cut short until the next begins."""
+    @pytest.mark.parametrize(("async_save", "sure"), [(False, 14), (True, 21)])
+    def test_a_run_does_not_start_again(self, tmp_path, capsys, async_save, sure):
+        """With rounds of 7 steps the first that ends after ten is saved, the second that ends after twenty. With
+        async_save the last one may have been cut short until the next begins."""
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
         task, first = SimpleNamespace(can_checkpoint_after=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
         try:
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure}}}\n')
-            assert loop.restore(task, tmp_path, True, first, 10, beside).step == 0
+            assert loop.restore(task, tmp_path, True, first, 10, async_save).step == 0
             assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure + 1}}}\n')
             with pytest.raises(NoUsableCheckpointError, match=f"before step {sure + 1} there was a checkpoint"):
-                loop.restore(task, tmp_path, True, first, 10, beside)
+                loop.restore(task, tmp_path, True, first, 10, async_save)
         finally:
             dist.destroy_process_group()
 

@@ -73,7 +73,7 @@ def measure(
     if only:
         factories = {only: factories[only]}
     facts: dict[str, Any] = {"ranks": world.ranks, "kernels": selection.names}
-    # Each batch has compiled code of its own, as in a run that has no other.
+    # Each batch has its own compiled code, as in a run that has no other.
     torch._dynamo.config.automatic_dynamic_shapes = not sizes
     if on_gpu:
         seconds, peaks = measure_one_by_one(factories, rounds, inner, world.device)

@@ -121,7 +121,7 @@ def error_message(error: BaseException) -> str:
 
 
 class _LosableOutput:
-    """Standard output or error whose reader may go away: a command goes on, and what it prints is lost."""
+    """Standard output or error whose reader may go away: a command continues, and what it prints is lost."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

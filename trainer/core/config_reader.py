@@ -15,7 +15,7 @@ from . import credentials
 
 T = TypeVar("T")
 
-SHIPPED = Path(__file__).resolve().parents[2] / "configs"  # beside trainer/, in a checkout and in an installed wheel
+SHIPPED = Path(__file__).resolve().parents[2] / "configs"  # next to trainer/, in a checkout and in an installed wheel
 
 # Keys that only one kind of run has -> the script of that kind.
 SCRIPTS = {"optimizer": "launch/pretrain.py", "student": "launch/distill.py"}
@@ -74,8 +74,8 @@ def read_config(path: str | Path, extended_by: tuple[Path, ...] = ()) -> dict[st
     base = data.pop("extends")
     if not isinstance(base, str) or not base:
         raise ValueError(f"{path}: extends: {base!r} is not allowed; expected the path of a configuration, from here")
-    beside = file.parent / base
-    return merged(read_config(beside if beside.is_file() else base, (*extended_by, file)), data)
+    sibling = file.parent / base
+    return merged(read_config(sibling if sibling.is_file() else base, (*extended_by, file)), data)
 
 
 def merged(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -126,11 +126,11 @@ def sync(path: Path) -> None:
 
 
 def ignore(count: int) -> None:
-    """Hears how many bytes were read, and does nothing."""
+    """Takes the number of bytes that were read, and does nothing."""
 
 
 def hash_file(file: Path, new: Callable[[], Any] = xxhash.xxh3_128, advance: Callable[[int], object] = ignore) -> str:
-    """The hash of a file's bytes. `advance` hears how many were read, block by block."""
+    """The hash of a file's bytes. `advance` gets the number that were read, block by block."""
     digest, block = new(), memoryview(bytearray(1 << 20))  # which stays in a core's cache from read to hash
     with file.open("rb", buffering=0) as handle:
         while count := handle.readinto(block):

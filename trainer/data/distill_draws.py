@@ -1,4 +1,4 @@
-"""The random numbers of distillation. Every sample has generators of its own (`core/rng.py`).
+"""The random numbers of distillation. Every sample has its own generators (`core/rng.py`).
 
 B batch, L latent frames, C latent channels.
 """

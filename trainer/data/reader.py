@@ -79,7 +79,7 @@ class _CheckedDataset(StreamingDataset):
 
     def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
         """Raises ShardError for a missing shard, which streaming would try to download, and without a bucket would wait
-        for forever. Raises BucketError if the bucket fails."""
+        forever. Raises BucketError if the bucket fails."""
         file, _ = self._file(shard_id)
         if url := self._url(shard_id):
             try:

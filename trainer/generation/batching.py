@@ -56,7 +56,7 @@ def parallel_map(
 ) -> Iterator[Tensor]:
     """function(item) of each item, in order.
 
-    On a CPU every core works on an item of its own: on small tensors, two cores that share an item wait for each other
+    On a CPU every core works on its own item: on small tensors, two cores that share an item wait for each other
     more than they work. `threads_each` fixes the threads per item, however many items there are; by default the workers
     share all threads.
     """

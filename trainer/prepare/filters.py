@@ -105,7 +105,7 @@ class FiltersConfig:
             )
         names = [classifier.name for classifier in self.classifiers]
         if len(set(names)) < len(names) or "" in names:
-            raise ValueError(f"classifiers: each needs a name of its own, got {names}")
+            raise ValueError(f"classifiers: each needs its own name, got {names}")
 
 
 def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str, str] | None:

@@ -1,7 +1,7 @@
-"""Watches a rank from outside, since a native call may keep Python's lock for ever: then no thread of the rank runs.
+"""Watches a rank from outside, since a native call may keep Python's lock forever: then no thread of the rank runs.
 
 The rank writes its phase, that phase's limit and the time into shared memory: when it enters a phase, and in between
-from the watchdog's thread. The monitor, a process of its own, compares the time with the limit. If the rank is silent
+from the watchdog's thread. The monitor, a separate process, compares the time with the limit. If the rank is silent
 for longer, it gathers the rank's stacks (faulthandler's signal handler needs no lock), kills the rank and names it. A
 rank that is stopped is killed too if there are others, which have left by then; one alone may be continued.
 

@@ -39,7 +39,7 @@ class StopSignal:
         self.before: dict[signal.Signals, Any] = {}
         self.blocked: set[signal.Signals] = set()
         ranks = dist.get_world_size() if dist.is_initialized() else 1
-        # A group of its own, so that its operation is never paired with another one of a rank in another place.
+        # A separate group, so that its operation is never paired with another one of a rank in another place.
         self.group = dist.new_group(backend="gloo") if ranks > 1 else None
 
     def __enter__(self) -> Self:

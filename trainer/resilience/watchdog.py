@@ -1,6 +1,6 @@
-"""Detect a rank that dies or hangs: it is named, and every rank exits. No rank waits for ever.
+"""Detect a rank that dies or hangs: it is named, and every rank exits. No rank waits forever.
 
-A thread of each rank reports the rank's status to rank 0, through a small store of its own, and rank 0 compares. A rank
+A thread of each rank reports the rank's status to rank 0, through its own small store, and rank 0 compares. A rank
 that makes no progress for longer than its phase's bound (`timeouts` of the configuration) ends the run: rank 0 writes a
 verdict, which all ranks print and leave with. When rank 0 itself falls silent, the others notice. All ranks stop when
 one does, so a rank also reports whether it waits in a collective operation: the one that does not is the cause.
@@ -140,7 +140,7 @@ class Watchdog:
             self._announce(error, f"rank {self.rank}: {_summary(error)}")
 
     def _kill_after_timeout(self, error: BaseException | None) -> None:
-        """Contexts, and Python at its end, wait for every thread, and one of them may read or write for ever."""
+        """Contexts, and Python at its end, wait for every thread, and one of them may read or write forever."""
         if error is None or self.monitor is None or self.killer:
             return
 

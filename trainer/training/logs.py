@@ -22,7 +22,7 @@ LOSSES = ("loss", "warm_start", "dm", "adversarial", "fake", "discriminator")  #
 
 
 class Lines:
-    """Writes each state of a progress bar on a line of its own, because a file has no cursor."""
+    """Writes each state of a progress bar on its own line, because a file has no cursor."""
 
     def write(self, text: str) -> None:
         if line := text.strip():
