@@ -11,7 +11,7 @@ from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.cli import ExitCode
 from tests.helpers.supervised_runs import STEP, Run, begin
 
-FETCH = "audiox_trainer.trainer.data.batches:Assembler.__call__"
+FETCH = "audiox_trainer.trainer.data.batches:BatchAssembler.__call__"
 
 
 @dataclass(frozen=True)
