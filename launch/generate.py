@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 PER_SOUND = ("text", "video", "start", "audio", "mask", "continue_from", "prefix", "out")
 MAX_COUNT = 10_000  # files per prompt
-SHARED = ("seconds", "task", "seed", "steps", "guidance")
+SHARED = ("seconds", "task", "seed", "steps", "guidance", "rescale")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -45,6 +45,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--task", help="one of the eight (default: by the conditions); V2M without text is music for the video")
     add("--steps", type=int, help="sampler steps (default: those of the weights)")
     add("--guidance", type=float, help="scale, 1 for none (default: that of the weights; 1 for a mask without text)")
+    add("--rescale", type=float, help="share of the guided velocity that is brought back to the size without guidance")
     add("--seed", type=int, help="of the noise (default: 0); lines of --prompts and sounds of --count follow it")
     add("--count", type=int, default=1, help="sounds per prompt: NAME-1.wav, NAME-2.wav (default: 1)")
     add("--out", help=".wav, .flac, .ogg; with --video also .mp4, .mov, .mkv, .webm: its pictures with the new sound")
@@ -103,6 +104,8 @@ def run(a: argparse.Namespace) -> None:
     begin = time.perf_counter()
     dtype, kernels = {"fp32": torch.float32, "bf16": torch.bfloat16}[a.dtype], KernelsConfig(benchmark_file=a.kernels)
     generator = Generator(a.weights, a.device, dtype, kernels)
+    if generator.license:
+        print(f"{a.weights}: licence {generator.license}")
     if generator.device.type != "cpu":
         print("kernels: " + "; ".join(generator.kernels.lines()))
     where = f"on {generator.device} in {a.dtype}; ready in {time.perf_counter() - begin:.1f} s"

@@ -1,8 +1,9 @@
 """AudioX: conditioner, fusion and backbone as one set of weights that loads with `from_pretrained`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
@@ -15,7 +16,7 @@ from .blocks import JointBlock, Stream, SwiGLU
 from .conditioner import Conditioner
 from .config import MAX_GUIDANCE, MAX_STEPS, ModelConfig
 from .fusion import Fusion, Gate
-from .mmdit import LinearPath, MMDiT
+from .mmdit import LinearPath, MMDiT, TimestepFeatures
 from .weights import load_strict
 
 WEIGHTS = "model.safetensors"
@@ -31,6 +32,7 @@ class SamplingConfig:
     guidance: float = 3.0  # 1 means none
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided
     timesteps: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` is ignored
+    rescale: float = 0.0  # share of a guided velocity that is scaled to the deviation of the one without guidance
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
@@ -51,6 +53,8 @@ class SamplingConfig:
             )
         if self.shift <= 0:
             raise ValueError(f"shift: {self.shift} must be above 0; 1 takes equal steps")
+        if not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale: {self.rescale:g} must be from 0 to 1; 0 is none")
 
 
 @dataclass(frozen=True)
@@ -59,36 +63,22 @@ class WeightsConfig:
 
     model: ModelConfig
     sampling: SamplingConfig | None = None
+    license: str = ""  # of weights that come from elsewhere; whoever uses them is shown it
 
 
-class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
-    """The trained part of AudioX-Base and AudioX-Turbo: everything but the frozen encoders and the codec.
+class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
+    """A network that loads with `from_pretrained` from a folder or the hub: nothing may be missing, left over or
+    unknown. `from_pretrained` passes the sections of `config.json` as they were read, to be parsed strictly."""
 
-    `from_pretrained` passes the two sections of `config.json` as they were read; they are parsed strictly.
-    """
-
-    def __init__(
-        self, model: ModelConfig | dict[str, Any], sampling: SamplingConfig | dict[str, Any] | None = None
-    ) -> None:
-        super().__init__()
-        config = strict.parse(ModelConfig, model, "model") if isinstance(model, dict) else model
-        sampling = strict.parse(SamplingConfig, sampling, "sampling") if isinstance(sampling, dict) else sampling
-        self.config: ModelConfig = config
-        self.sampling: SamplingConfig = sampling or SamplingConfig()
-        self.conditioner = Conditioner(config)
-        self.backbone = MMDiT(config.backbone, config.codec, config.fusion.width, self.conditioner.seconds)
-        self.reset_parameters()
+    config_type: ClassVar[type[Any]]  # of config.json
 
     @classmethod
     def _from_pretrained(
         cls, *, model_id: str, config: dict[str, Any] | None = None, map_location: str = "cpu", **options: Any
-    ) -> "AudioX":
-        """Load from a folder or a name on the hub for `from_pretrained`: nothing may be missing, left over or unknown.
-
-        Raises ValueError that names what does not fit.
-        """
-        strict.parse(WeightsConfig, config or {})
-        sections = {name: options.pop(name) for name in ("model", "sampling") if name in options}
+    ) -> Self:
+        """Raises ValueError that names what does not fit."""
+        strict.parse(cls.config_type, config or {})
+        sections = {name: options.pop(name) for name in ("model", "sampling", "license") if name in options}
         options.pop("strict", None)  # it always is: a name that is missing would leave a weight random
         file = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
@@ -99,6 +89,33 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
         return weights
+
+
+class AudioX(PretrainedModel, library_name="audiox-trainer"):
+    """The trained part of AudioX-Base and AudioX-Turbo: everything but the frozen encoders and the codec."""
+
+    config_type = WeightsConfig
+
+    def __init__(
+        self,
+        model: ModelConfig | dict[str, Any],
+        sampling: SamplingConfig | dict[str, Any] | None = None,
+        license: str = "",
+    ) -> None:
+        super().__init__()
+        config = strict.parse(ModelConfig, model, "model") if isinstance(model, dict) else model
+        sampling = strict.parse(SamplingConfig, sampling, "sampling") if isinstance(sampling, dict) else sampling
+        self.config: ModelConfig = config
+        self.sampling: SamplingConfig = sampling or SamplingConfig()
+        self.license = license
+        self.conditioner = Conditioner(config)
+        self.backbone = MMDiT(config.backbone, config.codec, config.fusion.width, self.conditioner.seconds)
+        self.reset_parameters()
+
+    @property
+    def latent_frames(self) -> int:
+        """Of what the network generates."""
+        return self.config.codec.frames
 
     def reset_parameters(self) -> None:
         """Initialize linear weights by Xavier. Layers that feed a residual or leave the model start at zero, so that
@@ -145,6 +162,14 @@ class AudioX(nn.Module, PyTorchModelHubMixin, library_name="audiox-trainer"):
         """H_c (B, V+L+T, W) and its lengths (B,): computed once for all steps of a sampler."""
         condition = self.conditioner(video, audio, text, text_length)
         return condition, text_length + (condition.shape[1] - text.shape[1])
+
+    def conditioned(self, condition: Tensor, length: Tensor) -> Callable[[Tensor, Any], Tensor]:
+        """The velocity (z, noise levels or their `timestep_features`) -> v under what `encode` gave, for many steps."""
+        return lambda z, t: self.backbone(z, t, condition, length)
+
+    def timestep_features(self, t: Tensor) -> TimestepFeatures:
+        """What depends on the noise levels t (B,) alone."""
+        return self.backbone.timestep_features(t)
 
 
 def count_parameters(model: AudioX) -> dict[str, int]:

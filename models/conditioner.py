@@ -8,7 +8,7 @@ from einops import reduce
 from torch import Tensor, nn
 
 from .blocks import TransformerBlock
-from .config import ModelConfig, TransformerConfig
+from .config import EncodersConfig, ModelConfig, TransformerConfig
 from .embeddings import RopeTable, SecondsEmbedding
 from .fusion import Fusion
 
@@ -63,7 +63,7 @@ class Conditioner(nn.Module):
         return self.fusion(h_video + marks[0], h_audio + marks[1], h_text + marks[2], text_length)
 
 
-def video_seconds(config: ModelConfig) -> Tensor:
+def video_seconds(config: EncodersConfig) -> Tensor:
     """The times (S,) in seconds of the motion features, at which image features are added to them.
 
     Synchformer cuts the motion frames into segments of 16 that overlap by half and gives 8 features of 2 frames each
@@ -71,7 +71,7 @@ def video_seconds(config: ModelConfig) -> Tensor:
     """
     video = config.video
     index = torch.arange(video.steps)
-    if video.kind == "clip_sync":
+    if video.kind != "frames":
         segment, i = index // 8, index % 8
         return (8 * segment + 2 * i + 1) / video.motion_rate
     return (index + 0.5) / video.motion_rate

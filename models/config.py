@@ -4,10 +4,12 @@ The same dataclasses are the `model` section of a run's configuration and of the
 weights folder thus says how to turn media into conditions, and latents into sound.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from . import strict
+from .released.config import ReleasedConfig
 from .strict import Positive, PositiveFloat
 
 # More is a mistake, and would compute for days before it shows, or diverge.
@@ -60,11 +62,12 @@ class TextConfig:
 class VideoConfig:
     """The video encoders: one of single images at a low rate, one of motion at a higher rate (sections IV-A, VI-A).
 
-    `frames` needs no weights; `clip_sync` is CLIP ViT-B/32 and Synchformer. A clip has `steps` motion features; `pool`
-    neighbours become one condition token.
+    `frames` needs no weights; `clip_sync` is CLIP ViT-B/32 and Synchformer. `clip_tokens_sync` is the same for the
+    released network, which takes every token of an image, and images squeezed into a square. A clip has `steps` motion
+    features; `pool` neighbours become one condition token.
     """
 
-    kind: Literal["frames", "clip_sync"]
+    kind: Literal["frames", "clip_sync", "clip_tokens_sync"]
     dim: Positive  # width of a video feature
     image_rate: PositiveFloat  # images per second (5 in the paper)
     motion_rate: PositiveFloat  # frames per second (25 in the paper)
@@ -77,6 +80,11 @@ class VideoConfig:
     @property
     def tokens(self) -> int:
         return self.steps // self.pool
+
+    @property
+    def squeeze(self) -> bool:
+        """Whether pictures are made square without their true proportions, where otherwise they are cropped."""
+        return self.kind == "clip_tokens_sync"
 
 
 @dataclass(frozen=True)
@@ -113,12 +121,23 @@ class BackboneConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """The architecture: two sets of weights with the same one are interchangeable."""
+class EncodersConfig:
+    """The frozen encoders and the codec, which any network needs."""
 
     codec: CodecConfig
     text: TextConfig
     video: VideoConfig
+
+    @property
+    def video_rows(self) -> int:
+        """Feature vectors of a clip's video that the network takes."""
+        return self.video.steps
+
+
+@dataclass(frozen=True)
+class ModelConfig(EncodersConfig):
+    """The architecture: two sets of weights with the same one are interchangeable."""
+
     video_temporal: TransformerConfig
     audio_temporal: TransformerConfig
     fusion: FusionConfig
@@ -135,6 +154,55 @@ class ModelConfig:
                 raise ValueError(f"{path}: width {width} over {heads} heads must give an even head width")
         if self.video.steps % self.video.pool:
             raise ValueError(f"video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")
+
+
+@dataclass(frozen=True)
+class ReleasedModelConfig(EncodersConfig):
+    """The architecture that the authors released, which is another one. Learned matrices fix all of its lengths.
+
+    A clip, and the sound in a prompt, has `codec.frames` latents; the network generates `released.latents`, and what
+    goes beyond the clip is cut.
+    """
+
+    released: ReleasedConfig
+
+    def __post_init__(self) -> None:
+        own = self.released
+        fixed = {
+            "codec.frames": (self.codec.frames, own.prompt_latents),
+            "codec.latent_channels": (self.codec.latent_channels, own.channels),
+            "text.dim": (self.text.dim, own.condition_width),
+            "text.max_tokens": (self.text.max_tokens, own.tokens),
+            "text.pad_to_multiple_of": (self.text.pad_to_multiple_of, own.tokens),
+            "video.dim": (self.video.dim, own.condition_width),
+            "video.steps": (self.video.steps, own.sync_steps),
+        }
+        for path, (configured, needed) in fixed.items():
+            if configured != needed:
+                raise ValueError(f"{path}: {configured}, and the released network of these sizes takes {needed}")
+        if self.video.kind != "clip_tokens_sync":
+            raise ValueError(f"video.kind: {self.video.kind!r}; the released network takes clip_tokens_sync")
+        if own.latents < self.codec.frames:
+            raise ValueError(f"released.latents: {own.latents} are fewer than a clip's {self.codec.frames}")
+
+    @property
+    def video_rows(self) -> int:
+        """Every token of every image, and the motion features after them."""
+        return self.released.frames * self.released.frame_tokens + self.released.sync_steps
+
+
+AnyModelConfig = ModelConfig | ReleasedModelConfig
+
+
+def with_weights_inside(config: AnyModelConfig, folder: Path) -> Any:
+    """A configuration whose encoders' weights lie within a folder, under paths that begin with "./", as seen from
+    here."""
+
+    def inside(section: Any) -> Any:
+        paths = {name: getattr(section, name, "") for name in WEIGHT_PATHS}
+        return replace(section, **{name: str(folder / path) for name, path in paths.items() if path[:2] == "./"})
+
+    return replace(config, **{name: inside(getattr(config, name)) for name in ("codec", "text", "video")})
 
 
 def without_weight_paths(config: Any) -> Any:

@@ -18,31 +18,37 @@ Draw = Callable[[], Tensor]  # fresh noise (B, L, C) at every call
 
 
 def with_guidance(
-    backbone: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
+    conditioned: Callable[[Tensor, Tensor], Velocity],
     condition: tuple[Tensor, Tensor],
     unconditional: tuple[Tensor, Tensor],
     guidance: float,
+    rescale: float = 0.0,
 ) -> Velocity:
     """v_uncond + guidance·(v_cond - v_uncond) (section VI-A), both branches in one forward of 2·B samples.
 
-    `condition` and `unconditional` are H_c (B, N, W) and lengths (B,). With guidance 1 only the condition is evaluated.
+    `conditioned` gives the velocity under H_c (B, N, W) and lengths (B,), which `condition` and `unconditional` are; it
+    is called once. With guidance 1 only the condition is evaluated.
     """
     if guidance == 1:
-        return lambda z, t: backbone(z, t, *condition)
+        return conditioned(*condition)
     tokens = max(condition[0].shape[1], unconditional[0].shape[1])
     both = torch.cat([_pad(h, tokens) for h in (condition[0], unconditional[0])])
-    lengths = torch.cat((condition[1], unconditional[1]))
-
-    def velocity(z: Tensor, t: Tensor) -> Tensor:
-        return apply_guidance(backbone(z.repeat(2, 1, 1), t.repeat(2), both, lengths), guidance)
-
-    return velocity
+    velocity = conditioned(both, torch.cat((condition[1], unconditional[1])))
+    return lambda z, t: apply_guidance(velocity(z.repeat(2, 1, 1), t.repeat(2)), guidance, rescale)
 
 
-def apply_guidance(both: Tensor, guidance: float) -> Tensor:
-    """The guided velocity (B, L, C) from those of the conditional and the unconditional branch (2·B, L, C)."""
+def apply_guidance(both: Tensor, guidance: float, rescale: float = 0.0) -> Tensor:
+    """The guided velocity (B, L, C) from those of the conditional and the unconditional branch (2·B, L, C).
+
+    Of it a share `rescale` is scaled, frame by frame, to the deviation that the conditional branch has over the
+    channels (Lin et al., 2024).
+    """
     v, v_uncond = both.float().chunk(2)
-    return v_uncond + guidance * (v - v_uncond)
+    guided = v_uncond + guidance * (v - v_uncond)
+    if not rescale:
+        return guided
+    deviation, own = (x.std(-1, keepdim=True) for x in (v, guided))
+    return rescale * guided * (deviation / own.clamp_min(1e-12)) + (1 - rescale) * guided
 
 
 def sample(
@@ -116,7 +122,11 @@ def _pad(h: Tensor, tokens: int) -> Tensor:
 
 
 def override_sampling(
-    sampling: SamplingConfig, steps: int | None, guidance: float | None, kind: Kind | None = None
+    sampling: SamplingConfig,
+    steps: int | None,
+    guidance: float | None,
+    kind: Kind | None = None,
+    rescale: float | None = None,
 ) -> SamplingConfig:
     """The sampling of some weights, with a user's settings in place of theirs.
 
@@ -133,6 +143,7 @@ def override_sampling(
         steps=sampling.steps if steps is None else steps,
         timesteps=sampling.timesteps if steps in (None, sampling.steps) else (),
         guidance=sampling.guidance if guidance is None else guidance,
+        rescale=sampling.rescale if rescale is None else rescale,
     )
 
 

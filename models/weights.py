@@ -11,8 +11,9 @@ from torch import Tensor, nn
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
-def load_strict(model: nn.Module, state: dict[str, Tensor]) -> None:
-    """Load weights by name, none missing and none left over.
+def load_strict(model: nn.Module, state: dict[str, Tensor], assign: bool = False) -> None:
+    """Load weights by name, none missing and none left over. `assign` puts these very tensors into the model, which may
+    be on the meta device, in place of copying them.
 
     Raises ValueError that names the first few differing keys, both shapes, or a weight that is no finite float.
     """
@@ -28,7 +29,7 @@ def load_strict(model: nn.Module, state: dict[str, Tensor]) -> None:
         if not is_finite(tensor):
             raise ValueError(f"{name}: the weights are not finite; they are damaged, or their training diverged")
     with torch.no_grad():
-        model.load_state_dict(state, strict=True)
+        model.load_state_dict(state, strict=True, assign=assign)
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -39,7 +39,7 @@ class VideoEncoder(Protocol):
 
     def __call__(self, images: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
         """images (B, N, 3, size, size) at image_rate, motion (B, M, 3, size, size) at motion_rate, both uint8
-        -> image features (B, N, D) and motion features (B, steps, D)."""
+        -> image features (B, N, D), or of every token (B, N·P, D), and motion features (B, steps, D)."""
         ...
 
     def check_frames(self, count: int) -> None:

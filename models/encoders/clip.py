@@ -1,6 +1,6 @@
-"""CLIP's image encoder by transformers, frozen: frames to their pooled states.
+"""CLIP's image encoder by transformers, frozen: frames to their pooled states, or to those of all their tokens.
 
-B clips, N frames, D feature width.
+B clips, N frames, P tokens of a frame (the class token, then its patches), D feature width.
 """
 
 from typing import Any, Self
@@ -23,10 +23,11 @@ REMEDY = (
 
 
 class ClipImageEncoder:
-    """The state of the class token after the last normalisation, before CLIP's projection (768 wide for ViT-B/32)."""
+    """The state of the class token after the last normalisation, before CLIP's projection (768 wide for ViT-B/32); with
+    `all_tokens` those of all tokens before the last normalisation."""
 
-    def __init__(self, model: Any, runtime: Runtime) -> None:
-        self.runtime, self.model = runtime, runtime.frozen(model)
+    def __init__(self, model: Any, runtime: Runtime, all_tokens: bool = False) -> None:
+        self.runtime, self.model, self.all_tokens = runtime, runtime.frozen(model), all_tokens
         self.mean, self.std = (torch.tensor(v, device=runtime.device).view(3, 1, 1) for v in (MEAN, STD))
         if runtime.compile:
             self.model.compile()
@@ -42,15 +43,19 @@ class ClipImageEncoder:
         vision = getattr(found, "vision_config", found)
         sizes = {"dim": vision.hidden_size, "size": vision.image_size}
         pretrained.check_sizes({"dim": config.dim, "size": config.size}, sizes)
-        return cls(pretrained.load(transformers().CLIPVisionModel), runtime)
+        model = pretrained.load(transformers().CLIPVisionModel)
+        return cls(model, runtime, all_tokens=config.kind == "clip_tokens_sync")
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """images (B, N, 3, size, size) uint8 -> (B, N, D) float32, where the images lie."""
-        parts = [self._pooled(part.to(self.runtime.device)) for part in images.flatten(0, 1).split(FRAMES_AT_ONCE)]
-        return torch.cat(parts).unflatten(0, images.shape[:2]).to(images.device)
+        """images (B, N, 3, size, size) uint8 -> (B, N, D), or of all tokens (B, N·P, D), float32, where the images
+        lie."""
+        parts = [self._states(part.to(self.runtime.device)) for part in images.flatten(0, 1).split(FRAMES_AT_ONCE)]
+        states = torch.cat(parts).unflatten(0, images.shape[:2]).to(images.device)
+        return states.flatten(1, 2) if self.all_tokens else states
 
-    def _pooled(self, frames: Tensor) -> Tensor:
+    def _states(self, frames: Tensor) -> Tensor:
         with self.runtime.autocast():
-            pooled: Tensor = self.model(pixel_values=(frames / 255 - self.mean) / self.std).pooler_output
-        return pooled.float()
+            outputs = self.model(pixel_values=(frames / 255 - self.mean) / self.std)
+        states: Tensor = outputs.last_hidden_state if self.all_tokens else outputs.pooler_output
+        return states.float()

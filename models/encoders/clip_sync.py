@@ -26,7 +26,8 @@ class ClipSyncEncoder:
         return cls(config, ClipImageEncoder.load(config, runtime), motion)
 
     def __call__(self, images: Tensor, motion: Tensor) -> tuple[Tensor, Tensor]:
-        """images (B, N, 3, size, size) and motion (B, M, 3, size, size), uint8 -> (B, N, D), (B, steps, D).
+        """images (B, N, 3, size, size) and motion (B, M, 3, size, size), uint8 -> (B, N, D) or (B, N·P, D),
+        (B, steps, D).
 
         Raises ValueError where M frames do not give the configured steps.
         """

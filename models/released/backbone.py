@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .config import ReleasedConfig
 
@@ -36,6 +37,20 @@ class ReleasedTimestepFeatures:
 
     token: Tensor  # (B, D), position 0 of the sequence
     shifts: tuple[Tensor, ...]  # (B, D) of each block, added at every position
+
+    def expand(self, batch: int) -> "ReleasedTimestepFeatures":
+        """One level, (1, D) throughout, for `batch` samples; nothing is copied."""
+        return ReleasedTimestepFeatures(
+            self.token.expand(batch, -1), tuple(shift.expand(batch, -1) for shift in self.shifts)
+        )
+
+
+class FourierFeatures(nn.Linear):
+    """Cosines, then sines, of learned frequencies: t (B,) -> (B, 256). In float32."""
+
+    def forward(self, t: Tensor) -> Tensor:
+        phase = 2 * math.pi * F.linear(t.float()[:, None], self.weight.float())
+        return torch.cat((phase.cos(), phase.sin()), dim=-1).to(self.weight.dtype)
 
 
 class TimeShift(nn.Module):
@@ -123,7 +138,8 @@ class ReleasedBackbone(nn.Module):
         super().__init__()
         width, condition = config.width, config.condition_width
         self.config = config
-        self.timestep_features = nn.Linear(1, 128, bias=False)  # learned frequencies
+        self.checkpointing = False
+        self.timestep_features = FourierFeatures(1, 128, bias=False)
         self.to_timestep_embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.to_cond_embed = _unused(condition, condition, condition)
         self.to_global_embed = _unused(condition, width, width)
@@ -135,9 +151,30 @@ class ReleasedBackbone(nn.Module):
     def blocks(self) -> list[ReleasedBlock]:
         return [layer for layer in self.transformer.layers if isinstance(layer, ReleasedBlock)]
 
-    def forward(self, z: Tensor, t: Tensor, condition: Tensor, n_blocks: int | None = None) -> Tensor:
-        """Velocity (B, L, C) of z (B, L, C) at noise levels t (B,) under MAF's output (B, M, condition width)."""
-        return self.velocity(z, self.level(t), self.modulation(condition), n_blocks)
+    def forward(
+        self,
+        z: Tensor,
+        t: Tensor | ReleasedTimestepFeatures,
+        condition: Tensor | Modulation,
+        n_blocks: int | None = None,
+    ) -> Tensor:
+        """Velocity (B, L, C) of z (B, L, C) at noise levels t (B,) under MAF's output (B, M, condition width).
+
+        What does not change from step to step may be given as `level` and `modulation` compute it.
+        `n_blocks` cuts the network after so many blocks, output projection included, as the released discriminator
+        does.
+        """
+        level = self.level(t) if isinstance(t, Tensor) else t
+        modulation = self.modulation(condition) if isinstance(condition, Tensor) else condition
+        x = self._mixed(z, self.preprocess_conv)
+        x = torch.cat((level.token[:, None].to(x.dtype), self.transformer.project_in(x)), dim=1)
+        rotation = rotary_table(x.shape[1], self.config.width // self.config.heads, x)
+        for block, own, shift in zip(self.blocks[:n_blocks], modulation.blocks, level.shifts, strict=False):
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, own, shift, rotation, use_reentrant=False)
+            else:
+                x = block(x, own, shift, rotation)
+        return self._mixed(self.transformer.project_out(x)[:, 1:], self.postprocess_conv)
 
     def modulation(self, condition: Tensor) -> Modulation:
         """(B, M, condition width). Zeros are the null condition, the same for every sample and sampling."""
@@ -147,21 +184,8 @@ class ReleasedBackbone(nn.Module):
 
     def level(self, t: Tensor) -> ReleasedTimestepFeatures:
         """Noise levels (B,)."""
-        phase = 2 * math.pi * self.timestep_features(t[:, None])
-        time = self.to_timestep_embed(torch.cat((phase.cos(), phase.sin()), dim=-1))
+        time = self.to_timestep_embed(self.timestep_features(t))
         return ReleasedTimestepFeatures(time, tuple(block.cross_attn(time) for block in self.blocks))
-
-    def velocity(
-        self, z: Tensor, level: ReleasedTimestepFeatures, modulation: Modulation, n_blocks: int | None = None
-    ) -> Tensor:
-        """(B, L, C) -> (B, L, C). `n_blocks` cuts the network after so many blocks, output projection included, as the
-        released discriminator does."""
-        x = self._mixed(z, self.preprocess_conv)
-        x = torch.cat((level.token[:, None], self.transformer.project_in(x)), dim=1)
-        rotation = rotary_table(x.shape[1], self.config.width // self.config.heads, x)
-        for block, own, shift in zip(self.blocks[:n_blocks], modulation.blocks, level.shifts, strict=False):
-            x = block(x, own, shift, rotation)
-        return self._mixed(self.transformer.project_out(x)[:, 1:], self.postprocess_conv)
 
     @staticmethod
     def _mixed(x: Tensor, conv: nn.Conv1d) -> Tensor:

@@ -87,6 +87,8 @@ class VideoConditioner(nn.Module):
 
     def forward(self, clip: Tensor, sync: Tensor, present: Tensor) -> Tensor:
         """CLIP's hidden states (B, F, P, C), sync features (B, S, C), whether there is a video (B,) -> (B, T, C)."""
+        if torch.is_inference_mode_enabled() and not present.any():  # in training all ranks compute the same modules
+            return self.empty_visual_feat.expand(len(clip), -1, -1)
         tokens = self.project(self.temporal(clip), self.proj) + self.sync_weight * self.project(sync, self.proj_sync)
         return torch.where(present[:, None, None], tokens, self.empty_visual_feat.to(tokens.dtype))
 

@@ -8,23 +8,23 @@ from .conditioners import AudioConditioner, ReleasedFusion, VideoConditioner
 from .config import ReleasedConfig
 
 
-class ReleasedAudioX(nn.Module):
+class ReleasedNetwork(nn.Module):
     """The whole network of the authors' checkpoints, with the names of their weights.
 
     B batch, F frames, P tokens of a frame, S sync steps, T = 128 tokens of a modality, L latents, C condition width.
     """
 
-    def __init__(self, config: ReleasedConfig | None = None) -> None:
+    def __init__(self, config: ReleasedConfig) -> None:
         super().__init__()
-        self.config = config or ReleasedConfig()
-        self.model = nn.ModuleDict({"model": ReleasedBackbone(self.config)})
-        self.maf_block = ReleasedFusion(self.config)
+        self.sizes = config
+        self.model = nn.ModuleDict({"model": ReleasedBackbone(config)})
+        self.maf_block = ReleasedFusion(config)
         self.conditioner = nn.ModuleDict(
             {
                 "conditioners": nn.ModuleDict(
                     {
-                        "video_prompt": VideoConditioner(self.config),
-                        "audio_prompt": AudioConditioner(self.config),
+                        "video_prompt": VideoConditioner(config),
+                        "audio_prompt": AudioConditioner(config),
                     }
                 )
             }
@@ -34,7 +34,7 @@ class ReleasedAudioX(nn.Module):
     def backbone(self) -> ReleasedBackbone:
         return self.model["model"]  # type: ignore[return-value]
 
-    def encode(
+    def fuse(
         self, clip: Tensor, sync: Tensor, video_present: Tensor, text: Tensor, text_length: Tensor, audio: Tensor
     ) -> Tensor:
         """The condition (B, 3·T, C): text, video, audio.
@@ -50,5 +50,5 @@ class ReleasedAudioX(nn.Module):
 
     def null_condition(self, batch: int) -> Tensor:
         """(B, 3·T, C): zeros in place of the fusion's output, for guidance and for conditions that are dropped."""
-        config, weight = self.config, self.backbone.transformer.proj_mm_tokens.weight
+        config, weight = self.sizes, self.backbone.transformer.proj_mm_tokens.weight
         return weight.new_zeros(batch, config.condition_tokens, config.condition_width)

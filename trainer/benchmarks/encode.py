@@ -88,7 +88,7 @@ def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: in
         pictures()
 
     calls: dict[str, Callable[[], object]] = {"codec": sound}
-    if model.video.kind == "clip_sync":
+    if model.video.kind != "frames":
         of_images, of_motion = video.images, video.motion  # type: ignore[attr-defined]
         calls |= {"images": lambda: of_images(images), "motion": lambda: of_motion(motion)}
     else:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ...kernels.ops import KernelsConfig
 from ...models.audiox import AudioX, SamplingConfig
 from ...models.config import ModelConfig
-from ...models.sampler import nfe, sample, sampling_timesteps, with_guidance
+from ...models.sampler import Velocity, nfe, sample, sampling_timesteps, with_guidance
 from ..core.hardware import peak_flops
 from ..cost.operations import forward_flops
 from ..engine import kernel_selection
@@ -174,10 +174,10 @@ def _sample_ours(
     def call() -> Tensor:
         steps = iter(timestep_features)
 
-        def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
-            return network.backbone(z.to(dtype), next(steps).expand(len(z)), condition, length)
+        def conditioned(condition: Tensor, length: Tensor) -> Velocity:
+            return lambda z, t: network.backbone(z.to(dtype), next(steps).expand(len(z)), condition, length)
 
-        return sample(with_guidance(backbone, both[0], both[1], sampling.guidance), lambda: noise, sampling)
+        return sample(with_guidance(conditioned, both[0], both[1], sampling.guidance), lambda: noise, sampling)
 
     return call
 

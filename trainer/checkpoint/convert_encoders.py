@@ -5,7 +5,7 @@ This is the only place that unpickles anything, and only tensors: everything els
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -60,23 +60,32 @@ def convert_clip(file: Path, out: Path) -> int:
     return sum(tensor.numel() for tensor in weights.values())
 
 
-def unpickled(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file of `torch.save`, by name. They stay on the disk until they are used.
+def unpickled(
+    file: Path, sections: Sequence[str] = ("model",), document: str = "docs/encoders.md"
+) -> dict[str, Tensor]:
+    """The tensors of a file of `torch.save`, by name, or those under the first of `sections` that it has. They stay on
+    the disk until they are used.
 
-    Raises ValueError if the file holds anything but tensors, or is not such a file.
+    Raises ValueError if they are anything but tensors, or it is not such a file.
     """
     if not file.is_file():
-        raise ValueError(f"{file} is not a file; docs/encoders.md says where the released weights are")
+        raise ValueError(f"{file} is not a file; {document} says where the released weights are")
     try:
         data = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # damage raises many kinds of errors
-        reason = str(error).strip().split("\n")[0][:200]
+        lines = str(error).strip().split("\n")
+        reason = next((line for line in lines if "Unsupported" in line), lines[0]).strip()[:200]
         raise ValueError(
-            f"{file}: cannot be read as tensors alone ({reason}); take the file that docs/encoders.md names"
+            f"{file}: cannot be read as tensors alone ({reason}); take the file that {document} names"
         ) from None
-    data = data.get("model", data) if isinstance(data, dict) else data
-    if not isinstance(data, dict) or not all(isinstance(tensor, Tensor) for tensor in data.values()):
-        raise ValueError(f"{file}: holds something other than named tensors; take the file that docs/encoders.md names")
+    if isinstance(data, dict):
+        data = next((data[key] for key in sections if isinstance(data.get(key), dict)), data)
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: holds {type(data).__name__}, not named tensors; take the file that {document} names")
+    for name, tensor in data.items():
+        if not isinstance(tensor, Tensor):
+            kind = type(tensor).__name__
+            raise ValueError(f"{file}: {name} is a {kind}, not a tensor; take the file that {document} names")
     return data
 
 

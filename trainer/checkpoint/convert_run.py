@@ -4,11 +4,14 @@ model.safetensors   config.json   manifest.json (hashes of the two, and the step
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ...models import strict
 from ...models.audiox import WEIGHTS, AudioX
+from ...models.config import with_weights_inside
+from ...models.networks import Network, network_class
 from ...models.weights import load_strict, write_errors
 from ..core.files import atomic_output, refuse_existing
 from ..core.integrity import MANIFEST, ChangedError, file_entry, file_fault, read_manifest, write_manifest
@@ -57,11 +60,25 @@ def choose_checkpoint(run: Path, step: int | None) -> Path:
     return folders[0]
 
 
-def load_weights(folder: Path) -> AudioX:
+def load_weights(folder: Path) -> Network:
     """Loads a weights folder made by `launch/convert.py`, after its files are compared with the hashes in its manifest.
     A folder without a manifest was written by `save_pretrained`, and is loaded as it is.
 
     Raises ValueError naming what is missing, has changed or does not fit.
+    """
+    config = read_weights_config(folder)
+    try:
+        network = network_class(config).from_pretrained(folder)
+    except ValueError as error:
+        raise ValueError(f"{folder}: {error}") from None
+    network.config = with_weights_inside(network.config, folder)
+    return network
+
+
+def read_weights_config(folder: Path) -> dict[str, Any]:
+    """The JSON of a weights folder's `config.json`, after the folder's files are compared with their hashes.
+
+    Raises ValueError naming what is missing or has changed.
     """
     for name in FILES:
         if not (folder / name).is_file():
@@ -77,6 +94,6 @@ def load_weights(folder: Path) -> AudioX:
         config = strict.parse_json((folder / FILES[0]).read_bytes())
         if not isinstance(config, dict):
             raise ValueError(f"{FILES[0]} is a {type(config).__name__}; expected an object with the key 'model'")
-        return AudioX.from_pretrained(folder)
     except ValueError as error:
         raise ValueError(f"{folder}: {error}") from None
+    return config

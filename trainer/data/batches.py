@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...models.conditioner import video_seconds
-from ...models.config import ModelConfig
+from ...models.config import AnyModelConfig, EncodersConfig
 from ...models.encoders.base import TextEncoder
 from ..core.config import DataConfig
 from ..core.hardware import pinned
@@ -109,7 +109,7 @@ class SampleConditions:
 class BatchAssembler:
     """Turns records into batches: draws task, caption, hole, prefix and dropout per sample, and encodes the texts."""
 
-    def __init__(self, model: ModelConfig, data: DataConfig, encode_text: TextEncoder, seed: int) -> None:
+    def __init__(self, model: AnyModelConfig, data: DataConfig, encode_text: TextEncoder, seed: int) -> None:
         self.model = model
         self.data = data
         self.encode_text = encode_text
@@ -165,7 +165,7 @@ class BatchAssembler:
         self, records: Sequence[Record], choices: Sequence[SampleConditions], latents: Tensor, indices: Sequence[int]
     ) -> Batch:
         """Put latents (B, L, C) and the drawn conditions together."""
-        videos = torch.zeros(len(records), self.model.video.steps, self.model.video.dim, dtype=torch.float16)
+        videos = torch.zeros(len(records), self.model.video_rows, self.model.video.dim, dtype=torch.float16)
         for row, record, choice in zip(videos, records, choices, strict=True):
             if choice.video:
                 self._add_video(record, row)
@@ -177,13 +177,13 @@ class BatchAssembler:
 
     def video(self, record: Record) -> Tensor:
         """Image plus motion features on one time grid (section IV-A): (S, D) float16; zeros without a video."""
-        video = torch.zeros(self.model.video.steps, self.model.video.dim, dtype=torch.float16)
+        video = torch.zeros(self.model.video_rows, self.model.video.dim, dtype=torch.float16)
         self._add_video(record, video)
         return video
 
     def _add_video(self, record: Record, video: Tensor) -> None:
         if len(record.motion):
-            add_video_features(_tensor(record.image), _tensor(record.motion), self.nearest, video)
+            join_video_features(_tensor(record.image), _tensor(record.motion), self.nearest, video)
 
     def draw_given_mask(self, task: str, rng: np.random.Generator) -> Tensor:
         """Draw where the task gives the latents as a condition: 1 there, 0 elsewhere, (L,)."""
@@ -207,7 +207,7 @@ class BatchAssembler:
         return bool(u[0] < p.text or everything), bool(u[1] < p.video or everything), bool(u[2] < p.audio or everything)
 
 
-def nearest_images(model: ModelConfig) -> Tensor:
+def nearest_images(model: EncodersConfig) -> Tensor:
     """The image nearest in time to each motion feature (S,); the earlier one of two at the same distance.
 
     Image i is at i / image_rate and motion frame j at j / motion_rate. A feature lasts until its last frame ends, so
@@ -218,9 +218,13 @@ def nearest_images(model: ModelConfig) -> Tensor:
     return (moments * video.image_rate - 0.5 - 1e-4).ceil().clamp_min(0).long()
 
 
-def add_video_features(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
-    """Write image features (N, D) plus motion features (S, D), on the motion's time grid, to `video` (S, D)."""
+def join_video_features(images: Tensor, motion: Tensor, nearest: Tensor, video: Tensor) -> None:
+    """Write image features (N, D) plus motion features (S, D), on the motion's time grid, to `video` (S, D); where that
+    has (N + S, D), as the released network takes them, one after the other."""
     images = images.half()  # as in a shard; features from elsewhere are float32
+    if len(video) != len(motion):
+        video[: len(images)], video[len(images) :] = images, motion
+        return
     torch.index_select(images, 0, nearest.clamp(max=len(images) - 1), out=video)
     video += motion.half()
 

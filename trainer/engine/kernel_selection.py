@@ -43,6 +43,11 @@ class KernelSelection:
         return [f"{op}: {self.names[op]} ({self.reasons[op]})" for op in OPS]
 
 
+def reference(reason: str) -> KernelSelection:
+    """torch's own operations throughout."""
+    return KernelSelection(dict.fromkeys(OPS, "reference"), dict.fromkeys(OPS, reason))
+
+
 def check_kernels(kernels: KernelsConfig, precision: str, model: ModelConfig) -> None:
     """Refuse what cannot run here, before any process group is made. Raises ValueError, FileNotFoundError."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ...models.audiox import SamplingConfig, count_parameters
+from ...models.audiox import SamplingConfig
 from ...models.judge import Judge
 from ...models.sampler import override_sampling
 from ..core.hardware import describe
@@ -56,7 +56,7 @@ class EvaluatedModel:
     tasks: bool = True  # evaluate the tasks as well as T2A-bench
 
     def to_row(self) -> Row:
-        parameters = count_parameters(self.generator.model)["total"]
+        parameters = sum(p.numel() for p in self.generator.model.parameters())
         return {"model": self.name, "weights": self.weights, "parameters": parameters} | asdict(self.sampling)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...models.config import ModelConfig
+from ...models.config import AnyModelConfig
 from ...models.encoders.build import build_text_encoder
 from ..core.config import DataConfig, StreamConfig
 from ..core.tasks import DOMAINS
@@ -35,7 +35,7 @@ class HeldOutClips:
     completion_given: Tensor  # (B, L), 1 where completion is given the sound: the same number of frames in every clip
 
 
-def check_embedded(config: ModelConfig, name: str) -> None:
+def check_embedded(config: AnyModelConfig, name: str) -> None:
     """Raises ValueError when weights generate other clips than the embedded scenes, which this benchmark judges."""
     codec = config.codec
     found = (codec.sample_rate, codec.samples, codec.audio_channels)
@@ -47,7 +47,7 @@ def check_embedded(config: ModelConfig, name: str) -> None:
         )
 
 
-def draw_held_out(config: ModelConfig, domain: str, count: int, seed: int) -> HeldOutClips:
+def draw_held_out(config: AnyModelConfig, domain: str, count: int, seed: int) -> HeldOutClips:
     """`count` clips of a domain ("audio" or "music"); same arguments, same clips.
 
     Raises:
@@ -72,7 +72,7 @@ def draw_held_out(config: ModelConfig, domain: str, count: int, seed: int) -> He
     )
 
 
-def _assembler(config: ModelConfig) -> BatchAssembler:
+def _assembler(config: AnyModelConfig) -> BatchAssembler:
     """The training's assembler, with its usual holes; it never reads its stream."""
     data = DataConfig((StreamConfig("", {"T2A": 1.0}),), completion_prefix=(PREFIX, PREFIX))
     return BatchAssembler(config, data, build_text_encoder(config.text), seed=0)

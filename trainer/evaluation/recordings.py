@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import trange
 
 from ...models.classifier import ClipClassifier
-from ...models.config import ModelConfig
+from ...models.config import AnyModelConfig
 from ...models.encoders.build import build_codec
 from ..generation.clip_request import ClipRequest
 from ..generation.generator import Generator
@@ -72,7 +72,7 @@ def category(entry: ManifestEntry) -> str:
     return str(names[0])
 
 
-def load_recordings(manifest: Path, model: ModelConfig, names: Sequence[str] | None = None) -> Recordings:
+def load_recordings(manifest: Path, model: AnyModelConfig, names: Sequence[str] | None = None) -> Recordings:
     """The recordings of a manifest through the model's codec. Raises ValueError for a category not in `names`."""
     entries = read_entries(manifest)
     known = tuple(names) if names else tuple(sorted({category(e) for e in entries}))

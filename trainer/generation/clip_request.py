@@ -1,6 +1,6 @@
 """The conditions of a batch of clips.
 
-B batch, L latent frames, C latent channels, S motion steps, D video feature width.
+B batch, L latent frames, C latent channels, S rows of video features, D video feature width.
 """
 
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...models.config import ModelConfig
+from ...models.config import EncodersConfig
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class ClipRequest:
     """A condition that is None is absent."""
 
     texts: Sequence[str]  # B
-    video: Tensor | None = None  # (B, S, D) features on the motion grid
+    video: Tensor | None = None  # (B, S, D) features, as the network takes them
     audio: Tensor | None = None  # (B, L, C) latents, read where `given_mask` is 1
     given_mask: Tensor | None = None  # (B, L), 1 where the sound is given and stays as it is
 
@@ -27,11 +27,11 @@ class ClipRequest:
         return ClipRequest(self.texts[rows], *(None if value is None else value[rows] for value in optional))
 
 
-def concatenate_requests(requests: Sequence[ClipRequest], config: ModelConfig) -> ClipRequest:
+def concatenate_requests(requests: Sequence[ClipRequest], config: EncodersConfig) -> ClipRequest:
     """One request for all clips. A condition that only some of them have is zero, that is absent, in the others."""
-    codec, video = config.codec, config.video
+    codec = config.codec
     shapes = {
-        "video": (video.steps, video.dim),
+        "video": (config.video_rows, config.video.dim),
         "audio": (codec.frames, codec.latent_channels),
         "given_mask": (codec.frames,),
     }

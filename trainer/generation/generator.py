@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...kernels.ops import KernelsConfig
@@ -16,7 +17,10 @@ from ...models.audiox import SamplingConfig
 from ...models.encoders.base import VideoEncoder
 from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
 from ...models.encoders.runtime import Runtime
-from ...models.mmdit import MMDiT, TimestepFeatures
+from ...models.mmdit import TimestepFeatures
+from ...models.networks import Network
+from ...models.released.audiox import ReleasedAudioX
+from ...models.released.backbone import ReleasedTimestepFeatures
 from ...models.sampler import Velocity, sample, sampling_timesteps, with_guidance
 from ..checkpoint.convert_run import load_weights
 from ..core.hardware import choose_device, to_device
@@ -29,6 +33,7 @@ from .long_form import LongSound, sampling_for
 from .prompts import Prompt, parse_prompt
 
 T = TypeVar("T")
+AnyTimestepFeatures = TimestepFeatures | ReleasedTimestepFeatures
 CACHED_SAMPLINGS = 8  # whose modulations are kept for the next call
 SMALL = 50_000_000  # parameters below which one thread makes a clip, and above which all do, one clip after the other
 
@@ -58,15 +63,18 @@ class Generator:
         self.device = choose_device(device)
         self.dtype = dtype
         self.model = load_weights(Path(weights)).to(self.device, dtype).eval()
-        shape = BlockShape.from_model(self.model.config, batch=2)  # a clip and its unconditional branch
-        self.kernels, _ = kernel_selection.select_for_shape(requested, shape, self.device, dtype, table)
+        if isinstance(self.model, ReleasedAudioX):
+            self.kernels = kernel_selection.reference("the released network has other blocks")
+        else:
+            shape = BlockShape.from_model(self.model.config, batch=2)  # a clip and its unconditional branch
+            self.kernels, _ = kernel_selection.select_for_shape(requested, shape, self.device, dtype, table)
         self.model.use(self.kernels.ops())
-        self.sampling = self.model.sampling
+        self.sampling, self.license = self.model.sampling, self.model.license
         self._runtime = Runtime.for_device(self.device)
         self.encode_text = build_text_encoder(self.model.config.text, self._runtime)
         self.codec = build_codec(self.model.config.codec, self._runtime)
         self._cached_timestep_features = lru_cache(CACHED_SAMPLINGS)(
-            partial(_timestep_features, self.model.backbone, self.device)
+            partial(_timestep_features, self.model, self.device)
         )
 
     @property
@@ -129,7 +137,7 @@ class Generator:
         """Features of a request, zeros for what is absent (section IV-B)."""
         config, n = self.model.config, len(request.texts)
         text, length = self.encode_text(list(request.texts))
-        video = request.video if request.video is not None else torch.zeros(n, config.video.steps, config.video.dim)
+        video = request.video if request.video is not None else torch.zeros(n, config.video_rows, config.video.dim)
         audio = torch.zeros(n, config.codec.frames, config.codec.latent_channels)
         if request.audio is not None and request.given_mask is not None:
             audio = request.audio * request.given_mask.unsqueeze(-1)
@@ -139,8 +147,8 @@ class Generator:
     def latents(
         self, request: ClipRequest, seed: int | Sequence[int], sampling: SamplingConfig | None = None
     ) -> Tensor:
-        """(B, L, C). Sample i of a request draws its noise from seed + i, so that it is the same in every batch; a list
-        has the seed of each sample."""
+        """(B, L, C), of the network's length. Sample i of a request draws its noise from seed + i, so that it is the
+        same in every batch; a list has the seed of each sample."""
         sampling = sampling or self.sampling
         return self.integrate(self.velocity(request, sampling), request, seed, sampling)
 
@@ -148,61 +156,68 @@ class Generator:
     def velocity(self, request: ClipRequest, sampling: SamplingConfig) -> Velocity:
         """The guided velocity under a request's conditions, for one sampling. The encoders and the conditioner run
         once, here; every evaluation is the transformer alone."""
-        guidance, steps = sampling.guidance, iter(self.timestep_features(sampling))
+        steps, n = iter(self.timestep_features(sampling)), len(request.texts)
         encoded = self._encode(self.conditions(request))
-        n = len(request.texts)
-        # Without any condition every sample's unconditional branch is the same: encoded once.
-        unconditional = self._encode(self.conditions(ClipRequest([""]))) if guidance != 1 else encoded
-        if guidance != 1:
-            unconditional = (unconditional[0].expand(n, -1, -1), unconditional[1].expand(n))
+        unconditional = self._unconditional(n) if sampling.guidance != 1 else encoded
 
-        def backbone(z: Tensor, t: Tensor, condition: Tensor, length: Tensor) -> Tensor:
-            return self.model.backbone(z.to(self.dtype), next(steps).expand(len(z)), condition, length)
+        def conditioned(condition: Tensor, length: Tensor) -> Velocity:
+            velocity = self.model.conditioned(condition, length)
+            return lambda z, t: velocity(z.to(self.dtype), next(steps).expand(len(z)))
 
-        return with_guidance(backbone, encoded, unconditional, guidance)
+        return with_guidance(conditioned, encoded, unconditional, sampling.guidance, sampling.rescale)
 
     @torch.inference_mode()
     def integrate(
         self, velocity: Velocity, request: ClipRequest, seed: int | Sequence[int], sampling: SamplingConfig
     ) -> Tensor:
         """Latents (B, L, C) from the velocity of a request: the transformer and the sampler."""
-        codec, n = self.model.config.codec, len(request.texts)
+        n, shape = len(request.texts), (self.model.latent_frames, self.model.config.codec.latent_channels)
         seeds = range(seed, seed + n) if isinstance(seed, int) else seed
         generators = [torch.Generator().manual_seed(s) for s in seeds]
 
         def draw() -> Tensor:
-            noise = [torch.randn(codec.frames, codec.latent_channels, generator=g) for g in generators]
+            noise = [torch.randn(shape, generator=g) for g in generators]
             return to_device(torch.stack(noise), self.device)
 
         known = mask = None
         if request.audio is not None and request.given_mask is not None:
-            known, mask = request.audio.to(self.device), request.given_mask.unsqueeze(-1).to(self.device)
+            after = (0, 0, 0, shape[0] - request.audio.shape[1])  # what a network generates beyond the clip
+            known = F.pad(request.audio, after).to(self.device)
+            mask = F.pad(request.given_mask.unsqueeze(-1), after).to(self.device)
         return sample(velocity, draw, sampling, known, mask).cpu()
 
     @torch.no_grad()
     def waves(self, latents: Tensor) -> Tensor:
-        """latents (B, L, C) -> waves (B, c, samples) in [-1, 1]."""
-        return self.codec.decode(latents)
+        """latents (B, L, C) -> waves (B, c, samples) in [-1, 1], one clip long."""
+        return self.codec.decode(latents)[..., : self.model.config.codec.samples]
 
-    def timestep_features(self, sampling: SamplingConfig) -> list[TimestepFeatures]:
-        """The backbone's features of each noise level of a sampling; the last few samplings are cached."""
+    def timestep_features(self, sampling: SamplingConfig) -> Sequence[AnyTimestepFeatures]:
+        """The network's features of each noise level of a sampling; the last few samplings are cached."""
         return self._cached_timestep_features(tuple(sampling_timesteps(sampling)[:-1]))
 
     def _encode(self, conditions: Conditions) -> tuple[Tensor, Tensor]:
         return self.model.encode(*conditions.to(self.device, self.dtype).tensors())
 
+    def _unconditional(self, n: int) -> tuple[Tensor, Tensor]:
+        """H_c and lengths of n samples without any condition: all the same, so encoded once."""
+        if isinstance(self.model, ReleasedAudioX):
+            return self.model.null_condition(n), torch.zeros(n, device=self.device)
+        condition, length = self._encode(self.conditions(ClipRequest([""])))
+        return condition.expand(n, -1, -1), length.expand(n)
+
     def _clips(self, requests: list[ClipRequest], seeds: list[int], sampling: SamplingConfig) -> tuple[Tensor, Tensor]:
-        """Latents (B, L, C) and waves (B, c, samples) of requests for one clip each."""
+        """Latents (B, L, C) and waves (B, c, samples) of requests for one clip each, both of a clip's length."""
+        frames = self.model.config.codec.frames
         if self.device.type != "cpu":
             latents = self.latents(concatenate_requests(requests, self.model.config), seeds, sampling)
-            return latents, self.waves(latents).float().cpu()
+            return latents[:, :frames], self.waves(latents).float().cpu()
         self.timestep_features(sampling)  # computed once, before the threads ask for them
         # The same threads per clip whatever the batch: another split of a sum is another last bit.
         small = sum(p.numel() for p in self.model.parameters()) < SMALL
         split: dict[str, int] = {"threads_each": 1} if small else {"workers": 1}
         pairs = list(zip(requests, seeds, strict=True))
         clips = list(parallel_map(lambda pair: self.latents(*pair, sampling), pairs, **split))
-        return torch.cat(clips), torch.cat(list(parallel_map(self.waves, clips, **split)))
+        return torch.cat(clips)[:, :frames], torch.cat(list(parallel_map(self.waves, clips, **split)))
 
 
 def _try(function: Callable[..., T], *arguments: Any) -> T | ValueError:
@@ -213,5 +228,7 @@ def _try(function: Callable[..., T], *arguments: Any) -> T | ValueError:
 
 
 @torch.inference_mode()
-def _timestep_features(backbone: MMDiT, device: torch.device, times: tuple[float, ...]) -> list[TimestepFeatures]:
-    return [backbone.timestep_features(t) for t in torch.tensor(times, device=device).split(1)]
+def _timestep_features(
+    network: Network, device: torch.device, times: tuple[float, ...]
+) -> Sequence[AnyTimestepFeatures]:
+    return [network.timestep_features(t) for t in torch.tensor(times, device=device).split(1)]

@@ -77,6 +77,8 @@ class SoundManifest:
         if prompt.seconds is not None:
             keys["asked_seconds"] = keys.pop("seconds")
         settings = {"steps": sampling.steps, "guidance": sampling.guidance, "weights": os.path.abspath(self.weights)}
+        if sampling.rescale:
+            settings["rescale"] = sampling.rescale
         return {"file": self._name(job), "task": prompt.task_label, "text": prompt.full_text, **keys, **settings}
 
     def add(self, job: SoundJob, seconds: float) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...models.audiox import SamplingConfig
-from ...models.config import ModelConfig
+from ...models.config import AnyModelConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.sampler import override_sampling
 from ...models.weights import is_finite
@@ -32,7 +32,7 @@ class LongSound:
     """
 
     def __init__(
-        self, prompt: Prompt, config: ModelConfig, codec: AudioCodec, video_encoder: Callable[[], VideoEncoder]
+        self, prompt: Prompt, config: AnyModelConfig, codec: AudioCodec, video_encoder: Callable[[], VideoEncoder]
     ) -> None:
         """Raises ValueError where a file cannot be read, or is too short for what is asked of it."""
         self.prompt, self.config, self.codec = prompt, config, config.codec
@@ -177,4 +177,4 @@ def sampling_for(prompt: Prompt, default: SamplingConfig) -> SamplingConfig:
     fill lies further from the truth.
     """
     guidance = 1.0 if prompt.guidance is None and prompt.mask and prompt.text is None else prompt.guidance
-    return override_sampling(default, prompt.steps, guidance)
+    return override_sampling(default, prompt.steps, guidance, rescale=prompt.rescale)

@@ -42,6 +42,7 @@ class Prompt:
     seed: int = 0
     steps: int | None = None
     guidance: float | None = None
+    rescale: float | None = None
     out: str | None = None
 
     def __post_init__(self) -> None:
@@ -115,6 +116,8 @@ class Prompt:
             raise ValueError(f"steps: {self.steps}; a sampler takes at least 1, and at most {MAX_STEPS}")
         if self.guidance is not None and not 0 <= self.guidance <= MAX_GUIDANCE:
             raise ValueError(f"guidance: {self.guidance:g} must be from 0 to {MAX_GUIDANCE:g}; 1 is none")
+        if self.rescale is not None and not 0 <= self.rescale <= 1:
+            raise ValueError(f"rescale: {self.rescale:g} must be from 0 to 1; 0 is none")
 
     def _check_task(self, task: TaskName) -> None:
         """Refuse an explicit task that lacks a condition, or has one that makes it another task."""

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...models.config import CodecConfig, ModelConfig
+from ...models.config import AnyModelConfig, CodecConfig
 from ...models.encoders.base import VideoEncoder
-from ..data.batches import add_video_features, nearest_images
+from ..data.batches import join_video_features, nearest_images
 from ..media.clips import frames_in, read_sound
 from ..media.source import MediaError
 from ..media.video_decode import FrameReader, VideoSpan, video_span
@@ -93,10 +93,11 @@ def read_video_span(path: Path) -> VideoSpan:
 
 
 def encode_video_clips(
-    path: Path, config: ModelConfig, encode: VideoEncoder, starts: Sequence[float]
+    path: Path, config: AnyModelConfig, encode: VideoEncoder, starts: Sequence[float]
 ) -> Iterator[Tensor]:
-    """Features (S, D) float16 of clips of a video. `starts` are seconds from the file's beginning, ascending; the clips
-    may overlap, and the file is read once. The nearest picture stands for a missing one.
+    """Features (S, D) float16 of clips of a video, as the network takes them. `starts` are seconds from the file's
+    beginning, ascending; the clips may overlap, and the file is read once. The nearest picture stands for a missing
+    one.
 
     Raises:
         ValueError: the file cannot be read or holds no pictures.
@@ -107,7 +108,7 @@ def encode_video_clips(
         np.arange(frames_in(seconds, rate)) / rate for rate in (config.video.image_rate, config.video.motion_rate)
     )
     try:
-        with FrameReader(path, config.video.size, start=starts[0], threads=0) as reader:
+        with FrameReader(path, config.video.size, starts[0], threads=0, squeeze=config.video.squeeze) as reader:
             decoded: dict[float, np.ndarray] = {}
             for i, start in enumerate(starts):
                 # Pictures come in order: those that later, overlapping clips need are read now.
@@ -116,18 +117,14 @@ def encode_video_clips(
                 missing = sorted(times - decoded.keys())
                 decoded |= zip(missing, reader.nearest([reader.begin + t for t in missing]), strict=True)
                 pictures = [np.stack([decoded[float(start + t)] for t in kind])[None] for kind in (images, motion)]
-                yield _features(encode, torch.from_numpy(pictures[0]), torch.from_numpy(pictures[1]), nearest)
+                video = torch.zeros(config.video_rows, config.video.dim, dtype=torch.float16)
+                with torch.inference_mode():
+                    found, moving = encode(torch.from_numpy(pictures[0]), torch.from_numpy(pictures[1]))
+                    join_video_features(found[0].cpu(), moving[0].cpu(), nearest, video)
+                yield video
                 decoded = {t: p for t, p in decoded.items() if len(overlapping) > 1 and t >= overlapping[1]}
     except MediaError as error:
         raise ValueError(f"video: {error}") from None
-
-
-def _features(encode: VideoEncoder, images: Tensor, motion: Tensor, nearest: Tensor) -> Tensor:
-    with torch.inference_mode():
-        image_features, motion_features = (x[0].cpu() for x in encode(images, motion))
-        video = torch.zeros(motion_features.shape, dtype=torch.float16)
-        add_video_features(image_features, motion_features, nearest, video)
-    return video
 
 
 def _read_sound(path: Path, codec: CodecConfig) -> Tensor:

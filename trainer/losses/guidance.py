@@ -44,11 +44,21 @@ class NullConditions:
 
 
 def build_velocity(
-    model: Model, dtype: torch.dtype, conditions: Conditions, null: NullConditions, guidance: float
+    model: Model,
+    dtype: torch.dtype,
+    conditions: Conditions,
+    null: NullConditions,
+    guidance: float,
+    rescale: float = 0.0,
 ) -> Velocity:
     """The velocity function of a model under fixed conditions: v_uncond + guidance·(v_cond - v_uncond) (section VI-A),
     both branches in one forward. Guidance 1 evaluates the conditional branch only."""
     if guidance == 1:
         return lambda z, t: predict_velocity(model, dtype, z, t, conditions).float()
     both = null.appended_to(conditions)
-    return lambda z, t: apply_guidance(predict_velocity(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both), guidance)
+
+    def velocity(z: Tensor, t: Tensor) -> Tensor:
+        v = predict_velocity(model, dtype, z.repeat(2, 1, 1), t.repeat(2), both)
+        return apply_guidance(v, guidance, rescale)
+
+    return velocity

@@ -69,7 +69,8 @@ def read_clips(
                 yield _clip(piece, empty, empty)
             return
         pictures = sound if video == audio else video
-        reader = stack.enter_context(FrameReader(pictures, frames.size, start, threads, video_slack))
+        picture_reader = FrameReader(pictures, frames.size, start, threads, video_slack, squeeze=frames.squeeze)
+        reader = stack.enter_context(picture_reader)
         reader.check_begins(reader.begin + start)
         for piece in decode_clips(sound, codec, segment):
             yield _clip(piece, *_clip_pictures(reader, codec, frames, start, piece))

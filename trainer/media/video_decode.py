@@ -62,7 +62,8 @@ class FrameReader:
 
     location: a path, an address or a source. size: height and width in pixels. start: seconds after the beginning of
     the file; no earlier frame will be requested. threads: of the decoder, 0 for one per core. slack: seconds that the
-    pictures may begin after, or end before, the requested times.
+    pictures may begin after, or end before, the requested times. squeeze: make pictures square without their true
+    proportions, where otherwise their long side is cropped.
     """
 
     begin: float  # time stamp in seconds at which the file begins
@@ -74,8 +75,10 @@ class FrameReader:
         start: float = 0.0,
         threads: int = 1,
         slack: float = VIDEO_SLACK,
+        squeeze: bool = False,
     ) -> None:
         self._location, self._size, self._start, self._threads, self._slack = location, size, start, threads, slack
+        self._squeeze = squeeze
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -158,7 +161,7 @@ class FrameReader:
         return stream
 
     def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator["_Frame"]:
-        square = _SquareScaler(self._size, stream)
+        square = _SquareScaler(self._size, stream, self._squeeze)
         # A recording may begin in the middle of a group of pictures; the first ones then lack their key frame.
         frames = dropwhile(lambda frame: frame.is_corrupt, container.decode(stream))
         return (_Frame(frame.time, frame, square) for frame in frames if frame.time is not None)
@@ -182,16 +185,16 @@ class _Frame:
 
 class _SquareScaler:
     """Turns frames into views (3, size, size) uint8: upright, in true proportions, with the short side scaled to `size`
-    and the long side cropped around its middle."""
+    and the long side cropped around its middle; or with `squeeze` both sides scaled to `size`."""
 
-    def __init__(self, size: int, stream: av.VideoStream) -> None:
-        self._size, self._aspect = size, float(stream.sample_aspect_ratio or 1)
+    def __init__(self, size: int, stream: av.VideoStream, squeeze: bool) -> None:
+        self._size, self._aspect, self._squeeze = size, float(stream.sample_aspect_ratio or 1), squeeze
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()
 
     def scale(self, frame: av.VideoFrame) -> Picture:
         shown = (frame.width * self._aspect, frame.height)
         scale = self._size / min(shown)
-        width, height = (max(self._size, round(side * scale)) for side in shown)
+        width, height = (self._size if self._squeeze else max(self._size, round(side * scale)) for side in shown)
         # Area averaging, because bicubic aliases when a large picture is made small. Colours are converted after
         # scaling: it is faster, and exact because yuv444p has a colour at every pixel (docs/performance.md).
         interpolation = "AREA" if scale < 1 else "BICUBIC"

@@ -22,7 +22,7 @@ def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]
         from ...models.encoders.oobleck import FOLDER, REMEDY
 
         found["model.codec"] = _weights(PretrainedWeights("model.codec.weights", model.codec.weights, REMEDY), FOLDER)
-    if model.video.kind == "clip_sync":
+    if model.video.kind != "frames":
         from ...models.encoders import clip, synchformer
 
         images, motion = model.video.image_weights, model.video.motion_weights

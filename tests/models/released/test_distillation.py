@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from audiox_trainer.models.released.discriminator import ReleasedDiscriminatorHead
-from audiox_trainer.models.released.network import ReleasedAudioX
+from audiox_trainer.models.released.network import ReleasedNetwork
 from tests.helpers.released_fixtures import BOUND, GOLDEN, LEVELS, SMALL, features, swap_axes
 
 
@@ -24,11 +24,11 @@ class Step:
         arguments = features(load_file(GOLDEN / "inputs.safetensors"), "mixed")
         self.roles, self.conditions = {}, {}
         for name, scale in (("student", 0.8), ("fake", 0.9), ("teacher", 1.0)):
-            role = ReleasedAudioX(SMALL).eval()
+            role = ReleasedNetwork(SMALL).eval()
             role.load_state_dict(weights)
             role.backbone.transformer.project_out.weight.data *= scale
             role.requires_grad_(name != "teacher")
-            self.roles[name], self.conditions[name] = role, role.encode(*arguments)
+            self.roles[name], self.conditions[name] = role, role.fuse(*arguments)
         self.heads = [ReleasedDiscriminatorHead(64, 16) for _ in range(2)]
         for i, head in enumerate(self.heads):
             head.load_state_dict({k[11:]: x for k, x in self.given.items() if k.startswith(f"in.heads.{i}.")})
