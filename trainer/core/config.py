@@ -21,6 +21,19 @@ from .tasks import TASKS
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Weights that training begins from, in place of random ones. Moments and steps begin at zero, the moving average
+    with these weights."""
+
+    weights: str = ""  # a weights folder, a run, or a name on the hub as owner/name or owner/name@revision
+    skip: tuple[str, ...] = ()  # patterns of tensors, as "conditioner.*", that are not taken from there
+
+    def __post_init__(self) -> None:
+        if self.skip and not self.weights:
+            raise ValueError(f"skip: {list(self.skip)} of no weights; give init.weights too")
+
+
+@dataclass(frozen=True)
 class StreamConfig:
     """A folder of shards and its tasks. The weights of the tasks add up to its share of the samples."""
 
@@ -187,6 +200,7 @@ class BaseConfig:
     model: ModelConfig
     data: DataConfig
     training: LoopConfig
+    init: InitConfig = field(default_factory=InitConfig)
     ema: EmaConfig = field(default_factory=EmaConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)

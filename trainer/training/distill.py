@@ -11,6 +11,7 @@ from ...models.config import without_weight_paths
 from ...models.encoders.build import build_text_encoder
 from ..checkpoint import load, rollback
 from ..checkpoint.convert_run import load_weights
+from ..checkpoint.initial_weights import init_metadata, read_initial_weights
 from ..core.distill_config import DistillConfig
 from ..core.files import hash_file
 from ..core.hardware import peak_flops
@@ -44,12 +45,14 @@ def distill(config: DistillConfig, teacher: Path, output: Path, resume: bool, fr
         )
     if config.paired_updates and (before is None or before["step"] < config.paired_updates):
         check_pairs(config, digest)
-    metadata = {"config": strict.to_dict(config), "teacher": digest}
+    initial = read_initial_weights(config.init.weights) if config.init.weights and not before else None
     with Watchdog(config.timeouts) as watchdog:
         world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         ops = kernel_selection.select_for_run(config, world, config.precision, output).ops()
-        trainer = Distillation(config, weights, world, ops)
+        trainer = Distillation(config, weights, world, ops, initial)
+        metadata = {"config": strict.to_dict(config), "teacher": digest}
+        metadata |= init_metadata(trainer.init_record, before, world.rank)
         if world.rank == 0:
             print("\n".join(memory_lines(trainer)), flush=True)
         reader = DistillationReader(config, world)
@@ -93,5 +96,6 @@ def load_teacher(config: DistillConfig, folder: Path) -> tuple[AudioX, str]:
     if theirs != ours:
         where, a, b = strict.difference("model", theirs, ours)
         raise ValueError(f"{where}: the teacher in {folder} has {a!r}, this configuration {b!r}; make them equal")
+    assert isinstance(teacher, AudioX)  # the other network has another configuration
     listed = (folder / MANIFEST).exists()  # then loading has compared the file with its hash
     return teacher.float(), read_manifest(folder)["files"][WEIGHTS]["xxh3"] if listed else hash_file(folder / WEIGHTS)

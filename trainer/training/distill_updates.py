@@ -16,6 +16,7 @@ from ...models.audiox import AudioX
 from ...models.discriminator import DiscriminatorHead
 from ...models.encoders.build import build_text_encoder
 from ...models.sampler import override_sampling, sampling_timesteps, shifted_timesteps
+from ..checkpoint.initial_weights import InitialWeights, InitRecord, begin_from
 from ..checkpoint.load import TrainedModel
 from ..core.config import check_ranks
 from ..core.distill_config import DistillConfig, RoleConfig
@@ -52,16 +53,28 @@ class Distillation:
 
     bar_metrics: tuple[str, ...] = ("dm", "adversarial", "fake", "discriminator")
 
-    def __init__(self, config: DistillConfig, teacher: AudioX, world: zero.World, ops: Ops | None = None) -> None:
-        """Student and fake model start with copies of `teacher`, which is frozen."""
+    def __init__(
+        self,
+        config: DistillConfig,
+        teacher: AudioX,
+        world: zero.World,
+        ops: Ops | None = None,
+        initial: InitialWeights | None = None,
+    ) -> None:
+        """Student and fake model start with copies of `teacher`, which is frozen; the student with `initial`, if these
+        are given."""
         self.config, self.world, self.cycle, self.sampling = config, world, config.cycle, teacher.sampling
         self.total = self.cycle.total_updates(config.training.steps)
         self.times = sampling_timesteps(config.sampling)[:-1]
         self.accumulation = check_ranks(config.training, world.ranks)
         torch.manual_seed(config.training.seed)
         self.engines = {"discriminator": self._engine("discriminator", DiscriminatorHead(config.model.backbone.width))}
+        self.init_record: InitRecord | None = None
         for name in ("student", "fake"):
-            self.engines[name] = self._engine(name, configure_model(copy.deepcopy(teacher), config.training, ops))
+            model = copy.deepcopy(teacher)
+            if name == "student" and initial:
+                self.init_record = begin_from(model, initial, config.init)
+            self.engines[name] = self._engine(name, configure_model(model, config.training, ops))
         precise = configure_model(teacher, replace(config.training, fp8=False), ops)
         frozen = zero.FrozenModel(precise, config.teacher.precision, config.teacher.sharded, world.device)
         self.ema = Ema(config.ema, self.engines["student"].shards())

@@ -106,7 +106,7 @@ def train(
         trainer.previews.load()
         metadata = metadata | {"shards": run_folder.indexes(config)}
         if world.rank == 0:
-            run_folder.write_config(output, config)
+            run_folder.write_config(output, config, metadata.get("init"))
         stop = contexts.enter_context(StopSignal())
         keep = from_step is not None
         logs = contexts.enter_context(Logs(output, world.rank == 0, start, steps, output.name, keep))

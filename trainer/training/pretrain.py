@@ -10,7 +10,8 @@ from ...kernels.ops import Ops
 from ...models import strict
 from ...models.audiox import AudioX
 from ...models.encoders.build import build_text_encoder
-from ..checkpoint import rollback
+from ..checkpoint import load, rollback
+from ..checkpoint.initial_weights import InitialWeights, begin_from, init_metadata, read_initial_weights
 from ..checkpoint.load import TrainedModel
 from ..core.config import LoopConfig, PretrainConfig, TrainingConfig, check_ranks
 from ..core.hardware import peak_flops, to_device
@@ -37,12 +38,20 @@ class Pretraining:
 
     bar_metrics: tuple[str, ...] = ("loss", "lr", "samples_per_s")
 
-    def __init__(self, config: PretrainConfig, world: zero.World, ops: Ops | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainConfig,
+        world: zero.World,
+        ops: Ops | None = None,
+        initial: InitialWeights | None = None,
+    ) -> None:
+        """The weights are `initial`, or random."""
         self.config, self.world = config, world
         training = config.training
         torch.manual_seed(training.seed)
         with world.device:  # a GPU draws billions of random numbers in no time
             model = AudioX(config.model, config.sampling)
+        self.init_record = begin_from(model, initial, config.init) if initial else None
         self.model = configure_model(model, training, ops)
         accumulation = check_ranks(training, world.ranks)
         self.engine = zero.Engine(
@@ -141,12 +150,14 @@ def pretrain(config: PretrainConfig, output: Path, resume: bool, from_step: int 
     from_step = rollback.asked_step(output, from_step)
     run_folder.check_start(config, output, resume, from_step)
     kernel_selection.check_kernels(config.kernels, config.training.precision, config.model)
+    before = load.newest_manifest(output, from_step)
+    initial = read_initial_weights(config.init.weights) if config.init.weights and not before else None
     with Watchdog(config.timeouts) as watchdog:
         world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         ops = kernel_selection.select_for_run(config, world, config.training.precision, output).ops()
-        trainer = Pretraining(config, world, ops)
+        trainer = Pretraining(config, world, ops, initial)
         reader = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
         peak = peak_flops(world.device, trainer.engine.dtype) * world.ranks
-        metadata = {"config": strict.to_dict(config)}
+        metadata = {"config": strict.to_dict(config)} | init_metadata(trainer.init_record, before, world.rank)
         train(trainer, reader, config, world, output, resume, peak, metadata, watchdog, from_step)

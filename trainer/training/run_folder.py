@@ -1,6 +1,7 @@
 """A run's folder: what may change when a run resumes, and the lock against a second run.
 
 RUN/config.json   RUN/shards.json   RUN/latest.json   RUN/metrics.jsonl   RUN/tensorboard/   RUN/checkpoints/
+RUN/init.json names the weights that the run began from, if it did.
 RUN/rolled_back/ has the checkpoints after one that the run went back to.
 """
 
@@ -29,6 +30,7 @@ from ..engine.fp8 import check_fp8
 from .logs import last_step
 
 SHARDS = "shards.json"
+INIT = "init.json"
 LOCK = ".lock"
 # Seconds. Processes of a killed run may need a moment to end, and a file server 90 s to give up on a node.
 LOCK_TIMEOUT = 100.0
@@ -37,6 +39,8 @@ WITHOUT_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)  # file systems s
 # and which phase of a distillation it is. Everything else may change, and is printed.
 FIXED = (
     "model",
+    "init.weights",
+    "init.skip",
     "data.streams",
     "data.canonical_nodes",
     "data.dropout",
@@ -145,7 +149,7 @@ def check_unchanged(folder: Path, config: BaseConfig, from_step: int | None = No
         old, new = _at(before, path), _at(now, path)
         if path == "model":
             old, new = without_weight_paths(old), without_weight_paths(new)
-        if old != new:
+        if old != new and (old or new):  # a key that is absent is one without a value
             raise ValueError(_refusal(folder, *strict.difference(path, old, new)))
     old, new = _at(before, ADVERSARIAL), _at(now, ADVERSARIAL)
     if bool(old) != bool(new):
@@ -190,8 +194,11 @@ def save_settings(folder: Path, config: BaseConfig) -> tuple[int, bool]:
         return config.checkpoint.every, config.checkpoint.async_save
 
 
-def write_config(folder: Path, config: BaseConfig) -> None:
+def write_config(folder: Path, config: BaseConfig, init: dict[str, Any] | None = None) -> None:
+    """`init` says which weights the run began from."""
     write_json(folder / "config.json", strict.to_dict(config))
+    if init:
+        write_json(folder / INIT, init)
     write_json(folder / SHARDS, indexes(config))
 
 
