@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ...kernels.ops import Ops
 from .. import strict
@@ -18,7 +18,7 @@ from ..config import ReleasedModelConfig
 from .backbone import ReleasedTimestepFeatures
 from .network import ReleasedNetwork
 
-SILENCE = "silence"  # the one weight that the released files lack
+SILENCE = "silence"  # the one tensor that the released files lack
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ class ReleasedAudioX(ReleasedNetwork, PretrainedModel, library_name="audiox-trai
         self.license = license
         # Latents of a silent prompt. The release samples them anew for every clip; here they are drawn once, when its
         # files are converted.
-        silence = torch.zeros(config.released.prompt_latents, config.released.channels)
-        self.silence = nn.Parameter(silence, requires_grad=False)  # under the name SILENCE
+        self.silence: Tensor  # under the name SILENCE
+        self.register_buffer(SILENCE, torch.zeros(config.released.prompt_latents, config.released.channels))
 
     @property
     def latent_frames(self) -> int:

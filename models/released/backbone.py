@@ -1,7 +1,7 @@
 """The released velocity network: one stream of latents, modulated position by position by the condition.
 
-Latents never attend to conditions. Attributes have the names of the released state dict, so that it loads as it is.
-Some of its tensors have no effect and are kept only so that it saves what it loads.
+Latents never attend to conditions. Attributes have the names of the released state dict. Those of its tensors that
+have no effect are left out (`unused_shapes` of network.py).
 
 B batch, L latents, N = 1 + L positions (the time token first), M condition tokens, C channels, D width, H heads.
 """
@@ -60,9 +60,7 @@ class TimeShift(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width, bias=False)  # without effect
         self.to_kv = nn.Linear(width, 2 * width, bias=False)  # rows of odd number are without effect
-        self.to_q.requires_grad_(False)
 
     def forward(self, time: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
@@ -136,13 +134,11 @@ class ReleasedBackbone(nn.Module):
 
     def __init__(self, config: ReleasedConfig) -> None:
         super().__init__()
-        width, condition = config.width, config.condition_width
+        width = config.width
         self.config = config
         self.checkpointing = False
         self.timestep_features = FourierFeatures(1, 128, bias=False)
         self.to_timestep_embed = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-        self.to_cond_embed = _unused(condition, condition, condition)
-        self.to_global_embed = _unused(condition, width, width)
         self.transformer = Transformer(config)
         self.preprocess_conv = nn.Conv1d(config.channels, config.channels, 1, bias=False)
         self.postprocess_conv = nn.Conv1d(config.channels, config.channels, 1, bias=False)
@@ -215,9 +211,3 @@ def rotated(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:
     cos, sin = rotation
     a, b = x.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2).to(x.dtype)
-
-
-def _unused(width: int, hidden: int, out: int) -> nn.Sequential:
-    """Saved in the released files, and never computed with."""
-    layers = nn.Sequential(nn.Linear(width, hidden, bias=False), nn.SiLU(), nn.Linear(hidden, out, bias=False))
-    return layers.requires_grad_(False)

@@ -8,6 +8,19 @@ from .conditioners import AudioConditioner, ReleasedFusion, VideoConditioner
 from .config import ReleasedConfig
 
 
+def unused_shapes(config: ReleasedConfig) -> dict[str, tuple[int, ...]]:
+    """What the authors' checkpoints hold besides, by name, and nothing is computed with."""
+    width, condition = config.width, config.condition_width
+    shapes = {
+        "to_cond_embed.0.weight": (condition, condition),
+        "to_cond_embed.2.weight": (condition, condition),
+        "to_global_embed.0.weight": (width, condition),
+        "to_global_embed.2.weight": (width, width),
+        **{f"transformer.layers.{i}.cross_attn.to_q.weight": (width, width) for i in range(config.depth)},
+    }
+    return {f"model.model.{name}": shape for name, shape in shapes.items()}
+
+
 class ReleasedNetwork(nn.Module):
     """The whole network of the authors' checkpoints, with the names of their weights.
 

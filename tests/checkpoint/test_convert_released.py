@@ -24,6 +24,7 @@ from audiox_trainer.trainer.checkpoint.verify import verify
 from tests.helpers.released_weights import SIZES, released_autoencoder, released_state, save_checkpoint
 
 BLOCK = "model.model.transformer.layers.1.attn.qkv.weight"
+TO_Q = "model.model.transformer.layers.0.cross_attn.to_q.weight"  # which nothing is computed with
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def test_every_tensor_arrives(state, converted):
     assert isinstance(network, ReleasedAudioX) and network.sampling == TURBO and network.license == LICENSE
     stored = load_file(folder / "model.safetensors")
     assert stored.pop("silence").shape == (32, 8)
-    assert stored.keys() == {name for name in state if not name.startswith((CLIP, *AUTOENCODERS))}
+    unused = ReleasedLayout(SIZES).unused
+    assert stored.keys() == {n for n in state if not n.startswith((CLIP, *AUTOENCODERS)) and n not in unused}
     assert all(torch.equal(x, state[name]) for name, x in stored.items())
     assert network.config.codec.weights == str(folder / "vae")
     assert network.config.video.image_weights == str(folder / "clip")
@@ -108,6 +110,7 @@ def without(state, name):
     ("change", "message"),
     [
         (lambda s: without(s, BLOCK), rf"1 tensors are missing, the first is {BLOCK}"),
+        (lambda s: without(s, TO_Q), rf"1 tensors are missing, the first is {TO_Q}"),
         (lambda s: without(s, f"{CLIP}visual_projection.weight"), rf"the first is {CLIP}visual_projection\.weight"),
         (
             lambda s: without(s, f"{AUTOENCODERS[1]}decoder.layers.0.bias"),
@@ -169,7 +172,7 @@ def test_the_full_size_has_the_released_names_and_shapes(root):
     lines = (root / "tests/models/released/keys_turbo.txt").read_text().splitlines()
     released = {name: json.loads(shape) for name, shape in (line.split("\t")[:2] for line in lines if line[:1] != "#")}
     layout = ReleasedLayout(ReleasedSizes())
-    found = layout.network | {CLIP + name: shape for name, shape in layout.clip.items()}
+    found = layout.network | layout.unused | {CLIP + name: shape for name, shape in layout.clip.items()}
     found |= {prefix + name: shape for prefix in AUTOENCODERS for name, shape in layout.vae.items()}
     assert {name: list(shape) for name, shape in found.items()} == released
     assert sum(torch.Size(shape).numel() for shape in found.values()) == 2_710_741_752

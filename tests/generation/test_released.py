@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from audiox_trainer.launch import generate
 from audiox_trainer.models.audiox import SamplingConfig
-from audiox_trainer.models.released.network import ReleasedNetwork
 from audiox_trainer.models.sampler import apply_guidance
 from audiox_trainer.trainer.checkpoint.convert_released import convert_released
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
@@ -20,8 +19,8 @@ from tests.helpers.released_fixtures import (
     BOUND,
     CASES,
     GOLDEN,
-    SMALL,
     features,
+    golden_network,
     load_outputs,
     relative_errors,
     swap_axes,
@@ -142,8 +141,7 @@ def test_a_sound_is_continued(generator, tmp_path):
 @torch.no_grad()
 def test_guidance_is_rescaled_as_in_the_release(case):
     inputs, outputs = load_file(GOLDEN / "inputs.safetensors"), load_outputs()
-    network = ReleasedNetwork(SMALL).eval()
-    network.load_state_dict(load_file(GOLDEN / "weights.safetensors"))
+    network = golden_network()
     z, t = swap_axes(inputs["latents"]).repeat(2, 1, 1), inputs["t"].repeat(2)
     both = network.backbone(z, t, torch.cat((network.fuse(*features(inputs, case)), network.null_condition(2))))
     found = {

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 from audiox_trainer.models.released.config import ReleasedConfig
+from audiox_trainer.models.released.network import ReleasedNetwork, unused_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models/released/golden"
 BOUND = 1e-5  # of the largest value
@@ -59,6 +61,14 @@ def relative_errors(outputs: dict[str, tuple[torch.Tensor, float]], found: dict[
 
 def too_far(errors: dict[str, float], bound: float = BOUND) -> dict[str, float]:
     return {name: error for name, error in errors.items() if not error <= bound}
+
+
+def golden_network() -> ReleasedNetwork:
+    """With the fixtures' weights, but for those that nothing is computed with."""
+    network, unused = ReleasedNetwork(SMALL).eval(), unused_shapes(SMALL)
+    state = load_file(GOLDEN / "weights.safetensors")
+    network.load_state_dict({name: x for name, x in state.items() if name not in unused})
+    return network
 
 
 def features(inputs, case: str) -> tuple[torch.Tensor, ...]:

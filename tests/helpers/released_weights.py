@@ -40,7 +40,7 @@ def released_state(sizes: ReleasedSizes = SIZES) -> dict[str, Tensor]:
     """What a released checkpoint holds, every name of it."""
     layout = ReleasedLayout(sizes)
     torch.manual_seed(0)
-    state = {name: random_tensor(name, shape) for name, shape in layout.network.items()}
+    state = {name: random_tensor(name, shape) for name, shape in (layout.network | layout.unused).items()}
     state |= {CLIP + name: random_tensor(name, shape) for name, shape in layout.clip.items()}
     autoencoder = released_autoencoder(sizes)
     return state | {prefix + name: x.clone() for prefix in AUTOENCODERS for name, x in autoencoder.items()}

@@ -23,7 +23,7 @@ from ...models.encoders.runtime import Runtime
 from ...models.released.audiox import SILENCE, ReleasedAudioX
 from ...models.released.autoencoder import released_shapes, to_diffusers
 from ...models.released.config import ReleasedConfig
-from ...models.released.network import ReleasedNetwork
+from ...models.released.network import ReleasedNetwork, unused_shapes
 from ...models.weights import load_strict, write_errors
 from ..core.files import atomic_output, refuse_existing
 from ..core.integrity import file_entry, write_manifest
@@ -77,6 +77,7 @@ class ReleasedLayout:
             clip = transformers().CLIPVisionModel(clip_config)
         self.stages = len(sizes.autoencoder.get("downsampling_ratios", (2, 4, 4, 8, 8)))
         self.network = {n: tuple(x.shape) for n, x in network.state_dict().items()}
+        self.unused = unused_shapes(sizes.model.released)
         # transformers 5 has no "vision_model." in front.
         vision = {f"vision_model.{n.removeprefix('vision_model.')}": x for n, x in clip.state_dict().items()}
         self.clip = {n: tuple(x.shape) for n, x in vision.items()}
@@ -106,7 +107,7 @@ def convert_released(
     refuse_existing(out)
     sizes = sizes or ReleasedSizes()
     layout = ReleasedLayout(sizes)
-    found = read_checkpoint(file, layout.network, layout.clip, layout.vae)
+    found = read_checkpoint(file, layout.network, layout.unused, layout.clip, layout.vae)
     report = [*found.report, *_load_autoencoder(layout, found, file, vae)]
     config = _with_encoders(sizes.model, dict(encoders or {}), bool(found.clip))
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32

@@ -20,7 +20,7 @@ from ..core.english import amount
 from ..core.files import hash_file
 from ..core.integrity import MANIFEST, read_manifest
 from . import load
-from .export import FILES, choose_checkpoint, read_weights_config
+from .convert_run import FILES, choose_checkpoint, read_weights_config
 
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")  # owner/name or owner/name@revision
 HUB_FILES = [*FILES, MANIFEST, "LICENSE"]

@@ -33,13 +33,14 @@ class ReleasedTensors:
     report: tuple[str, ...]  # of what was found, in words
 
 
-def read_checkpoint(file: Path, network: Shapes, clip: Shapes, autoencoder: Shapes) -> ReleasedTensors:
-    """The tensors of a released checkpoint, which has the network, and may have CLIP, and the autoencoder twice.
+def read_checkpoint(file: Path, network: Shapes, unused: Shapes, clip: Shapes, autoencoder: Shapes) -> ReleasedTensors:
+    """The tensors of a released checkpoint, which has the network with some `unused` ones, and may have CLIP, and the
+    autoencoder twice.
 
     Raises ValueError naming the file and the tensor that is missing, not known, of another shape or no float.
     """
     everything = read_tensors(file)
-    parts = {"network": ("", network), "CLIP": (CLIP, clip)}
+    parts = {"network": ("", network), "unused": ("", unused), "CLIP": (CLIP, clip)}
     parts |= {f"autoencoder {i}": (prefix, autoencoder) for i, prefix in enumerate(AUTOENCODERS, start=1)}
     known = {prefix + name for prefix, shapes in parts.values() for name in shapes}
     prefix = max(PREFIXES, key=lambda each: sum(each + name in everything for name in known))
@@ -51,7 +52,7 @@ def read_checkpoint(file: Path, network: Shapes, clip: Shapes, autoencoder: Shap
     found = {}
     for part, (begin, shapes) in parts.items():
         own = {name: state[begin + name] for name in shapes if begin + name in state}
-        if own or part == "network":
+        if own or part in ("network", "unused"):
             check_tensors(file, own, shapes, prefix + begin)
         found[part] = own
     first, second = found["autoencoder 1"], found["autoencoder 2"]

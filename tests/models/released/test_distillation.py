@@ -6,8 +6,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from audiox_trainer.models.released.discriminator import ReleasedDiscriminatorHead
-from audiox_trainer.models.released.network import ReleasedNetwork
-from tests.helpers.released_fixtures import BOUND, GOLDEN, LEVELS, SMALL, features, swap_axes
+from tests.helpers.released_fixtures import BOUND, GOLDEN, LEVELS, features, golden_network, swap_axes
 
 
 def noised(t: torch.Tensor, z1: torch.Tensor, z0: torch.Tensor) -> torch.Tensor:
@@ -20,12 +19,10 @@ class Step:
     def __init__(self) -> None:
         self.given = load_file(GOLDEN / "distill.safetensors")
         self.noise = {name[9:]: swap_axes(x) for name, x in self.given.items() if name.startswith("in.noise.")}
-        weights = load_file(GOLDEN / "weights.safetensors")
         arguments = features(load_file(GOLDEN / "inputs.safetensors"), "mixed")
         self.roles, self.conditions = {}, {}
         for name, scale in (("student", 0.8), ("fake", 0.9), ("teacher", 1.0)):
-            role = ReleasedNetwork(SMALL).eval()
-            role.load_state_dict(weights)
+            role = golden_network()
             role.backbone.transformer.project_out.weight.data *= scale
             role.requires_grad_(name != "teacher")
             self.roles[name], self.conditions[name] = role, role.fuse(*arguments)

@@ -18,6 +18,7 @@ from tests.helpers.released_fixtures import (
     SMALL,
     captured,
     features,
+    golden_network,
     load_outputs,
     relative_errors,
     swap_axes,
@@ -37,9 +38,7 @@ def outputs():
 
 @pytest.fixture(scope="module")
 def network():
-    network = ReleasedNetwork(SMALL).eval()
-    network.load_state_dict(load_file(GOLDEN / "weights.safetensors"))
-    return network
+    return golden_network()
 
 
 @torch.no_grad()
