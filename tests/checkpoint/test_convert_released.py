@@ -9,7 +9,6 @@ from safetensors.torch import load_file, save_file
 
 from audiox_trainer.models.encoders.libraries import diffusers, transformers
 from audiox_trainer.models.released.audiox import ReleasedAudioX
-from audiox_trainer.trainer.checkpoint.convert_run import load_weights
 from audiox_trainer.trainer.checkpoint.convert_released import (
     BASE,
     LICENSE,
@@ -19,6 +18,7 @@ from audiox_trainer.trainer.checkpoint.convert_released import (
     ReleasedSizes,
     convert_released,
 )
+from audiox_trainer.trainer.checkpoint.convert_run import load_weights
 from audiox_trainer.trainer.checkpoint.released_file import AUTOENCODERS, CLIP
 from audiox_trainer.trainer.checkpoint.verify import verify
 from tests.helpers.released_weights import SIZES, released_autoencoder, released_state, save_checkpoint

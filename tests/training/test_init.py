@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 def start(script, folder, config, *arguments):
     (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
     command = [sys.executable, f"launch/{script}.py", "--config", folder / "config.json", *arguments]
-    return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=1500)
 
 
 def newest(run):
