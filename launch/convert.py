@@ -33,8 +33,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--released", type=Path, metavar="FILE", help="checkpoint of the network that the authors released")
     add("--base", action="store_true", help="it is the base model, to be sampled in many guided steps, not the student")
     add("--vae", type=Path, metavar="FILE", help="the released autoencoder (default: that in the checkpoint)")
-    for name in ENCODERS:
-        add(f"--{name}", metavar="WEIGHTS", help=f"where the released network finds {name}, a folder or a hub's name")
+    add("--t5", metavar="WEIGHTS", help="T5 of the released network: a folder, or a name on the hub")
+    add("--clip", metavar="WEIGHTS", help="its CLIP (default: that in the checkpoint)")
+    add("--synchformer", metavar="WEIGHTS", help="its Synchformer, made by --encoder (default: weights/synchformer)")
     arguments = parser.parse_args(argv)
     if bool(arguments.run) == bool(arguments.released):
         parser.error("give the folder of a run, or an encoder's file, or --released: one of them")
@@ -45,7 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     if not arguments.released and (
         arguments.base or arguments.vae or any(getattr(arguments, name) for name in ENCODERS)
     ):
-        parser.error(f"--base, --vae, {', '.join(f'--{name}' for name in ENCODERS)} are for --released")
+        parser.error("--base, --vae, --t5, --clip and --synchformer are for --released")
     return arguments
 
 
