@@ -21,7 +21,7 @@ def released_name(name: str, stages: int) -> str:
     return ".".join((part, *(f"layers.{i}" for i in layers), leaf))
 
 
-def released_shapes(autoencoder: nn.Module, stages: int = 5) -> dict[str, tuple[int, ...]]:
+def autoencoder_shapes(autoencoder: nn.Module, stages: int = 5) -> dict[str, tuple[int, ...]]:
     """The shape of each tensor under its released name; those of activations are vectors there."""
     shapes = {released_name(name, stages): tuple(x.shape) for name, x in autoencoder.state_dict().items()}
     return {name: shape[1:2] if _of_activation(name) else shape for name, shape in shapes.items()}

@@ -79,7 +79,7 @@ class VideoConditioner(nn.Module):
         super().__init__()
         width = config.condition_width
         self.empty_visual_feat = nn.Parameter(torch.zeros(1, config.tokens, width))
-        self.sync_weight = nn.Parameter(torch.tensor(1.0))
+        self.sync_weight = nn.Parameter(torch.ones(1))
         self.Temp_pos_embedding = nn.Parameter(torch.zeros(1, config.frames, width))
         self.Temp_transformer = ReleasedTemporalTransformer(config)
         self.proj = nn.Linear(config.frames * config.frame_tokens, config.tokens)
@@ -132,7 +132,7 @@ class ReleasedFusion(nn.Module):
         )
         self.fusion_transformer = nn.TransformerEncoder(layer, config.fusion_depth, enable_nested_tensor=False)
         for name in "vta":
-            setattr(self, f"bypass_gate_{name}", nn.Parameter(torch.tensor(INITIAL_GATE)))
+            setattr(self, f"bypass_gate_{name}", nn.Parameter(torch.full((1,), INITIAL_GATE)))
             setattr(self, f"norm_{name}2", nn.LayerNorm(width))
 
     def forward(self, text: Tensor, video: Tensor, audio: Tensor) -> Tensor:

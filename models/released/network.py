@@ -1,11 +1,15 @@
 """The whole released network but for its frozen encoders and autoencoder: conditioners, fusion and backbone."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from .backbone import ReleasedBackbone
 from .conditioners import AudioConditioner, ReleasedFusion, VideoConditioner
 from .config import ReleasedConfig
+
+BACKBONE = "model." * 2  # before the names of its weights
 
 
 def unused_shapes(config: ReleasedConfig) -> dict[str, tuple[int, ...]]:
@@ -18,7 +22,18 @@ def unused_shapes(config: ReleasedConfig) -> dict[str, tuple[int, ...]]:
         "to_global_embed.2.weight": (width, width),
         **{f"transformer.layers.{i}.cross_attn.to_q.weight": (width, width) for i in range(config.depth)},
     }
-    return {f"model.model.{name}": shape for name, shape in shapes.items()}
+    return {f"{BACKBONE}{name}": shape for name, shape in shapes.items()}
+
+
+def released_shapes(network: nn.Module) -> dict[str, tuple[int, ...]]:
+    """The shapes in the authors' checkpoints. There a single number is a tensor without dimensions, which DeepSpeed
+    does not take."""
+    return {name: () if x.shape == (1,) else tuple(x.shape) for name, x in network.state_dict().items()}
+
+
+def from_released(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of the authors' checkpoints with the shapes that they have here."""
+    return {name: x.reshape(1) if x.ndim == 0 else x for name, x in state.items()}
 
 
 class ReleasedNetwork(nn.Module):

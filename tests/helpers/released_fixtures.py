@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from audiox_trainer.models.released.config import ReleasedConfig
-from audiox_trainer.models.released.network import ReleasedNetwork, unused_shapes
+from audiox_trainer.models.released.network import ReleasedNetwork, from_released, unused_shapes
 
 GOLDEN = Path(__file__).resolve().parents[1] / "models/released/golden"
 BOUND = 1e-5  # of the largest value
@@ -67,7 +67,7 @@ def golden_network() -> ReleasedNetwork:
     """With the fixtures' weights, but for those that nothing is computed with."""
     network, unused = ReleasedNetwork(SMALL).eval(), unused_shapes(SMALL)
     state = load_file(GOLDEN / "weights.safetensors")
-    network.load_state_dict({name: x for name, x in state.items() if name not in unused})
+    network.load_state_dict(from_released({name: x for name, x in state.items() if name not in unused}))
     return network
 
 

@@ -21,9 +21,9 @@ from ...models.encoders.oobleck import FOLDER as VAE
 from ...models.encoders.oobleck import OobleckCodec
 from ...models.encoders.runtime import Runtime
 from ...models.released.audiox import SILENCE, ReleasedAudioX
-from ...models.released.autoencoder import released_shapes, to_diffusers
+from ...models.released.autoencoder import autoencoder_shapes, to_diffusers
 from ...models.released.config import ReleasedConfig
-from ...models.released.network import ReleasedNetwork, unused_shapes
+from ...models.released.network import ReleasedNetwork, from_released, released_shapes, unused_shapes
 from ...models.weights import load_strict, write_errors
 from ..core.files import atomic_output, refuse_existing
 from ..core.integrity import file_entry, write_manifest
@@ -76,13 +76,13 @@ class ReleasedLayout:
             self.autoencoder: Any = diffusers().AutoencoderOobleck(**sizes.autoencoder)
             clip = transformers().CLIPVisionModel(clip_config)
         self.stages = len(sizes.autoencoder.get("downsampling_ratios", (2, 4, 4, 8, 8)))
-        self.network = {n: tuple(x.shape) for n, x in network.state_dict().items()}
+        self.network = released_shapes(network)
         self.unused = unused_shapes(sizes.model.released)
         # transformers 5 has no "vision_model." in front.
         vision = {f"vision_model.{n.removeprefix('vision_model.')}": x for n, x in clip.state_dict().items()}
         self.clip = {n: tuple(x.shape) for n, x in vision.items()}
         self.clip[PROJECTION] = (clip_config.projection_dim, clip_config.hidden_size)
-        self.vae = released_shapes(self.autoencoder, self.stages)
+        self.vae = autoencoder_shapes(self.autoencoder, self.stages)
         self.clip_config = clip_config
 
 
@@ -118,7 +118,7 @@ def convert_released(
         with write_errors(out):
             layout.autoencoder.save_pretrained(partial / VAE)
             silence = draw_silence(partial / VAE, config.codec, sizes.prompt_samples)
-            tensors = {name: x.to(kind) for name, x in (found.network | {SILENCE: silence}).items()}
+            tensors = {name: x.to(kind) for name, x in (from_released(found.network) | {SILENCE: silence}).items()}
             load_strict(model, tensors, assign=True)
             model.save_pretrained(partial)
             if config.video.image_weights == f"./{CLIP}":

@@ -16,7 +16,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 DOCUMENT = "docs/released.md"
 SECTIONS = ("state_dict", "model", "student", "student_state_dict")  # under which a file may have its tensors
-PREFIXES = ("", "module.", "model.", "student.", "student.model.", "diffusion.")  # of all names of a file
+MODEL, STUDENT = "model.", "student."
+PREFIXES = ("", "module.", MODEL, STUDENT, STUDENT + MODEL, "diffusion.")  # of all names of a file
 OTHER_ROLES = ("teacher.", "fake.", "discriminator_heads.")  # of a distillation, next to its student
 CLIP = "conditioner.conditioners.video_prompt.visual_encoder_model."
 AUTOENCODERS = ("pretransform.model.", "conditioner.conditioners.audio_prompt.pretransform.model.")
@@ -46,7 +47,7 @@ def read_checkpoint(file: Path, network: Shapes, unused: Shapes, clip: Shapes, a
     prefix = max(PREFIXES, key=lambda each: sum(each + name in everything for name in known))
     state = {n.removeprefix(prefix): x for n, x in everything.items() if n.startswith(prefix)}
     others = [n for n in everything if not n.startswith(prefix)]
-    if prefix.startswith("student."):
+    if prefix.startswith(STUDENT):
         others = [n for n in others if not n.startswith(OTHER_ROLES)]
     _refuse_extra(file, [*others, *(prefix + n for n in state if n not in known and n not in NO_WEIGHTS)])
     found = {}

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from audiox_trainer.models.encoders.libraries import diffusers
-from audiox_trainer.models.released.autoencoder import released_shapes, to_diffusers
+from audiox_trainer.models.released.autoencoder import autoencoder_shapes, to_diffusers
 from tests.helpers.released_fixtures import GOLDEN
 
 
@@ -20,7 +20,7 @@ def test_the_autoencoder_by_diffusers():
         audio_channels=2,
     )
     state = {name[8:]: x for name, x in given.items() if name.startswith("weights.")}
-    assert released_shapes(model, stages=3) == {name: tuple(x.shape) for name, x in state.items()}
+    assert autoencoder_shapes(model, stages=3) == {name: tuple(x.shape) for name, x in state.items()}
     model.load_state_dict(to_diffusers(state, model, stages=3))
     with torch.no_grad():
         moments = model.encoder(given["in.audio"])
