@@ -17,7 +17,7 @@ WAITS = {
     "distillation": (),
     "distillation_euler": (),
     "preview": ("training/previews.py",),
-    "sampling": ("encoders/t5.py", "backbone.timestep_features(t)", ".cpu()"),
+    "sampling": ("encoders/t5.py", "network.timestep_features(t)", ".cpu()"),
     "checkpoint": ("checkpoint/save.py",),
 }
 
