@@ -50,8 +50,17 @@ def add(kinds: argparse._SubParsersAction) -> None:
     annotate.add_argument(
         "--longest", type=float, default=60, help="most seconds of a clip to send (default %(default)s)"
     )
+    add_private(annotate)
     annotate.add_argument("--again", action="store_true", help="ask again about clips that an earlier run gave up")
     annotate.set_defaults(act=_annotate)
+
+
+def add_private(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--private-addresses",
+        action="store_true",
+        help="read http:// and https:// addresses that lead to this machine or its own network, too",
+    )
 
 
 def _scan(arguments: argparse.Namespace) -> None:
@@ -75,5 +84,7 @@ def _annotate(arguments: argparse.Namespace) -> None:
         arguments.endpoint, arguments.model, arguments.rate, arguments.attempts, arguments.retries, arguments.timeout,
         arguments.pictures, arguments.longest,
     )  # fmt: skip
-    summary = annotate_manifest(arguments.manifest, arguments.out, endpoint, arguments.concurrency, arguments.again)
+    summary = annotate_manifest(
+        arguments.manifest, arguments.out, endpoint, arguments.concurrency, arguments.again, arguments.private_addresses
+    )
     print(f"{arguments.out}: {summary}")

@@ -61,6 +61,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         "--unreachable", type=int, default=10, metavar="COUNT",
         help="stop after this many unreachable addresses in a row, 0 for never (default %(default)s)",
     )  # fmt: skip
+    manifest_commands.add_private(files)
     files.add_argument("--device", help="device of the encoders (default: this rank's GPU, else the CPU)")
     files.add_argument("--out", required=True, help="folder or address in a bucket; new, or of the same command")
     scenes.add_argument("--out", type=Path, required=True, help="folder to write; must not exist")
@@ -113,7 +114,10 @@ def main() -> int:
         model = load_pretrain_config(args.config, args.set).model
         filters = parse_file(FiltersConfig, args.filters, ()) if args.filters else FiltersConfig()
         cli.set_compile_cache(scratch_folder(args.out))
-        place = replace(PrepareRank.from_environment(args.device), limit=args.limit, unreachable=args.unreachable)
+        place = replace(
+            PrepareRank.from_environment(args.device),
+            limit=args.limit, unreachable=args.unreachable, allow_private=args.private_addresses,
+        )  # fmt: skip
         summary = prepare_files(args.out, model, args.manifest, args.seed, args.workers, filters, place)
         if place.rank == 0:
             print(f"{args.out}: {summary}")

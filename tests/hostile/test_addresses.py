@@ -112,7 +112,7 @@ def test_a_host_that_is_dead_costs_its_file_only(error, monkeypatch):
 )
 def test_an_address_that_is_none(rest, monkeypatch):
     monkeypatch.setattr(source, "PAUSE", 0.0)
-    entry = ManifestEntry(3, "a file", f"http://{rest}", None, "audio", 0.0, None)
+    entry = ManifestEntry(3, "a file", f"http://{rest}", None, "audio", 0.0, None, True)
     (rejection,) = decode_entry(EntryTask(EncoderSettings(MONO, FRAMES), entry))
     assert isinstance(rejection, Rejection) and rejection.reason in ("unreachable", "missing", "unreadable")
 

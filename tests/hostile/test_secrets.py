@@ -1,15 +1,24 @@
 """Addresses with a secret in them: it is opened with the secret, and nothing that is written or said shows it."""
 
 import json
+import threading
+from contextlib import nullcontext
 from dataclasses import asdict
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from audiox_trainer.models.config import CodecConfig, VideoConfig
 from audiox_trainer.trainer.core.credentials import redacted, refuse
+from audiox_trainer.trainer.manifest.annotate import annotate_manifest
+from audiox_trainer.trainer.manifest.endpoint import Endpoint
 from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.media import source
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare import prepare_files as prepare_module
+from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry, encode_entry
+from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
+from tests.helpers.preparation import MODEL, manifest, sound
 
 SECRET = "s3cr3tValue0123456789"
 HOST = "127.0.0.1:9"
@@ -64,7 +73,7 @@ def test_a_secret_is_written_nowhere(address, tmp_path, monkeypatch):
     monkeypatch.setattr(source, "PAUSE", 0.0)
     manifest = tmp_path / "m.jsonl"
     manifest.write_text(json.dumps({"audio": address}) + "\n")
-    (entry,) = read_entries(manifest)
+    (entry,) = read_entries(manifest, allow_private=True)
     assert entry.audio == address, "it is what gives access"
     task = EntryTask(EncoderSettings(CODEC, VIDEO), entry)
     (rejection,) = decode_entry(task)
@@ -105,3 +114,61 @@ def test_the_value_of_a_variable_in_any_writing(monkeypatch):
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "k3y/str+oke=more")
     for written in ("k3y/str+oke=more", "k3y%2Fstr%2Boke%3Dmore", "k3y/str%2Boke%3Dmore"):
         assert redacted(f"it was {written} there") == "it was [redacted] there"
+
+
+def files_with(folder, text):
+    return [
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_file() and text in path.read_bytes()
+    ]
+
+
+@pytest.mark.slow
+def test_no_file_of_a_preparation_shows_one(tmp_path, forkserver, monkeypatch, capfd):
+    """A line that is read, one whose sound is refused, one whose host refuses it, and one whose host is private."""
+    sound(tmp_path / "a.flac")
+    (tmp_path / "text.flac").write_text("no sound")
+    monkeypatch.setattr(prepare_module, "encode_entry", encode_at_once)
+    handler = partial(Quiet, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        there = f"127.0.0.1:{server.server_port}"
+        path = manifest(
+            tmp_path,
+            {"audio": f"http://{there}/a.flac?X-Goog-Signature={SECRET}", "caption": "a tone"},
+            {"audio": f"http://{SECRET}@{there}/text.flac"},
+            {"audio": f"http://me:{SECRET}@{there}/gone.flac?access_token={SECRET}"},
+            {"audio": f"http://{HOST}/a.flac?api_key={SECRET}"},
+        )
+        for allowed, reasons in ((True, ["undecodable", "missing", "unreachable"]), (False, 4 * ["private address"])):
+            out = tmp_path / f"out-{allowed}"
+            place = PrepareRank(unreachable=0, allow_private=allowed)
+            with nullcontext() if allowed else pytest.raises(ValueError, match="no clip could be kept") as caught:
+                print(prepare_files(str(out), MODEL, path, 0, 1, place=place))
+            rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
+            assert [row["reason"] for row in rows] == reasons
+            assert files_with(out, b"127.0.0.1") and not files_with(out, SECRET.encode())
+        server.shutdown()
+    assert SECRET not in str(caught.value) and SECRET not in "".join(capfd.readouterr())
+
+
+def encode_at_once(task):
+    source.PAUSE = 0.0
+    yield from encode_entry(task)
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
+def test_no_answer_about_a_clip_shows_one(tmp_path, monkeypatch):
+    """The new manifest keeps the address, which gives access; the answers and the list of what is missing do not."""
+    monkeypatch.setattr(source, "PAUSE", 0.0)
+    path = manifest(tmp_path, *({"audio": address} for address in ADDRESSES[-10:]))
+    folder = tmp_path / "out"
+    endpoint = Endpoint(f"http://{HOST}/v1", "ears", timeout=1.0, retries=0)
+    summary = annotate_manifest(path, folder / "new.jsonl", endpoint, 2, again=False, allow_private=True)
+    assert len(summary.unfilled) == 10 and SECRET not in str(summary)
+    assert files_with(folder, SECRET.encode()) == ["new.jsonl"]

@@ -74,7 +74,8 @@ class TestAddresses:
         def prepare(kinds, unreachable):
             lines = [{"audio": "a.flac" if kind == "t" else f"http://127.0.0.1:{port}/a.flac"} for kind in kinds]
             path = manifest(tmp_path, *lines)
-            return prepare_files(str(tmp_path / "out"), MODEL, path, 0, 1, place=PrepareRank(unreachable=unreachable))
+            place = PrepareRank(unreachable=unreachable, allow_private=True)
+            return prepare_files(str(tmp_path / "out"), MODEL, path, 0, 1, place=place)
 
         monkeypatch.setattr(module, "encode_entry", encode_without_pause)
         sound(tmp_path / "a.flac")

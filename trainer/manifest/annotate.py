@@ -57,9 +57,11 @@ class _Question:
     key: str
 
 
-def annotate_manifest(manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool) -> AnnotateSummary:
+def annotate_manifest(
+    manifest: Path, out: Path, endpoint: Endpoint, concurrency: int, again: bool, allow_private: bool = False
+) -> AnnotateSummary:
     """Write `out`, and `out`.unfilled.jsonl if some fields could not be filled. `out`.answers keeps the answers.
-    `again` repeats questions whose answers were refused in an earlier run.
+    `again` repeats questions whose answers were refused in an earlier run. `allow_private`: as of `read_entries`.
 
     Raises:
         ValueError: `out` exists, the manifest is wrong, the endpoint refuses the key or the model, or has given no
@@ -69,7 +71,7 @@ def annotate_manifest(manifest: Path, out: Path, endpoint: Endpoint, concurrency
     if out.exists():
         raise ValueError(f"{out} exists and is not overwritten; choose another name")
     out.parent.mkdir(parents=True, exist_ok=True)
-    entries = read_entries(manifest)
+    entries = read_entries(manifest, allow_private)
     lines = raw_lines(manifest, entries, out.parent)
     summary = AnnotateSummary(lines=len(lines))
     jobs = [

@@ -165,7 +165,7 @@ def _message_content(
     entry: ManifestEntry, fields: Sequence[str], endpoint: Endpoint
 ) -> tuple[list[dict[str, Any]], float]:
     """The parts of the message for the API, and the clip's seconds."""
-    with open_media(entry.audio) as source:
+    with open_media(entry.audio, entry.allow_private) as source:
         try:
             wave = decode_all(source, SOUND_CODEC, SoundSegment(entry.start, entry.end), endpoint.longest)
         except ValueError as error:
@@ -180,7 +180,7 @@ def _message_content(
     parts.append({"type": "input_audio", "input_audio": {"data": _base64(file.getvalue()), "format": "wav"}})
     if entry.video and endpoint.pictures:
         places = (np.arange(endpoint.pictures) + 0.5) / endpoint.pictures
-        with FrameReader(entry.video, PICTURE_SIZE, entry.start) as reader:
+        with FrameReader(entry.video, PICTURE_SIZE, entry.start, allow_private=entry.allow_private) as reader:
             pictures = reader.nearest([reader.begin + entry.start + seconds * float(place) for place in places])
         for picture in pictures:
             image = io.BytesIO()

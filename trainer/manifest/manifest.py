@@ -8,7 +8,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
@@ -108,13 +108,14 @@ class ManifestEntry:
     domain: str
     start: float  # seconds
     end: float | None  # seconds; None: to the end of the file
+    allow_private: bool = False  # its http addresses may lead to this machine or its network
     captions: list[str] = field(default_factory=list)
     annotation: dict[str, Any] = field(default_factory=dict)
 
 
-def read_entries(path: Path) -> list[ManifestEntry]:
+def read_entries(path: Path, allow_private: bool = False) -> list[ManifestEntry]:
     """Read and check every line. Files may be missing, but the package for an address (such as s3://) must be
-    installed. Empty lines are skipped.
+    installed. Empty lines are skipped. `allow_private` is set for each entry.
 
     Raises:
         ValueError: the manifest is missing or empty, or lines are wrong; names the first of them.
@@ -127,7 +128,7 @@ def read_entries(path: Path) -> list[ManifestEntry]:
     for number, text in enumerate(lines, start=1):
         if text.strip():
             try:
-                entries.append(read_entry(path, number, text))
+                entries.append(replace(read_entry(path, number, text), allow_private=allow_private))
             except ValueError as error:
                 wrong.append(str(error))
     if wrong:
@@ -176,7 +177,7 @@ def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Man
     except ValidationError as error:
         key = str(error.errors()[0]["loc"][0])
         expected = line_schema()["properties"][key]["description"]
-        raise ValueError(f"{where}: {key} is {raw[key]!r}; expected {expected}") from None
+        raise ValueError(f"{where}: {key} is {strict.shown(repr(raw[key]))}; expected {expected}") from None
     if "audio" not in values and "video" not in values:
         raise ValueError(f"{where}: neither 'audio' nor 'video'; one of them must name the file with the sound")
     domain = values.get("domain", "audio")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ...models.config import CodecConfig, VideoConfig
 from .audio_decode import SLACK, SoundPiece, SoundSegment, Wave, decode_all, decode_clips
-from .source import open_media
+from .source import MediaSource, open_media
 from .video_decode import VIDEO_SLACK, FrameReader
 
 
@@ -46,12 +46,13 @@ def read_clips(
     threads: int = 1,
     sound_slack: float = SLACK,
     video_slack: float = VIDEO_SLACK,
+    allow_private: bool = False,
 ) -> Iterator[Clip]:
     """Cuts the segment [start, end) of a file, in seconds, into consecutive clips.
 
     audio, video: paths or addresses; the same one if a file has both. threads: of the video decoder, 0 for one per
     core. sound_slack: seconds that the sound may be shorter than declared, and video_slack: seconds that the pictures
-    may be shorter than the sound, before the file counts as damaged.
+    may be shorter than the sound, before the file counts as damaged. allow_private: as of `open_media`.
 
     The last clip is padded with zeros. It is dropped if it is shorter than a tenth of a clip and not the only one.
     Levels are kept, but a clip with a peak above 1 is scaled to peak 1. Frames are the nearest in time; a still picture
@@ -61,7 +62,7 @@ def read_clips(
         MediaError: a file is missing, damaged or empty. This may happen after some clips, which are then invalid too.
     """
     with ExitStack() as stack:
-        sound = stack.enter_context(open_media(audio))
+        sound = stack.enter_context(open_media(audio, allow_private))
         segment = SoundSegment(start, end, video is not None, sound_slack)
         if video is None:
             empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
@@ -69,14 +70,14 @@ def read_clips(
                 yield _clip(piece, empty, empty)
             return
         pictures = sound if video == audio else video
-        picture_reader = FrameReader(pictures, frames.size, start, threads, video_slack, squeeze=frames.squeeze)
+        picture_reader = FrameReader(pictures, frames.size, start, threads, video_slack, frames.squeeze, allow_private)
         reader = stack.enter_context(picture_reader)
         reader.check_begins(reader.begin + start)
         for piece in decode_clips(sound, codec, segment):
             yield _clip(piece, *_clip_pictures(reader, codec, frames, start, piece))
 
 
-def read_sound(location: Path | str, codec: CodecConfig, longest: float | None = None) -> Wave:
+def read_sound(location: Path | str | MediaSource, codec: CodecConfig, longest: float | None = None) -> Wave:
     """Read all sound of a file at the codec's rate and channels: (audio_channels, n), scaled if its peak is above 1.
 
     Raises:

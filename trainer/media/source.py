@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, Self, TypeVar
 import av
 import tenacity
 
-from ..core.addresses import ADDRESS, address_problem
+from ..core.addresses import ADDRESS, address_problem, private_address
 from ..core.credentials import redacted
 from .truncation import BinaryFile, truncation
 
@@ -50,6 +50,7 @@ class Reason(StrEnum):
     MISSING = "missing"
     UNREADABLE = "unreadable"  # a folder, no permission, or the disk fails
     UNREACHABLE = "unreachable"  # an address that failed several times
+    PRIVATE = "private address"  # an address in this machine's own network
     UNDECODABLE = "undecodable"
     NO_AUDIO = "no audio track"
     NO_VIDEO = "no video track"
@@ -92,8 +93,10 @@ class MediaSource:
 
 
 @contextmanager
-def open_media(location: str | Path | MediaSource) -> Iterator[MediaSource]:
+def open_media(location: str | Path | MediaSource, allow_private: bool = False) -> Iterator[MediaSource]:
     """Open a path or an address; a source that is open already is returned as it is.
+
+    allow_private: an http address may lead to this machine or its network.
 
     Raises:
         MediaError: it is missing, unreadable, unreachable or empty, or a wav shorter than it declares.
@@ -102,7 +105,7 @@ def open_media(location: str | Path | MediaSource) -> Iterator[MediaSource]:
     if isinstance(location, MediaSource):
         yield location
     elif isinstance(location, str) and ADDRESS.match(location):
-        with _fetch(location) as source:
+        with _fetch(location, allow_private) as source:
             yield source
     else:
         path = Path(location).absolute()
@@ -177,14 +180,20 @@ def _check_complete(name: str, file: BinaryFile, size: int) -> None:
 
 
 @contextmanager
-def _fetch(address: str) -> Iterator[MediaSource]:
+def _fetch(address: str, allow_private: bool) -> Iterator[MediaSource]:
     import fsspec  # takes a tenth of a second, and most workers do not need it
+
+    from .http_client import public_client
 
     name = redacted(address)
     if problem := address_problem(address):
         raise MediaError(Reason.UNREADABLE, f"{name}: {problem}")
     endpoint = os.environ.get("S3_ENDPOINT_URL")  # mosaicml-streaming uses it for shards
-    options = {"endpoint_url": endpoint} if endpoint and address.startswith(("s3://", "s3a://")) else {}
+    options: dict[str, Any] = {}
+    if endpoint and address.startswith(("s3://", "s3a://")):
+        options["endpoint_url"] = endpoint
+    if address.startswith(("http://", "https://")) and not allow_private:
+        options["get_client"] = public_client
     files, path = _retry(name, lambda: fsspec.core.url_to_fs(address, **options))  # some connect here
     size = _retry(name, lambda: files.info(path))["size"]
     if size is not None and size > FETCH_LIMIT:
@@ -264,6 +273,11 @@ def _retry(name: str, action: Callable[[], Result]) -> Result:
             raise
         if _is_absent(error):
             raise MediaError(Reason.MISSING, f"{name}: no such object") from error
+        if refused := private_address(error):
+            raise MediaError(
+                Reason.PRIVATE,
+                f"{name}: leads to {refused}, which is not public; launch/prepare.py reads it with --private-addresses",
+            ) from error
         cause = error.__cause__ or error if isinstance(error, FileNotFoundError) else error
         text = redacted(f"{type(cause).__name__}: {cause}")
         raise MediaError(Reason.UNREACHABLE, f"{name}: {text}, in {ATTEMPTS} attempts") from error
@@ -271,7 +285,7 @@ def _retry(name: str, action: Callable[[], Result]) -> Result:
 
 def _may_pass(error: BaseException) -> bool:
     exhausted = isinstance(error, OSError) and error.errno in _EXHAUSTED
-    return not (isinstance(error, MediaError) or exhausted or _is_absent(error))
+    return not (isinstance(error, MediaError) or exhausted or _is_absent(error) or private_address(error))
 
 
 def _is_absent(error: BaseException) -> bool:

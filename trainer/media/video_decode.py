@@ -63,7 +63,7 @@ class FrameReader:
     location: a path, an address or a source. size: height and width in pixels. start: seconds after the beginning of
     the file; no earlier frame will be requested. threads: of the decoder, 0 for one per core. slack: seconds that the
     pictures may begin after, or end before, the requested times. squeeze: make pictures square without their true
-    proportions, where otherwise their long side is cropped.
+    proportions, where otherwise their long side is cropped. allow_private: as of `open_media`.
     """
 
     begin: float  # time stamp in seconds at which the file begins
@@ -76,13 +76,14 @@ class FrameReader:
         threads: int = 1,
         slack: float = VIDEO_SLACK,
         squeeze: bool = False,
+        allow_private: bool = False,
     ) -> None:
         self._location, self._size, self._start, self._threads, self._slack = location, size, start, threads, slack
-        self._squeeze = squeeze
+        self._squeeze, self._allow_private = squeeze, allow_private
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
-            self._source = stack.enter_context(open_media(self._location))
+            self._source = stack.enter_context(open_media(self._location, self._allow_private))
             container = stack.enter_context(self._source.container())
             self.begin = file_start(container)
             self._frames = self._from_start(container, stack)

@@ -154,6 +154,7 @@ def decode_entry(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
         entry.end,
         sound_slack=encoders.filters.max_missing_sound,
         video_slack=encoders.filters.max_missing_video,
+        allow_private=entry.allow_private,
     )
     seconds = 0.0
     try:

@@ -68,6 +68,7 @@ class PrepareRank:
     patience: float = PATIENCE  # seconds without a heartbeat after which a rank counts as dead
     unreachable: int = MAX_UNREACHABLE  # addresses in a row without an answer after which a rank stops; 0: never
     limit: float = STUCK_AFTER  # seconds without a clip after which a file is given up
+    allow_private: bool = False  # http addresses may lead to this machine or its network
 
     @classmethod
     def from_environment(cls, device: str | None = None) -> Self:
@@ -118,9 +119,9 @@ def prepare_files(
             process was killed.
         StoppedError: the process was asked to stop. After this or an OSError the same command continues.
     """
-    entries = read_entries(manifest)
-    plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
     place = place or PrepareRank()
+    entries = read_entries(manifest, place.allow_private)
+    plan = make_plan(manifest, len(entries), model, filters or FiltersConfig(), seed)
     encoders = EncoderSettings(plan.codec, plan.video, plan.filters, place.device or "cpu")
     store = open_store(out, place.rank)
     try:

@@ -119,7 +119,12 @@ def _players(
         entry = by_line[example["line"]]
         start = entry.start + example["start"]
         try:
-            clip = next(read_clips(entry.audio, entry.video, plan.codec, plan.video, start, start + example["seconds"]))
+            clip = next(
+                read_clips(
+                    entry.audio, entry.video, plan.codec, plan.video, start, start + example["seconds"],
+                    allow_private=entry.allow_private,
+                )
+            )  # fmt: skip
         except (MediaError, StopIteration):
             continue
         notes = [f"{key} {_value_text(example[key])}" for key in EXAMPLE_NOTES if example.get(key)]
