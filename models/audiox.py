@@ -77,17 +77,21 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="audiox-trai
         cls, *, model_id: str, config: dict[str, Any] | None = None, map_location: str = "cpu", **options: Any
     ) -> Self:
         """Raises ValueError that names what does not fit."""
-        strict.parse(cls.config_type, config or {})
+        parsed = strict.parse(cls.config_type, config or {})
         sections = {name: options.pop(name) for name in ("model", "sampling", "license") if name in options}
         options.pop("strict", None)  # it always is: a name that is missing would leave a weight random
         file = Path(model_id) / WEIGHTS
         if not Path(model_id).is_dir():
             file = Path(hf_hub_download(model_id, WEIGHTS, **options))
-        weights = cls(**sections)
         try:
-            load_strict(weights, load_file(file, device=map_location))
+            state = load_file(file, device=map_location)
         except SafetensorError as error:
             raise ValueError(f"{file} is damaged: {error}") from None
+        least, there = parsed.model.least_weights, sum(tensor.numel() for tensor in state.values())
+        if least > there:  # before it takes the memory
+            raise ValueError(f"config.json: its model has at least {least} weights, {WEIGHTS} holds {there}")
+        weights = cls(**sections)
+        load_strict(weights, state)
         return weights
 
 

@@ -6,15 +6,18 @@ weights folder thus says how to turn media into conditions, and latents into sou
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from . import strict
 from .released.config import ReleasedConfig
-from .strict import Positive, PositiveFloat
+from .strict import Depth, Length, Rate, Size
 
 # More is a mistake, and would compute for days before it shows, or diverge.
 MAX_STEPS = 10_000  # of a sampler
 MAX_GUIDANCE = 1000.0
+MAX_CLIP = 3600.0  # seconds
 WEIGHT_PATHS = ("weights", "image_weights", "motion_weights", "file")  # keys that say where weights lie
 
 
@@ -26,12 +29,16 @@ class CodecConfig:
     """
 
     kind: Literal["logmel", "oobleck"]
-    sample_rate: Positive  # Hz
-    audio_channels: Positive
-    hop: Positive  # samples per latent frame
-    frames: Positive  # L, latent frames per clip
-    latent_channels: Positive  # C
+    sample_rate: Annotated[int, Field(ge=1, le=4_000_000)]  # Hz
+    audio_channels: Annotated[int, Field(ge=1, le=64)]
+    hop: Size  # samples per latent frame
+    frames: Length  # L, latent frames per clip
+    latent_channels: Size  # C
     weights: str = ""  # folder or name on the hub; empty if none are needed
+
+    def __post_init__(self) -> None:
+        if self.seconds > MAX_CLIP:
+            raise ValueError(f"frames: {self.frames} are a clip of {self.seconds:g} s; at most {MAX_CLIP:g}")
 
     @property
     def samples(self) -> int:
@@ -52,9 +59,9 @@ class TextConfig:
     """The text encoder. `words` hashes each word and needs no weights; `t5` is transformers' T5 encoder."""
 
     kind: Literal["words", "t5"]
-    dim: Positive  # width of a text feature
-    max_tokens: Positive
-    pad_to_multiple_of: Positive = 32  # the padded length of a batch of texts is a multiple of this
+    dim: Size  # width of a text feature
+    max_tokens: Length
+    pad_to_multiple_of: Length = 32  # the padded length of a batch of texts is a multiple of this
     weights: str = ""
 
 
@@ -68,12 +75,12 @@ class VideoConfig:
     """
 
     kind: Literal["frames", "clip_sync", "clip_tokens_sync"]
-    dim: Positive  # width of a video feature
-    image_rate: PositiveFloat  # images per second (5 in the paper)
-    motion_rate: PositiveFloat  # frames per second (25 in the paper)
-    size: Positive  # pixels, height and width
-    steps: Positive  # motion features per clip (240 for Synchformer over 10 s)
-    pool: Positive  # motion features per token
+    dim: Size  # width of a video feature
+    image_rate: Rate  # images per second (5 in the paper)
+    motion_rate: Rate  # frames per second (25 in the paper)
+    size: Annotated[int, Field(ge=1, le=4096)]  # pixels, height and width
+    steps: Length  # motion features per clip (240 for Synchformer over 10 s)
+    pool: Length  # motion features per token
     image_weights: str = ""
     motion_weights: str = ""
 
@@ -91,19 +98,19 @@ class VideoConfig:
 class TransformerConfig:
     """A plain pre-norm transformer (the temporal transformers of section IV-A, the self-attention of MAF)."""
 
-    width: Positive
-    depth: Positive
-    heads: Positive
+    width: Size
+    depth: Depth
+    heads: Size
 
 
 @dataclass(frozen=True)
 class FusionConfig:
     """Multimodal Adaptive Fusion (section IV-A, Eq. 1). Table V ablates `gates` and `attention`."""
 
-    queries: Positive  # learnable queries per modality
-    width: Positive
-    depth: Positive  # self-attention layers over the queries
-    heads: Positive
+    queries: Size  # learnable queries per modality
+    width: Size
+    depth: Depth  # self-attention layers over the queries
+    heads: Size
     enabled: bool = True
     gates: bool = True
     attention: bool = True  # of the learnable queries; without it there are gates only
@@ -113,10 +120,10 @@ class FusionConfig:
 class BackboneConfig:
     """The dual-stream MMDiT."""
 
-    width: Positive
-    depth: Positive
-    heads: Positive
-    mlp_hidden: Positive
+    width: Size
+    depth: Depth
+    heads: Size
+    mlp_hidden: Size
     linear_path: bool = False  # needed if the width is not well above the latent channels, see `LinearPath`
 
 
@@ -155,6 +162,23 @@ class ModelConfig(EncodersConfig):
         if self.video.steps % self.video.pool:
             raise ValueError(f"video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")
 
+    @property
+    def least_weights(self) -> int:
+        """A lower bound of the number of weights, within a factor of about 20: one matrix for each pair of widths."""
+        backbone, fusion, video, audio = self.backbone, self.fusion, self.video_temporal, self.audio_temporal
+        pairs = [
+            (backbone.depth * backbone.width, backbone.width + backbone.mlp_hidden),
+            (backbone.width, fusion.width + self.codec.latent_channels),
+            (fusion.width, self.text.dim),
+            (video.width, video.depth * video.width + self.video.dim + fusion.width),
+            (audio.width, audio.depth * audio.width + self.codec.latent_channels + fusion.width),
+        ]
+        if fusion.enabled and fusion.gates:
+            pairs.append((fusion.width, fusion.width))
+        if fusion.enabled and fusion.attention:
+            pairs.append((fusion.width, fusion.queries + fusion.depth * fusion.width))
+        return sum(rows * columns for rows, columns in pairs)
+
 
 @dataclass(frozen=True)
 class ReleasedModelConfig(EncodersConfig):
@@ -165,6 +189,11 @@ class ReleasedModelConfig(EncodersConfig):
     """
 
     released: ReleasedConfig
+
+    @property
+    def least_weights(self) -> int:
+        """As of `ModelConfig`."""
+        return self.released.least_weights
 
     def __post_init__(self) -> None:
         own = self.released

@@ -6,7 +6,7 @@ pydantic checks the types; the sentences are ours, because they name the allowed
 import dataclasses
 import difflib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from functools import cache
 from typing import Annotated, Any, TypeVar
 
@@ -17,11 +17,18 @@ from .renamed_keys import RENAMED
 T = TypeVar("T")
 
 # Types of fields; `parse` checks the bounds, and the JSON Schema names them.
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
+LARGEST = 2**63 - 1  # integer of torch
+Positive = Annotated[int, Field(ge=1, le=LARGEST)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+# Of a network; more is a mistake.
+Size = Annotated[int, Field(ge=1, le=1 << 20)]
+Length = Annotated[int, Field(ge=1, le=1 << 16)]  # of a sequence
+Depth = Annotated[int, Field(ge=1, le=1000)]
+Rate = Annotated[float, Field(gt=0, le=1000)]  # per second
 
 BOUNDS = {  # pydantic's error -> the end of its sentence
     "greater_than": "must be above {gt:g}",
@@ -58,8 +65,8 @@ def parse(kind: type[T], data: object, path: str = "") -> T:
 
 
 def parse_json(text: str | bytes, **hooks: Any) -> Any:
-    """`json.loads`, in which values nested deeper than LEVELS are a ValueError, as any other text that is wrong: they
-    would exceed the interpreter's stack, here or where they are written again."""
+    """`json.loads`, in which more is a ValueError, as any text that is wrong: values nested deeper than LEVELS, which
+    would exceed the interpreter's stack, and half a character ("\\ud800"), which no file and no tokenizer takes."""
     try:
         value = json.loads(text, **hooks)
     except RecursionError:
@@ -67,8 +74,26 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
     else:
         brackets = ("[", "{") if isinstance(text, str) else (b"[", b"{")
         if sum(map(text.count, brackets)) <= LEVELS or _depth_within(value, LEVELS):  # type: ignore[arg-type]
+            _check_characters(text, value)
             return value
     raise ValueError(f"values are nested more than {LEVELS} deep")
+
+
+def _check_characters(text: str | bytes, value: Any) -> None:
+    escape = "\\ud" if isinstance(text, str) else b"\\ud"
+    if escape in text.lower() or (isinstance(text, str) and not text.isascii()):  # type: ignore[operator]
+        for each in _texts(value):
+            if half := next((c for c in each if "\ud800" <= c <= "\udfff"), ""):
+                raise ValueError(f"holds {half!r}, half a character; write the whole one")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """The strings and keys of a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in (*value, *value.values()) if isinstance(value, dict) else value:
+            yield from _texts(each)
 
 
 def _depth_within(value: Any, levels: int) -> bool:
@@ -142,8 +167,8 @@ def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
         if node is None and error["type"] != "unexpected_keyword_argument":  # the tag of one type among several
             node = parent
             break
-        path = f"{path}[{key}]" if isinstance(key, int) else _join(path, _shown(key))
-    value = _shown(repr(error["input"]))
+        path = f"{path}[{key}]" if isinstance(key, int) else _join(path, shown(key))
+    value = shown(repr(error["input"]))
     if error["type"] == "value_error":  # a check of the dataclass itself: its message begins with the field's name
         return _join(path, str(error["ctx"]["error"]))
     if error["type"] == "unexpected_keyword_argument":
@@ -160,7 +185,8 @@ def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
     return f"{path or 'the configuration'}: {value} is not allowed; expected {_describe(schema, node)}"
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A value as a message shows it: not much of a long one."""
     return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
 
 

@@ -56,6 +56,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items[:] = [item for name in order for item in sorted(groups[name], key=slow.__getitem__)]
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """How many hostile inputs were refused and accepted, and why."""
+    reports = [
+        r for r in terminalreporter.getreports("passed") + terminalreporter.getreports("failed") if r.when == "call"
+    ]
+    tests = [counts for report in reports for name, counts in report.user_properties if name == "hostile inputs"]
+    if tests:
+        from tests.helpers.fuzzing import summary
+
+        terminalreporter.section("hostile inputs")
+        for line in summary(tests):
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture(autouse=True)
 def _seeds() -> None:
     random.seed(0)

@@ -94,3 +94,21 @@ def test_numbers_of_a_manifest_beyond_a_float(tmp_path, key, value):
     (tmp_path / "m.jsonl").write_text(f'{{"audio": "a.wav", "domain": "music", "{key}": {value}}}\n')
     with pytest.raises(ValueError, match=r"m\.jsonl:1: "):
         read_entries(tmp_path / "m.jsonl")
+
+
+@pytest.mark.parametrize("text", ['{"audio": "a.wav", "mine": "\\ud800"}', '{"\\uDFFF": 1}', '["\\ud83d"]'])
+@pytest.mark.parametrize("reader", ["manifest", "prompts", "configuration", "side-car", "answer"])
+def test_half_a_character(tmp_path, reader, text):
+    """No file could hold it: not the report of a preparation, after all its work."""
+    path = tmp_path / "file.json"
+    path.write_text(text)
+    with pytest.raises(ValueError) as caught:
+        READERS[reader](path)
+    assert type(caught.value) is ValueError
+    with pytest.raises(ValueError, match="half a character"):
+        strict.parse_json('"\udcff"')
+
+
+@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"\\\\ud800"', '"\\\\u0000"', '"\\u00e9"'])
+def test_whole_characters(text):
+    assert strict.parse_json(text) == json.loads(text)

@@ -7,15 +7,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from audiox_trainer.models.audiox import WEIGHTS
+from audiox_trainer.models.audiox import WEIGHTS, AudioX
 from audiox_trainer.models.config import TextConfig
 from audiox_trainer.models.encoders.t5 import check_t5
 from audiox_trainer.trainer.checkpoint.convert_run import FILES, load_weights
+from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.integrity import MANIFEST, ChangedError, file_entry, write_manifest
 from audiox_trainer.trainer.generation.job_runner import run_jobs
 from audiox_trainer.trainer.generation.output_files import assign_files
 from audiox_trainer.trainer.generation.prompts import Prompt
 from audiox_trainer.trainer.media.mux import write_media
+from tests.helpers.fuzzing import limits
 
 NAME = "backbone.latent_in.weight"
 
@@ -79,6 +81,37 @@ def test_a_configuration_that_is_none(folder, config):
     (folder / "config.json").write_text(config)
     with pytest.raises(ValueError, match="weights: "):
         load_weights(with_manifest(folder))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"backbone": {"width": 1 << 20, "heads": 1 << 10}},
+        {"backbone": {"mlp_hidden": 1 << 20, "depth": 1000}},
+        {"backbone": {"width": 2, "heads": 1, "depth": 1000, "mlp_hidden": 1}},
+        {"fusion": {"queries": 1 << 20, "width": 1 << 16, "depth": 1000}},
+        {"video_temporal": {"width": 1 << 20}, "audio_temporal": {"depth": 1000}},
+        {"text": {"dim": 1 << 20}, "fusion": {"width": 1 << 20}},
+        {"codec": {"latent_channels": 1 << 20}},
+    ],
+    ids=range(7),
+)
+def test_a_model_of_terabytes(folder, changes):
+    """A few lines can describe one; it is refused before it takes memory or time."""
+    config = json.loads((folder / "config.json").read_text())
+    for section, values in changes.items():
+        config["model"][section] |= values
+    (folder / "config.json").write_text(json.dumps(config))
+    with limits(), pytest.raises(ValueError, match=r"its model has at least \d+ weights|do not fit the model"):
+        load_weights(with_manifest(folder))
+
+
+@pytest.mark.parametrize("name", ["tiny", "2p7b"])
+def test_the_least_number_of_weights(name):
+    config = load_pretrain_config(name).model
+    with torch.device("meta"):
+        weights = sum(parameter.numel() for parameter in AudioX(config).parameters())
+    assert config.least_weights < weights < 20 * config.least_weights
 
 
 def test_a_model_that_diverges_writes_nothing(generator, tmp_path, monkeypatch):

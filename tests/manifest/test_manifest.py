@@ -147,6 +147,12 @@ def test_annotation_of_a_piece(tmp_path):
     assert timed.annotation["time_relation"] == "dog, bell, dog", "the entry itself must not change"
 
 
+def test_a_long_value_is_not_repeated(tmp_path):
+    with pytest.raises(ValueError, match=r"instruments is .*…; expected") as caught:
+        read_entries(written(tmp_path, {"audio": "a.wav", "domain": "music", "instruments": [["a" * 100_000]]}))
+    assert len(str(caught.value)) < 400
+
+
 def test_addresses(tmp_path):
     path = written(
         tmp_path,

@@ -120,6 +120,13 @@ def error_message(error: BaseException) -> str:
     return str(error)
 
 
+def sentence(error: BaseException) -> str:
+    """What a command prints of an error: no credential, and nothing that a terminal would obey, as in a key that a file
+    brought."""
+    text = redacted(error_message(error))
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
 class _LosableOutput:
     """Standard output or error whose reader may go away: a command continues, and what it prints is lost."""
 
@@ -187,4 +194,4 @@ def _run(act: Callable[[], None]) -> int:
 def _print(error: Exception, before: str = "") -> None:
     """Print an error. One that all ranks raise (`everywhere`) is printed by rank 0 only."""
     if not getattr(error, "everywhere", False) or os.environ.get("RANK", "0") == "0":
-        print(f"{before}{redacted(error_message(error))}", file=sys.stderr)
+        print(f"{before}{sentence(error)}", file=sys.stderr)
