@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format schema clean
+.PHONY: help setup demo test test-long lint format schema lock sbom clean
 
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-compile
@@ -15,7 +15,7 @@ PYTHON ?= $(shell for p in python3 python3.12 python3.11; do \
 	&& echo $$p && break; done)
 
 # Names what an environment was made from; the editable install holds the path of this folder.
-STAMP := .venv/set-up-$(shell { pwd; cat constraints.txt setup.py; } | cksum | tr -s ' ' -)
+STAMP := .venv/set-up-$(shell { pwd; cat constraints.lock setup.py; } | cksum | tr -s ' ' -)
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -25,15 +25,18 @@ setup: $(STAMP)  ## make or complete .venv; does nothing when it is current
 
 # An interrupted run resumes: pip keeps what is complete. torch comes first and alone with its dependencies, which for a
 # CUDA build are its own CUDA libraries; DeepSpeed reads it while building. The rest is the complete list of
-# constraints.txt, installed as it stands.
+# constraints.lock, installed as it stands: constraints.txt with a hash of each file that pip may take. With such hashes
+# pip would prefer the index's CUDA build of torch to a CPU build elsewhere, so what it took is compared afterwards.
 $(STAMP):
 	@test -n '$(PYTHON)' || { echo 'No Python 3.11 or 3.12 with venv found: make setup PYTHON=/path/to/python3' >&2; exit 1; }
 	@$(PY) -m pip --version >/dev/null 2>&1 \
 		|| { echo "new environment: .venv, $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear .venv; }
 	@echo 'installing torch and build tools'
-	@$(INSTALL) --constraint constraints.txt setuptools wheel ninja packaging torch torchvision
+	@$(INSTALL) --report .venv/torch.json --constraint constraints.txt setuptools wheel ninja packaging torch torchvision
+	@$(PY) .ci/lock.py --check .venv/torch.json
 	@echo 'installing everything else; DeepSpeed is built from source, without its ops'
-	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --no-deps --requirement constraints.txt --editable .
+	@DS_BUILD_OPS=0 $(INSTALL) --no-build-isolation --no-deps --require-hashes --requirement constraints.lock
+	@$(INSTALL) --no-build-isolation --no-deps --editable .
 	@rm -f .venv/set-up-*
 	@touch $@
 
@@ -63,6 +66,14 @@ format: $(STAMP)  ## let ruff rewrite what it can
 
 schema: $(STAMP)  ## write configs/schema, by which editors check configurations
 	@$(PY) launch/config_schema.py
+
+lock: $(STAMP)  ## write constraints.lock and cuda.lock, after a change of constraints.txt
+	@$(PY) -m venv .venv/lock
+	@.venv/lock/bin/python -m pip install -qq --disable-pip-version-check uv
+	@PATH=$(CURDIR)/.venv/lock/bin:$$PATH $(PY) .ci/lock.py
+
+sbom: $(STAMP)  ## write sbom.json: the environment's packages, versions and licences as CycloneDX
+	@$(PY) launch/sbom.py --out sbom.json
 
 clean:  ## remove build products and caches; runs, data and .venv stay
 	@rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -157,6 +157,20 @@ def test_pinned_set_is_installed(root):
             assert installed in requirement.specifier, f"{requirement.name} {installed} is installed: make setup"
 
 
+def test_lock_has_the_hashes_of_all_pins(root):
+    locked = {}
+    for line in (root / "constraints.lock").read_text().splitlines():
+        if line[:1].isalnum():
+            pin = Requirement(line.removesuffix("\\"))
+            locked[pin.name] = pin.specifier, []
+        elif line.startswith(" "):
+            assert re.fullmatch(r"    --hash=sha256:[0-9a-f]{64}( \\)?", line), line
+            locked[pin.name][1].append(line)
+    assert all(hashes for _, hashes in locked.values())
+    pins = {pin.name: pin.specifier for pin in map(Requirement, read_pins(root))}
+    assert {name: specifier for name, (specifier, _) in locked.items()} == pins, "make lock"
+
+
 def read_pins(root: Path) -> list[str]:
     lines = (root / "constraints.txt").read_text().splitlines()
     return [line for line in lines if line and not line.startswith("#")]
