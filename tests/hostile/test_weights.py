@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 from audiox_trainer.models.audiox import WEIGHTS, AudioX
 from audiox_trainer.models.config import TextConfig
 from audiox_trainer.models.encoders.t5 import check_t5
+from audiox_trainer.models.released.config import ReleasedConfig
+from audiox_trainer.models.released.network import ReleasedNetwork
 from audiox_trainer.trainer.checkpoint.convert_run import FILES, load_weights
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.integrity import MANIFEST, ChangedError, file_entry, write_manifest
@@ -111,6 +113,13 @@ def test_the_least_number_of_weights(name):
     config = load_pretrain_config(name).model
     with torch.device("meta"):
         weights = sum(parameter.numel() for parameter in AudioX(config).parameters())
+    assert config.least_weights < weights < 20 * config.least_weights
+
+
+def test_the_least_number_of_released_weights():
+    config = ReleasedConfig()
+    with torch.device("meta"):
+        weights = sum(tensor.numel() for tensor in ReleasedNetwork(config).state_dict().values())
     assert config.least_weights < weights < 20 * config.least_weights
 
 
