@@ -46,7 +46,7 @@ demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sou
 # Workers share the tests: one a core, four at most. ARGS="-n 0" for one process, ARGS="PATH" for some tests.
 WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 
-test: $(STAMP)  ## all tests but the long ones, a quarter of an hour on two cores; ARGS="..."
+test: $(STAMP)  ## all tests but the long ones, under half an hour on two cores; ARGS="..."
 	@$(PY) -m pytest -m 'not long' $(WORKERS) $(ARGS)
 
 test-long: $(STAMP)  ## the long ones; ARGS="..."

@@ -40,6 +40,7 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
+@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Quick tests come first. Where workers share the tests, a file stays together, as do all tests that read the same
     launches; what takes long begins first, so that no worker is left with it at the end."""

@@ -12,7 +12,7 @@ from tests.helpers.small_config import ROOT
 
 COMMANDS = {point.name: point for point in entry_points(group="console_scripts") if point.name.startswith("audiox-")}
 # Parts of scripts, and one that writes into this checkout.
-WITHOUT = {"bench_prepare", "config_schema", "demo_steps", "manifest_commands"}
+WITHOUT = {"bench_prepare", "config_schema", "demo_steps", "manifest_commands", "sbom"}
 
 
 def test_every_script_is_a_command():
