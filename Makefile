@@ -44,7 +44,7 @@ demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sou
 	@$(PY) launch/demo.py $(ARGS)
 
 # Workers share the tests: one a core, four at most. ARGS="-n 0" for one process, ARGS="PATH" for some tests.
-WORKERS := -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(STAMP)  ## all tests but the long ones, under half an hour on two cores; ARGS="..."
 	@$(PY) -m pytest -m 'not long' $(WORKERS) $(ARGS)

@@ -8,6 +8,7 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,29 +33,23 @@ _CACHE = tempfile.mkdtemp(prefix="inductor-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE
 
 
-# Fixtures of several files that take a minute to make.
-SHARED = {"training": {"one", "two", "two_long", "four"}, "faults": {"references"}}
+LAUNCHES = {"one", "two", "two_long", "four", "references"}  # fixtures that take a minute to make
 
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
 
 
-@pytest.hookimpl(tryfirst=True)  # before that of pytest-xdist, which reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests come first. Where workers share the tests, a file stays together, as do all tests that read the same
-    launches; what takes long begins first, so that no worker is left with it at the end."""
+    """Quick tests come first. Where workers share the files, what takes long begins first, so that no worker is left with
+    it at the end."""
     slow = {item: item.get_closest_marker("slow") is not None for item in items}
     if WORKERS == 1:
         items.sort(key=slow.__getitem__)  # stable: the rest keeps its order
         return
-    groups: dict[str, list[pytest.Item]] = {}
-    for item in items:
-        name = next((group for group, names in SHARED.items() if names & set(item.fixturenames)), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(name))
-        groups.setdefault(name, []).append(item)
-    order = sorted(groups, key=lambda name: (name not in SHARED, -sum(map(slow.__getitem__, groups[name]))))
-    items[:] = [item for name in order for item in sorted(groups[name], key=slow.__getitem__)]
+    count = Counter(item.path for item in items if slow[item])
+    launches = {item.path for item in items if LAUNCHES.intersection(item.fixturenames)}
+    items.sort(key=lambda item: (item.path not in launches, -count[item.path], item.path, slow[item]))
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
