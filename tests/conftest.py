@@ -41,8 +41,8 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Quick tests come first. Where workers share the files, what takes long begins first, so that no worker is left with
-    it at the end."""
+    """Quick tests come first. Where workers share the files, what takes long begins first, so that no worker
+    is left with it at the end."""
     slow = {item: item.get_closest_marker("slow") is not None for item in items}
     if WORKERS == 1:
         items.sort(key=slow.__getitem__)  # stable: the rest keeps its order
