@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long lint format schema lock sbom clean
+.PHONY: help setup demo finetune test test-long lint format schema lock sbom clean
 
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-compile
@@ -42,6 +42,9 @@ $(STAMP):
 
 demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sound; ARGS="..."
 	@$(PY) launch/demo.py $(ARGS)
+
+finetune: $(STAMP)  ## after the demo: its teacher learns a new sound by adapters, before and after; ARGS="..."
+	@$(PY) launch/finetune.py $(ARGS)
 
 # Workers share the tests: one a core, four at most. ARGS="-n 0" for one process, ARGS="PATH" for some tests.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder

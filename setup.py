@@ -8,8 +8,9 @@ from setuptools import find_namespace_packages, setup
 
 FOLDERS = ("trainer", "models", "kernels", "launch")
 SCRIPTS = (  # of launch/; each becomes a command, as audiox-generate
-    "prepare", "pretrain", "pairs", "distill", "convert", "generate", "evaluate", "plan", "preflight", "verify",
-    "bench", "check_goals", "ablate", "classify", "demo",
+    "prepare", "pretrain", "pairs", "distill", "convert", "generate", "evaluate", "listen", "plan", "preflight",
+    "verify", "bench", "check_goals", "ablate", "classify", "demo", "finetune", "app", "tables", "testset",
+    "t2a_bench", "steam",
 )  # fmt: skip
 
 packages = ["audiox_trainer.configs"]
@@ -28,8 +29,10 @@ setup(
     package_dir={f"audiox_trainer.{folder}": folder for folder in (*FOLDERS, "configs")},
     package_data={
         "audiox_trainer.configs": ["*.json", "base/*.json", "schema/*.json"],
+        "audiox_trainer.kernels": ["*.json"],
         "audiox_trainer.launch.slurm": ["*"],
         "audiox_trainer.trainer.pages": ["templates/*"],
+        "audiox_trainer.trainer.paper": ["*.json"],
     },
     entry_points={
         "console_scripts": [f"audiox-{name.replace('_', '-')} = audiox_trainer.launch.{name}:main" for name in SCRIPTS]
@@ -40,7 +43,7 @@ setup(
         "torch>=2.11,<2.14",
         "torchvision>=0.26,<0.29",
         "triton>=3.6; platform_system == 'Linux'",
-        "deepspeed>=0.19,<0.20",
+        "deepspeed>=0.19.6,<0.20",  # older ones accumulate wrongly through engine.module (their #8224)
         "mosaicml-streaming==0.13.0",
         "transformers>=4.57,<6",
         "diffusers>=0.37,<1",
@@ -49,12 +52,13 @@ setup(
         "einops>=0.8",
         "numpy>=2.1,<3",
         "pillow>=10",
-        "av>=17",
+        "av>=18.1",  # whose frames have metadata: loudness
         "soxr>=0.5",
         "soundfile>=0.13",
         "tensorboard>=2.18",
         "jinja2>=3.1",
         "markupsafe>=2.1",
+        "packaging>=24",
         "matplotlib>=3.9",
         "tabulate>=0.9",
         "tqdm>=4.66",
@@ -78,6 +82,11 @@ setup(
         "s3": ["s3fs>=2026.9"],  # manifests that name media as s3://
         "gs": ["google-cloud-storage>=2.9,<3.3"],  # shards in gs:// buckets
         "oci": ["oci>=2.88,<3"],  # shards in oci:// buckets
+        "wandb": ["wandb>=0.18"],  # logging.trackers
+        "mlflow": ["mlflow-skinny>=2.14", "sqlalchemy>=2", "alembic>=1.13"],  # logging.trackers
+        "separate": ["demucs>=4.1,<5", "pyyaml>=6"],  # launch/prepare.py separate
+        "cluster": ["ray>=2.55,<3"],  # preparation on many nodes
+        "page": ["gradio>=6,<7", "gradio_client>=2,<3", "fastapi>=0.115.2,<1", "uvicorn>=0.30"],  # launch/app.py
         "dev": [
             "pytest>=8",
             "pytest-timeout>=2.3",
@@ -95,6 +104,12 @@ setup(
             "s3fs>=2024.6",
             "flask>=3",
             "flask-cors>=5",
+            "gradio>=6,<7",
+            "fastapi>=0.115.2,<1",
+            "uvicorn>=0.30",
+            "playwright>=1.50",
+            "ray>=2.55,<3",
+            "psutil>=6",
         ],
     },
 )

@@ -11,17 +11,27 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import on_tensor_device
+from .device import on_tensor_device, triton_op, wrap_triton
+from .row_sums import (
+    Chunks,
+    add_chunks,
+    is_last,
+    layer_norm_backward,
+    load_modulation,
+    load_rows,
+    row_halves,
+    store_rows,
+    store_sums,
+)
 
 EPS = 1e-6
-ROWS = 8  # tokens over which one program of the backward pass sums the modulation's gradients
 
 
 def layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (B, L, W), shift and scale (B, W) in float32 -> (B, L, W) in the dtype of x."""
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     normed = F.layer_norm(wide, (x.shape[-1],), eps=EPS)
-    return (normed * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)).to(x.dtype)
+    return (normed * (1 + scale.unsqueeze(1))).add_(shift.unsqueeze(1)).to(x.dtype)
 
 
 def layer_norm_modulate_triton(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -45,7 +55,7 @@ def layer_norm_forward(a, shift, scale, y, mean, rstd, row, modulation, column, 
 
 
 @triton.jit
-def _forward(x, shift, scale, y, mean, rstd, L, W, sample_stride, eps, BLOCK: tl.constexpr):
+def _forward(x, shift, scale, y, mean, rstd, L, W, sample_stride, eps: tl.constexpr, BLOCK: tl.constexpr):
     """One token per program. x, y (B·L, W); shift, scale (B, W), rows `sample_stride` apart; mean, rstd (B·L,)."""
     row = tl.program_id(0).to(tl.int64)
     sample = row // L
@@ -56,39 +66,39 @@ def _forward(x, shift, scale, y, mean, rstd, L, W, sample_stride, eps, BLOCK: tl
 
 
 @triton.jit
-def layer_norm_backward(a, dy, factor, m, r, W, inside):
-    """One token's input a, gradient dy, factor 1 + scale, mean m and 1/deviation r -> its LN(a), the gradient at a.
-    All are (BLOCK,) in float32."""
-    normed = tl.where(inside, (a - m) * r, 0.0)
-    h = dy * factor
-    return normed, r * (h - tl.sum(h, 0) / W - normed * (tl.sum(h * normed, 0) / W))
-
-
-@triton.jit
 def _backward(
-    x, dy, scale, mean, rstd, dx, dshift, dscale, L, W, sample_stride, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr
-):
-    """ROWS tokens of one sample per program. x, dy, dx (B, L, W); dshift, dscale (B, chunks, W): sums over tokens."""
-    sample = tl.program_id(0).to(tl.int64)
-    chunk = tl.program_id(1)
-    column = tl.arange(0, BLOCK)
-    inside = column < W
-    factor = 1 + tl.load(scale + sample * sample_stride + column, mask=inside, other=0.0)
-    sum_shift = tl.zeros((BLOCK,), tl.float32)
-    sum_scale = tl.zeros((BLOCK,), tl.float32)
-    for i in range(ROWS):
-        token = chunk * ROWS + i
-        if token < L:
-            row = sample * L + token
-            a = tl.load(x + row * W + column, mask=inside, other=0.0).to(tl.float32)
-            g = tl.load(dy + row * W + column, mask=inside, other=0.0).to(tl.float32)
-            normed, back = layer_norm_backward(a, g, factor, tl.load(mean + row), tl.load(rstd + row), W, inside)
-            sum_shift += g
-            sum_scale += g * normed
-            tl.store(dx + row * W + column, back.to(dx.dtype.element_ty), mask=inside)
-    place = (sample * chunks + chunk) * W + column
-    tl.store(dshift + place, sum_shift, mask=inside)
-    tl.store(dscale + place, sum_scale, mask=inside)
+    x, dy, scale, mean, rstd, dx, sums, dshift, dscale, arrived, L, W, sample_stride, rows,
+    TILE: tl.constexpr, STAGES: tl.constexpr, CHUNKS: tl.constexpr, LEFT: tl.constexpr, RIGHT: tl.constexpr,
+):  # fmt: skip
+    """`rows` tokens of one sample per program. x, dy, dx (B, L, W); sums (2, B, chunks, W) over a program's tokens. The
+    last program of a sample adds them up: dshift, dscale (B, W). arrived (B,) begins with zeros."""
+    sample, chunk, chunks = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    scale_a, scale_b = load_modulation(scale + sample * sample_stride, W, LEFT, RIGHT)
+    fa, fb = 1 + scale_a, 1 + scale_b
+    shift_a, shift_b = tl.zeros((TILE, LEFT), tl.float32), tl.zeros((TILE, RIGHT), tl.float32)
+    sum_a, sum_b = tl.zeros((TILE, LEFT), tl.float32), tl.zeros((TILE, RIGHT), tl.float32)
+    end = tl.minimum(chunk * rows + rows, L)
+    for first in tl.range(chunk * rows, end, TILE, num_stages=STAGES):
+        token = first + tl.arange(0, TILE)
+        row, inside = sample * L + token, token < end
+        xa, xb = load_rows(x, row, inside, W, TILE, LEFT, RIGHT)
+        ga, gb = load_rows(dy, row, inside, W, TILE, LEFT, RIGHT)
+        m = tl.load(mean + row, mask=inside, other=0.0)[:, None]
+        r = tl.load(rstd + row, mask=inside, other=0.0)[:, None]
+        na, nb, da, db = layer_norm_backward(xa, xb, ga, gb, fa, fb, m, r, W)
+        store_rows(dx, da, db, row, inside, W, TILE, LEFT, RIGHT)
+        shift_a += ga
+        shift_b += gb
+        sum_a += ga * na
+        sum_b += gb * nb
+    mine = sums + (sample * chunks + chunk) * W
+    plane = tl.num_programs(0).to(tl.int64) * chunks * W
+    store_sums(mine, shift_a, shift_b, W, LEFT, RIGHT)
+    store_sums(mine + plane, sum_a, sum_b, W, LEFT, RIGHT)
+    if is_last(arrived + sample, chunks):
+        of_sample = sums + sample * chunks * W
+        add_chunks(of_sample, dshift + sample * W, chunks, W, CHUNKS, LEFT, RIGHT)
+        add_chunks(of_sample + plane, dscale + sample * W, chunks, W, CHUNKS, LEFT, RIGHT)
 
 
 def row_launch(W: int) -> dict[str, int]:
@@ -106,7 +116,7 @@ def same_rows(*modulation: Tensor) -> tuple[Tensor, ...]:
     return tuple(m.contiguous() for m in modulation)
 
 
-@torch.library.custom_op("audiox_trainer::layer_norm_modulate", mutates_args=())
+@triton_op("audiox_trainer::layer_norm_modulate")
 @on_tensor_device
 def _layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """-> y, and for the backward pass mean and 1/deviation (B, L)."""
@@ -114,7 +124,7 @@ def _layer_norm_modulate(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tenso
     x, (shift, scale) = x.contiguous(), same_rows(shift, scale)
     y = torch.empty_like(x)
     mean, rstd = (x.new_empty((B, L), dtype=torch.float32) for _ in range(2))
-    _forward[(B * L,)](x, shift, scale, y, mean, rstd, L, W, scale.stride(0), EPS, **row_launch(W))
+    wrap_triton(_forward)[(B * L,)](x, shift, scale, y, mean, rstd, L, W, scale.stride(0), EPS, **row_launch(W))
     return y, mean, rstd
 
 
@@ -124,7 +134,7 @@ def _(x: Tensor, shift: Tensor, scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), mean, rstd
 
 
-@torch.library.custom_op("audiox_trainer::layer_norm_modulate_backward", mutates_args=())
+@triton_op("audiox_trainer::layer_norm_modulate_backward")
 @on_tensor_device
 def _layer_norm_modulate_backward(
     x: Tensor, dy: Tensor, scale: Tensor, mean: Tensor, rstd: Tensor
@@ -132,13 +142,16 @@ def _layer_norm_modulate_backward(
     """-> the gradients at x, shift and scale."""
     B, L, W = x.shape
     x, dy, (scale,) = x.contiguous(), dy.contiguous(), same_rows(scale)
-    chunks = triton.cdiv(L, ROWS)
+    chunks = Chunks.of(x, tile=1)
+    sums = x.new_empty((2, B, chunks.chunks, W), dtype=torch.float32)
+    arrived = x.new_zeros(B, dtype=torch.int32)
     dx = torch.empty_like(x)
-    dshift, dscale = (x.new_empty((B, chunks, W), dtype=torch.float32) for _ in range(2))
-    _backward[(B, chunks)](
-        x, dy, scale, mean, rstd, dx, dshift, dscale, L, W, scale.stride(0), chunks, ROWS=ROWS, **row_launch(W)
-    )
-    return dx, dshift.sum(1), dscale.sum(1)
+    dshift, dscale = (x.new_empty((B, W), dtype=torch.float32) for _ in range(2))
+    wrap_triton(_backward)[(B, chunks.chunks)](
+        x, dy, scale, mean, rstd, dx, sums, dshift, dscale, arrived, L, W, scale.stride(0), chunks.rows,
+        STAGES=3, **row_halves(W, chunks.tile),
+    )  # fmt: skip
+    return dx, dshift, dscale
 
 
 @_layer_norm_modulate_backward.register_fake

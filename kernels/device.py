@@ -1,10 +1,11 @@
-"""The GPU that a kernel runs on."""
+"""How host functions launch kernels: as operators that compilation looks into, on the GPU of their tensors."""
 
 import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
+import triton
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -19,3 +20,33 @@ def on_tensor_device(host: F) -> F:
             return host(*args)
 
     return call  # type: ignore[return-value]
+
+
+def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
+    """Decorates a host function as an operator. torch.compile replaces its call by the launches that it makes, by
+    `wrap_triton`, so that it plans their memory and fuses what is around them. Triton's interpreter computes with
+    NumPy, which nothing can look into: there the operator is opaque, and needs its `register_fake`."""
+    if triton.knobs.runtime.interpret:
+        return torch.library.custom_op(name, mutates_args=())
+    return torch.library.triton_op(name, mutates_args=())
+
+
+def wrap_triton(kernel: Any) -> Any:
+    """A kernel that is to be launched by a `triton_op`. torch reads this name in the sources of host functions: the
+    code of kernels that it finds so is part of what compiled code is cached under. Fractions have to be constants
+    (tl.constexpr): compiled code passes others in double precision, in which kernels then compute."""
+    return kernel if triton.knobs.runtime.interpret else torch.library.wrap_triton(kernel)
+
+
+def multiprocessors(device: torch.device) -> int:
+    """The multiprocessors of a GPU; an H100's where there is none."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 132
+
+
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a GPU; an H100's where there is none."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        return torch.cuda.get_device_capability(device)
+    return 9, 0

@@ -3,11 +3,12 @@
 B batch, L latent tokens, C condition tokens, N tokens of one stream, H heads, D head width. QKV come packed, as their
 projections leave them.
 
-The Triton version never concatenates the streams. A prologue norms and rotates the keys of both into one buffer, for
-each head in a row, as the inner loop wants them (backward the queries as well); values are read where the projection
-left them; queries are normed and rotated in registers. Backward, the gradients at rotated queries and keys pass back
-through rotation and norm in registers and go straight into the packed gradient. Online softmax and recomputation from
-the log-sum-exp after Dao (2023, FlashAttention-2).
+The Triton version never concatenates the streams. Every launch holds both: its first programs take the latents, the
+others the conditions. A prologue norms and rotates the keys into one buffer, for each head in a row, as the inner loop
+wants them (backward the queries as well); values are read where the projection left them; queries are normed and
+rotated in registers. Backward, the gradients at rotated queries and keys pass back through rotation and norm in
+registers and go straight into the packed gradient. The rotation works on a head's halves, which are joined for the
+products. Online softmax and recomputation from the log-sum-exp after Dao (2023, FlashAttention-2).
 """
 
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ import triton.language as tl
 from torch import Tensor
 
 from .attention import attention
-from .device import on_tensor_device
-from .qk_norm_rope import EPS, qk_norm_rope
+from .device import capability, on_tensor_device, triton_op, wrap_triton
+from .qk_norm_rope import EPS, norm_rotate, qk_norm_rope
+from .tiles import AttentionTiles, Tiles, attention_tiles
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,27 @@ def joint_attention(
     `condition_length` (B,) counts each sample's condition tokens; those past it are not attended to, and what they
     themselves receive is not defined further. None means that no condition token is padding.
     """
-    streams = [s.rotated() for s in (latent, condition)]
-    q, k, v = (torch.cat([s[i] for s in streams], dim=1).transpose(1, 2) for i in range(3))  # (B, H, L+C, D)
     n_latent = latent.qkv.shape[1]
+    if torch.compiler.is_compiling():  # which makes norms and rotations part of the copies
+        pairs = zip(latent.rotated(), condition.rotated(), strict=True)
+        q, k, v = (torch.cat(pair, dim=1).transpose(1, 2) for pair in pairs)  # (B, H, L+C, D)
+    else:
+        q, k, v = _rotated_together(latent, condition)
     length = None if condition_length is None else n_latent + condition_length
-    out = attention(q, k, v, length)
-    out = out.transpose(1, 2).flatten(2)  # (B, L+C, H·D)
-    return out[:, :n_latent].contiguous(), out[:, n_latent:].contiguous()
+    out = attention(q, k, v, length)  # (B, H, L+C, D)
+    x, c = out.split((n_latent, out.shape[2] - n_latent), dim=2)
+    return x.transpose(1, 2).flatten(2).contiguous(), c.transpose(1, 2).flatten(2).contiguous()
+
+
+def _rotated_together(latent: StreamInput, condition: StreamInput) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values (B, H, L+C, D). Norm and rotation, a dozen operations, are computed once for queries and
+    keys of both streams."""
+    streams = latent, condition
+    qk, v = torch.cat([s.qkv for s in streams], dim=1).permute(2, 0, 3, 1, 4).split((2, 1))  # (·, B, H, L+C, D)
+    norms = [torch.stack((s.q_norm, s.k_norm))[:, None].expand(-1, s.qkv.shape[1], -1) for s in streams]  # (2, N, D)
+    cos, sin = torch.cat([s.cos for s in streams]), torch.cat([s.sin for s in streams])  # (L+C, D/2)
+    q, k = norm_rotate(qk, torch.cat(norms, dim=1)[:, None, None], cos, sin)
+    return q, k, v[0]
 
 
 def joint_attention_triton(
@@ -74,8 +90,7 @@ def joint_attention_triton(
 
 
 # ---- kernels. Pointers into QKV: token n of sample b has its queries of head h at ((b·N + n)·3·H + h)·D, its keys H·D
-# behind them, its values 2·H·D. Rotated queries and keys are (B·H, L + C, D), latents first. A head's two halves are
-# kept apart throughout, since the rotation pairs them.
+# behind them, its values 2·H·D. Rotated queries and keys are (B·H, L + C, D), latents first.
 
 
 @triton.jit
@@ -132,227 +147,307 @@ def _dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def _rotate(qkv, which, weight, cos, sin, rotated, N, first, total, H, eps, TILE: tl.constexpr, D: tl.constexpr):
-    """Prologue of one stream: its queries (which 0) or keys (1) to rows first.. of rotated (B·H, total, D)."""
-    bh = tl.program_id(1).to(tl.int64)
-    b, h = bh // H, bh % H
-    n = tl.program_id(0) * TILE + tl.arange(0, TILE)
-    inside = n < N
-    x1, x2 = _load_halves(qkv + ((b * N * 3 + which) * H + h) * D, n, 3 * H * D, inside, D)
-    y1, y2 = _norm_rotate(x1.to(tl.float32), x2.to(tl.float32), weight, cos, sin, n, inside, eps, D)
-    _store_halves(rotated + (bh * total + first) * D, y1, y2, n, D, inside, D)
+def _tile(L, C, length, ROWS: tl.constexpr):
+    """Of this program: whether its tokens are latents, which they are, how many its stream has, and how many of them
+    are no padding."""
+    tile, of_latents = tl.program_id(0), tl.cdiv(L, ROWS)
+    latent = tile < of_latents
+    start = tl.where(latent, tile, tile - of_latents) * ROWS
+    return latent, start, tl.where(latent, L, C), tl.where(latent, L, length)
 
 
 @triton.jit
-def _attend(acc, top, sum_, q1, q2, k, v, length, stride, PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr):
-    """Online softmax of a tile of queries over one stream's first `length` keys. k (N, D) rotated, v rows `stride`
-    apart; acc (tile, D), top and sum_ (tile,) run on. Queries hold the factor log2(e)/sqrt(D)."""
-    for start in range(0, length, KEYS):
-        n = start + tl.arange(0, KEYS)
-        inside = n < length
-        k1, k2 = _load_halves(k, n, D, inside, D)
-        s = _dot(q1, tl.trans(k1), None, PRECISION)
-        s = _dot(q2, tl.trans(k2), s, PRECISION)
+def _rotate(
+    qkv_x, q_norm_x, k_norm_x, cos_x, sin_x, qkv_c, q_norm_c, k_norm_c, cos_c, sin_c, rotated, L, C, H,
+    scale: tl.constexpr, eps: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    """Prologue: rotated (planes, B·H, L + C, D) gets the keys, and in a second plane, if there is one, the queries
+    times `scale`."""
+    bh = tl.program_id(1).to(tl.int64)
+    b, h = bh // H, bh % H
+    latent, start, N, _ = _tile(L, C, C, TILE)
+    plane = tl.program_id(2)
+    keys = plane == 0
+    n = start + tl.arange(0, TILE)
+    inside = n < N
+    raw = ((b * N * 3 + tl.where(keys, 1, 0)) * H + h) * D
+    x1, x2 = _load_halves(tl.where(latent, qkv_x, qkv_c) + raw, n, 3 * H * D, inside, D)
+    weight = tl.where(keys, tl.where(latent, k_norm_x, k_norm_c), tl.where(latent, q_norm_x, q_norm_c))
+    cos, sin = tl.where(latent, cos_x, cos_c), tl.where(latent, sin_x, sin_c)
+    y1, y2 = _norm_rotate(x1.to(tl.float32), x2.to(tl.float32), weight, cos, sin, n, inside, eps, D)
+    factor = tl.where(keys, 1.0, scale)
+    row = (plane * tl.num_programs(1) + bh) * (L + C) + tl.where(latent, 0, L)
+    _store_halves(rotated + row * D, y1 * factor, y2 * factor, n, D, inside, D)
+
+
+@triton.jit
+def _join(x1, x2, ROWS: tl.constexpr, D: tl.constexpr):
+    """Two halves (ROWS, D/2) -> (ROWS, D)."""
+    return tl.reshape(tl.permute(tl.join(x1, x2), (0, 2, 1)), (ROWS, D))
+
+
+@triton.jit
+def _split(x, ROWS: tl.constexpr, D: tl.constexpr):
+    """(ROWS, D) -> its two halves (ROWS, D/2)."""
+    return tl.split(tl.permute(tl.reshape(x, (ROWS, 2, D // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _load(pointer, n, stride, inside, MASK: tl.constexpr, D: tl.constexpr):
+    """Rows n of a (·, D) array, `stride` apart: (tile, D). Without MASK all of them are there."""
+    place = pointer + n[:, None] * stride + tl.arange(0, D)[None, :]
+    if MASK:
+        rows = tl.load(place, mask=inside[:, None], other=0.0)
+    else:
+        rows = tl.load(place)
+    return rows
+
+
+@triton.jit
+def _softmax_step(
+    acc, top, sum_, q, k, v, start, length, stride,
+    MASK: tl.constexpr, PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    n = start + tl.arange(0, KEYS)
+    inside = n < length
+    s = _dot(q, tl.trans(_load(k, n, D, inside, MASK, D)), None, PRECISION)
+    if MASK:
         s = tl.where(inside[None, :], s, float("-inf"))
-        new = tl.maximum(top, tl.max(s, 1))
-        p = tl.exp2(s - new[:, None])
-        fade = tl.exp2(top - new)
-        values = tl.load(v + n[:, None] * stride + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
-        acc = _dot(p.to(values.dtype), values, acc * fade[:, None], PRECISION)
-        sum_ = sum_ * fade + tl.sum(p, 1)
-        top = new
+    new = tl.maximum(top, tl.max(s, 1))
+    p = tl.exp2(s - new[:, None])
+    fade = tl.exp2(top - new)
+    values = _load(v, n, stride, inside, MASK, D)
+    acc = _dot(p.to(values.dtype), values, acc * fade[:, None], PRECISION)
+    return acc, new, sum_ * fade + tl.sum(p, 1)
+
+
+@triton.jit
+def _attend(acc, top, sum_, q, k, v, length, stride, PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr):
+    """Online softmax of a tile of queries over one stream's first `length` keys. k (N, D) rotated, v rows `stride`
+    apart; acc (tile, D), top and sum_ (tile,) run on. Queries hold the factor log2(e)/sqrt(D). Only the last tile of
+    keys can lack some."""
+    full = length // KEYS * KEYS
+    for start in range(0, full, KEYS):
+        acc, top, sum_ = _softmax_step(acc, top, sum_, q, k, v, start, length, stride, False, PRECISION, KEYS, D)
+    if full < length:
+        acc, top, sum_ = _softmax_step(acc, top, sum_, q, k, v, full, length, stride, True, PRECISION, KEYS, D)
     return acc, top, sum_
 
 
 @triton.jit
 def _forward(
-    qkv, weight, cos, sin, out, N, first, lengths, CUT: tl.constexpr,
-    k, qkv_x, qkv_c, lse, L, C, H, scale, eps,
+    qkv_x, weight_x, cos_x, sin_x, out_x, qkv_c, weight_c, cos_c, sin_c, out_c, lengths, k, lse, L, C, H,
+    scale: tl.constexpr, eps: tl.constexpr,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """One tile of queries of one head. The first line is the queries' stream (CUT: its tokens past `lengths` are
-    padding), whose rows of lse (B·H, L + C) begin at `first`; out (B, N, H·D)."""
+    """One tile of queries of one head. out_x (B, L, H·D), out_c (B, C, H·D), lse (B·H, L + C)."""
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // H, bh % H
     length = tl.load(lengths + b)
-    n = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
+    latent, start, N, limit = _tile(L, C, length, QUERIES)
+    n = start + tl.arange(0, QUERIES)
     inside = n < N
     acc = tl.zeros((QUERIES, D), tl.float32)
     top = tl.full((QUERIES,), -1e30, tl.float32)
     sum_ = tl.zeros((QUERIES,), tl.float32)
-    limit = N
-    if CUT:
-        limit = length
-    if tl.program_id(0) * QUERIES < limit:
-        x1, x2 = _load_halves(qkv + (b * N * 3 * H + h) * D, n, 3 * H * D, inside, D)
+    row = bh * (L + C)
+    if start < limit:
+        raw = tl.where(latent, qkv_x, qkv_c) + (b * N * 3 * H + h) * D
+        weight = tl.where(latent, weight_x, weight_c)
+        cos, sin = tl.where(latent, cos_x, cos_c), tl.where(latent, sin_x, sin_c)
+        x1, x2 = _load_halves(raw, n, 3 * H * D, inside, D)
         y1, y2 = _norm_rotate(x1.to(tl.float32), x2.to(tl.float32), weight, cos, sin, n, inside, eps, D)
-        q1, q2 = (y1 * scale).to(x1.dtype), (y2 * scale).to(x2.dtype)
-        keys = k + bh * (L + C) * D
+        q = _join((y1 * scale).to(x1.dtype), (y2 * scale).to(x2.dtype), QUERIES, D)
+        keys = k + row * D
         stride = 3 * H * D
         values = qkv_x + ((b * L * 3 + 2) * H + h) * D
-        acc, top, sum_ = _attend(acc, top, sum_, q1, q2, keys, values, L, stride, PRECISION, KEYS, D)
+        acc, top, sum_ = _attend(acc, top, sum_, q, keys, values, L, stride, PRECISION, KEYS, D)
         values = qkv_c + ((b * C * 3 + 2) * H + h) * D
-        acc, top, sum_ = _attend(acc, top, sum_, q1, q2, keys + L * D, values, length, stride, PRECISION, KEYS, D)
+        acc, top, sum_ = _attend(acc, top, sum_, q, keys + L * D, values, length, stride, PRECISION, KEYS, D)
         acc = tl.where((n < limit)[:, None], acc / sum_[:, None], 0.0)
+    out = tl.where(latent, out_x, out_c)
     place = ((b * N + n) * H + h)[:, None] * D + tl.arange(0, D)[None, :]
     tl.store(out + place, acc.to(out.dtype.element_ty), mask=inside[:, None])
-    tl.store(lse + bh * (L + C) + first + n, top + tl.log2(tl.maximum(sum_, 1e-30)), mask=inside)
+    tl.store(lse + row + tl.where(latent, 0, L) + n, top + tl.log2(tl.maximum(sum_, 1e-30)), mask=inside)
 
 
 @triton.jit
-def _inner(out, dout, delta, N, first, total, H, TILE: tl.constexpr, D: tl.constexpr):
-    """Computes delta (B·H, total) = sum over D of out·dout for one stream, from row `first` on."""
+def _inner(out_x, dout_x, out_c, dout_c, delta, L, C, H, TILE: tl.constexpr, D: tl.constexpr):
+    """Computes delta (B·H, L + C) = sum over D of out·dout."""
     bh = tl.program_id(1).to(tl.int64)
-    n = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    latent, start, N, _ = _tile(L, C, C, TILE)
+    n = start + tl.arange(0, TILE)
     inside = n < N
     place = ((bh // H * N + n) * H + bh % H)[:, None] * D + tl.arange(0, D)[None, :]
-    a = tl.load(out + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    b = tl.load(dout + place, mask=inside[:, None], other=0.0).to(tl.float32)
-    tl.store(delta + bh * total + first + n, tl.sum(a * b, 1), mask=inside)
+    a = tl.load(tl.where(latent, out_x, out_c) + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    b = tl.load(tl.where(latent, dout_x, dout_c) + place, mask=inside[:, None], other=0.0).to(tl.float32)
+    tl.store(delta + bh * (L + C) + tl.where(latent, 0, L) + n, tl.sum(a * b, 1), mask=inside)
+
+
+@triton.jit
+def _queries_step(
+    dq, q, do, lse, delta, k, v, start, length, stride,
+    MASK: tl.constexpr, PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    n = start + tl.arange(0, KEYS)
+    inside = n < length
+    keys = _load(k, n, D, inside, MASK, D)
+    p = tl.exp2(_dot(q, tl.trans(keys), None, PRECISION) - lse[:, None])
+    if MASK:
+        p = tl.where(inside[None, :], p, 0.0)
+    dp = _dot(do, tl.trans(_load(v, n, stride, inside, MASK, D)), None, PRECISION)
+    return _dot((p * (dp - delta[:, None])).to(keys.dtype), keys, dq, PRECISION)
 
 
 @triton.jit
 def _queries_of(
-    dq1, dq2, q1, q2, do, lse, delta, k, v, length, stride,
+    dq, q, do, lse, delta, k, v, length, stride,
     PRECISION: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradient at a tile of rotated queries from one stream's keys, as in `_attend`; without the factor 1/sqrt(D)."""
-    for start in range(0, length, KEYS):
-        n = start + tl.arange(0, KEYS)
-        inside = n < length
-        k1, k2 = _load_halves(k, n, D, inside, D)
-        s = _dot(q1, tl.trans(k1), None, PRECISION)
-        s = _dot(q2, tl.trans(k2), s, PRECISION)
-        p = tl.where(inside[None, :], tl.exp2(s - lse[:, None]), 0.0)
-        values = tl.load(v + n[:, None] * stride + tl.arange(0, D)[None, :], mask=inside[:, None], other=0.0)
-        dp = _dot(do, tl.trans(values), None, PRECISION)
-        ds = (p * (dp - delta[:, None])).to(k1.dtype)
-        dq1 = _dot(ds, k1, dq1, PRECISION)
-        dq2 = _dot(ds, k2, dq2, PRECISION)
-    return dq1, dq2
+    full = length // KEYS * KEYS
+    for start in range(0, full, KEYS):
+        dq = _queries_step(dq, q, do, lse, delta, k, v, start, length, stride, False, PRECISION, KEYS, D)
+    if full < length:
+        dq = _queries_step(dq, q, do, lse, delta, k, v, full, length, stride, True, PRECISION, KEYS, D)
+    return dq
 
 
 @triton.jit
 def _backward_queries(
-    qkv, weight, cos, sin, dout, dqkv, dweight, N, first, lengths, CUT: tl.constexpr,
-    q, k, qkv_x, qkv_c, lse, delta, L, C, H, scale, root, eps,
+    qkv_x, weight_x, cos_x, sin_x, dout_x, dqkv_x, qkv_c, weight_c, cos_c, sin_c, dout_c, dqkv_c, dweight, lengths,
+    q, k, lse, delta, L, C, H, root: tl.constexpr, eps: tl.constexpr,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradient at one tile of raw queries of one head, arguments as in `_forward`; root is 1/sqrt(D). dweight
-    (programs, D): this tile's share of the norm weight's gradient."""
+    """Gradient at one tile of raw queries of one head, arguments as in `_forward`; q rotated, with the factor that
+    scores have; root is 1/sqrt(D). dweight (tiles, B·H, D): this tile's share of the norm weight's gradient."""
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // H, bh % H
     length = tl.load(lengths + b)
-    n = tl.program_id(0) * QUERIES + tl.arange(0, QUERIES)
-    limit = N
-    if CUT:
-        limit = length
+    latent, start, N, limit = _tile(L, C, length, QUERIES)
+    n = start + tl.arange(0, QUERIES)
     inside = n < limit
-    dq1 = tl.zeros((QUERIES, D // 2), tl.float32)
-    dq2 = tl.zeros((QUERIES, D // 2), tl.float32)
-    if tl.program_id(0) * QUERIES < limit:
-        row = bh * (L + C) + first
-        q1, q2 = _load_halves(q + row * D, n, D, inside, D)
-        q1, q2 = (q1.to(tl.float32) * scale).to(q1.dtype), (q2.to(tl.float32) * scale).to(q2.dtype)
-        place = ((b * N + n) * H + h)[:, None] * D + tl.arange(0, D)[None, :]
-        do = tl.load(dout + place, mask=inside[:, None], other=0.0)
-        lse_ = tl.load(lse + row + n, mask=inside, other=0.0)
-        delta_ = tl.load(delta + row + n, mask=inside, other=0.0)
-        keys = k + bh * (L + C) * D
+    dq = tl.zeros((QUERIES, D), tl.float32)
+    if start < limit:
+        row = bh * (L + C)
+        mine = row + tl.where(latent, 0, L)
+        queries = _load(q + mine * D, n, D, inside, True, D)
+        do = _load(tl.where(latent, dout_x, dout_c) + (b * N * H + h) * D, n, H * D, inside, True, D)
+        lse_ = tl.load(lse + mine + n, mask=inside, other=float("inf"))  # so that nothing is attended to
+        delta_ = tl.load(delta + mine + n, mask=inside, other=0.0)
+        keys = k + row * D
         stride = 3 * H * D
         values = qkv_x + ((b * L * 3 + 2) * H + h) * D
-        dq1, dq2 = _queries_of(dq1, dq2, q1, q2, do, lse_, delta_, keys, values, L, stride, PRECISION, KEYS, D)
+        dq = _queries_of(dq, queries, do, lse_, delta_, keys, values, L, stride, PRECISION, KEYS, D)
         keys += L * D
         values = qkv_c + ((b * C * 3 + 2) * H + h) * D
-        dq1, dq2 = _queries_of(dq1, dq2, q1, q2, do, lse_, delta_, keys, values, length, stride, PRECISION, KEYS, D)
+        dq = _queries_of(dq, queries, do, lse_, delta_, keys, values, length, stride, PRECISION, KEYS, D)
     raw = (b * N * 3 * H + h) * D
-    x1, x2 = _load_halves(qkv + raw, n, 3 * H * D, inside, D)
+    x1, x2 = _load_halves(tl.where(latent, qkv_x, qkv_c) + raw, n, 3 * H * D, inside, D)
     x1, x2 = x1.to(tl.float32), x2.to(tl.float32)
-    g1, g2, w1, w2 = _norm_rotate_backward(x1, x2, dq1 * root, dq2 * root, weight, cos, sin, n, inside, eps, D)
+    dq1, dq2 = _split(dq * root, QUERIES, D)
+    weight = tl.where(latent, weight_x, weight_c)
+    cos, sin = tl.where(latent, cos_x, cos_c), tl.where(latent, sin_x, sin_c)
+    g1, g2, w1, w2 = _norm_rotate_backward(x1, x2, dq1, dq2, weight, cos, sin, n, inside, eps, D)
     g1, g2 = tl.where(inside[:, None], g1, 0.0), tl.where(inside[:, None], g2, 0.0)
-    _store_halves(dqkv + raw, g1, g2, n, 3 * H * D, n < N, D)
-    share = dweight + (bh * tl.num_programs(0) + tl.program_id(0)) * D + tl.arange(0, D // 2)
+    _store_halves(tl.where(latent, dqkv_x, dqkv_c) + raw, g1, g2, n, 3 * H * D, n < N, D)
+    share = dweight + (tl.program_id(0) * tl.num_programs(1) + bh) * D + tl.arange(0, D // 2)
     tl.store(share, w1)
     tl.store(share + D // 2, w2)
+
+
+@triton.jit
+def _keys_step(
+    dk, dv, k, values, q, dout, lse, delta, start, length, stride,
+    MASK: tl.constexpr, PRECISION: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr,
+):  # fmt: skip
+    n = start + tl.arange(0, QUERIES)
+    asked = n < length
+    queries = _load(q, n, D, asked, MASK, D)
+    do = _load(dout, n, stride, asked, MASK, D)
+    if MASK:
+        lse_ = tl.load(lse + n, mask=asked, other=float("inf"))
+        delta_ = tl.load(delta + n, mask=asked, other=0.0)
+    else:
+        lse_, delta_ = tl.load(lse + n), tl.load(delta + n)
+    p = tl.exp2(_dot(k, tl.trans(queries), None, PRECISION) - lse_[None, :])  # (KEYS, QUERIES)
+    dv = _dot(p.to(do.dtype), do, dv, PRECISION)
+    dp = _dot(values, tl.trans(do), None, PRECISION)
+    dk = _dot((p * (dp - delta_[None, :])).to(queries.dtype), queries, dk, PRECISION)
+    return dk, dv
 
 
 @triton.jit
 def _keys_of(
-    dk1, dk2, dv, k1, k2, values, inside, q, dout, lse, delta, length, stride, scale,
+    dk, dv, k, values, q, dout, lse, delta, length, stride,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
     """Gradients at a tile of rotated keys and of values from one stream's first `length` queries; q (N, D) rotated,
-    rows of dout `stride` apart. The keys' gradient lacks the factor 1/sqrt(D)."""
-    for start in range(0, length, QUERIES):
-        n = start + tl.arange(0, QUERIES)
-        asked = n < length
-        q1, q2 = _load_halves(q, n, D, asked, D)
-        do = tl.load(dout + n[:, None] * stride + tl.arange(0, D)[None, :], mask=asked[:, None], other=0.0)
-        lse_ = tl.load(lse + n, mask=asked, other=0.0)
-        delta_ = tl.load(delta + n, mask=asked, other=0.0)
-        s = _dot((q1.to(tl.float32) * scale).to(q1.dtype), tl.trans(k1), None, PRECISION)
-        s = _dot((q2.to(tl.float32) * scale).to(q2.dtype), tl.trans(k2), s, PRECISION)
-        p = tl.where(asked[:, None] & inside[None, :], tl.exp2(s - lse_[:, None]), 0.0)
-        dv = _dot(tl.trans(p.to(do.dtype)), do, dv, PRECISION)
-        dp = _dot(do, tl.trans(values), None, PRECISION)
-        ds = tl.trans((p * (dp - delta_[:, None])).to(q1.dtype))
-        dk1 = _dot(ds, q1, dk1, PRECISION)
-        dk2 = _dot(ds, q2, dk2, PRECISION)
-    return dk1, dk2, dv
+    with the factor log2(e)/sqrt(D), rows of dout `stride` apart. Scores are (keys, queries), so that no product needs
+    them transposed. The keys' gradient has a factor log2(e) too much."""
+    full = length // QUERIES * QUERIES
+    for start in range(0, full, QUERIES):
+        dk, dv = _keys_step(dk, dv, k, values, q, dout, lse, delta, start, length, stride, False, PRECISION, QUERIES, D)
+    if full < length:
+        dk, dv = _keys_step(dk, dv, k, values, q, dout, lse, delta, full, length, stride, True, PRECISION, QUERIES, D)
+    return dk, dv
 
 
 @triton.jit
 def _backward_keys(
-    qkv, weight, cos, sin, dqkv, dweight, N, first, lengths, CUT: tl.constexpr,
-    q, k, dout_x, dout_c, lse, delta, L, C, H, scale, root, eps,
+    qkv_x, weight_x, cos_x, sin_x, dout_x, dqkv_x, qkv_c, weight_c, cos_c, sin_c, dout_c, dqkv_c, dweight, lengths,
+    q, k, lse, delta, L, C, H, factor: tl.constexpr, eps: tl.constexpr,
     PRECISION: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, D: tl.constexpr,
 ):  # fmt: skip
-    """Gradients at one tile of raw keys and of values of one head. The first line is the keys' stream, the rest as in
-    `_backward_queries`."""
+    """Gradients at one tile of raw keys and of values of one head, arguments as in `_backward_queries`; factor is
+    1/log2(e)."""
     bh = tl.program_id(1).to(tl.int64)
     b, h = bh // H, bh % H
     length = tl.load(lengths + b)
-    n = tl.program_id(0) * KEYS + tl.arange(0, KEYS)
-    limit = N
-    if CUT:
-        limit = length
+    latent, start, N, limit = _tile(L, C, length, KEYS)
+    n = start + tl.arange(0, KEYS)
     inside = n < limit
-    raw = ((b * N * 3 + 1) * H + h) * D
-    dk1 = tl.zeros((KEYS, D // 2), tl.float32)
-    dk2 = tl.zeros((KEYS, D // 2), tl.float32)
+    qkv = tl.where(latent, qkv_x, qkv_c) + ((b * N * 3 + 1) * H + h) * D
+    dk = tl.zeros((KEYS, D), tl.float32)
     dv = tl.zeros((KEYS, D), tl.float32)
-    value_place = n[:, None] * (3 * H * D) + H * D + tl.arange(0, D)[None, :]
-    if tl.program_id(0) * KEYS < limit:
+    if start < limit:
         row = bh * (L + C)
-        k1, k2 = _load_halves(k + (row + first) * D, n, D, inside, D)
-        values = tl.load(qkv + raw + value_place, mask=inside[:, None], other=0.0)
+        keys = _load(k + (row + tl.where(latent, 0, L)) * D, n, D, inside, True, D)
+        values = _load(qkv + H * D, n, 3 * H * D, inside, True, D)
         rows = H * D
         dout = dout_x + (b * L * H + h) * D
-        dk1, dk2, dv = _keys_of(
-            dk1, dk2, dv, k1, k2, values, inside, q + row * D, dout, lse + row, delta + row, L, rows, scale,
-            PRECISION, QUERIES, D,
-        )  # fmt: skip
+        dk, dv = _keys_of(
+            dk, dv, keys, values, q + row * D, dout, lse + row, delta + row, L, rows, PRECISION, QUERIES, D
+        )
         row += L
         dout = dout_c + (b * C * H + h) * D
-        dk1, dk2, dv = _keys_of(
-            dk1, dk2, dv, k1, k2, values, inside, q + row * D, dout, lse + row, delta + row, length, rows, scale,
-            PRECISION, QUERIES, D,
-        )  # fmt: skip
-    x1, x2 = _load_halves(qkv + raw, n, 3 * H * D, inside, D)
+        dk, dv = _keys_of(
+            dk, dv, keys, values, q + row * D, dout, lse + row, delta + row, length, rows, PRECISION, QUERIES, D
+        )
+    # Rows that are padding had scores of 0, and gradients from them.
+    dk, dv = tl.where(inside[:, None], dk * factor, 0.0), tl.where(inside[:, None], dv, 0.0)
+    dqkv = tl.where(latent, dqkv_x, dqkv_c) + ((b * N * 3 + 1) * H + h) * D
+    place = n[:, None] * (3 * H * D) + H * D + tl.arange(0, D)[None, :]
+    tl.store(dqkv + place, dv.to(dqkv.dtype.element_ty), mask=(n < N)[:, None])
+    x1, x2 = _load_halves(qkv, n, 3 * H * D, inside, D)
     x1, x2 = x1.to(tl.float32), x2.to(tl.float32)
-    g1, g2, w1, w2 = _norm_rotate_backward(x1, x2, dk1 * root, dk2 * root, weight, cos, sin, n, inside, eps, D)
+    dk1, dk2 = _split(dk, KEYS, D)
+    weight = tl.where(latent, weight_x, weight_c)
+    cos, sin = tl.where(latent, cos_x, cos_c), tl.where(latent, sin_x, sin_c)
+    g1, g2, w1, w2 = _norm_rotate_backward(x1, x2, dk1, dk2, weight, cos, sin, n, inside, eps, D)
     g1, g2 = tl.where(inside[:, None], g1, 0.0), tl.where(inside[:, None], g2, 0.0)
-    _store_halves(dqkv + raw, g1, g2, n, 3 * H * D, n < N, D)
-    tl.store(dqkv + raw + value_place, dv.to(dqkv.dtype.element_ty), mask=(n < N)[:, None])
-    share = dweight + (bh * tl.num_programs(0) + tl.program_id(0)) * D + tl.arange(0, D // 2)
+    _store_halves(dqkv, g1, g2, n, 3 * H * D, n < N, D)
+    share = dweight + (tl.program_id(0) * tl.num_programs(1) + bh) * D + tl.arange(0, D // 2)
     tl.store(share, w1)
     tl.store(share + D // 2, w2)
 
 
-# ---- host
+# ---- host. torch finds the kernels of an operator in functions that stand above it.
 
 
-MIN_HEAD = 32  # Triton's products are at least 16 wide, and a head is multiplied in halves
+LOG2_E = 1.4426950408889634
+MIN_HEAD = 32  # tests compile no narrower ones
+ROTATED = 64  # tokens of a program that rotates
 
 
 def head_error(head: int) -> str:
@@ -360,28 +455,6 @@ def head_error(head: int) -> str:
     if head < MIN_HEAD or head & (head - 1):
         return f"needs heads whose width is a power of two, at least {MIN_HEAD}, not {head}"
     return ""
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Tokens of a tile, and how the kernels that hold them are launched."""
-
-    queries: int
-    keys: int
-    num_warps: int
-    num_stages: int
-
-
-def forward_tiles(head: int, dtype: torch.dtype) -> Tiles:
-    if dtype == torch.float32:
-        return Tiles(64, 32, 4, 2)
-    return Tiles(128, 64, 4 if head <= 64 else 8, 3)
-
-
-def backward_tiles(head: int, dtype: torch.dtype) -> Tiles:
-    if dtype == torch.float32:
-        return Tiles(32, 32, 4, 1)
-    return Tiles(64, 64, 4 if head <= 64 else 8, 2)
 
 
 @dataclass(frozen=True)
@@ -410,7 +483,7 @@ class _Shapes:
 
     @property
     def scale(self) -> float:
-        return self.D**-0.5 * 1.4426950408889634  # log2(e): powers of two are what the hardware computes
+        return self.D**-0.5 * LOG2_E  # powers of two are what the hardware computes
 
     @property
     def precision(self) -> str:
@@ -418,9 +491,15 @@ class _Shapes:
             return "upcast"
         return "ieee" if self.dtype == torch.float32 else "tf32"
 
-    def streams(self) -> tuple[tuple[int, int, bool], tuple[int, int, bool]]:
-        """Tokens, first row among all tokens, and whether padding ends it, of the latent and the condition stream."""
-        return (self.L, 0, False), (self.C, self.L, True)
+    def grid(self, rows: int) -> tuple[int, int]:
+        """Programs of `rows` tokens each: the latents', then the conditions'; for each head."""
+        return triton.cdiv(self.L, rows) + triton.cdiv(self.C, rows), self.B * self.H
+
+    def tiles(self, device: torch.device) -> AttentionTiles:
+        return attention_tiles(self.D, self.dtype, capability(device))
+
+    def rotated(self, like: Tensor, planes: int) -> Tensor:
+        return like.new_empty((planes, self.B * self.H, self.L + self.C, self.D))
 
     def constants(self, tiles: Tiles) -> dict[str, Any]:
         return {
@@ -429,41 +508,37 @@ class _Shapes:
         }  # fmt: skip
 
 
-def _rotated(shapes: _Shapes, which: int, streams: tuple[tuple[Tensor, ...], ...]) -> Tensor:
-    """Queries (which 0) or keys (1) of both streams, (B·H, L + C, D)."""
-    total, tile = shapes.L + shapes.C, 64
-    qkv = streams[0][0]
-    rotated = qkv.new_empty((shapes.B * shapes.H, total, shapes.D))
-    for (packed, *norms, cos, sin), (N, first, _) in zip(streams, shapes.streams(), strict=True):
-        if N:
-            _rotate[(triton.cdiv(N, tile), shapes.B * shapes.H)](
-                packed, which, norms[which], cos, sin, rotated, N, first, total, shapes.H, EPS, TILE=tile, D=shapes.D
-            )
-    return rotated
+def launch_forward(
+    qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
+    qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor, tiles: Tiles,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    qkv_x, qkv_c = qkv_x.contiguous(), qkv_c.contiguous()
+    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
+    (k,) = rotated = shapes.rotated(qkv_x, 1)
+    wrap_triton(_rotate)[(*shapes.grid(ROTATED), 1)](
+        qkv_x, q_norm_x, k_norm_x, cos_x, sin_x, qkv_c, q_norm_c, k_norm_c, cos_c, sin_c, rotated, *shapes.common,
+        shapes.scale, EPS, TILE=ROTATED, D=shapes.D,
+    )  # fmt: skip
+    out_x, out_c = (qkv_x.new_empty((shapes.B, N, shapes.H * shapes.D)) for N in (shapes.L, shapes.C))
+    lse = qkv_x.new_empty(k.shape[:2], dtype=torch.float32)
+    wrap_triton(_forward)[shapes.grid(tiles.queries)](
+        qkv_x, q_norm_x, cos_x, sin_x, out_x, qkv_c, q_norm_c, cos_c, sin_c, out_c, lengths, k, lse, *shapes.common,
+        shapes.scale, EPS, **shapes.constants(tiles),
+    )  # fmt: skip
+    return out_x, out_c, lse
 
 
-@torch.library.custom_op("audiox_trainer::joint_attention", mutates_args=())
+@triton_op("audiox_trainer::joint_attention")
 @on_tensor_device
 def _joint_attention(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
     qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the two outputs, and the base 2 log-sum-exp (B·H, L + C) of each query's scores for the backward pass."""
-    qkv_x, qkv_c = qkv_x.contiguous(), qkv_c.contiguous()
-    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
-    streams = (qkv_x, q_norm_x, k_norm_x, cos_x, sin_x), (qkv_c, q_norm_c, k_norm_c, cos_c, sin_c)
-    k = _rotated(shapes, 1, streams)
-    tiles = forward_tiles(shapes.D, shapes.dtype)
-    lse = qkv_x.new_empty((shapes.B * shapes.H, shapes.L + shapes.C), dtype=torch.float32)
-    outs = []
-    for (qkv, q_norm, _, cos, sin), (N, first, cut) in zip(streams, shapes.streams(), strict=True):
-        out = qkv.new_empty((shapes.B, N, shapes.H * shapes.D))
-        _forward[(triton.cdiv(N, tiles.queries), shapes.B * shapes.H)](
-            qkv, q_norm, cos, sin, out, N, first, lengths, cut,
-            k, qkv_x, qkv_c, lse, *shapes.common, shapes.scale, EPS, **shapes.constants(tiles),
-        )  # fmt: skip
-        outs.append(out)
-    return outs[0], outs[1], lse
+    tiles = _Shapes.from_tensors(qkv_x, qkv_c).tiles(qkv_x.device)
+    return launch_forward(
+        qkv_x, q_norm_x, k_norm_x, cos_x, sin_x, qkv_c, q_norm_c, k_norm_c, cos_c, sin_c, lengths, tiles.forward
+    )
 
 
 @_joint_attention.register_fake
@@ -476,7 +551,42 @@ def _(
     return x, c, qkv_x.new_empty((shapes.B * shapes.H, shapes.L + shapes.C), dtype=torch.float32)
 
 
-@torch.library.custom_op("audiox_trainer::joint_attention_backward", mutates_args=())
+def launch_backward(
+    qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
+    qkv_c: Tensor, q_norm_c: Tensor, k_norm_c: Tensor, cos_c: Tensor, sin_c: Tensor, lengths: Tensor,
+    out_x: Tensor, out_c: Tensor, lse: Tensor, dout_x: Tensor, dout_c: Tensor, tiles: AttentionTiles,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    qkv_x, qkv_c, dout_x, dout_c = (t.contiguous() for t in (qkv_x, qkv_c, dout_x, dout_c))
+    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
+    of_queries, of_keys = tiles.queries, tiles.keys
+    k, q = rotated = shapes.rotated(qkv_x, 2)
+    wrap_triton(_rotate)[(*shapes.grid(ROTATED), 2)](
+        qkv_x, q_norm_x, k_norm_x, cos_x, sin_x, qkv_c, q_norm_c, k_norm_c, cos_c, sin_c, rotated, *shapes.common,
+        shapes.scale, EPS, TILE=ROTATED, D=shapes.D,
+    )  # fmt: skip
+    delta = torch.empty_like(lse)
+    wrap_triton(_inner)[shapes.grid(ROTATED)](
+        out_x, dout_x, out_c, dout_c, delta, *shapes.common, TILE=ROTATED, D=shapes.D
+    )
+    dqkv_x, dqkv_c = torch.empty_like(qkv_x), torch.empty_like(qkv_c)
+    grid_q, grid_k = shapes.grid(of_queries.queries), shapes.grid(of_keys.keys)
+    dq_norm, dk_norm = (qkv_x.new_empty((*grid, shapes.D), dtype=torch.float32) for grid in (grid_q, grid_k))
+    wrap_triton(_backward_queries)[grid_q](
+        qkv_x, q_norm_x, cos_x, sin_x, dout_x, dqkv_x, qkv_c, q_norm_c, cos_c, sin_c, dout_c, dqkv_c, dq_norm, lengths,
+        q, k, lse, delta, *shapes.common, shapes.root, EPS, **shapes.constants(of_queries),
+    )  # fmt: skip
+    wrap_triton(_backward_keys)[grid_k](
+        qkv_x, k_norm_x, cos_x, sin_x, dout_x, dqkv_x, qkv_c, k_norm_c, cos_c, sin_c, dout_c, dqkv_c, dk_norm, lengths,
+        q, k, lse, delta, *shapes.common, 1 / LOG2_E, EPS, **shapes.constants(of_keys),
+    )  # fmt: skip
+    norms = []
+    for shares, rows in ((dq_norm, of_queries.queries), (dk_norm, of_keys.keys)):
+        counts = [triton.cdiv(N, rows) for N in (shapes.L, shapes.C)]
+        norms += [share.sum((0, 1)).to(q_norm_x.dtype) for share in shares.split(counts)]
+    return dqkv_x, norms[0], norms[2], dqkv_c, norms[1], norms[3]
+
+
+@triton_op("audiox_trainer::joint_attention_backward")
 @on_tensor_device
 def _joint_attention_backward(
     qkv_x: Tensor, q_norm_x: Tensor, k_norm_x: Tensor, cos_x: Tensor, sin_x: Tensor,
@@ -484,32 +594,11 @@ def _joint_attention_backward(
     out_x: Tensor, out_c: Tensor, lse: Tensor, dout_x: Tensor, dout_c: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """-> the gradients at qkv, q_norm and k_norm of the latent, then of the condition stream."""
-    qkv_x, qkv_c, dout_x, dout_c = (t.contiguous() for t in (qkv_x, qkv_c, dout_x, dout_c))
-    shapes = _Shapes.from_tensors(qkv_x, qkv_c)
-    streams = (qkv_x, q_norm_x, k_norm_x, cos_x, sin_x), (qkv_c, q_norm_c, k_norm_c, cos_c, sin_c)
-    q, k = _rotated(shapes, 0, streams), _rotated(shapes, 1, streams)
-    tiles, heads = backward_tiles(shapes.D, shapes.dtype), shapes.B * shapes.H
-    constants, factors = shapes.constants(tiles), (shapes.scale, shapes.root, EPS)
-    delta = torch.empty_like(lse)
-    for out, dout, (N, first, _) in zip((out_x, out_c), (dout_x, dout_c), shapes.streams(), strict=True):
-        _inner[(triton.cdiv(N, 64), heads)](out, dout, delta, N, first, lse.shape[1], shapes.H, TILE=64, D=shapes.D)
-    gradients = []
-    for stream, dout, (N, first, cut) in zip(streams, (dout_x, dout_c), shapes.streams(), strict=True):
-        qkv, q_norm, k_norm, cos, sin = stream
-        dqkv = torch.empty_like(qkv)
-        grid_q, grid_k = triton.cdiv(N, tiles.queries), triton.cdiv(N, tiles.keys)
-        dq_norm, dk_norm = (qkv.new_empty((heads * n, shapes.D), dtype=torch.float32) for n in (grid_q, grid_k))
-        _backward_queries[(grid_q, heads)](
-            qkv, q_norm, cos, sin, dout, dqkv, dq_norm, N, first, lengths, cut,
-            q, k, qkv_x, qkv_c, lse, delta, *shapes.common, *factors, **constants,
-        )  # fmt: skip
-        _backward_keys[(grid_k, heads)](
-            qkv, k_norm, cos, sin, dqkv, dk_norm, N, first, lengths, cut,
-            q, k, dout_x, dout_c, lse, delta, *shapes.common, *factors, **constants,
-        )  # fmt: skip
-        gradients += [dqkv, dq_norm.sum(0).to(q_norm.dtype), dk_norm.sum(0).to(k_norm.dtype)]
-    a, b, c, d, e, f = gradients
-    return a, b, c, d, e, f
+    tiles = _Shapes.from_tensors(qkv_x, qkv_c).tiles(qkv_x.device)
+    return launch_backward(
+        qkv_x, q_norm_x, k_norm_x, cos_x, sin_x, qkv_c, q_norm_c, k_norm_c, cos_c, sin_c, lengths,
+        out_x, out_c, lse, dout_x, dout_c, tiles,
+    )  # fmt: skip
 
 
 @_joint_attention_backward.register_fake

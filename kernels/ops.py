@@ -21,13 +21,14 @@ from .swiglu import swiglu, swiglu_triton
 
 @dataclass(frozen=True)
 class Ops:
-    """The functions that a block calls. The reference implementations document their shapes."""
+    """The functions that a block calls. The reference implementations document their shapes. What goes into a linear
+    layer may be left for that layer to compute (`fp8_linear.Modulated` and `Gated`)."""
 
     joint_attention: Callable[[StreamInput, StreamInput, Tensor | None], tuple[Tensor, Tensor]]
-    layer_norm_modulate: Callable[[Tensor, Tensor, Tensor], Tensor]
+    layer_norm_modulate: Callable[[Tensor, Tensor, Tensor], Any]
     gated_residual: Callable[[Tensor, Tensor, Tensor], Tensor]
-    gated_residual_layer_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-    swiglu: Callable[[Tensor], Tensor]
+    gated_residual_layer_norm_modulate: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Any]]
+    swiglu: Callable[[Tensor], Any]
 
 
 REFERENCE = Ops(joint_attention, layer_norm_modulate, gated_residual, gated_residual_layer_norm_modulate, swiglu)

@@ -4,6 +4,7 @@ B batch, L tokens, H heads, D head width. The halves (x1, x2) of a head are rota
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-6
@@ -14,8 +15,13 @@ def qk_norm_rope(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
     Norm and rotation are computed in float32. A token without position has cos 1 and sin 0.
     """
-    y = x.to(torch.promote_types(x.dtype, torch.float32))
-    y = y * torch.rsqrt(y.square().mean(-1, keepdim=True) + EPS) * weight.to(y.dtype)
+    return norm_rotate(x, weight, cos.unsqueeze(1), sin.unsqueeze(1))  # (L, 1, D/2), the same for every head
+
+
+def norm_rotate(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The same for x (…, D), and weight (…, D), cos and sin (…, D/2) that broadcast to it. The result is contiguous."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    y = x.to(wide, memory_format=torch.contiguous_format)
+    y = F.rms_norm(y, y.shape[-1:], eps=EPS) * weight.to(wide)
     y1, y2 = y.chunk(2, dim=-1)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)  # (L, 1, D/2), the same for every head
-    return torch.cat((y1 * cos - y2 * sin, y1 * sin + y2 * cos), dim=-1).to(x.dtype)
+    return torch.cat(((y1 * cos).addcmul_(y2, sin, value=-1), (y1 * sin).addcmul_(y2, cos)), dim=-1).to(x.dtype)

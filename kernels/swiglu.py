@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .device import on_tensor_device
+from .device import on_tensor_device, triton_op, wrap_triton
 
 BLOCK = 1024  # values of the hidden layer per program
 
@@ -50,12 +50,12 @@ def _backward(ab, dy, dab, hidden, BLOCK: tl.constexpr):
     tl.store(dab + row * 2 * hidden + hidden + column, (g * a * sigmoid).to(dab.dtype.element_ty), mask=inside)
 
 
-@torch.library.custom_op("audiox_trainer::swiglu", mutates_args=())
+@triton_op("audiox_trainer::swiglu")
 @on_tensor_device
 def _swiglu(ab: Tensor) -> Tensor:
     ab, hidden = ab.contiguous(), ab.shape[-1] // 2
     y = ab.new_empty((*ab.shape[:-1], hidden))
-    _forward[(y.numel() // hidden, triton.cdiv(hidden, BLOCK))](ab, y, hidden, BLOCK=BLOCK)
+    wrap_triton(_forward)[(y.numel() // hidden, triton.cdiv(hidden, BLOCK))](ab, y, hidden, BLOCK=BLOCK)
     return y
 
 
@@ -64,12 +64,12 @@ def _(ab: Tensor) -> Tensor:
     return ab.new_empty((*ab.shape[:-1], ab.shape[-1] // 2))
 
 
-@torch.library.custom_op("audiox_trainer::swiglu_backward", mutates_args=())
+@triton_op("audiox_trainer::swiglu_backward")
 @on_tensor_device
 def _swiglu_backward(ab: Tensor, dy: Tensor) -> Tensor:
     ab, dy = ab.contiguous(), dy.contiguous()
     dab, hidden = torch.empty_like(ab), dy.shape[-1]
-    _backward[(dy.numel() // hidden, triton.cdiv(hidden, BLOCK))](ab, dy, dab, hidden, BLOCK=BLOCK)
+    wrap_triton(_backward)[(dy.numel() // hidden, triton.cdiv(hidden, BLOCK))](ab, dy, dab, hidden, BLOCK=BLOCK)
     return dab
 
 

@@ -26,7 +26,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     split.add_argument("--seed", type=int, default=0)
     judge = commands.add_parser("judge", help="let a classifier of the recordings name generated sounds")
     judge.add_argument("--recordings", required=True, type=Path, help="folder written by split")
-    judge.add_argument("--weights", required=True, type=Path)
+    cli.add_weights(judge)
     judge.add_argument("--per-category", type=int, default=40, help="sounds per category (default: 40)")
     judge.add_argument("--seed", type=int, default=0)
     judge.add_argument("--out", required=True, type=Path, help="JSON file of the result")
@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> None:
     from audiox_trainer.trainer.core.files import write_json
     from audiox_trainer.trainer.evaluation import recordings
     from audiox_trainer.trainer.generation.generator import Generator
+    from audiox_trainer.trainer.manifest.split import HELD_OUT, TRAIN
 
     if arguments.command == "split":
         counts = recordings.split_recordings(
@@ -45,7 +46,7 @@ def run(arguments: argparse.Namespace) -> None:
         for name, (train, held_out) in counts.items():
             print(f"{name:20} {train:4} for training, {held_out:3} held out")
         return
-    train, held_out = (arguments.recordings / name for name in ("train.jsonl", "held_out.jsonl"))
+    train, held_out = (arguments.recordings / name for name in (TRAIN, HELD_OUT))
     generator = Generator(arguments.weights)
     result = recordings.evaluate_recordings(generator, train, held_out, arguments.per_category, arguments.seed)
     write_json(arguments.out, result)

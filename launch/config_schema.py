@@ -20,9 +20,9 @@ from audiox_trainer.trainer.core.config_reader import SHIPPED
 from audiox_trainer.trainer.core.distill_config import DistillConfig
 from audiox_trainer.trainer.core.files import json_text, write_text
 from audiox_trainer.trainer.manifest.manifest import line_schema
-from audiox_trainer.trainer.prepare.filters import FiltersConfig
+from audiox_trainer.trainer.stages.filter_config import LineFilters
 
-KINDS = {"pretraining": PretrainConfig, "distillation": DistillConfig, "filters": FiltersConfig}
+KINDS = {"pretraining": PretrainConfig, "distillation": DistillConfig, "filters": LineFilters}
 COMMENT = re.compile(r"    (\w+): .*  # (.+)")
 READER_KEYS = {
     "$schema": {"type": "string", "description": "for editors"},

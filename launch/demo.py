@@ -11,19 +11,16 @@ import os
 import sys
 from pathlib import Path
 
-import torch
-
-from audiox_trainer.launch.demo_steps import StepRunner
+from audiox_trainer.launch.demo_steps import SCRIPTS, StepRunner, launcher
 from audiox_trainer.trainer.checkpoint.load import step_folder
 from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
-from audiox_trainer.trainer.core.hardware import fastest_precision, free_port
+from audiox_trainer.trainer.core.hardware import fastest_precision
 from audiox_trainer.trainer.core.integrity import MANIFEST
 from audiox_trainer.trainer.cost.operation_budget import divide_budget
 from audiox_trainer.trainer.cost.operations import training_flops
 from audiox_trainer.trainer.evaluation.demo_report import draw_comparison, training_facts, write_demo_report
 
-SCRIPTS = {path.stem: os.path.relpath(path) for path in Path(__file__).parent.glob("*.py")}
 CALIBRATION = 60  # training steps that measure the speed
 LATENCY_STEPS = ("4", "50", "100", "200")  # those of Table II
 TEACHER_SAMPLINGS = ("4", "4:euler", "4:euler:1")  # the teacher with as few steps as the student
@@ -43,37 +40,37 @@ class Demo:
         overrides += [f"training.steps={steps}", f"training.precision={fastest_precision()}"]
         overrides += [f"checkpoint.every={max(steps // 4, 1)}", *self.a.set]
         options = ["--config", str(self.a.config), "--output", str(output), *cli.set_options(overrides)]
-        return [*self.launcher(), SCRIPTS["pretrain"], *options]
-
-    def launcher(self) -> list[str]:
-        """Two ranks on a CPU: on small tensors, two cores are faster apart, and synchronise once per step."""
-        if torch.cuda.is_available() or (os.cpu_count() or 1) < 2:
-            return ["deepspeed"]
-        return ["deepspeed", "--num_gpus", "2", "--master_port", str(free_port())]
+        return [*launcher(), SCRIPTS["pretrain"], *options]
 
     def steps(self) -> int:
         """Training steps within the budget on this machine, from the speed of a short run."""
         trial, count = self.out / "calibration", self.a.calibration
-        self.run("calibrate", step_folder(trial, count) / MANIFEST, *self.training(trial, count), "--resume")
+        self.run(
+            "calibrate",
+            step_folder(trial, count) / MANIFEST,
+            *self.training(trial, count),
+            "--resume",
+            "--no-self-test",
+        )
         speed = training_facts(trial)["samples_per_s"]
         batch = json.loads((trial / "config.json").read_text())["training"]["global_batch"]
         return max(count, int(60 * self.a.minutes * speed / batch))
 
     def distillation(self, teacher: Path, weights: Path, student: Path, seed: int) -> tuple[list[str], list[str]]:
-        """The commands for the pairs and a student within the student's minutes on this machine."""
+        """The commands for pairs, if the student needs any, and for a student within its minutes on this machine."""
         run, pairs = json.loads((teacher / "config.json").read_text()), self.out / "pairs"
         streams = [f"data.streams.{i}.path={s['path']}" for i, s in enumerate(run["data"]["streams"])]
         overrides = [f"model={json.dumps(run['model'])}", *streams, *precision_overrides(fastest_precision())]
         overrides += self.a.set_student
-        config = load_distill_config(self.a.student, [*overrides, f"warm_start.pairs={pairs}"])
+        paired = [f"warm_start.pairs={pairs}"] * ("endpoint" in load_distill_config(self.a.student, overrides).targets)
+        config = load_distill_config(self.a.student, [*overrides, *paired])
         speed = training_facts(teacher)["samples_per_s"] * training_flops(config.model, config.model.text.max_tokens)
         count, updates, steps = divide_budget(config, PACE * 60 * self.a.student_minutes * speed)
         common = ["--config", str(self.a.student), "--teacher", str(weights)]
-        make_pairs = [*self.launcher(), SCRIPTS["pairs"], *common, "--out", str(pairs), "--count", str(count)]
-        distill = [*self.launcher(), SCRIPTS["distill"], *common, "--output", str(student), "--resume"]
-        length = [f"warm_start.updates={updates}", f"training.steps={steps}", f"training.seed={seed}"]
-        options = cli.set_options([*overrides, f"warm_start.pairs={pairs}", *length])
-        return make_pairs + cli.set_options(overrides), distill + options
+        make_pairs = [*launcher(), SCRIPTS["pairs"], *common, "--out", str(pairs), "--count", str(count)]
+        distill = [*launcher(), SCRIPTS["distill"], *common, "--output", str(student), "--resume"]
+        own = [*overrides, *paired, f"warm_start.updates={updates}", f"training.steps={steps}", f"training.seed={seed}"]
+        return (make_pairs + cli.set_options(overrides) if paired else []), distill + cli.set_options(own)
 
     def go(self) -> None:
         out, python = self.out, sys.executable
@@ -93,7 +90,8 @@ class Demo:
             student, target = out / name, results / name
             if not target.exists():
                 pairs, distill = self.distillation(teacher, weights, student, seed)
-                self.run("pairs", results / "student", *pairs)
+                if pairs:
+                    self.run("pairs", results / "student", *pairs)
                 self.run(f"distill {name}", target, *distill)
             convert = [SCRIPTS["convert"], str(student), "--out", str(target)]
             self.run(f"convert {name}", target, python, *convert)

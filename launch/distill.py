@@ -3,12 +3,13 @@
 examples:
   deepspeed launch/distill.py --config configs/distill_tiny.json --teacher weights/tiny --output runs/tiny-turbo
   deepspeed launch/distill.py --config configs/distill_2p7b.json --teacher weights/2p7b
+  deepspeed launch/distill.py --config configs/distill_tiny.json --teacher weights/tiny --student weights/tiny-turbo \
+      --output runs/tiny-turbo-2 --set warm_start.updates=0                         # rounds on top of another student
   torchrun --nproc-per-node 8 launch/distill.py --config configs/distill_2p7b.json --teacher weights/2p7b --resume
 """
 
 import argparse
 import sys
-from pathlib import Path
 
 from audiox_trainer.trainer.core import cli
 from audiox_trainer.trainer.core.distill_config import load_distill_config
@@ -17,8 +18,10 @@ from audiox_trainer.trainer.core.distill_config import load_distill_config
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "the run's JSON file, see configs/distill_*.json")
-    parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
+    cli.add_teacher(parser)
+    parser.add_argument("--student", help="weights that the student begins with (default: the teacher's); init.weights")
     cli.add_output(parser)
+    cli.add_self_test(parser)
     cli.add_local_rank(parser)
     return parser.parse_args(argv)
 
@@ -27,10 +30,12 @@ def main() -> int:
     arguments = parse()
 
     def run() -> None:
-        config, output = load_distill_config(arguments.config, arguments.set), cli.output_folder(arguments)
-        from audiox_trainer.trainer.training.distill import distill  # imports DeepSpeed, which takes seconds
+        student = [f"init.weights={arguments.student}"] if arguments.student else []
+        config = load_distill_config(arguments.config, [*arguments.set, *student])
+        output = cli.output_folder(arguments)
+        from audiox_trainer.trainer.distillation.distill import distill  # imports DeepSpeed, which takes seconds
 
-        distill(config, arguments.teacher, output, arguments.resume, arguments.from_step)
+        distill(config, arguments.teacher, output, arguments.resume, arguments.from_step, arguments.self_test)
 
     return cli.run(run)
 

@@ -10,13 +10,18 @@ recording, each line of dog.txt is a caption, and dog.json holds keys of a manif
 list of such objects with start and end, one per segment. docs/data.md describes the manifest."""
 
 
-ANNOTATE = """Asks a model for what a line lacks: caption, category, SED and time_relation; for music caption, genre,
-mood, instruments and tempo. The API key is read from the environment variable OPENAI_API_KEY. Answers are stored in
-OUT.answers as they arrive, so the same command resumes after a stop. Lines that could not be filled are listed in
-OUT.unfilled.jsonl.
+SPLIT = """Writes OUT/train.jsonl and OUT/held_out.jsonl. The path of a sound decides where it goes, so all segments of
+a file go together, and when the manifest grows nothing that was held out is trained on.
 
-  python launch/prepare.py annotate --manifest clips.jsonl --endpoint http://127.0.0.1:8000/v1 \\
-      --model Qwen/Qwen2-Audio-7B-Instruct --out annotated.jsonl"""
+  python launch/prepare.py split --manifest clips.jsonl --share 0.01 --out clips
+  python launch/prepare.py files --manifest clips/held_out.jsonl --config configs/2p7b.json --out data/held_out"""
+
+
+NEMO = """Lines with audio_filepath, text, duration and offset, as NeMo Curator has them, become lines of a manifest of
+ours, and lines of ours become such lines: the first line says which. All other keys stay.
+
+  python launch/prepare.py nemo --manifest curated.jsonl --out all.jsonl
+  python launch/prepare.py nemo --manifest kept.jsonl --out for_curator.jsonl"""
 
 
 def add(kinds: argparse._SubParsersAction) -> None:
@@ -28,39 +33,15 @@ def add(kinds: argparse._SubParsersAction) -> None:
     scan.add_argument("--domain", choices=DOMAINS, default="audio", help="of all lines (default: %(default)s)")
     scan.add_argument("--pictures", action="store_true", help="use a picture of the same name as a still video")
     scan.set_defaults(act=_scan)
-    annotate = kinds.add_parser(
-        "annotate", help="let a model complete a manifest", epilog=ANNOTATE, formatter_class=raw
-    )
-    annotate.add_argument("--manifest", type=Path, required=True, help="JSON lines, one file or segment per line")
-    annotate.add_argument(
-        "--endpoint", required=True, metavar="URL", help="address of an OpenAI-compatible API, with its /v1"
-    )
-    annotate.add_argument("--model", required=True, help="name of a model that accepts audio")
-    annotate.add_argument("--out", type=Path, required=True, help="manifest to write; must not exist")
-    annotate.add_argument("--concurrency", type=int, default=8, help="requests at the same time (default %(default)s)")
-    annotate.add_argument("--rate", type=float, default=0, help="most requests per minute (default: no limit)")
-    annotate.add_argument(
-        "--attempts", type=int, default=3, help="invalid answers per clip before giving up (default %(default)s)"
-    )
-    annotate.add_argument("--retries", type=int, default=8, help="retries of a failed request (default %(default)s)")
-    annotate.add_argument("--timeout", type=float, default=120, help="seconds per request (default %(default)s)")
-    annotate.add_argument(
-        "--pictures", type=int, default=4, help="pictures to send of a clip with video (default %(default)s)"
-    )
-    annotate.add_argument(
-        "--longest", type=float, default=60, help="most seconds of a clip to send (default %(default)s)"
-    )
-    add_private(annotate)
-    annotate.add_argument("--again", action="store_true", help="ask again about clips that an earlier run gave up")
-    annotate.set_defaults(act=_annotate)
-
-
-def add_private(to: argparse.ArgumentParser) -> None:
-    to.add_argument(
-        "--private-addresses",
-        action="store_true",
-        help="read http:// and https:// addresses that lead to this machine or its own network, too",
-    )
+    split = kinds.add_parser("split", help="hold lines out for validation", epilog=SPLIT, formatter_class=raw)
+    split.add_argument("--manifest", type=Path, required=True, help="JSON lines, one file or segment per line")
+    split.add_argument("--share", type=float, default=0.01, help="of the files to hold out (default: %(default)s)")
+    split.add_argument("--out", type=Path, required=True, help="folder of the two manifests; must not exist")
+    split.set_defaults(act=_split)
+    nemo = kinds.add_parser("nemo", help="convert a NeMo Curator manifest", epilog=NEMO, formatter_class=raw)
+    nemo.add_argument("--manifest", type=Path, required=True, help="JSON lines of either form")
+    nemo.add_argument("--out", type=Path, required=True, help="manifest of the other form to write; must not exist")
+    nemo.set_defaults(act=_nemo)
 
 
 def _scan(arguments: argparse.Namespace) -> None:
@@ -70,21 +51,14 @@ def _scan(arguments: argparse.Namespace) -> None:
     print(f"{arguments.out}: {report}")
 
 
-def _annotate(arguments: argparse.Namespace) -> None:
-    from audiox_trainer.trainer.manifest.annotate import annotate_manifest
-    from audiox_trainer.trainer.manifest.endpoint import Endpoint
+def _split(arguments: argparse.Namespace) -> None:
+    from audiox_trainer.trainer.manifest.split import HELD_OUT, TRAIN, split_manifest
 
-    for name in ("concurrency", "attempts", "timeout", "longest"):
-        if not getattr(arguments, name) > 0:
-            raise ValueError(f"--{name} {getattr(arguments, name)}: must be above 0")
-    for name in ("rate", "retries", "pictures"):
-        if not getattr(arguments, name) >= 0:
-            raise ValueError(f"--{name} {getattr(arguments, name)}: must be 0 or more")
-    endpoint = Endpoint(
-        arguments.endpoint, arguments.model, arguments.rate, arguments.attempts, arguments.retries, arguments.timeout,
-        arguments.pictures, arguments.longest,
-    )  # fmt: skip
-    summary = annotate_manifest(
-        arguments.manifest, arguments.out, endpoint, arguments.concurrency, arguments.again, arguments.private_addresses
-    )
-    print(f"{arguments.out}: {summary}")
+    train, held_out = split_manifest(arguments.manifest, arguments.out, arguments.share)
+    print(f"{arguments.out / TRAIN}: {train} lines; {arguments.out / HELD_OUT}: {held_out} lines")
+
+
+def _nemo(arguments: argparse.Namespace) -> None:
+    from audiox_trainer.trainer.manifest.nemo import convert_nemo
+
+    print(f"{arguments.out}: {convert_nemo(arguments.manifest, arguments.out)}")

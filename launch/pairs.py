@@ -20,7 +20,7 @@ from audiox_trainer.trainer.core.distill_config import load_distill_config
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser, "the distillation's JSON file, see configs/distill_*.json")
-    parser.add_argument("--teacher", required=True, type=Path, help="weights folder made by launch/convert.py")
+    cli.add_teacher(parser)
     parser.add_argument(
         "--out", required=True, type=Path, help="folder of the pairs; resumes one made with the same settings"
     )
@@ -38,7 +38,7 @@ def main() -> int:
     def run() -> None:
         config = load_distill_config(arguments.config, arguments.set)
         cli.set_compile_cache(arguments.out)
-        from audiox_trainer.trainer.training.make_pairs import make_pairs  # imports DeepSpeed, which takes seconds
+        from audiox_trainer.trainer.distillation.make_pairs import make_pairs  # imports DeepSpeed, which takes seconds
 
         count = make_pairs(config, arguments.teacher, arguments.out, arguments.count)
         if os.environ.get("RANK", "0") == "0":

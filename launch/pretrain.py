@@ -5,6 +5,7 @@ examples:
   torchrun --nproc-per-node 8 launch/pretrain.py --config configs/2p7b.json
   python launch/pretrain.py --config configs/tiny.json --set optimizer.lr=2e-4 --set training.steps=500
   deepspeed launch/pretrain.py --config configs/tiny.json --output runs/tiny --resume --from 3000
+  python launch/pretrain.py --config configs/tiny.json --self-test --set zero.stage=3
 """
 
 import argparse
@@ -18,6 +19,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = cli.parser(__doc__)
     cli.add_config(parser)
     cli.add_output(parser)
+    cli.add_self_test(parser)
     cli.add_local_rank(parser)
     return parser.parse_args(argv)
 
@@ -29,7 +31,7 @@ def main() -> int:
         config, output = load_pretrain_config(arguments.config, arguments.set), cli.output_folder(arguments)
         from audiox_trainer.trainer.training.pretrain import pretrain  # imports DeepSpeed, which takes seconds
 
-        pretrain(config, output, arguments.resume, arguments.from_step)
+        pretrain(config, output, arguments.resume, arguments.from_step, arguments.self_test)
 
     return cli.run(run)
 

@@ -1,10 +1,11 @@
 """AudioX: conditioner, fusion and backbone as one set of weights that loads with `from_pretrained`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from huggingface_hub import PyTorchModelHubMixin, hf_hub_download
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -16,8 +17,9 @@ from .blocks import JointBlock, Stream, SwiGLU
 from .conditioner import Conditioner
 from .config import MAX_GUIDANCE, MAX_STEPS, ModelConfig
 from .fusion import Fusion, Gate
+from .interval import check_interval
 from .mmdit import LinearPath, MMDiT, TimestepFeatures
-from .weights import load_strict
+from .weights import float32_copy, load_strict
 
 WEIGHTS = "model.safetensors"
 Kind = Literal["euler", "renoise"]  # the flow ODE; denoise and renoise
@@ -33,12 +35,14 @@ class SamplingConfig:
     shift: float = 1.0  # above 1 takes more of the steps at high noise, where the structure is decided
     timesteps: tuple[float, ...] = ()  # the noise levels themselves, falling from 1; then `shift` is ignored
     rescale: float = 0.0  # share of a guided velocity that is scaled to the deviation of the one without guidance
+    guidance_interval: tuple[float, ...] = (0.0, 1.0)  # lowest and highest noise level with guidance; none elsewhere
 
     def __post_init__(self) -> None:
         if not 1 <= self.steps <= MAX_STEPS:
             raise ValueError(f"steps: {self.steps} must be at least 1, and at most {MAX_STEPS}")
         if not 0 <= self.guidance <= MAX_GUIDANCE:
             raise ValueError(f"guidance: {self.guidance:g} must be from 0 to {MAX_GUIDANCE:g}; 1 is none")
+        check_interval("guidance_interval", self.guidance_interval)
         if self.timesteps and (
             self.timesteps[0] != 1
             or list(self.timesteps) != sorted(set(self.timesteps), reverse=True)
@@ -74,9 +78,19 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="audiox-trai
 
     @classmethod
     def _from_pretrained(
-        cls, *, model_id: str, config: dict[str, Any] | None = None, map_location: str = "cpu", **options: Any
+        cls,
+        *,
+        model_id: str,
+        config: dict[str, Any] | None = None,
+        map_location: str = "cpu",
+        mapped: bool = False,
+        **options: Any,
     ) -> Self:
-        """Raises ValueError that names what does not fit."""
+        """`mapped` leaves the weights in the file: they take no memory until they are used, and ranks on one host
+        share it then. Such a model is to be copied from (`float32_copy`), not computed with.
+
+        Raises ValueError that names what does not fit.
+        """
         parsed = strict.parse(cls.config_type, config or {})
         sections = {name: options.pop(name) for name in ("model", "sampling", "license") if name in options}
         options.pop("strict", None)  # it always is: a name that is missing would leave a weight random
@@ -90,9 +104,10 @@ class PretrainedModel(nn.Module, PyTorchModelHubMixin, library_name="audiox-trai
         least, there = parsed.model.least_weights, sum(tensor.numel() for tensor in state.values())
         if least > there:  # before it takes the memory
             raise ValueError(f"config.json: its model has at least {least} weights, {WEIGHTS} holds {there}")
-        weights = cls(**sections)
-        load_strict(weights, state)
-        return weights
+        with torch.device("meta"):
+            weights = cls(**sections)
+        load_strict(weights, state, assign=True)
+        return weights if mapped else float32_copy(weights, torch.device(map_location))
 
 
 class AudioX(PretrainedModel, library_name="audiox-trainer"):
@@ -115,11 +130,6 @@ class AudioX(PretrainedModel, library_name="audiox-trainer"):
         self.conditioner = Conditioner(config)
         self.backbone = MMDiT(config.backbone, config.codec, config.fusion.width, self.conditioner.seconds)
         self.reset_parameters()
-
-    @property
-    def latent_frames(self) -> int:
-        """Of what the network generates."""
-        return self.config.codec.frames
 
     def reset_parameters(self) -> None:
         """Initialize linear weights by Xavier. Layers that feed a residual or leave the model start at zero, so that
@@ -157,10 +167,11 @@ class AudioX(PretrainedModel, library_name="audiox-trainer"):
         text: Tensor,
         text_length: Tensor,
         n_blocks: int | None = None,
+        depths: Sequence[int] = (),
     ) -> Tensor:
         """Velocity (B, L, C) of z (B, L, C) at noise levels t (B,); the features are those of `Conditioner`."""
         condition, length = self.encode(video, audio, text, text_length)
-        return self.backbone(z, t, condition, length, n_blocks)
+        return self.backbone(z, t, condition, length, n_blocks, depths)
 
     def encode(self, video: Tensor, audio: Tensor, text: Tensor, text_length: Tensor) -> tuple[Tensor, Tensor]:
         """H_c (B, V+L+T, W) and its lengths (B,): computed once for all steps of a sampler."""
@@ -174,19 +185,3 @@ class AudioX(PretrainedModel, library_name="audiox-trainer"):
     def timestep_features(self, t: Tensor) -> TimestepFeatures:
         """What depends on the noise levels t (B,) alone."""
         return self.backbone.timestep_features(t)
-
-
-def count_parameters(model: AudioX) -> dict[str, int]:
-    """Trained parameters per part; the parts add up to the whole."""
-
-    def size(module: nn.Module) -> int:
-        return sum(p.numel() for p in module.parameters())
-
-    conditioner = model.conditioner
-    parts = {
-        "blocks": size(model.backbone.blocks),
-        "fusion": size(conditioner.fusion),
-        "temporal": size(conditioner.video) + size(conditioner.audio),
-    }
-    total = size(model)
-    return parts | {"rest": total - sum(parts.values()), "total": total}

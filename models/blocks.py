@@ -6,11 +6,12 @@ B batch, N tokens, L latent tokens, C condition tokens, H heads, D head width, W
 import torch
 from einops import rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..kernels.attention import attention
 from ..kernels.joint_attention import StreamInput
 from ..kernels.ops import REFERENCE
-from ..kernels.qk_norm_rope import qk_norm_rope
+from ..kernels.qk_norm_rope import norm_rotate
 
 Modulation = tuple[Tensor, ...]  # of one stream of one block: shifts, scales and gates, each (B, W) in float32
 
@@ -21,11 +22,41 @@ class SwiGLU(nn.Module):
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.ops = REFERENCE
+        self.recompute = False
         self.up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(self.ops.swiglu(self.up(x)))
+        ab = self.up(x)
+        if self.recompute and torch.is_grad_enabled():
+            return self._without_storing(ab)
+        return self.down(self.ops.swiglu(ab))
+
+    def _without_storing(self, ab: Tensor) -> Tensor:
+        """The same, but what `down` would keep of its input for the backward pass is computed from `ab` again there."""
+        if torch.compiler.is_compiling():
+            return self.down(checkpoint(self.ops.swiglu, ab, use_reentrant=False))
+        y = self.ops.swiglu(ab)
+        memory = y.untyped_storage()._cdata
+
+        def pack(saved: Tensor) -> Tensor | tuple[torch.Size, tuple[int, ...], int]:
+            if saved.untyped_storage()._cdata != memory:
+                return saved
+            return saved.size(), saved.stride(), int(saved.storage_offset())
+
+        def unpack(packed: Tensor | tuple[torch.Size, tuple[int, ...], int]) -> Tensor:
+            return packed if isinstance(packed, Tensor) else self.ops.swiglu(ab).as_strided(*packed)
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            return self.down(y)
+
+
+def recompute_swiglu(model: nn.Module, on: bool) -> None:
+    """Whether the SwiGLUs of a model compute the input of their last product again in the backward pass, rather than
+    store it. Gradients are bitwise the same."""
+    for module in model.modules():
+        if isinstance(module, SwiGLU):
+            module.recompute = on
 
 
 class CrossAttention(nn.Module):
@@ -64,10 +95,10 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
         """x (B, N, W), rope (cos, sin) each (N, D/2) -> (B, N, W)."""
-        qkv = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> b n three h d", three=3, h=self.heads)
-        q, k, v = qkv.unbind(2)
-        q, k = qk_norm_rope(q, self.q_norm, *rope), qk_norm_rope(k, self.k_norm, *rope)
-        y = attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        qkv = rearrange(self.qkv(self.norm1(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        qk, v = qkv.split((2, 1))
+        q, k = norm_rotate(qk, torch.stack((self.q_norm, self.k_norm))[:, None, None, None], *rope)
+        y = attention(q, k, v[0])
         x = x + self.out(rearrange(y, "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
 

@@ -8,8 +8,8 @@ from einops import reduce
 from torch import Tensor, nn
 
 from .blocks import TransformerBlock
-from .config import EncodersConfig, ModelConfig, TransformerConfig
-from .embeddings import RopeTable, SecondsEmbedding
+from .config import ModelConfig, TransformerConfig, VideoConfig
+from .embeddings import RopeTable, SecondsEmbedding, frame_seconds
 from .fusion import Fusion
 
 
@@ -36,41 +36,41 @@ class Conditioner(nn.Module):
     """Video, audio and text features to the multimodal condition embedding H_c (B, V+L+T, W).
 
     The order is video, audio, text, so that padding (only texts have any) is at the end. `seconds` holds the times of
-    the video and audio tokens; text has none.
+    the video and audio tokens; text has none. A model of sound alone has no part for video, and no tokens of it.
     """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.fusion.width
         codec, video = config.codec, config.video
-        audio_seconds = (torch.arange(codec.frames) + 0.5) / codec.rate
-        motion_seconds = video_seconds(config)
-        self.pool = video.pool
-        self.video = TemporalTransformer(video.dim, width, config.video_temporal, motion_seconds, codec.rate)
+        self.seconds = audio_seconds = frame_seconds(codec)
+        self.video: TemporalTransformer | None = None
+        if video and config.video_temporal:
+            motion_seconds = video_seconds(video)
+            self.pool = video.pool
+            self.video = TemporalTransformer(video.dim, width, config.video_temporal, motion_seconds, codec.rate)
+            pooled = reduce(motion_seconds, "(v p) -> v", "mean", p=video.pool)
+            self.seconds = torch.cat((pooled, audio_seconds))  # (V+L,)
         self.audio = TemporalTransformer(codec.latent_channels, width, config.audio_temporal, audio_seconds, codec.rate)
         self.text = nn.Linear(config.text.dim, width)
-        self.modality = nn.Parameter(torch.randn(3, width) * 0.02)
-        self.fusion = Fusion(config.fusion)
-        pooled = reduce(motion_seconds, "(v p) -> v", "mean", p=video.pool)
-        self.seconds = torch.cat((pooled, audio_seconds))  # (V+L,)
+        self.modality = nn.Parameter(torch.randn(len(config.modalities), width) * 0.02)
+        self.fusion = Fusion(config.fusion, len(config.modalities))
 
     def forward(self, video: Tensor, audio: Tensor, text: Tensor, text_length: Tensor) -> Tensor:
         """video (B, S, Dv), audio (B, L, C), text (B, T, Dt), text_length (B,) -> H_c (B, V+L+T, W)."""
-        h_video = reduce(self.video(video), "b (v p) w -> b v w", "mean", p=self.pool)
-        h_audio = self.audio(audio)
-        h_text = self.text(text)
-        marks = self.modality.unbind(0)
-        return self.fusion(h_video + marks[0], h_audio + marks[1], h_text + marks[2], text_length)
+        tokens = [self.audio(audio), self.text(text)]
+        if self.video is not None:
+            tokens.insert(0, reduce(self.video(video), "b (v p) w -> b v w", "mean", p=self.pool))
+        return self.fusion([x + mark for x, mark in zip(tokens, self.modality.unbind(0), strict=True)], text_length)
 
 
-def video_seconds(config: EncodersConfig) -> Tensor:
+def video_seconds(video: VideoConfig) -> Tensor:
     """The times (S,) in seconds of the motion features, at which image features are added to them.
 
     Synchformer cuts the motion frames into segments of 16 that overlap by half and gives 8 features of 2 frames each
     for every segment, so its times go back where a segment begins; other encoders have one feature a frame.
     """
-    video = config.video
-    index = torch.arange(video.steps)
+    index = torch.arange(video.steps, device="cpu")
     if video.kind != "frames":
         segment, i = index // 8, index % 8
         return (8 * segment + 2 * i + 1) / video.motion_rate

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from . import strict
 from .released.config import ReleasedConfig
@@ -18,6 +18,7 @@ from .strict import Depth, Length, Rate, Size
 MAX_STEPS = 10_000  # of a sampler
 MAX_GUIDANCE = 1000.0
 MAX_CLIP = 3600.0  # seconds
+MODALITIES = ("video", "audio", "text")
 WEIGHT_PATHS = ("weights", "image_weights", "motion_weights", "file")  # keys that say where weights lie
 
 
@@ -133,51 +134,80 @@ class EncodersConfig:
 
     codec: CodecConfig
     text: TextConfig
-    video: VideoConfig
+    video: VideoConfig | None  # null: a model of sound alone
 
     @property
     def video_rows(self) -> int:
         """Feature vectors of a clip's video that the network takes."""
-        return self.video.steps
+        return self.video.steps if self.video else 0
+
+    @property
+    def video_dim(self) -> int:
+        """Width of such a vector."""
+        return self.video.dim if self.video else 0
+
+    @property
+    def video_tokens(self) -> int:
+        """Condition tokens that `ModelConfig` makes of a clip's video."""
+        return self.video.tokens if self.video else 0
+
+    @property
+    def latent_frames(self) -> int:
+        """Of what the network generates."""
+        return self.codec.frames
 
 
 @dataclass(frozen=True)
 class ModelConfig(EncodersConfig):
     """The architecture: two sets of weights with the same one are interchangeable."""
 
-    video_temporal: TransformerConfig
+    video_temporal: TransformerConfig | None  # null where `video` is
     audio_temporal: TransformerConfig
     fusion: FusionConfig
     backbone: BackboneConfig
 
     def __post_init__(self) -> None:
+        if (self.video is None) != (self.video_temporal is None):
+            names = ("video", "video_temporal") if self.video is None else ("video_temporal", "video")
+            raise ValueError("{1}: {0} is null; set both to null for a model of sound alone, or none".format(*names))
         for path, width, heads in (
             ("backbone", self.backbone.width, self.backbone.heads),
             ("fusion", self.fusion.width, self.fusion.heads),
-            ("video_temporal", self.video_temporal.width, self.video_temporal.heads),
             ("audio_temporal", self.audio_temporal.width, self.audio_temporal.heads),
+            *([("video_temporal", video.width, video.heads)] if (video := self.video_temporal) else []),
         ):
             if width % heads or width // heads % 2:
                 raise ValueError(f"{path}: width {width} over {heads} heads must give an even head width")
-        if self.video.steps % self.video.pool:
+        if self.video and self.video.steps % self.video.pool:
             raise ValueError(f"video: {self.video.steps} steps are not a multiple of pool {self.video.pool}")
 
     @property
     def least_weights(self) -> int:
         """A lower bound of the number of weights, within a factor of about 20: one matrix for each pair of widths."""
-        backbone, fusion, video, audio = self.backbone, self.fusion, self.video_temporal, self.audio_temporal
+        backbone, fusion, audio = self.backbone, self.fusion, self.audio_temporal
         pairs = [
             (backbone.depth * backbone.width, backbone.width + backbone.mlp_hidden),
             (backbone.width, fusion.width + self.codec.latent_channels),
             (fusion.width, self.text.dim),
-            (video.width, video.depth * video.width + self.video.dim + fusion.width),
             (audio.width, audio.depth * audio.width + self.codec.latent_channels + fusion.width),
         ]
+        if video := self.video_temporal:
+            pairs.append((video.width, video.depth * video.width + self.video_dim + fusion.width))
         if fusion.enabled and fusion.gates:
             pairs.append((fusion.width, fusion.width))
         if fusion.enabled and fusion.attention:
             pairs.append((fusion.width, fusion.queries + fusion.depth * fusion.width))
         return sum(rows * columns for rows, columns in pairs)
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the backbone."""
+        return self.backbone.depth
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Of the condition tokens, in their order."""
+        return MODALITIES if self.video else MODALITIES[1:]
 
 
 @dataclass(frozen=True)
@@ -188,6 +218,7 @@ class ReleasedModelConfig(EncodersConfig):
     goes beyond the clip is cut.
     """
 
+    video: VideoConfig
     released: ReleasedConfig
 
     @property
@@ -219,8 +250,29 @@ class ReleasedModelConfig(EncodersConfig):
         """Every token of every image, and the motion features after them."""
         return self.released.frames * self.released.frame_tokens + self.released.sync_steps
 
+    @property
+    def latent_frames(self) -> int:
+        """Of what the network generates: those of a clip, and more."""
+        return self.released.latents
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the backbone."""
+        return self.released.depth
+
 
 AnyModelConfig = ModelConfig | ReleasedModelConfig
+
+
+def _architecture(value: Any) -> str:
+    return type(value).__name__ if not isinstance(value, dict) else KINDS["released" in value]
+
+
+KINDS = ("ModelConfig", "ReleasedModelConfig")
+# The section of a configuration, which is of either architecture; the key `released` decides.
+ModelSection = Annotated[
+    Annotated[ModelConfig, Tag(KINDS[0])] | Annotated[ReleasedModelConfig, Tag(KINDS[1])], Discriminator(_architecture)
+]
 
 
 def with_weights_inside(config: AnyModelConfig, folder: Path) -> Any:
@@ -231,7 +283,8 @@ def with_weights_inside(config: AnyModelConfig, folder: Path) -> Any:
         paths = {name: getattr(section, name, "") for name in WEIGHT_PATHS}
         return replace(section, **{name: str(folder / path) for name, path in paths.items() if path[:2] == "./"})
 
-    return replace(config, **{name: inside(getattr(config, name)) for name in ("codec", "text", "video")})
+    sections = {name: getattr(config, name) for name in ("codec", "text", "video")}
+    return replace(config, **{name: inside(section) for name, section in sections.items() if section is not None})
 
 
 def without_weight_paths(config: Any) -> Any:

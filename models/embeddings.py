@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .config import CodecConfig
+
 
 class TimeEmbedding(nn.Module):
     """Noise level t in [0, 1] (B,) -> (B, width): sinusoids of 1000·t through two linear layers."""
@@ -24,6 +26,11 @@ class TimeEmbedding(nn.Module):
         return self.out(F.silu(self.up(features.to(self.up.weight.dtype))))
 
 
+def frame_seconds(codec: CodecConfig) -> Tensor:
+    """The middle of each latent frame in seconds (L,)."""
+    return (torch.arange(codec.frames, device="cpu") + 0.5) / codec.rate
+
+
 def rope_table(seconds: Tensor, rate: float, head_width: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
     """Cosines and sines (N, head_width/2) in float32 for tokens at `seconds` (N,).
 
@@ -31,7 +38,7 @@ def rope_table(seconds: Tensor, rate: float, head_width: int, base: float = 10_0
     same moment are rotated alike. Tokens at NaN have no position and are not rotated (text).
     """
     half = head_width // 2
-    inverse = base ** (-torch.arange(half, dtype=torch.float64) / half)
+    inverse = base ** (-torch.arange(half, dtype=torch.float64, device="cpu") / half)
     angles = torch.nan_to_num(seconds.double(), nan=0.0)[:, None] * rate * inverse
     return angles.cos().float(), angles.sin().float()
 
@@ -40,7 +47,8 @@ class ConstantTensors(nn.Module):
     """Float32 constants that move with the model and are never cast.
 
     Not buffers: a model cast to bfloat16 casts its buffers, and a rotation by rounded angles is a different
-    rotation. They are not moved at use either: a copy from the host would make every step wait for the device.
+    rotation. They are not moved at use either: a copy from the host would make every step wait for the device. They are
+    made on the CPU, wherever weights are made, so that they are there when a model is built without memory.
     """
 
     def __init__(self, *tensors: Tensor) -> None:
@@ -64,7 +72,8 @@ class SecondsEmbedding(nn.Module):
 
     def __init__(self, seconds: Tensor, width: int, frequencies: int = 32) -> None:
         super().__init__()
-        periods = 20.0 * 0.005 ** (torch.arange(frequencies, dtype=torch.float64) / (frequencies - 1))  # 20 s to 0.1 s
+        steps = torch.arange(frequencies, dtype=torch.float64, device="cpu") / (frequencies - 1)
+        periods = 20.0 * 0.005**steps  # 20 s to 0.1 s
         angles = 2 * math.pi * seconds.double()[:, None] / periods
         self.features = ConstantTensors(torch.cat((angles.sin(), angles.cos()), dim=1).float())
         self.linear = nn.Linear(2 * frequencies, width)

@@ -3,6 +3,7 @@
 B batch, L latent frames, C latent channels, W width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from ..kernels.ops import REFERENCE
 from .blocks import JointBlock, Modulation
 from .config import BackboneConfig, CodecConfig
-from .embeddings import RopeTable, SecondsEmbedding, TimeEmbedding
+from .embeddings import RopeTable, SecondsEmbedding, TimeEmbedding, frame_seconds
 
 
 class LinearPath(nn.Module):
@@ -83,7 +84,7 @@ class MMDiT(nn.Module):
         self.latent_out = nn.Linear(width, codec.latent_channels)
         self.linear_path = LinearPath(codec.latent_channels, width) if config.linear_path else None
         head = width // config.heads
-        frames = (torch.arange(codec.frames) + 0.5) / codec.rate
+        frames = frame_seconds(codec)
         self.seconds_latent = SecondsEmbedding(frames, width)
         self.seconds_condition = SecondsEmbedding(seconds, width)
         self.rope_latent = RopeTable(frames, codec.rate, head)
@@ -96,11 +97,13 @@ class MMDiT(nn.Module):
         condition: Tensor,
         condition_length: Tensor | None,
         n_blocks: int | None = None,
+        depths: Sequence[int] = (),
     ) -> Tensor:
         """z (B, L, C), t (B,) in [0, 1] or its `timestep_features`, condition (B, V+L+T, Wc) -> velocity (B, L, C).
 
         With `n_blocks` the latent stream's tokens (B, L, W) after that many blocks are returned instead: the features
-        of the discriminator (section V-B).
+        of the discriminator (section V-B). With `depths` also those after each of so many blocks, the last of which is
+        `n_blocks`: (B, len(depths), L, W).
         """
         known = t if isinstance(t, TimestepFeatures) else None
         time = t.time if isinstance(t, TimestepFeatures) else self._embed_time(t)
@@ -110,14 +113,17 @@ class MMDiT(nn.Module):
         c = c + F.pad(where, (0, 0, 0, c.shape[1] - where.shape[0]))
         rope_x = self.rope_latent()
         rope_c = self._condition_rope(c)
+        features = []
         for i, block in enumerate(self.blocks[:n_blocks]):
             step = known.blocks[i] if known else time
             if self.checkpointing and torch.is_grad_enabled():
                 x, c = checkpoint(block, x, c, step, rope_x, rope_c, condition_length, use_reentrant=False)
             else:
                 x, c = block(x, c, step, rope_x, rope_c, condition_length)
+            if i + 1 in depths:
+                features.append(x)
         if n_blocks is not None:
-            return x
+            return torch.stack(features, 1) if features else x
         shift, scale = known.out if known else self._modulate_out(time)
         v = self.latent_out(self.ops.layer_norm_modulate(x, shift, scale))
         if self.linear_path is None:

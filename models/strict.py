@@ -82,18 +82,18 @@ def parse_json(text: str | bytes, **hooks: Any) -> Any:
 def _check_characters(text: str | bytes, value: Any) -> None:
     escape = "\\ud" if isinstance(text, str) else b"\\ud"
     if escape in text.lower() or (isinstance(text, str) and not text.isascii()):  # type: ignore[operator]
-        for each in _texts(value):
+        for each in texts(value):
             if half := next((c for c in each if "\ud800" <= c <= "\udfff"), ""):
                 raise ValueError(f"holds {half!r}, half a character; write the whole one")
 
 
-def _texts(value: Any) -> Iterator[str]:
-    """The strings and keys of a JSON value."""
+def texts(value: Any) -> Iterator[str]:
+    """The strings of a JSON value, with the keys of its objects."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
         for each in (*value, *value.values()) if isinstance(value, dict) else value:
-            yield from _texts(each)
+            yield from texts(each)
 
 
 def _depth_within(value: Any, levels: int) -> bool:
@@ -144,6 +144,11 @@ def differences(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
     return [(path, old, new)] if old != new else []
 
 
+def changes(path: str, old: Any, new: Any) -> list[tuple[str, Any, Any]]:
+    """`differences` without keys that one side lacks and that have no value on the other, as those that are new."""
+    return [found for found in differences(path, old, new) if found[1] or found[2]]
+
+
 def _objects(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(each, dict) for each in value)
 
@@ -163,6 +168,9 @@ def _sentence(kind: type, error: dict[str, Any], path: str) -> str:
     schema = _adapter(kind).json_schema()
     node = parent = schema["items"]
     for key in error["loc"][1:]:
+        if "oneOf" in node and key in schema["$defs"]:  # the tag of one type among several
+            node = {"$ref": f"#/$defs/{key}"}
+            continue
         parent, node = node, _child(schema, node, key)
         if node is None and error["type"] != "unexpected_keyword_argument":  # the tag of one type among several
             node = parent
@@ -194,7 +202,7 @@ def _options(schema: dict[str, Any], node: dict[str, Any]) -> list[dict[str, Any
     """The schemas that a value may follow, without references."""
     return [
         schema["$defs"][option["$ref"].rsplit("/", 1)[-1]] if "$ref" in option else option
-        for option in node.get("anyOf", [node])
+        for option in node.get("anyOf") or node.get("oneOf") or [node]
     ]
 
 
@@ -213,8 +221,8 @@ def _describe(schema: dict[str, Any], node: dict[str, Any], plural: bool = False
         (node,) = _options(schema, node)
     if "const" in node or "enum" in node:
         return " or ".join(map(repr, node.get("enum", [node.get("const")])))
-    if "anyOf" in node:
-        return " or ".join(_describe(schema, option, plural) for option in node["anyOf"])
+    if several := node.get("anyOf") or node.get("oneOf"):
+        return " or ".join(_describe(schema, option, plural) for option in several)
     if node.get("type") == "array":
         return f"{'lists' if plural else 'a list'} of {_describe(schema, node.get('items', {}), plural=True)}"
     if node.get("type") == "object":

@@ -1,13 +1,16 @@
 """Weights by name into a network, none missing and none left over."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -37,6 +40,25 @@ def is_finite(tensor: Tensor) -> bool:
     if tensor.is_meta or not (tensor.numel() and tensor.is_floating_point()):
         return True
     return bool(torch.stack(tensor.aminmax()).isfinite().all())
+
+
+def float32_copy(model: M, device: torch.device) -> M:
+    """A model with float32 tensors of its own on `device`. Each is copied straight there, so that the host needs no
+    memory for it; those of `model` may lie in a file, which is then read one by one."""
+    copies: dict[int, Any] = {id(buffer): _float32(buffer, device) for buffer in model.buffers()}
+    for parameter in model.parameters():
+        copies[id(parameter)] = nn.Parameter(_float32(parameter.detach(), device), parameter.requires_grad)
+    return copy.deepcopy(model, copies).to(device)  # moves constants, which are neither
+
+
+def sharing_copy(model: M) -> M:
+    """A model of its own structure, in training, with the same tensors."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in tensors}).train()
+
+
+def _float32(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor.to(device, torch.float32 if tensor.is_floating_point() else tensor.dtype, copy=True)
 
 
 @contextmanager

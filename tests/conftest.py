@@ -102,7 +102,7 @@ def forkserver() -> None:
     """The process from which others fork has imported what any of them needs; else the first test that starts one would
     decide, and the processes of later tests would import for seconds."""
     multiprocessing.set_forkserver_preload(
-        [f"audiox_trainer.trainer.{name}" for name in ("data.reader", "prepare.encode")]
+        [f"audiox_trainer.trainer.{name}" for name in ("data.reader", "prepare.make_block")]
     )
     multiprocessing.forkserver.ensure_running()
 
@@ -132,6 +132,17 @@ def generator(weights):
     from audiox_trainer.trainer.generation.generator import Generator
 
     return Generator(weights)
+
+
+@pytest.fixture
+def one_thread():
+    """One thread, as `make` computes a clip; with more of them the last bits differ."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

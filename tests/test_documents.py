@@ -3,6 +3,7 @@ rooms."""
 
 import ast
 import importlib
+import json
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -10,11 +11,12 @@ from functools import cache
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.config import load_pretrain_config
+from audiox_trainer.trainer.core.config import StreamConfig, load_pretrain_config
 from audiox_trainer.trainer.core.config_reader import parse_file
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 from audiox_trainer.trainer.manifest.manifest import read_entries
-from audiox_trainer.trainer.prepare.filters import FiltersConfig
+from audiox_trainer.trainer.stages.filter_config import read_filters
+from audiox_trainer.trainer.stages.separators import SeparatorConfig
 from tests.helpers.documents import (
     COMMAND,
     DOCUMENTS,
@@ -63,7 +65,7 @@ def keys() -> set[str]:
         for name, inner in tree.items() if isinstance(tree, dict) else ():
             yield from walk(inner, f"{path}.{name}" if path else name)
 
-    trees = load_pretrain_config("2p7b"), load_distill_config("distill_2p7b")
+    trees = load_pretrain_config("2p7b"), load_distill_config("distill_2p7b"), load_pretrain_config("finetune_lora")
     return {key for tree in trees for key in walk(strict.to_dict(tree), "")}
 
 
@@ -120,12 +122,14 @@ def test_python_imports_what_there_is(document):
 
 
 def test_lines_of_a_manifest_and_filters_are_read(tmp_path):
-    manifest, filters = blocks(ROOT / "docs/data.md", "json")
+    manifest, separator, streams, filters = blocks(ROOT / "docs/data.md", "json")
+    assert all(strict.parse(StreamConfig, json.loads(line)).captions for line in streams.splitlines())
     (tmp_path / "clips.jsonl").write_text(manifest)
     assert len(read_entries(tmp_path / "clips.jsonl")) == 4
     (tmp_path / "filters.json").write_text(filters)
-    assert len(parse_file(FiltersConfig, tmp_path / "filters.json", ()).classifiers) == 3
-    assert parse_file(FiltersConfig, ROOT / "configs/filters.json", ())
+    assert len(read_filters(tmp_path / "filters.json").scorers) == 4
+    (tmp_path / "separator.json").write_text(separator)
+    assert parse_file(SeparatorConfig, tmp_path / "separator.json").stems == ("music", "speech")
 
 
 def test_messages_are_those_of_the_sources():

@@ -54,6 +54,7 @@ def test_wheel_holds_every_module_script_and_config(wheel, root):
         assert any(name.endswith("LICENSE") for name in archive.namelist())
     wanted = [path for folder in FOLDERS for path in (root / folder).rglob("*.py")]
     wanted += (root / "trainer" / "pages" / "templates").iterdir()
+    wanted += [*(root / "trainer" / "paper").glob("*.json"), *(root / "kernels").glob("*.json")]
     wanted += [*(root / "configs").rglob("*.json"), *(p for p in (root / "launch" / "slurm").glob("*") if p.is_file())]
     assert names == {f"audiox_trainer/{path.relative_to(root).as_posix()}" for path in wanted}
 

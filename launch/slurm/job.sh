@@ -60,7 +60,7 @@ ranks() { # COMMAND...: runs on every task; returns the code of the first rank t
   ls "$OUTPUT" >/dev/null 2>&1 # a network file system may still believe that there is none
   case $code:$(cat "$FIRST/code" 2>/dev/null) in
     0:*) return 0 ;;
-    *:1 | *:2 | *:76 | *:77 | *:79) code=$(cat "$FIRST/code") ;;
+    *:1 | *:2 | *:76 | *:77 | *:79 | *:81) code=$(cat "$FIRST/code") ;;
   esac
   return "$code"
 }
@@ -94,7 +94,7 @@ leave() { # CODE: ends the job, or requeues it if another start may succeed; see
     75) again "$1" "stopped as requested, and saved" ;;
     1) say "failed: fix what the sentence after 'error:' says, then submit again" ;;
     2) say "failed: the command line is wrong" ;;
-    76) say "a node failed the check: see the line above, and submit again without it: sbatch --exclude=NODE ..." ;;
+    76 | 81) say "a node failed a check: see the line above, and submit again without it: sbatch --exclude=NODE ..." ;;
     77) say "data or checkpoints are damaged: launch/verify.py lists what; restore it, then submit again" ;;
     79) say "diverged: see the line above" ;;
     *)

@@ -71,7 +71,8 @@ class Synchformer(nn.Module):
         x = torch.cat(((self.token + token).expand(len(segments), -1, -1), patches + where), dim=1)
         for block in self.blocks:
             x = block(x)
-        return self.gather(self.norm(x[:, 1:]))
+        steps = rearrange(self.norm(x[:, 1:]), "s (t p) w -> (s t) p w", t=STEPS)
+        return rearrange(self.gather(steps), "(s t) w -> s t w", t=STEPS)
 
 
 class SynchformerBlock(nn.Module):
@@ -120,8 +121,8 @@ class DividedAttention(nn.Module):
 
 
 class Gather(nn.Module):
-    """The patches of each time step to one feature: a pre-norm transformer layer with an extra token, whose state
-    is the feature."""
+    """The patches of a time step to one feature: a pre-norm transformer layer with an extra token, whose state is the
+    feature."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -131,16 +132,14 @@ class Gather(nn.Module):
         self.mlp_norm, self.mlp = _norm(width), _mlp(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (S, T·P, W) -> (S, T, W)."""
-        steps = rearrange(x, "s (t p) w -> (s t) p w", t=STEPS)
-        steps = torch.cat((self.token.expand(len(steps), -1, -1), steps), dim=1)
-        qkv = rearrange(self.qkv(self.norm(steps)), "n p (three h d) -> three n h p d", three=3, h=self.heads)
+        """x (N, P, W) -> (N, W)."""
+        x = torch.cat((self.token.expand(len(x), -1, -1), x), dim=1)
+        qkv = rearrange(self.qkv(self.norm(x)), "n p (three h d) -> three n h p d", three=3, h=self.heads)
         q, k, v = qkv.unbind(0)
         # Only the token's state leaves this layer, so only it is computed.
         attended = F.scaled_dot_product_attention(q[:, :, :1], k, v)
-        state = steps[:, 0] + self.out(rearrange(attended, "n h 1 d -> n (h d)"))
-        state = state + self.mlp(self.mlp_norm(state))
-        return rearrange(state, "(s t) w -> s t w", t=STEPS)
+        state = x[:, 0] + self.out(rearrange(attended, "n h 1 d -> n (h d)"))
+        return state + self.mlp(self.mlp_norm(state))
 
 
 def _norm(width: int) -> nn.LayerNorm:

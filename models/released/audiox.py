@@ -58,11 +58,6 @@ class ReleasedAudioX(ReleasedNetwork, PretrainedModel, library_name="audiox-trai
         self.silence: Tensor  # under the name SILENCE
         self.register_buffer(SILENCE, torch.zeros(config.released.prompt_latents, config.released.channels))
 
-    @property
-    def latent_frames(self) -> int:
-        """Of what the network generates: more than a clip has."""
-        return self.sizes.latents
-
     def use(self, ops: Ops) -> "ReleasedAudioX":
         """Its blocks have other operations than ours, and always use torch's own."""
         return self
@@ -77,7 +72,8 @@ class ReleasedAudioX(ReleasedNetwork, PretrainedModel, library_name="audiox-trai
         text_length: Tensor,
         n_blocks: int | None = None,
     ) -> Tensor:
-        """Velocity (B, L, 64) of z (B, L, 64) at noise levels t (B,); with `n_blocks` that of so many blocks."""
+        """Velocity (B, L, 64) of z (B, L, 64) at noise levels t (B,). With `n_blocks` those of the networks that end
+        after 1, 2, …, `n_blocks` blocks, (B, n_blocks, L, 64): the features of the discriminator."""
         condition, _ = self.encode(video, audio, text, text_length)
         return self.backbone(z, t, condition, n_blocks)
 
@@ -86,7 +82,7 @@ class ReleasedAudioX(ReleasedNetwork, PretrainedModel, library_name="audiox-trai
         sizes = self.sizes
         clip, sync = video.split((sizes.frames * sizes.frame_tokens, sizes.sync_steps), dim=1)
         present = video.flatten(1).any(1)
-        audio = torch.where(audio.any(-1, keepdim=True), audio, self.silence)
+        audio = torch.where(audio.any(-1, keepdim=True), audio, self.silence.to(audio.dtype))
         text = F.pad(text, (0, 0, 0, sizes.tokens - text.shape[1]))
         fused = self.fuse(clip.unflatten(1, (sizes.frames, -1)), sync, present, text, text_length, audio)
         return fused * (text_length > 0)[:, None, None], text_length

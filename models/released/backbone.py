@@ -64,7 +64,7 @@ class TimeShift(nn.Module):
 
     def forward(self, time: Tensor) -> Tensor:
         """(B, D) -> (B, D)."""
-        keys = rearrange(F.linear(time, self.to_kv.weight[::2]), "b (h d) -> b h d", h=self.heads)
+        keys = rearrange(self.to_kv(time), "b (h d two) -> two b h d", h=self.heads, two=2)[0]
         return rms_normalized(keys).flatten(1)
 
 
@@ -108,10 +108,16 @@ class ReleasedBlock(nn.Module):
         self.ffn = FeedForward(width, config.hidden)
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
 
+    def modulate(self, mixed: Tensor) -> tuple[Tensor, ...]:
+        """Six tensors (B, N, D): shift, scale and gate of the attention, then of the feed-forward."""
+        return self.adaLN_modulation(mixed).chunk(6, dim=-1)
+
     def forward(
-        self, x: Tensor, modulation: tuple[Tensor, ...], shift: Tensor, rotation: tuple[Tensor, Tensor]
+        self, x: Tensor, modulation: Tensor | tuple[Tensor, ...], shift: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """x (B, N, D), six tensors (B, N, D), shift (B, D) -> (B, N, D)."""
+        """x (B, N, D), the mixed condition (B, N, D) or what `modulate` makes of it, shift (B, D) -> (B, N, D)."""
+        if isinstance(modulation, Tensor):
+            modulation = self.modulate(modulation)
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation
         attended = self.attn(modulated(x, shift1, scale1), rotation)
         x = x + gate1 * self.linear1(attended.transpose(1, 2)).transpose(1, 2)
@@ -157,36 +163,48 @@ class ReleasedBackbone(nn.Module):
         """Velocity (B, L, C) of z (B, L, C) at noise levels t (B,) under MAF's output (B, M, condition width).
 
         What does not change from step to step may be given as `level` and `modulation` compute it.
-        `n_blocks` cuts the network after so many blocks, output projection included, as the released discriminator
-        does.
+        With `n_blocks` the network is cut after each of so many blocks, its output projection included, as the
+        released discriminator does: (B, n_blocks, L, C).
         """
-        level = self.level(t) if isinstance(t, Tensor) else t
-        modulation = self.modulation(condition) if isinstance(condition, Tensor) else condition
+        level = self.level(t, n_blocks) if isinstance(t, Tensor) else t
+        mixed = self.mixed_condition(condition) if isinstance(condition, Tensor) else None
         x = self._mixed(z, self.preprocess_conv)
         x = torch.cat((level.token[:, None].to(x.dtype), self.transformer.project_in(x)), dim=1)
         rotation = rotary_table(x.shape[1], self.config.width // self.config.heads, x)
-        for block, own, shift in zip(self.blocks[:n_blocks], modulation.blocks, level.shifts, strict=False):
+        cuts = []
+        for i, block in enumerate(self.blocks[:n_blocks]):
+            own = condition.blocks[i] if isinstance(condition, Modulation) else mixed
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, own, shift, rotation, use_reentrant=False)
+                x = checkpoint(block, x, own, level.shifts[i], rotation, use_reentrant=False)
             else:
-                x = block(x, own, shift, rotation)
+                x = block(x, own, level.shifts[i], rotation)
+            if n_blocks is not None:
+                cuts.append(self._projected(x))
+        return torch.stack(cuts, dim=1) if cuts else self._projected(x)
+
+    def _projected(self, x: Tensor) -> Tensor:
+        """(B, N, D) -> (B, L, C)."""
         return self._mixed(self.transformer.project_out(x)[:, 1:], self.postprocess_conv)
 
     def modulation(self, condition: Tensor) -> Modulation:
         """(B, M, condition width). Zeros are the null condition, the same for every sample and sampling."""
-        h = self.transformer.proj_mm_tokens(condition)
-        h = self.transformer.proj_mm_seq_len(h.transpose(1, 2)).transpose(1, 2)  # (B, M, D) -> (B, N, D)
-        return Modulation(tuple(block.adaLN_modulation(h).chunk(6, dim=-1) for block in self.blocks))
+        mixed = self.mixed_condition(condition)
+        return Modulation(tuple(block.modulate(mixed) for block in self.blocks))
 
-    def level(self, t: Tensor) -> ReleasedTimestepFeatures:
-        """Noise levels (B,)."""
+    def mixed_condition(self, condition: Tensor) -> Tensor:
+        """(B, M, condition width) -> (B, N, D): for every position a mixture of all condition tokens."""
+        h = self.transformer.proj_mm_tokens(condition)
+        return self.transformer.proj_mm_seq_len(h.transpose(1, 2)).transpose(1, 2)
+
+    def level(self, t: Tensor, n_blocks: int | None = None) -> ReleasedTimestepFeatures:
+        """Noise levels (B,), for all blocks or the first `n_blocks`."""
         time = self.to_timestep_embed(self.timestep_features(t))
-        return ReleasedTimestepFeatures(time, tuple(block.cross_attn(time) for block in self.blocks))
+        return ReleasedTimestepFeatures(time, tuple(block.cross_attn(time) for block in self.blocks[:n_blocks]))
 
     @staticmethod
     def _mixed(x: Tensor, conv: nn.Conv1d) -> Tensor:
         """A 1 × 1 convolution over the channels, added."""
-        return x + F.linear(x, conv.weight[:, :, 0])
+        return x + conv(x.transpose(1, 2)).transpose(1, 2)
 
 
 def modulated(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

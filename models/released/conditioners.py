@@ -116,21 +116,69 @@ class AudioConditioner(nn.Module):
         return self.proj_out(self.proj_features_128(latents.transpose(1, 2)).transpose(1, 2))
 
 
+class PackedAttention(nn.Module):
+    """Multi-head attention whose queries, keys and values have one weight, as torch's has."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Tokens (B, N, C) attend to others (B, M, C) -> (B, N, C)."""
+        width = x.shape[-1]
+        weight, bias = self.in_proj_weight, self.in_proj_bias
+        q = F.linear(x, weight[:width], bias[:width])
+        k, v = F.linear(context, weight[width:], bias[width:]).chunk(2, dim=-1)
+        q, k, v = (rearrange(each, "b n (h d) -> b h n d", h=self.heads) for each in (q, k, v))
+        return self.out_proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+
+
+class FusionLayer(nn.Module):
+    """Pre-norm self-attention and MLP. The release has dropout here in training, which ours has not."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.self_attn = PackedAttention(width, heads)
+        self.linear1 = nn.Linear(width, 4 * width)
+        self.linear2 = nn.Linear(4 * width, width)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm1(x)
+        x = x + self.self_attn(h, h)
+        return x + self.linear2(F.gelu(self.linear1(self.norm2(x))))
+
+
+class FusionTransformer(nn.Module):
+    def __init__(self, config: ReleasedConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            FusionLayer(config.condition_width, config.fusion_heads) for _ in range(config.fusion_depth)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class ReleasedFusion(nn.Module):
     """MAF. Its names v, t, a belong to the first, second and third input, and it is called with text, video, audio."""
 
     def __init__(self, config: ReleasedConfig) -> None:
         super().__init__()
-        width, heads = config.condition_width, config.fusion_heads
+        width = config.condition_width
         self.queries = config.queries
         self.unified_experts = nn.Parameter(torch.randn(3 * config.queries, width))
         self.gating_network = nn.Sequential(nn.Linear(3 * width, width), nn.GELU(), nn.Linear(width, 3))
-        self.cross_attn = nn.MultiheadAttention(width, heads, batch_first=True)
+        self.cross_attn = PackedAttention(width, config.fusion_heads)
         self.norm1 = nn.LayerNorm(width)
-        layer = nn.TransformerEncoderLayer(
-            width, heads, 4 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.fusion_transformer = nn.TransformerEncoder(layer, config.fusion_depth, enable_nested_tensor=False)
+        self.fusion_transformer = FusionTransformer(config)
         for name in "vta":
             setattr(self, f"bypass_gate_{name}", nn.Parameter(torch.full((1,), INITIAL_GATE)))
             setattr(self, f"norm_{name}2", nn.LayerNorm(width))
@@ -141,7 +189,7 @@ class ReleasedFusion(nn.Module):
         gates = self.gates(inputs)
         context = torch.cat([gates[:, i, None, None] * x for i, x in enumerate(inputs)], dim=1)
         experts = self.unified_experts.expand(len(text), -1, -1)
-        experts = self.norm1(experts + self.cross_attn(experts, context, context, need_weights=False)[0])
+        experts = self.norm1(experts + self.cross_attn(experts, context))
         summaries = rearrange(self.fusion_transformer(experts), "b (m q) c -> m b q c", q=self.queries).mean(2)
         fused = []
         for name, x, summary in zip("vta", inputs, summaries, strict=True):

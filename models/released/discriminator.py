@@ -1,5 +1,6 @@
 """The released discriminator: convolutional heads on the velocity of a trunk that is cut after some blocks."""
 
+import torch
 from torch import Tensor, nn
 
 
@@ -21,3 +22,16 @@ class ReleasedDiscriminatorHead(nn.Module):
     def forward(self, velocity: Tensor) -> Tensor:
         """(B, L, C) -> scores (B, L/4)."""
         return self.net(velocity.transpose(1, 2)).squeeze(1)
+
+
+class ReleasedDiscriminator(nn.Module):
+    """A head for each cut of the trunk; their scores are averaged."""
+
+    def __init__(self, cuts: int, channels: int = 64, width: int = 128) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(ReleasedDiscriminatorHead(channels, width) for _ in range(cuts))
+
+    def forward(self, velocities: Tensor) -> Tensor:
+        """(B, cuts, L, C) -> scores (B, L/4)."""
+        scores = [head(v) for head, v in zip(self.heads, velocities.unbind(1), strict=True)]
+        return torch.stack(scores).mean(0)

@@ -62,6 +62,10 @@ class ReleasedNetwork(nn.Module):
     def backbone(self) -> ReleasedBackbone:
         return self.model["model"]  # type: ignore[return-value]
 
+    @property
+    def video_conditioner(self) -> VideoConditioner:
+        return self.conditioner["conditioners"]["video_prompt"]  # type: ignore[index]
+
     def fuse(
         self, clip: Tensor, sync: Tensor, video_present: Tensor, text: Tensor, text_length: Tensor, audio: Tensor
     ) -> Tensor:
@@ -71,10 +75,10 @@ class ReleasedNetwork(nn.Module):
         (B, T, C) holds T5's last hidden states: the first `text_length` (B,) count, the rest become zeros. `audio`
         (B, 215, 64) holds the prompt's latents, those of silence where there is none.
         """
-        conditioners = self.conditioner["conditioners"]
+        audio_conditioner = self.conditioner["conditioners"]["audio_prompt"]  # type: ignore[index]
         counts = torch.arange(text.shape[1], device=text.device) < text_length[:, None]
-        video = conditioners["video_prompt"](clip, sync, video_present)  # type: ignore[index]
-        return self.maf_block(text * counts[..., None], video, conditioners["audio_prompt"](audio))  # type: ignore[index]
+        video = self.video_conditioner(clip, sync, video_present)
+        return self.maf_block(text * counts[..., None], video, audio_conditioner(audio))
 
     def null_condition(self, batch: int) -> Tensor:
         """(B, 3·T, C): zeros in place of the fusion's output, for guidance and for conditions that are dropped."""

@@ -10,9 +10,19 @@ import torch
 
 from audiox_trainer.kernels.ops import OPS
 from audiox_trainer.models import strict
+from audiox_trainer.models.networks import build_network
 from audiox_trainer.trainer.benchmarks import data, distill, memory, sample, train
+from audiox_trainer.trainer.benchmarks.released.plain_reading import PlainReading
+from audiox_trainer.trainer.benchmarks.train import READING
 from audiox_trainer.trainer.cost.passes import Gradient, Pass
 from audiox_trainer.trainer.engine import kernel_selection
+from tests.helpers.released_weights import (
+    SIZES,
+    random_tensor,
+    released_config,
+    released_distill_config,
+    save_released,
+)
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 
 pytestmark = pytest.mark.slow
@@ -31,14 +41,20 @@ def run_bench(folder: Path, kind: str, config: object, *arguments: str) -> subpr
     (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
     command = [sys.executable, "launch/bench.py", kind, "--config", str(folder / "config.json"), *arguments]
     return subprocess.run(
-        [*command, "--out", str(folder / "out.json")], cwd=ROOT, capture_output=True, text=True, timeout=300
+        [*command, "--out", str(folder / "out.json")], cwd=ROOT, capture_output=True, text=True, timeout=600
     )
 
 
 def test_training_steps_are_compared_with_a_plain_loop(tmp_path, scenes):
-    done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1")
+    done = run_bench(tmp_path, "train", small_config(scenes), "--rounds", "2", "--inner", "1", "--profile")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
+    for rows in (result["profiles"]["deepspeed"], result["profiles"]["plain"]):
+        assert "aten::addmm" in {row["name"] for row in rows} and rows[0]["ms"] >= rows[-1]["ms"] > 0
+        # Each row by the same whole, of which the rows that were left out are a part.
+        assert rows[0]["ms"] / rows[0]["share"] == pytest.approx(rows[-1]["ms"] / rows[-1]["share"])
+        assert 0 < sum(row["share"] for row in rows) <= 1 + 1e-9
+    assert "a step, deepspeed: where its time goes" in done.stdout
     rows = {row["variant"]: row for row in result["rows"]}
     assert rows["plain"]["ratio_to_plain"] == 1 and rows["deepspeed"]["samples_per_s"] > 0
     assert rows["products alone"]["samples_per_s"] > rows["plain"]["samples_per_s"]
@@ -49,9 +65,25 @@ def test_training_steps_are_compared_with_a_plain_loop(tmp_path, scenes):
     assert 0.85 * result["training_flops"] < result["product_flops"] < 1.02 * result["training_flops"]
 
 
+def test_comparisons_of_ranks_are_compared_with_steps_without(tmp_path, scenes):
+    config = small_config(scenes, "checks.weights_every=20")
+    done = run_bench(tmp_path, "checks", config, "--rounds", "2", "--inner", "2")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    shares = {row["variant"]: row.get("share_of_steps") for row in result["rows"]}
+    assert shares == {
+        "a step": None,
+        "times measured": 5 / 100,
+        "weights compared": 1 / 20,
+        "a micro-batch repeated": 1 / 1000,
+    }
+    assert result["cost"] == sum(row.get("cost", 0) for row in result["rows"])
+    assert "of the time" in done.stdout and "a micro-batch repeated" in done.stdout
+
+
 def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     config = small_distill_config(scenes, "updates.student=2")
-    done = run_bench(tmp_path, "distill", config, "--rounds", "1")
+    done = run_bench(tmp_path, "distill", config, "--rounds", "1", "--text-lengths", "8", "16")
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "out.json").read_text())
     called = {row["part"]: row["calls"] for row in result["rows"]}
@@ -60,6 +92,9 @@ def test_a_round_is_compared_with_its_parts(tmp_path, scenes):
     assert called[FAKE_TRAINED] == called[HEAD_TRAINED] == 2 and called[TRUNK] == 4
     assert [called[f"{name} optimizer"] for name in ("student", "fake", "discriminator")] == [2, 1, 1]
     assert result["ratio"] == pytest.approx(result["round_s"] / result["parts_s"])
+    assert result["compiled_versions"] == [0, 0] and "0 more after the warm-up" in done.stdout  # it is not compiled
+    with pytest.raises(ValueError, match=r"--text-lengths \[8, 25\]: between 1 and model\.text\.max_tokens, 24"):
+        distill.measure(config, 1, text_lengths=[8, 25])
 
 
 @pytest.mark.long
@@ -169,3 +204,49 @@ def test_steps_of_other_batches_and_rounds_without_parts(tmp_path, scenes):
     result = json.loads((tmp_path / "out.json").read_text())
     assert result["round_s"] > 0 and result["mfu"] > 0 and "ratio" not in result
     assert "TFLOP counted" in done.stdout and "kernels: " in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["train", "sample", "distill", "data"])
+def test_the_released_network_is_measured_too(tmp_path, kind):
+    weights = save_released(tmp_path / "released")
+    config = released_config(weights, "training.micro_batch=4")
+    arguments = ["--rounds", "1"]
+    if kind == "distill":
+        config = released_distill_config(weights, "updates.student=2", "distillation.discriminator_blocks=2")
+    elif kind == "sample":
+        arguments += ["--dtype", "fp32", "--steps", "2"]
+    done = run_bench(tmp_path, kind, config, *arguments)
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out.json").read_text())
+    if kind == "sample":
+        assert all(row["off"] < 1e-4 for row in result["rows"]) and len(result["rows"]) == 8
+        assert [row["times_reading"] == 1 for row in result["rows"]] == [
+            row["way"] == READING for row in result["rows"]
+        ]
+    else:
+        assert result["rows"]
+    if kind == "train":
+        rows = {row["variant"]: row for row in result["rows"]}
+        assert rows[READING]["ratio_to_reading"] == 1 and rows["deepspeed"]["ratio_to_reading"] > 0
+        assert "x reading" in done.stdout
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_the_plain_reading_is_the_released_network(compiled):
+    """Its velocity and every gradient; with videos, texts and prompts in some samples, and in none."""
+    network = build_network(SIZES.model)
+    network.load_state_dict({name: random_tensor(name, tuple(x.shape)) for name, x in network.state_dict().items()})
+    generator, video_rows = torch.Generator().manual_seed(0), SIZES.model.video_rows
+    shapes = ((3, 36, 8), (3, video_rows, 32), (3, 32, 8), (3, 16, 32))
+    z, video, audio, text = (torch.randn(shape, generator=generator) for shape in shapes)
+    video[1], audio[0], audio[2, 5:] = 0, 0, 0
+    inputs = (z, torch.tensor([1.0, 0.3, 0.0]), video, audio, text, torch.tensor([16, 0, 5]))
+    results = []
+    for model in (network, PlainReading(network, compiled)):
+        network.zero_grad()
+        out = model(*inputs)
+        out.square().mean().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in network.parameters())])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=2e-6 * float(plain.abs().max() + 1))

@@ -2,6 +2,7 @@
 
 import shutil
 
+import av
 import pytest
 
 from audiox_trainer.trainer.benchmarks import decode
@@ -31,3 +32,13 @@ def test_without_the_program_it_says_so(root, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(ValueError, match="the ffmpeg program, which decoding is compared with, is not installed"):
         decode.measure(load_pretrain_config(root / "configs" / "tiny.json").model, rounds=1, seconds=1)
+
+
+def test_the_busy_film_has_the_pictures_and_the_sound_that_the_documents_name(tmp_path):
+    with av.open(str(decode.busy_film(tmp_path / "busy.mp4", 1.5))) as container:
+        pictures, sound = container.streams.video[0], container.streams.audio[0]
+        assert (pictures.codec.name, pictures.width, pictures.height, pictures.frames) == ("h264", 1280, 720, 45)
+        assert (sound.codec.name, sound.rate, sound.layout.name) == ("aac", 48000, "stereo")
+        assert container.duration / av.time_base == pytest.approx(1.5, abs=0.05)
+        first, second, *_ = [frame.to_ndarray(format="gray") for frame in container.decode(pictures)]
+    assert (first != second).mean() > 0.5

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import tarfile
+from pathlib import Path
 
 import pytest
 
@@ -109,15 +111,17 @@ def test_a_folder_without_results_is_refused(tmp_path):
     assert read_results(tmp_path) == {"train": {"rows": []}}
 
 
-def measure(folder, memory="", **environment):
+def measure(folder, memory="", *parts, missing="", **environment):
     """Runs launch/measure.sh on a machine whose nvidia-smi reports this GPU memory, with a Python that only records its
-    command lines -> how it ended, and the command lines."""
+    command lines, and that lacks a library -> how it ended, and the command lines."""
     programs, log = folder / "programs", folder / "asked.jsonl"
-    programs.mkdir()
+    programs.mkdir(exist_ok=True)
+    log.unlink(missing_ok=True)
     (programs / "nvidia-smi").write_text(f"#!/bin/sh\necho '{memory}'\n")
     noting = (
         f"#!{sys.executable}\nimport json, os, sys\n"
         f"if 'read_config' in sys.argv[-1]:\n    os.execv('{sys.executable}', ['{sys.executable}', *sys.argv[1:]])\n"
+        f"if 'find_spec' in sys.argv[-1]:\n    sys.exit('{missing}' in sys.argv[-1] if '{missing}' else 0)\n"
         f"if sys.argv[1] != '-c':\n    open('{log}', 'a').write(json.dumps(sys.argv[1:]) + chr(10))\n"
     )
     (programs / "python").write_text(noting)
@@ -125,7 +129,11 @@ def measure(folder, memory="", **environment):
         program.chmod(0o755)
     environment |= {"PATH": f"{programs}:{os.environ['PATH']}", "PYTHON": str(programs / "python")}
     done = subprocess.run(
-        ["bash", MEASURE, folder / "out"], env=os.environ | environment, capture_output=True, text=True, timeout=120
+        ["bash", MEASURE, folder / "out", folder / "all.tgz", *parts],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     return done, [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
 
@@ -134,6 +142,21 @@ def test_measuring_without_a_gpu_is_refused_before_anything_is_made(tmp_path):
     done, asked = measure(tmp_path)
     assert done.returncode == 1 and "no GPU here" in done.stderr
     assert asked == [] and not (tmp_path / "out").exists()
+
+
+def part_of(command):
+    """The part that a command line belongs to: by its result, or its tests."""
+    if "--out" in command or "--json" in command:
+        return Path(command[-1] if "--json" in command else command[command.index("--out") + 1]).stem
+    return {"tests/kernels/test_triton.py": "tests", "tests/gpu/test_resumed_run.py": "resume"}.get(command[3], "")
+
+
+def parts_of(commands):
+    return [name for command in commands if (name := part_of(command))]
+
+
+FIRST = ["tests", "kernels", "tiles", "train_full", "train_eager", "memory", "resume", "sample", "distill"]
+REST = ["train_fp8", "train_fp8_rows", "train_plain", "train_zero2", "memory_distill"]
 
 
 @pytest.mark.slow
@@ -147,10 +170,13 @@ def test_every_command_of_measuring_is_accepted(tmp_path, machine, monkeypatch):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "memory.json").write_text("old")
     (tmp_path / "out" / "mine.json").write_text("kept")
-    done, asked = measure(tmp_path, machine, **({"SMALL": "1"} if machine == "small" else {}))
+    small = {"SMALL": "1"} if machine == "small" else {}
+    done, asked = measure(tmp_path, machine, LIMIT="900", **small)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [path.name for path in (tmp_path / "out").glob("*.json")] == ["mine.json"]
-    names, plans = [], {}
+    with tarfile.open(tmp_path / "all.tgz") as packed:
+        assert set(packed.getnames()) == {".", *(f"./{path.name}" for path in (tmp_path / "out").iterdir())}
+    plans: dict = {}
     for program, *arguments in asked:
         if program == "launch/plan.py":
             monkeypatch.setattr(sys, "argv", [program, *arguments])
@@ -162,16 +188,65 @@ def test_every_command_of_measuring_is_accepted(tmp_path, machine, monkeypatch):
             given = bench.parse()
             load = load_distill_config if given.command == "distill" else load_pretrain_config
             config = load(ROOT / given.config, given.set)
-            names.append(given.out.stem)
             if given.command == "distill":
                 assert given.no_parts == (machine == "143771")
                 assert config.model.backbone.depth == {"81559": 12, "143771": 24, "small": 3}[machine]
                 distilled = config
     assert isinstance(plans["memory"], PretrainConfig) and plans["memory_distill"] == distilled
-    needed = ["kernels", "train_full", "distill", "sample", "train_fp8", "train_zero2", "train_plain"]
-    assert names == needed or (machine == "small" and names == [n for n in needed if n != "train_fp8"])
+    assert parts_of(asked) == [name for name in FIRST + REST if machine != "small" or name != "tiles"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+def test_measuring_runs_whole_in_small(tmp_path):
+    """Every part of it ends well, and leaves its result."""
+    done = subprocess.run(
+        ["bash", MEASURE, tmp_path / "out", tmp_path / "all.tgz"],
+        env=os.environ | {"SMALL": "1", "PYTHON": sys.executable},
+        capture_output=True,
+        text=True,
+        timeout=2900,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "left out" not in done.stdout and "no time was left" not in done.stdout
+    names = [name for name in FIRST + REST if name != "tiles"]  # which are a GPU's
+    assert [name for name in names if not (tmp_path / "out" / f"{name}.txt").read_text()] == []
+    results = read_results(tmp_path / "out")
+    assert set(names) - results.keys() == {"tests", "resume"} and findings(results)
+    assert (tmp_path / "out" / "goals.txt").read_text() and tarfile.is_tarfile(tmp_path / "all.tgz")
+
+
+def test_one_command_fits_into_ten_minutes_and_names_what_is_left(tmp_path):
+    """A borrowed GPU runs no command for longer; the parts that did not fit are those of a second one."""
+    done, asked = measure(tmp_path, "143771")
+    begun = parts_of(asked)
+    assert begun[: len(FIRST)] == FIRST
+    rest = [name for name in REST if name not in begun]
+    command = f"bash launch/measure.sh {tmp_path / 'out'} '{tmp_path / 'all.tgz'}' {' '.join(rest)}"
+    assert rest and command in done.stdout
+    done, asked = measure(tmp_path, "143771", *rest)
+    assert parts_of(asked) == rest
+    assert "no time was left" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("missing", "run"), [("deepspeed", ["tests", "kernels", "tiles", "sample"]), ("streaming", None)]
+)
+def test_parts_without_their_library_are_left_out(tmp_path, missing, run):
+    done, asked = measure(tmp_path, "143771", missing=missing)
+    begun = parts_of(asked)
+    assert begun == run or (run is None and set(FIRST) - set(begun) == {"resume"})
+    assert f"-- resume: left out, it needs {missing}" in done.stdout
+
+
+def test_an_unknown_part_is_refused(tmp_path):
+    done, asked = measure(tmp_path, "143771", "trian_full")
+    assert done.returncode == 1 and asked == [] and "trian_full: no part; there are tests kernels" in done.stderr
 
 
 def test_the_parts_of_measuring_fit_their_time():
-    seconds = re.findall(r"^ *(?:part|bench|train) \w+ (\d+) ", MEASURE.read_text(), re.MULTILINE)
-    assert len(seconds) == 10 and sum(map(int, seconds)) <= 570
+    rows = re.findall(r"(?:^|\|\| )(?:part|bench|train) (\w+) (\d+) ", MEASURE.read_text(), re.MULTILINE)
+    seconds = {name: int(number) for name, number in rows}
+    assert list(seconds) == FIRST + REST
+    assert sum(seconds[name] for name in FIRST) <= 570  # one command of a borrowed GPU
+    assert sum(seconds.values()) <= 740  # all of its 15 minutes, less two starts

@@ -11,16 +11,15 @@ from audiox_trainer.models.encoders.libraries import diffusers, transformers
 from audiox_trainer.models.released.audiox import ReleasedAudioX
 from audiox_trainer.trainer.checkpoint.convert_released import (
     BASE,
-    LICENSE,
-    LICENSE_FILE,
     TURBO,
     ReleasedLayout,
     ReleasedSizes,
     convert_released,
 )
-from audiox_trainer.trainer.checkpoint.convert_run import load_weights
+from audiox_trainer.trainer.checkpoint.licences import CC_BY_NC, FILE
 from audiox_trainer.trainer.checkpoint.released_file import AUTOENCODERS, CLIP
 from audiox_trainer.trainer.checkpoint.verify import verify
+from audiox_trainer.trainer.checkpoint.weights_folder import load_weights
 from tests.helpers.released_weights import SIZES, released_autoencoder, released_state, save_checkpoint
 
 BLOCK = "model.model.transformer.layers.1.attn.qkv.weight"
@@ -48,7 +47,7 @@ def convert(tmp_path, state, section="", vae=None, **options):
 def test_every_tensor_arrives(state, converted):
     folder, report = converted
     network = load_weights(folder)
-    assert isinstance(network, ReleasedAudioX) and network.sampling == TURBO and network.license == LICENSE
+    assert isinstance(network, ReleasedAudioX) and network.sampling == TURBO and network.license == CC_BY_NC
     stored = load_file(folder / "model.safetensors")
     assert stored.pop("silence").shape == (32, 8)
     unused = ReleasedLayout(SIZES).unused
@@ -65,7 +64,7 @@ def test_every_tensor_arrives(state, converted):
     assert torch.equal(first, state[AUTOENCODERS[0] + "encoder.layers.0.weight_v"])
     verify(folder, lambda line: None)
     assert f"{len(state)} tensors with" in report[0] and "in float32; names without a prefix" in report[0]
-    assert "by-nc/4.0" in (folder / LICENSE_FILE).read_text() and LICENSE in report[-1]
+    assert "by-nc/4.0" in (folder / FILE).read_text() and CC_BY_NC in report[-1]
 
 
 @pytest.mark.parametrize(

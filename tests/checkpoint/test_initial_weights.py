@@ -102,7 +102,7 @@ def test_what_is_no_weights_folder(tmp_path):
     (tmp_path / "empty").mkdir()
     for location, message in (
         (tmp_path / "empty", r"init\.weights: .*config\.json is missing: .* is not a weights folder"),
-        ("/nowhere/at/all", r"init\.weights: /nowhere/at/all is no folder; give a weights folder, a run, or a name"),
+        ("/nowhere/at/all", r"init\.weights: /nowhere/at/all is no folder; give one, or a name on the hub"),
         ("nobody/nothing", r"init\.weights: nobody/nothing is no folder here, and no hub gave it \(.+\)"),
     ):
         with pytest.raises(ValueError, match=message):

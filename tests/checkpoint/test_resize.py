@@ -5,9 +5,9 @@ import json
 import pytest
 
 from audiox_trainer.trainer.checkpoint import load
+from tests.distillation.conftest import ROLES
+from tests.distillation.conftest import stage as distill_stage
 from tests.helpers.scenario_results import KINDS, Item, Launch, differing, stage, state
-from tests.training.distillation.conftest import ROLES
-from tests.training.distillation.conftest import stage as distill_stage
 
 pytestmark = [pytest.mark.slow, pytest.mark.long]
 # Relative tolerances of the final state and of each loss: gradients are summed in another order.

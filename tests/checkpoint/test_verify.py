@@ -17,7 +17,7 @@ from audiox_trainer.trainer.checkpoint.convert_run import convert_run
 from audiox_trainer.trainer.checkpoint.verify import DamageFoundError, verify
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.core.integrity import ChangedError
-from audiox_trainer.trainer.training.distill import load_teacher
+from audiox_trainer.trainer.distillation.distill import load_teacher
 from tests.helpers.small_config import ROOT, small_distill_config
 
 STEPS = (4, 8, 12)  # of the run's checkpoints
@@ -176,10 +176,10 @@ def test_its_rate_is_compared(kept):
 @pytest.mark.slow
 def test_on_the_command_line(folder):
     command = [sys.executable, "launch/verify.py", str(folder / "run"), str(folder / "scenes")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (ExitCode.DONE, "")
     assert len(done.stdout.splitlines()) == 6 and all(line.startswith("good: ") for line in done.stdout.splitlines())
     cut(newest(folder) / RANK)
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == ExitCode.CORRUPT
     assert f"damaged: {newest(folder) / RANK} has " in done.stdout and "error: 1 of 10 files under" in done.stderr

@@ -45,5 +45,5 @@ def test_a_reader_that_goes_away_does_not_end_it(tmp_path, joined):
         process.stdout.close()
         process.stdin.write("go\n")
         process.stdin.close()
-        assert process.wait(60) == 0
+        assert process.wait(600) == 0
     assert (tmp_path / "out").read_text() == "saved"

@@ -29,7 +29,7 @@ def test_the_configurations_that_come_along_parse(name):
 
 
 REFUSED = {  # override -> what the message says after the file's name
-    "colour=1": r"colour: unknown key \(value 1\); allowed: model, data, training",
+    "xyz=1": r"xyz: unknown key \(value 1\); allowed: model, data, training",
     "model.backbone.widht=64": r"model\.backbone\.widht: unknown key \(value 64\); did you mean width\? allowed: width",
     "data.streams.0.pth=x": r"data\.streams\[0\]\.pth: unknown key \(value 'x'\); did you mean path\? allowed: path",
     "data.dropout.txt=0.1": r"data\.dropout\.txt: unknown key",
@@ -165,6 +165,17 @@ def test_overrides(tmp_path):
 def test_an_override_that_leads_nowhere(override, message):
     with pytest.raises(ValueError, match=message):
         apply_override(small_json(), override)
+
+
+@pytest.mark.parametrize("other", ["activation_checkpointing", "fp8_rows"])
+def test_swiglu_is_not_recomputed_twice(small, other):
+    with pytest.raises(ValueError, match=rf"^recompute_swiglu: true with {other}, which"):
+        replace(small.training, recompute_swiglu=True, **{other: True})
+
+
+def test_the_released_network_has_no_swiglu_of_ours():
+    with pytest.raises(ValueError, match=r"training\.recompute_swiglu: true; the released network has other blocks"):
+        load_pretrain_config(ROOT / "configs" / "finetune_released.json", ["training.recompute_swiglu=true"])
 
 
 @pytest.mark.parametrize(("batch", "micro", "ranks"), [(8, 4, 3), (8, 4, 4), (8, 3, 1), (4, 8, 1)])

@@ -1,4 +1,4 @@
-"""The list of passes, and what is derived from it. tests/training/distillation checks updates against the list."""
+"""The list of passes, and what is derived from it. tests/distillation checks updates against the list."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from audiox_trainer.trainer.cost.passes import (
     Pass,
     count_passes,
     distillation_passes,
-    endpoint_pass,
+    ode_passes,
     step_probabilities,
 )
 from tests.helpers.small_config import small_distill_config
@@ -25,12 +25,47 @@ def test_a_late_step_costs_the_rollout_before_it():
 
 
 def test_pairs_save_the_endpoints():
-    config, paired = small_distill_config(), small_distill_config(None, "warm_start.pairs=made")
-    assert distillation_passes(config, Phase.WARM_START, 0) == (
-        endpoint_pass(config),
-        Pass("student", Gradient.WEIGHTS),
-    )
-    assert distillation_passes(paired, Phase.WARM_START, 0) == (Pass("student", Gradient.WEIGHTS),)
+    euler = ("sampling.sampler=euler",)
+    config, paired = small_distill_config(None, *euler), small_distill_config(None, *euler, "warm_start.pairs=made")
+    own = Pass("student", Gradient.WEIGHTS)
+    assert distillation_passes(config, Phase.WARM_START, 2) == (*ode_passes(config), own)
+    assert distillation_passes(paired, Phase.WARM_START, 2) == (own,)
+
+
+def test_a_renoising_student_asks_its_teacher_where_its_own_steps_lead():
+    """One guided evaluation at the first steps, an ODE at the last."""
+    config = small_distill_config()
+    own, once = Pass("student", Gradient.WEIGHTS), Pass("teacher", samples=2)
+    assert distillation_passes(config, Phase.WARM_START, 0) == (once, own)
+    assert distillation_passes(config, Phase.WARM_START, 2) == (Pass("student", count=2), once, own)
+    assert distillation_passes(config, Phase.WARM_START, 3) == (Pass("student", count=3), *ode_passes(config), own)
+
+
+def test_guidance_within_an_interval_saves_the_other_branch_elsewhere():
+    """An ODE of three equal steps from 1, and from the student's last level of 0.25."""
+    interval = ("distillation.guidance_interval=[0.5, 0.8]", "sampling.timesteps=[1, 0.7, 0.5, 0.25]")
+    config = small_distill_config(None, *interval)
+    assert ode_passes(config) == (Pass("teacher"), Pass("teacher", samples=2), Pass("teacher"))
+    assert ode_passes(config, 0.25) == (Pass("teacher", count=3),)
+    teacher = [distillation_passes(config, Phase.WARM_START, k)[bool(k)].samples for k in range(4)]
+    assert teacher == [1, 2, 2, 1]
+
+
+def test_an_anchor_and_a_split_ask_the_teacher_more_often():
+    """After the student's own pass: matching without guidance, its guidance, and the regression's target."""
+    split = 'distillation.guidance_noise_levels={"shift": 3}'
+    config = small_distill_config(None, "distillation.adversarial_weight=0", "distillation.regression_weight=1", split)
+    once, twice = Pass("teacher"), Pass("teacher", samples=2)
+    assert distillation_passes(config, Phase.STUDENT, 0)[1:] == (once, Pass("fake"), twice, twice)
+    assert distillation_passes(config, Phase.STUDENT, 3)[2:] == (once, Pass("fake"), twice, *ode_passes(config))
+    alone = small_distill_config(None, "distillation.matching_weight=0")
+    assert "fake" not in {one.role for one in distillation_passes(alone, Phase.STUDENT, 0)}
+
+
+def test_a_discriminator_reads_data_more_often_for_its_penalties():
+    config = small_distill_config(None, "distillation.r1_weight=1", "distillation.contrastive_weight=1")
+    trunk, head = distillation_passes(config, Phase.DISCRIMINATOR, 0)[1:]
+    assert (trunk.count, head.samples) == (4, 4)
 
 
 def test_a_warm_start_takes_all_steps_alike():
@@ -59,7 +94,7 @@ def test_checkpointing_computes_the_blocks_of_passes_with_a_gradient_again():
         sum(forward_flops(config.model, 16, n)[name] for name in blocks)
         for n in (None, config.distillation.discriminator_blocks)
     )
-    expected = {Phase.STUDENT: whole + trunk, Phase.DISCRIMINATOR: 0}
+    expected = {Phase.STUDENT: whole + trunk, Phase.DISCRIMINATOR: 0, Phase.DISCRIMINATOR_WARM_UP: 0}
     for phase in Phase:
         found = recomputed_flops(config.model, distillation_passes(config, phase, 1), 16)
         assert found == expected.get(phase, whole)

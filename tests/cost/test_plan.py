@@ -1,7 +1,6 @@
 """Plans: what fits, what divides, what is recommended, and what is refused."""
 
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -28,6 +27,7 @@ from audiox_trainer.trainer.cost.recommendation import (
 )
 from audiox_trainer.trainer.cost.simulated_memory import SimulatedModel
 from audiox_trainer.trainer.cost.workload import LINE_END, workload
+from tests.helpers.run_script import measured_plan
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 
 TOKENS = 16
@@ -279,9 +279,29 @@ def test_on_the_command_line(plan, tmp_path, config):
     assert best["gpu_hours"] == pytest.approx(24 * 64 * best["days"]) and best["memory"] <= found["usable_memory"]
 
 
+def test_a_generation_is_planned(plan, tmp_path):
+    """The clips of VGGSound's test set for three tasks, by the student and by its teacher."""
+    found = {}
+    for config in ("distill_2p7b", "2p7b"):
+        file = tmp_path / f"{config}.json"
+        more = ("--generate", 3 * 14931, "--other-seconds", 0.25, "--json", file)
+        code, out, err = plan("--config", f"configs/{config}.json", "--gpus", 16, "--gpu", "h100", *more)
+        assert (code, err) == (0, "") and "44,793 clips of" in out and "2,800 clips per GPU" in out
+        found[config] = json.loads(file.read_text())
+    few, many = found["distill_2p7b"], found["2p7b"]
+    assert (few["steps"], few["passes"]) == (4, 4) and many["passes"] == 2 * many["steps"]
+    assert many["flops_per_clip"] / few["flops_per_clip"] == many["passes"] / few["passes"]
+    per_clip = few["flops_per_clip"] / (0.4 * 989e12) + 0.25
+    assert few["gpu_hours"] == pytest.approx(44793 * per_clip / 3600, rel=1e-2)
+    assert few["hours"] == pytest.approx(few["gpu_hours"] / 16)
+    assert 2 * 2.3e9 < few["weights_bytes"] < 2 * 2.8e9 and 0 < few["disk_bytes"] < 1e12
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("--gpus", 8, 16, "--gpu", "h100", "--generate", 10), "--generate: a plan of its own, for one number of"),
+        (("--gpus", 8, "--gpu", "h100", "--generate", -1), "--generate -1 and --other-seconds 0: give 1 or more"),
         (("--gpus", 0, "--gpu", "h100"), "0 GPUs in nodes of 8: give at least 1 of both"),
         (("--gpus", 12, "--gpu", "h100"), "12 GPUs do not fill nodes of 8: give a multiple, or --per-node"),
         (("--gpus", 8, "--gpu", "h101"), "--gpu h101: not known; the table has h100, h200, h800"),
@@ -308,7 +328,7 @@ def test_bytes_of_every_role_of_a_distillation_are_those_of_a_round(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(strict.to_dict(config)))
     command = [sys.executable, "launch/plan.py", "--config", str(tmp_path / "config.json"), "--measure"]
     command += ["--json", str(tmp_path / "found.json")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "found.json").read_text())
     assert list(found["planned"]) == ["student", "fake", "discriminator", "teacher"]
@@ -326,15 +346,9 @@ def test_resident_memory_grows_as_planned(tmp_path):
     free = next(line for line in open("/proc/meminfo") if line.startswith("MemAvailable"))
     if int(free.split()[1]) * 1024 < 11 * GIB:
         pytest.skip("less than 11 GiB of memory are free")
-    settings = ("compile=false", "global_batch=4", "micro_batch=2")
-    command = [sys.executable, "launch/plan.py", "--config", "configs/single_gpu.json", "--measure"]
-    command += [part for setting in settings for part in ("--set", f"training.{setting}")]
-    # Buffers that are filled, so that they are resident; and memory that is given back goes back to the system.
-    command += ["--set", "deepspeed.zero_optimization.reduce_bucket_size=50000000"]
-    command += ["--json", str(tmp_path / "found.json")]
-    environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072", "MALLOC_TRIM_THRESHOLD_": "131072"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=2400)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
+    settings = [f"training.{setting}" for setting in ("compile=false", "global_batch=4", "micro_batch=2")]
+    # Buffers that are filled, so that they are resident.
+    settings.append("deepspeed.zero_optimization.reduce_bucket_size=50000000")
+    found, said = measured_plan("single_gpu", settings, tmp_path)
     assert found["planned"] == found["counted"]
-    assert found["measured_peak"] == pytest.approx(found["planned_peak"], rel=0.1), done.stdout
+    assert found["measured_peak"] == pytest.approx(found["planned_peak"], rel=0.1), said

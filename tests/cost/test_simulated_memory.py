@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.models.blocks import SwiGLU, recompute_swiglu
 from audiox_trainer.models.embeddings import ConstantTensors
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.cost.simulated_memory import Allocations, SimulatedModel
@@ -30,11 +31,12 @@ def tables(model):
             yield from module.tensors
 
 
-def really(config, precision, batch, checkpointing):
+def really(config, precision, batch, checkpointing, recompute=False):
     """Bytes that a pass through a real model keeps in saved tensors, keeps in memory, and needs at most."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     model = AudioX(config).to(dtype)
     model.backbone.checkpointing = checkpointing
+    recompute_swiglu(model, recompute)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     z, t, *features, length = inputs(config, TOKENS, batch)
@@ -78,9 +80,39 @@ def test_checkpointing_keeps_less(name):
     assert found.saved < simulated.training(3, checkpointing=False).saved
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", models())
+def test_without_swiglus_outputs(name, precision):
+    """A pass keeps as much less as the inputs of the last products have; none of these are counted elsewhere."""
+    config = models()[name]
+    simulated = SimulatedModel(config, precision, None, TOKENS, recompute=True)
+    saved, kept, peak = really(config, precision, 3, checkpointing=False, recompute=True)
+    found = simulated.training(3, checkpointing=False)
+    assert found.saved == kept == saved + 4 and found.peak == peak
+    stored = SimulatedModel(config, precision, None, TOKENS)
+    assert stored.training(3, checkpointing=False).saved - kept == swiglu_outputs(config, precision, 3)
+    assert simulated.training(3, checkpointing=True) == stored.training(3, checkpointing=True)
+
+
+def swiglu_outputs(config, precision, batch):
+    """Bytes of what all SwiGLUs give to their last products."""
+    sizes = []
+    model = AudioX(config)
+    for module in model.modules():
+        if isinstance(module, SwiGLU):
+            module.down.register_forward_pre_hook(lambda _, given: sizes.append(given[0].numel()))
+    model(*inputs(config, TOKENS, batch))
+    return sum(sizes) * (2 if precision == "bf16" else 4)
+
+
 def test_on_a_gpu_fused_operations_keep_less(root):
     """Attention scores are never materialised there, and norms and gates keep their inputs."""
     config = load_pretrain_config(root / "configs" / "single_gpu.json")
     short = replace(config.model, backbone=replace(config.model.backbone, depth=2))
     cpu, gpu = (SimulatedModel(short, "bf16", kernels, 128).training(2, False) for kernels in (None, config.kernels))
     assert gpu.saved < 0.6 * cpu.saved
+    recomputed = SimulatedModel(short, "bf16", config.kernels, 128, recompute=True).training(2, False)
+    backbone = config.model.backbone
+    tokens = [config.model.latent_frames, config.model.video_tokens + config.model.codec.frames + 128]
+    mlp_rows = 2 * tokens[0] + tokens[1]  # the last block has none for the conditions
+    assert gpu.saved - recomputed.saved >= 2 * 2 * mlp_rows * backbone.mlp_hidden

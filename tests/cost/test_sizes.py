@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from audiox_trainer.models.audiox import AudioX, count_parameters
+from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.models.networks import count_parameters
 from audiox_trainer.trainer.core.config import check_ranks, load_pretrain_config
 from audiox_trainer.trainer.cost.operations import forward_flops, training_flops
 
@@ -82,9 +83,10 @@ FUSIONS = {
 
 @pytest.mark.parametrize("fusion", FUSIONS)
 @pytest.mark.parametrize("linear_path", [False, True])
-@pytest.mark.parametrize("tokens", [8, 24])
-def test_operations_are_counted_exactly(small, fusion, linear_path, tokens):
-    fused = replace(small.model, fusion=replace(small.model.fusion, **FUSIONS[fusion]))
+@pytest.mark.parametrize(("tokens", "video"), [(8, True), (24, True), (24, False)])
+def test_operations_are_counted_exactly(small, fusion, linear_path, tokens, video):
+    seen = small.model if video else replace(small.model, video=None, video_temporal=None)
+    fused = replace(seen, fusion=replace(seen.fusion, **FUSIONS[fusion]))
     config = replace(fused, backbone=replace(fused.backbone, linear_path=linear_path))
     model, found = AudioX(config), forward_flops(config, tokens)
     assert found["total"] == of_one_sample(lambda *inputs: model(*inputs), config, tokens)
@@ -125,8 +127,8 @@ def test_operations_of_2p7b(root):
 
 
 def arguments(config, tokens, batch):
-    codec, video = config.codec, config.video
+    codec = config.codec
     z, audio = torch.randn(2, batch, codec.frames, codec.latent_channels)
     text = torch.randn(batch, tokens, config.text.dim)
     length = torch.full((batch,), tokens - 3)
-    return z, torch.rand(batch), torch.randn(batch, video.steps, video.dim), audio, text, length
+    return z, torch.rand(batch), torch.randn(batch, config.video_rows, config.video_dim), audio, text, length

@@ -1,4 +1,4 @@
-"""From shards to batches: proportions, one order for every number of ranks, exact resume, damage, tasks and dropout."""
+"""From shards to batches: proportions, one order for every number of ranks, exact resume, damage."""
 
 import gc
 import json
@@ -10,18 +10,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
-from audiox_trainer.models.encoders.build import build_text_encoder
-from audiox_trainer.trainer.core.config import DataConfig, DropoutConfig
-from audiox_trainer.trainer.core.rng import Purpose, sample_rng
 from audiox_trainer.trainer.core.tasks import TASKS
-from audiox_trainer.trainer.data.batches import BatchAssembler, choose_task
 from audiox_trainer.trainer.data.reader import global_indices
-from audiox_trainer.trainer.data.record import Record
-from audiox_trainer.trainer.data.shards import ShardError
+from audiox_trainer.trainer.data.shards import ShardError, ShardWriter
 from audiox_trainer.trainer.data.streaming_library import World
 from tests.helpers.launch_ranks import launch_ranks
+from tests.helpers.read_records import read_records
 from tests.helpers.reader_ranks import describe, open_reader, read
 from tests.helpers.small_config import CLIPS, small_config
 
@@ -144,6 +139,51 @@ def test_an_epoch_that_is_left_early_changes_nothing_in_the_next(scenes, uninter
     assert [describe(batch, seed, step) for step, batch in enumerate(found, start)] == uninterrupted[start:]
 
 
+@pytest.fixture(scope="module")
+def continued(scenes, tmp_path_factory):
+    """The same scenes, of which every other one of music has a clip before it."""
+    folder, config = tmp_path_factory.mktemp("continued") / "scenes", small_config(scenes)
+    model = config.model
+    for name in ("audio", "music"):
+        with ShardWriter(folder / name, model.codec, model.text, model.video) as writer:
+            for i, record in enumerate(read_records(scenes / name, model.video.dim)):
+                rows = 0 if name == "audio" or i % 2 else 1 + i % 8
+                rng = np.random.default_rng(i)
+                writer.write(replace(record, preceding=rng.standard_normal((rows, 16)).astype(np.float16)))
+    return folder
+
+
+class TestCompletionPairs:
+    OVERRIDES = ("data.streams.1.tasks.completion=2.0",)
+
+    def test_a_resumed_reader_draws_them_again(self, scenes, continued):
+        config = small_config(continued, *self.OVERRIDES)
+        batches = open_reader(config).batches(0)
+        read_batches = [next(batches) for _ in range(12)]
+        pairs = [
+            not given.any() and bool(audio.any())
+            for batch in read_batches
+            for given, audio in zip(batch.given_mask, batch.conditions.audio, strict=True)
+        ]
+        assert 5 <= sum(pairs) <= 40
+        seed = config.training.seed
+        rows = [describe(batch, seed, step) for step, batch in enumerate(read_batches)]
+        assert read(config, 7, 5) == rows[7:]
+        without = read(small_config(scenes, *self.OVERRIDES), 0, 12)
+        changed = [
+            a != b for x, y in zip(rows, without, strict=True) for a, b in zip(x.values(), y.values(), strict=True)
+        ]
+        assert changed == pairs, "what is no pair is as it was"
+
+    @pytest.mark.slow
+    def test_every_number_of_ranks_draws_the_same(self, continued, tmp_path):
+        overrides = (*self.OVERRIDES, "training.micro_batch=2")
+        launch_ranks(2, "tests.helpers.reader_ranks", str(continued), str(tmp_path / "rank"), "3", "6", *overrides)
+        found = [json.loads((tmp_path / f"rank.{rank}").read_text()) for rank in range(2)]
+        for step, expected in enumerate(read(small_config(continued, *overrides), 3, 6)):
+            assert {int(index): row for rank in found for index, row in rank[step].items()} == expected
+
+
 class TestDamage:
     @pytest.fixture
     def copy(self, scenes, tmp_path):
@@ -174,6 +214,19 @@ class TestDamage:
             for _ in range(9):
                 next(batches)
 
+    def test_a_shard_that_changes_after_it_was_compared_is_named(self, copy):
+        """Once a sample of it cannot be decoded."""
+        batches = open_reader(small_config(copy)).batches(0)
+        for _ in range(3):
+            next(batches)
+        for file in copy.glob("*/*.mds"):
+            with file.open("r+b") as shard:
+                shard.seek(2000)
+                shard.write(bytes(file.stat().st_size - 2000))
+        with pytest.raises(ShardError, match=r"shard\.00000\.mds has changed"):
+            for _ in range(9):
+                next(batches)
+
     def test_damage_before_the_start_is_named(self, copy):
         file = copy / "music" / "shard.00000.mds"
         data = bytearray(file.read_bytes())
@@ -182,164 +235,3 @@ class TestDamage:
         open_reader(small_config(copy))  # sizes are right
         with pytest.raises(ShardError, match=r"shard\.00000\.mds has changed"):
             open_reader(small_config(copy, "data.verify_hashes=true"))
-
-
-def record(index=0, video=True, captions=("one bell", "a bell rings"), std=0.0):
-    rng = np.random.default_rng(index)
-    return Record(
-        id=f"clip-{index}",
-        domain="audio",
-        latent_mean=rng.standard_normal((8, 16)).astype(np.float16),
-        latent_std=np.full((8, 16), std, np.float16),
-        image=rng.standard_normal((4 if video else 0, 16)).astype(np.float16),
-        motion=rng.standard_normal((8 if video else 0, 16)).astype(np.float16),
-        captions=list(captions),
-        annotation={},
-        seconds=2.0,
-    )
-
-
-class Texts:
-    """A text encoder that remembers what it was given."""
-
-    def __call__(self, texts):
-        self.texts = texts
-        return torch.ones(len(texts), 8, 32), torch.ones(len(texts), dtype=torch.int64)
-
-
-def assembler(model, encode=None, dropout=None, **data):
-    off = DropoutConfig(0.0, 0.0, 0.0, 0.0)
-    config = replace(DataConfig(small_config().data.streams), dropout=dropout or off, **data)
-    return BatchAssembler(model, config, encode or Texts(), seed=0)
-
-
-def assemble(assembler, task, count, **changes):
-    """`count` samples of one task, each at its own index."""
-    return assembler([record(**changes)] * count, [{task: 1.0}] * count, 0, range(count))
-
-
-class TestConditions:
-    @pytest.mark.parametrize("task", TASKS)
-    def test_what_each_task_gives(self, small, task):
-        texts = Texts()
-        batch = assemble(assembler(small.model, texts), task, 40)
-        video, audio, _, _ = batch.conditions.tensors()
-        assert batch.latents.shape == (40, 8, 16) and video.shape == (40, 8, 16) and audio.shape == (40, 8, 16)
-        assert bool(video.any()) == (TASKS[task].video)
-        assert bool(audio.any()) == (task in ("inpainting", "completion"))
-        given = Counter(texts.texts)
-        if TASKS[task].text:
-            assert given.keys() == {"one bell", "a bell rings"}
-        elif TASKS[task].video:
-            assert given.keys() == {TASKS[task].default_text}
-        else:
-            assert given.keys() == {"one bell", "a bell rings", TASKS[task].default_text}
-            assert 10 <= given[TASKS[task].default_text] <= 30
-
-    def test_holes(self, small):
-        model = replace(small.model, codec=replace(small.model.codec, frames=100))
-        make = assembler(model, inpainting_hole=(0.2, 0.6))
-        masks = torch.stack([make.draw_given_mask("inpainting", np.random.default_rng(i)) for i in range(500)])
-        assert set(masks.unique().tolist()) == {0, 1}
-        holes = (masks == 0).sum(1)
-        assert 20 <= holes.min() <= 22 and 58 <= holes.max() <= 60 and abs(holes.float().mean() - 40) < 2
-        edges = masks.diff(dim=1, prepend=torch.ones(500, 1), append=torch.ones(500, 1))
-        assert ((edges != 0).sum(1) == 2).all(), "a hole is one piece"
-        assert (masks[:, 0] == 0).any() and (masks[:, -1] == 0).any()
-
-    def test_prefixes(self, small):
-        model = replace(small.model, codec=replace(small.model.codec, frames=100))
-        make = assembler(model, completion_prefix=(0.3, 0.6))
-        masks = torch.stack([make.draw_given_mask("completion", np.random.default_rng(i)) for i in range(500)])
-        lengths = masks.sum(1).long()
-        assert 30 <= lengths.min() <= 31 and 59 <= lengths.max() <= 60 and abs(lengths.float().mean() - 45) < 1.5
-        assert all(m[:n].all() and not m[n:].any() for m, n in zip(masks, lengths, strict=True))
-
-    @pytest.mark.parametrize("task", ["inpainting", "completion"])
-    def test_what_is_given_is_the_sound_itself(self, small, task):
-        batch = assemble(assembler(small.model), task, 30, std=0.5)
-        given = batch.conditions.audio.any(-1)
-        assert torch.equal(batch.conditions.audio, batch.latents * given[..., None])
-        assert given.any(1).all() and not given.all(1).any()
-
-    def test_dropout(self, small):
-        texts, n = Texts(), 6000
-        make = assembler(small.model, texts, DropoutConfig(text=0.3, video=0.2, audio=0.1, all=0.05))
-        video = assemble(make, "TV2A", n).conditions.video
-        no_text = torch.tensor([text == "" for text in texts.texts])
-        no_video = ~video.flatten(1).any(1)
-        no_audio = ~assemble(make, "completion", n).conditions.audio.flatten(1).any(1)
-
-        def near(share, p):
-            return abs(share.float().mean() - p) < 4 * (p * (1 - p) / n) ** 0.5
-
-        assert near(no_text, 1 - 0.7 * 0.95) and near(no_video, 1 - 0.8 * 0.95) and near(no_audio, 1 - 0.9 * 0.95)
-        assert near(no_text & no_video, 0.05 + 0.95 * 0.3 * 0.2)
-
-    @pytest.mark.parametrize("name", ["text", "video", "audio", "all"])
-    def test_dropout_of_one_condition_always(self, small, name):
-        texts = Texts()
-        dropout = replace(DropoutConfig(0.0, 0.0, 0.0, 0.0), **{name: 1.0})
-        make = assembler(small.model, texts, dropout)
-        assert bool(assemble(make, "TV2A", 9).conditions.video.any()) == (name not in ("video", "all"))
-        assert all((text == "") == (name in ("text", "all")) for text in texts.texts)
-        assert bool(assemble(make, "inpainting", 9).conditions.audio.any()) == (name not in ("audio", "all"))
-
-    def test_images_are_added_to_the_motion_that_is_nearest_in_time(self, small):
-        sample = record()
-        video = assembler(small.model).video(sample)
-        image, motion = sample.image.astype(np.float32), sample.motion.astype(np.float32)
-        # Two motion features to an image.
-        expected = torch.from_numpy(image.repeat(2, axis=0) + motion)
-        assert torch.equal(video, expected.half())
-
-    def test_a_record_serves_what_it_can(self):
-        weights = {"T2A": 1.0, "V2A": 1.0, "TV2A": 1.0, "inpainting": 1.0}
-
-        def served(**changes):
-            return {choose_task(record(**changes), weights, np.random.default_rng(i)) for i in range(60)}
-
-        assert served() == set(weights)
-        assert served(video=False) == {"T2A", "inpainting"}
-        assert served(captions=()) == {"V2A", "inpainting"}
-        assert served(video=False, captions=()) == {"inpainting"}
-        with pytest.raises(ValueError, match=r"'clip-0' serves none of the tasks T2A, V2A: no caption or no video"):
-            choose_task(record(video=False, captions=()), {"T2A": 1.0, "V2A": 1.0}, np.random.default_rng(0))
-
-    def test_a_batch_is_cut_into_micro_batches(self, small):
-        make = assembler(small.model, build_text_encoder(small.model.text))
-        batch = make([record(i) for i in range(6)], [{"T2A": 1.0, "V2A": 1.0}] * 6, 3, range(6))
-        parts = batch.split(2)
-        assert [len(part) for part in parts] == [2, 2, 2]
-        whole = describe(batch, 0, 3)
-        assert {index: row for part in parts for index, row in describe(part, 0, 3).items()} == whole
-
-
-class TestRandomness:
-    def test_numbers_belong_to_seed_step_index_and_purpose(self):
-        draws = {
-            (seed, step, index, purpose): tuple(sample_rng(seed, step, index, purpose).random(4))
-            for seed in (0, 1)
-            for step in (0, 1, 70_000)
-            for index in (0, 1, 239)
-            for purpose in Purpose
-        }
-        assert len(set(draws.values())) == len(draws) == 18 * len(Purpose)
-        assert draws[1, 70_000, 239, Purpose.NOISE] == tuple(sample_rng(1, 70_000, 239, Purpose.NOISE).random(4))
-
-    def test_neighbours_are_independent(self):
-        rows = np.stack([sample_rng(0, s, p, Purpose.NOISE).standard_normal(2000) for s in (0, 1) for p in (0, 1)])
-        off_diagonal = np.corrcoef(rows)[~np.eye(4, dtype=bool)]
-        assert np.abs(off_diagonal).max() < 0.1
-
-    def test_latents_are_drawn_from_their_mean_and_deviation(self, small):
-        make, sample, n = assembler(small.model), record(std=0.5), 800
-        drawn = make([sample] * n, [{"T2A": 1.0}] * n, 5, range(n)).latents
-        mean = torch.from_numpy(sample.latent_mean.astype(np.float32))
-        assert (drawn.mean(0) - mean).abs().max() < 5 * 0.5 / n**0.5
-        assert abs(drawn.std(0).mean() - 0.5) < 0.02
-        again = make([sample], [{"V2A": 1.0}], 5, [7]).latents[0]
-        assert torch.equal(again, drawn[7]), "whatever the task and the rank"
-        assert not torch.equal(make([sample], [{"T2A": 1.0}], 6, [7]).latents[0], drawn[7])
-        exact = make([record(std=0.0)], [{"T2A": 1.0}], 5, [0]).latents[0]
-        assert torch.equal(exact, mean)

@@ -11,9 +11,10 @@ import pytest
 
 from audiox_trainer.models.config import CodecConfig, TextConfig, VideoConfig
 from audiox_trainer.trainer.core.files import hash_file, hash_json
-from audiox_trainer.trainer.data.record import COLUMNS, Record, from_columns
+from audiox_trainer.trainer.data import shards
+from audiox_trainer.trainer.data.record import COLUMNS, Record
 from audiox_trainer.trainer.data.shards import DamagedError, ShardError, ShardWriter, check_shards, read_features
-from audiox_trainer.trainer.data.streaming_library import StreamingDataset
+from tests.helpers.read_records import read_records
 
 CODEC = CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=8, latent_channels=16)
 TEXT = TextConfig("words", dim=32, max_tokens=24)
@@ -32,6 +33,7 @@ def record(index=0, video=True, **changes):
         captions=["a dog", "Hündin"] if index % 2 else [],
         annotation={"category": {"dog": 2, "rain": None}, "extra": {"kit": ["x"]}},
         seconds=0.25,
+        preceding=rng.standard_normal((index % 3, 16)).astype(np.float32),
     )
     return replace(made, **changes)
 
@@ -60,8 +62,7 @@ def leftovers(path):
 
 def test_what_is_written_comes_back(written):
     assert len(list(written.glob("*.mds"))) > 2
-    data = StreamingDataset(local=str(written), shuffle=False, batch_size=1)
-    records = [from_columns(data[i], VIDEO.dim) for i in range(len(data))]
+    records = read_records(written, VIDEO.dim)
     assert len(records) == 20
     for i, found in enumerate(records):
         given = record(i, video=i % 3 > 0)
@@ -72,6 +73,17 @@ def test_what_is_written_comes_back(written):
                 np.testing.assert_array_equal(value, expected.astype(np.float16))
             else:
                 assert value == expected and type(value) is type(expected)
+
+
+def test_shards_of_earlier_revisions_are_read(tmp_path, monkeypatch):
+    """They have no column of what precedes a clip."""
+    monkeypatch.setattr(shards, "COLUMNS", {name: kind for name, kind in COLUMNS.items() if name != "preceding"})
+    folder = write(tmp_path / "older", 6)
+    monkeypatch.undo()
+    assert "preceding" not in json.loads((folder / "index.json").read_text())["shards"][0]["column_names"]
+    check_shards(folder, hashes=True)
+    found = read_records(folder, VIDEO.dim)
+    assert [r.id for r in found] == [f"clip-{i}" for i in range(6)] and {r.preceding.shape for r in found} == {(0, 16)}
 
 
 def test_features_say_what_is_there(written):
@@ -100,6 +112,8 @@ def test_features_say_what_is_there(written):
         ({"image": np.zeros((3, 7))}, r"image: shape \(3, 7\)"),
         ({"motion": np.zeros((5, 6))}, r"motion: shape \(5, 6\)"),
         ({"motion": np.zeros((0, 6))}, "3 image and 0 motion features; give both or neither"),
+        ({"preceding": np.zeros((9, 16))}, "preceding: 9 latent frames, at most a clip of 8"),
+        ({"preceding": np.zeros((2, 15))}, r"preceding: shape \(2, 15\), the configuration says \(2, 16\)"),
     ],
 )
 def test_a_record_that_does_not_fit(tmp_path, changes, message):

@@ -26,12 +26,33 @@ def test_the_blocks_products_are_converted_and_nothing_else():
     assert model.state_dict().keys() == plain.state_dict().keys()
 
 
+def test_norms_and_swiglu_write_8_bits_themselves():
+    config = small_config(None, "training.fp8=true", "training.fp8_rows=true")
+    plain, model = AudioX(config.model), configure_model(AudioX(config.model), config.training)
+    kinds = {name: type(module).__name__ for name, module in model.named_modules()}
+    ours = {name.rpartition(".")[2] for name, kind in kinds.items() if kind == "Fp8Linear"}
+    assert ours == {"qkv", "up", "down"}
+    assert {name.rpartition(".")[2] for name, kind in kinds.items() if kind == "Float8Linear"} == {"out"}
+    depth = config.model.backbone.depth
+    assert sum(kind == "Fp8Linear" for kind in kinds.values()) == depth * 6 - 2
+    assert model.state_dict().keys() == plain.state_dict().keys()
+
+
+def test_8_bits_by_row_are_refused_alone_and_at_odd_widths(tmp_path):
+    with pytest.raises(ValueError, match=r"training\.fp8_rows: true needs training\.fp8"):
+        run_folder.check_start(small_config(None, "training.fp8_rows=true"), tmp_path / "run", resume=False)
+    odd = small_config(None, "training.fp8=true", "training.fp8_rows=true", "model.backbone.mlp_hidden=56")
+    with pytest.raises(ValueError, match=r"a product of 56 by 32; both have to be multiples of 16"):
+        configure_model(AudioX(odd.model), odd.training)
+
+
 @pytest.mark.slow
-def test_training_in_8_bits_keeps_up():
+@pytest.mark.parametrize("rows", ["false", "true"])
+def test_training_in_8_bits_keeps_up(rows):
     """The same samples, noise and start: over the last third of 60 steps the losses lie within 2 % of each other."""
     curves = {}
     for fp8 in ("false", "true"):
-        config = small_config(None, f"training.fp8={fp8}")
+        config = small_config(None, f"training.fp8={fp8}", f"training.fp8_rows={rows}")
         torch.manual_seed(0)
         model = configure_model(AudioX(config.model), config.training).to(DEVICE)
         adamw = torch.optim.AdamW(model.parameters(), 2e-3)

@@ -112,9 +112,10 @@ def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
 
     asked = []
 
-    def measure(op, case, candidates, *given):
+    def measure(op, case, candidates, *given, fp8):
         asked.append(op)
-        return [row(op, backend, 1.0 + i) for i, backend in enumerate(reversed(candidates))]
+        kind = {"fp8": True} if fp8 else {}
+        return [row(op, backend, 1.0 + i, **kind) for i, backend in enumerate(reversed(candidates))]
 
     monkeypatch.setattr(kernel_selection, "measure_backends", measure)
     table = [
@@ -134,6 +135,11 @@ def test_auto_follows_a_table_and_measures_what_it_lacks(monkeypatch, capsys):
     assert again.names == selection.names and nothing == []
     said = capsys.readouterr().out
     assert "swiglu: the table has no row for {'device': 'a GPU'" in said and "joint_attention" not in said
+    asked.clear()  # with casts to 8 bits everything is measured again, and kept apart
+    _, rounded = kernel_selection.select_for_shape(configured, SHAPE, gpu, torch.bfloat16, table, fp8=True)
+    assert asked == [op for op in OPS if op != "gated_residual"] and all(row["fp8"] for row in rounded)
+    again, nothing = kernel_selection.select_for_shape(configured, SHAPE, gpu, torch.bfloat16, rounded, fp8=True)
+    assert nothing == [] and again.names["joint_attention"] == "reference"
     larger = replace(SHAPE, batch=16)  # the same model: the rows at the nearest batch hold
     other = [row("swiglu", "triton", 9.0, shape=asdict(replace(SHAPE, batch=64)))]
     again, nothing = kernel_selection.select_for_shape(

@@ -1,10 +1,12 @@
 """T2A-bench with a generator that makes the true scenes, the judge that is kept, and the command line."""
 
+import argparse
 import json
 import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,14 +21,18 @@ from audiox_trainer.models.judge import Judge
 from audiox_trainer.models.sampler import nfe, override_sampling
 from audiox_trainer.trainer.core.tasks import TASKS
 from audiox_trainer.trainer.evaluation import pretrained_judge
+from audiox_trainer.trainer.evaluation.annotation import Annotation
+from audiox_trainer.trainer.evaluation.evaluate import EvaluationSettings, _cache_key
 from audiox_trainer.trainer.evaluation.held_out import check_embedded
 from audiox_trainer.trainer.evaluation.judge_training import JUDGE
-from audiox_trainer.trainer.evaluation.metrics import metric_interval
 from audiox_trainer.trainer.evaluation.result_cache import ResultCache
+from audiox_trainer.trainer.evaluation.sampling_override import sampling_override
 from audiox_trainer.trainer.evaluation.t2a_benchmark import T2ABench, T2AResult, accuracy_differences, redraw_scene
 from audiox_trainer.trainer.evaluation.t2a_prompts import draw_prompts
 from audiox_trainer.trainer.generation.batching import sample_latents
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
+from audiox_trainer.trainer.scenes.scene import SoundEvent
+from audiox_trainer.trainer.scorers.statistics import metric_interval
 from tests.helpers.random_weights import untrained_judge
 
 SAMPLING = SamplingConfig("euler", 25, 3.0)
@@ -82,6 +88,21 @@ def test_the_truth_scores_as_its_reference(bench):
     json.dumps(outcome.row, allow_nan=False)
 
 
+def test_how_often_an_extra_sound_is_heard(bench):
+    """In the true scenes as often as in a model's sounds that are the same; of ordinary prompts nobody asks."""
+    judge = Judge(replace(JUDGE, categories=(*JUDGE.categories, "laser"))).eval()
+    extra = T2ABench(judge, bench.codec, per_type=3, seed=0, extra="laser")
+    assert all("laser" in prompt.order and "laser" in prompt.text for prompt in extra.prompts)
+    assert not any("laser" in prompt.text for prompt in bench.prompts)
+    present = Annotation((SoundEvent("laser", 0, 1),), "", 0)
+    row = extra._heard([present, present, present, Annotation((), "", 0)])
+    assert row["heard"] == 0.75 and 0 <= row["heard_low"] < 0.75 < row["heard_high"] <= 1
+    assert bench._heard([present]) == {}
+    with tqdm() as bar:
+        outcome = extra.run(Echo(extra), "truth", SAMPLING, bar)
+    assert outcome.row["heard"] == extra.references()[1]["heard"]
+
+
 def test_a_prompt_drawn_again_is_still_followed():
     rng = np.random.default_rng(0)
     for prompt in draw_prompts(5, seed=0):
@@ -123,6 +144,19 @@ def test_what_is_judged_is_kept(bench, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_whether_latencies_are_measured_decides_nothing_that_is_kept():
+    model = SimpleNamespace(to_row=dict, digest="a", generator=SimpleNamespace(dtype=torch.float32))
+    timed, untimed, others = (
+        _cache_key(model, settings, {})
+        for settings in (
+            EvaluationSettings(latency_steps=(4,)),
+            EvaluationSettings(latency_steps=None),
+            EvaluationSettings(prompts=7),
+        )
+    )
+    assert timed == untimed != others
+
+
 def test_spread_holds_the_value_of_a_mean():
     values = torch.rand(200, generator=torch.Generator().manual_seed(0))
     value, low, high = metric_interval(lambda index: float(values[index].mean()), 200, seed=0)
@@ -144,6 +178,16 @@ def test_making_in_batches_changes_nothing():
     assert made.flatten().tolist() == list(range(7, 7 + n))
 
 
+def test_a_sampling_on_the_command_line():
+    assert sampling_override("4").of(SAMPLING) == override_sampling(SAMPLING, 4, None)
+    given = sampling_override("50::4:0.9-1")
+    assert given.of(SAMPLING) == replace(SAMPLING, steps=50, guidance=4.0, guidance_interval=(0.9, 1.0))
+    assert given.words == "50 steps, guidance 4, guided from 0.9 to 1"
+    for wrong in ("four", "4:heun", "4:euler:x", "4:euler:1:0.5", "4:euler:1:0.9-0.1", "4:euler:1:0-1:2"):
+        with pytest.raises(argparse.ArgumentTypeError, match="is not N"):
+            sampling_override(wrong)
+
+
 def test_sampling_is_changed_or_refused():
     assert override_sampling(SAMPLING, None, None) == SAMPLING
     shifted = replace(SAMPLING, shift=4.0)
@@ -160,8 +204,9 @@ def test_sampling_is_changed_or_refused():
 def test_a_judge_is_trained_once_and_kept(tmp_path, config, monkeypatch):
     trained = []
 
-    def train(seed, through_codec, steps):
+    def train(seed, through_codec, steps, extra):
         trained.append(seed)
+        assert extra == ""
         return Judge(JUDGE).eval()
 
     monkeypatch.setattr(pretrained_judge, "train_judge", train)
@@ -176,6 +221,8 @@ def test_a_judge_is_trained_once_and_kept(tmp_path, config, monkeypatch):
     other = CodecConfig("logmel", 8000, 1, 512, 32, 64)
     with pytest.raises(ValueError, match="another --judge folder"):
         pretrained_judge.load_or_train_judge(folder, other)
+    with pytest.raises(ValueError, match=r"this judge knows bell, kick, .*, not 'laser'; give another --judge folder"):
+        pretrained_judge.load_or_train_judge(folder, config.codec, extra="laser")
 
 
 def test_other_clips_than_scenes_are_refused(config):
@@ -225,8 +272,8 @@ def test_evaluate_writes_report_and_page(root, folders, tmp_path):
         ("student", steps, 2 * steps) for steps in (1, 2, 3)
     ]
     for latency in report["efficiency"]:
-        parts = [latency[f"{part}_s_mean"] for part in ("encoding", "transformer")]
-        assert min(parts) > 0 and sum(parts) < latency["latency_s_mean"]
+        parts = [latency[f"{part}_s_mean"] for part in ("text", "conditioner", "transformer", "codec")]
+        assert min(parts) > 0 and sum(parts) == pytest.approx(latency["latency_s_mean"])
         assert latency["rtf"] == pytest.approx(latency["latency_s_mean"] / 2.048)
     assert "Cat-acc" in done.stdout and "inpainting" in done.stdout and "RTF" in done.stdout
     for row in report["tasks"]:
@@ -237,12 +284,28 @@ def test_evaluate_writes_report_and_page(root, folders, tmp_path):
 
 
 @pytest.mark.slow
+def test_evaluate_a_new_sound(root, folders, small, tmp_path):
+    """Next to the ordinary prompts, before and after."""
+    untrained_judge(tmp_path / "judge", small.model.codec, "laser")
+    out, page = tmp_path / "report.json", tmp_path / "report.html"
+    where = ("--weights", folders / "student", "--judge", tmp_path / "judge", "--out", out, "--html", page)
+    done = evaluate(root, *where, "--prompts", 1, "--tasks", 0, "--no-latency", "--also", 1, "--extra", "laser")
+    assert done.returncode == 0, done.stderr
+    extra = json.loads(out.read_text())["extra"]
+    assert extra["category"] == "laser" and len(extra["references"]) == 2 and len(extra["differences"]) == 1
+    assert [(row["model"], row["prompts"]) for row in extra["results"]] == [("student", 4), ("student at 1 steps", 4)]
+    assert all(0 <= row["heard_low"] <= row["heard"] <= row["heard_high"] <= 1 for row in extra["results"])
+    assert "A new sound" in done.stdout and "heard" in done.stdout
+    assert page.read_text().count("<audio") == 24 and "With a laser" in page.read_text()
+
+
+@pytest.mark.slow
 def test_evaluate_refuses(root, folders, tmp_path):
     common = ("--judge", folders / "judge", "--out", tmp_path / "report.json")
     done = evaluate(root, *common, "--weights", folders / "other")
     assert done.returncode == 1 and "16384 samples at 8000 Hz" in done.stderr and "Traceback" not in done.stderr
     done = evaluate(root, *common, "--weights", folders / "student", "--also", "4:ruler")
-    assert done.returncode == 2 and "'4:ruler' is not N, N:SAMPLER or N:SAMPLER:GUIDANCE with a sampler" in done.stderr
+    assert done.returncode == 2 and "'4:ruler' is not N[:SAMPLER[:GUIDANCE" in done.stderr
     done = evaluate(root, *common, "--weights", folders / "student", "--prompts", 0)
     assert done.returncode == 1 and "prompts 0 must be at least 1" in done.stderr
     assert not list(tmp_path.iterdir())

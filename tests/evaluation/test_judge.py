@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,12 @@ import pytest
 import torch
 
 from audiox_trainer.models.judge import Judge, JudgeOutput
-from audiox_trainer.trainer.evaluation.annotation import annotate_waves, decode, listen
-from audiox_trainer.trainer.evaluation.judge_training import JUDGE, render_scenes, targets, train_judge
-from audiox_trainer.trainer.evaluation.pretrained_judge import load_judge, save_judge
+from audiox_trainer.trainer.evaluation.annotation import annotate_waves, decode
+from audiox_trainer.trainer.evaluation.judge_training import JUDGE, _BatchSource, render_scenes, targets, train_judge
 from audiox_trainer.trainer.scenes.scene import INSTRUMENTS, SAMPLES, TEMPI, Scene, SoundEvent, audio_scene, draw_scene
+from audiox_trainer.trainer.scorers.embedded_judge import listen, load_judge, save_judge
 
+EXTENDED = replace(JUDGE, categories=(*JUDGE.categories, "laser"))
 FRAMES = SAMPLES // JUDGE.hop
 STEP = JUDGE.frame_seconds
 
@@ -136,6 +138,17 @@ def test_a_short_training_hears_what_sounds(judge: Judge) -> None:
     heard = listen(judge, render_scenes(scenes)).activity.amax(dim=1).argmax(dim=1)
     right = [JUDGE.categories[i] == scene.events[0].category for i, scene in zip(heard.tolist(), scenes, strict=True)]
     assert np.mean(right) > 0.5  # chance is 0.1
+
+
+def test_an_extra_category_is_learned_too() -> None:
+    """Its scenes are among those of the training."""
+    source = _BatchSource(EXTENDED, seed=0, through_codec=lambda wave: wave, pool=64, batch=32, extra="laser")
+    share = np.mean(["laser" in {e.category for e in s.events} for s in source.pool_scenes if s.domain == "audio"])
+    assert 0.1 < share < 0.45
+    activity = source.batch().activity
+    assert activity.shape[2] == 11 and activity[..., -1].any()
+    judge = train_judge(0, lambda wave: wave, steps=1, batch=4, pool=4, extra="laser")
+    assert judge.config == EXTENDED
 
 
 def test_saved_judge_is_the_same(judge: Judge, tmp_path: Path) -> None:

@@ -5,12 +5,6 @@ import pytest
 import torch
 
 from audiox_trainer.trainer.evaluation.annotation import Annotation
-from audiox_trainer.trainer.evaluation.metrics import (
-    bootstrap_interval,
-    frechet_distance,
-    inception_score,
-    kl_divergence,
-)
 from audiox_trainer.trainer.evaluation.t2a_prompts import (
     TOLERANCE,
     TYPES,
@@ -20,6 +14,12 @@ from audiox_trainer.trainer.evaluation.t2a_prompts import (
     score_prompts,
 )
 from audiox_trainer.trainer.scenes.scene import AUDIO_CATEGORIES, Scene, SoundEvent
+from audiox_trainer.trainer.scorers.statistics import (
+    bootstrap_interval,
+    frechet_distance,
+    inception_score,
+    kl_divergence,
+)
 
 
 def truth(prompt: BenchmarkPrompt) -> Annotation:

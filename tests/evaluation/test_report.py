@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from audiox_trainer.trainer.core.tasks import TASKS
-from audiox_trainer.trainer.evaluation.report import as_text, report_tables, results_table, write_html
+from audiox_trainer.trainer.evaluation.report import read_tables, report_tables, results_table, write_html
 from audiox_trainer.trainer.pages.charts import line_chart
 from audiox_trainer.trainer.pages.embedded_media import (
     BANDS,
@@ -26,6 +26,7 @@ from audiox_trainer.trainer.pages.embedded_media import (
     wav_uri,
 )
 from audiox_trainer.trainer.pages.render import environment
+from audiox_trainer.trainer.pages.tables import as_markdown, as_text
 from audiox_trainer.trainer.training.logs import read_losses
 
 METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "fd", "kl", "is")
@@ -43,9 +44,16 @@ def report() -> dict:
     models = ("teacher", "<student>")
     task = {"metric": "F1 of onsets", "better": "higher", "clips": 10, "value": 0.7, "low": 0.6, "high": 0.8}
     task |= {"control": 0.4, "lead": 0.3, "lead_low": 0.2, "ceiling": 0.97}
-    sampled = {"steps": 25, "nfe": 50, "guidance": 3.0, "chance": dict.fromkeys(METRICS[:4], 0.1)}
+    sampled = {
+        "steps": 25,
+        "nfe": 50,
+        "guidance": 3.0,
+        "guidance_interval": [0.0, 1.0],
+        "chance": dict.fromkeys(METRICS[:4], 0.1),
+    }
     latency = {"device": "cpu", "threads": 1, "steps": 25, "nfe": 50, "latency_s_mean": 0.4, "latency_s_std": 0.01}
-    latency |= {"encoding_s_mean": 0.03, "transformer_s_mean": 0.36, "rtf": 0.2}
+    latency |= {"text_s_mean": 0.01, "conditioner_s_mean": 0.02, "transformer_s_mean": 0.36, "codec_s_mean": 0.01}
+    latency |= {"rtf": 0.2}
     faster = {f"{part}{bound}": 12.5 for part in ("transformer", "end_to_end") for bound in ("", "_low", "_high")}
     exam = dict.fromkeys(("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"), 0.95)
     return {
@@ -152,6 +160,23 @@ def test_the_page_holds_all_tables_and_players(page):
     assert "Training: none" not in text
 
 
+def test_mixtures_have_a_table_of_their_own():
+    mixed = report()
+    row = next(row for row in mixed["tasks"] if row["task"] == "inpainting" and row["model"] == "<student>")
+    row["better"] = "lower"
+    row["mixtures"] = {"text": {"value": 0.3, "low": 0.2, "high": 0.4, "control": 0.7, "lead_low": 0.35}}
+    (table,) = [table for table in report_tables(mixed) if table.title == "Mixtures"]
+    (cells,) = table.rows
+    assert [cell.text for cell in cells] == [
+        "inpainting, <student>, with text",
+        "F1 of onsets ↓",
+        "0.30",
+        "0.70",
+        "+0.35",
+    ]
+    assert len(report_tables(mixed)) == len(report_tables(report())) + 1
+
+
 def test_the_page_needs_nothing_else(page):
     assert page.count("script") == page.count("link") == page.count("iframe") == 0
     for tag, attributes in page.seen:
@@ -201,3 +226,17 @@ def test_text_tables_are_aligned():
     assert lines[0] == "T2A-bench"
     column = lines[1].index("Cat-acc")
     assert all(line[column - 1] == " " and line[column] != " " for line in lines[1:-1])
+
+
+def test_the_tables_of_a_model_card(tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(report()))
+    tables = read_tables(tmp_path / "report.json")
+    assert [table.title for table in tables] == [table.title for table in report_tables(report())][: len(tables)]
+    assert 2 <= len(tables) < len(report_tables(report()))  # latencies are of another machine
+    lines = as_markdown(tables[0]).splitlines()
+    assert lines[0] == "**T2A-bench**" and "| &lt;student&gt; | 25 | 50 | 3 | 0.50 [0.40 to 0.60] |" in "\n".join(lines)
+    assert {line.count("|") for line in lines if line.startswith("|")} == {len(tables[0].headings) + 1}
+    for wrong in ("[]", "{}", "no JSON"):
+        (tmp_path / "report.json").write_text(wrong)
+        with pytest.raises(ValueError, match=r"report\.json is no report of launch/evaluate\.py"):
+            read_tables(tmp_path / "report.json")

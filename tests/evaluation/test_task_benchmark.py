@@ -1,8 +1,9 @@
 """The eight tasks with generators and ears whose answers are known: what deserves the ceiling reaches it, and a deaf
 generator never leads its control."""
 
+import itertools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from audiox_trainer.trainer.evaluation.annotation import Annotation
 from audiox_trainer.trainer.evaluation.held_out import HeldOutClips, draw_held_out
 from audiox_trainer.trainer.evaluation.t2a_prompts import TOLERANCE
 from audiox_trainer.trainer.evaluation.task_benchmark import (
+    MIXTURES,
+    PRECEDING,
     clips_needed,
     event_f1,
     given_error,
@@ -76,7 +79,9 @@ def matching(unseen: HeldOutClips, request: ClipRequest, i: int) -> list[Tensor]
     if request.audio is not None:
         kept = request.given_mask[i] > 0
         fits &= torch.tensor([torch.equal(z[kept], request.audio[i][kept]) for z in unseen.latents])
-    if request.video is None and request.audio is None:
+    if request.preceding is not None:
+        fits &= torch.tensor([torch.equal(z, request.preceding[i]) for z in unseen.preceding])
+    elif request.video is None and request.audio is None:
         fits &= torch.tensor([request.texts[i] in record.captions for record in unseen.records])
     return [unseen.latents[k] for k in fits.nonzero()[:, 0].tolist()]
 
@@ -136,6 +141,47 @@ def test_a_deaf_generator_leads_nowhere(rows, task):
     row = rows[True][task]
     assert row["lead_low"] <= 0
     assert abs(row["value"] - row["control"]) < 0.2
+
+
+@pytest.fixture(scope="module")
+def mixed(config, unseen) -> dict[str, dict[str, dict]]:
+    """The oracle's rows with those of mixtures, by task."""
+    strangers = {domain: draw_held_out(config, domain, CLIPS, seed=1) for domain in unseen}
+    with tqdm(total=clips_needed(CLIPS, mixtures=True)) as bar:
+        stub = Stub(unseen, strangers, False)
+        made = task_rows(stub, ears(*unseen.values()), unseen, SAMPLING, 0, bar, mixtures=True)
+        assert bar.n == bar.total
+    return {row["task"]: row for row in made}
+
+
+def test_mixtures_are_judged_against_the_sound_alone(mixed, rows):
+    for task, row in mixed.items():
+        if task not in ("inpainting", "completion"):
+            assert "mixtures" not in row
+            continue
+        alone = rows[False][task]
+        assert list(row["mixtures"]) == [*MIXTURES, PRECEDING][: 4 if task == "completion" else 3]
+        assert {key: value for key, value in row.items() if key != "mixtures"} == alone
+        for mixture in map(row["mixtures"].get, MIXTURES):
+            assert mixture["control"] == alone["value"] and mixture["better"] == alone["better"]
+    filled = mixed["inpainting"]["mixtures"]
+    assert filled["video"]["value"] == 0, "sound and video together leave no doubt"
+    assert filled["video"]["lead"] == mixed["inpainting"]["value"]
+    assert mixed["completion"]["mixtures"]["text"]["lead"] == 0
+
+
+def test_what_precedes_a_clip_is_judged_against_other_music(mixed):
+    row = mixed["completion"]["mixtures"][PRECEDING]
+    assert row["value"] == 1 and row["lead_low"] > 0.2 and row["control"] == mixed["completion"]["control"]
+
+
+def test_mixtures_give_captions_and_videos(unseen):
+    for task, (text, video) in itertools.product(("inpainting", "completion"), MIXTURES.values()):
+        group = unseen["music" if task == "completion" else "audio"]
+        request = task_request(TASKS[task], group, text, video)
+        assert (request.video is not None) == video and request.given_mask is not None
+        own = [words in record.captions for words, record in zip(request.texts, group.records, strict=True)]
+        assert all(own) == any(own) == text
 
 
 def test_given_latents_are_compared_to_the_bit(rows):
@@ -213,3 +259,15 @@ def test_f1_of_events():
     # Everything all the time pays for what it hits.
     noise = events(*sorted(((name, k / 5) for name in ("bell", "kick") for k in range(10)), key=lambda e: e[1]))
     assert f1(noise, truth) == pytest.approx((6 / 23, 6 / 23))
+
+
+def test_without_videos_there_is_no_task_that_takes_one(unseen):
+    blind = {domain: replace(clips, video=clips.video[:, :0, :0]) for domain, clips in unseen.items()}
+    with tqdm(total=clips_needed(CLIPS, video=False)) as bar:
+        found = task_rows(Stub(blind, blind, False), ears(*blind.values()), blind, SAMPLING, 0, bar)
+        assert bar.n == bar.total
+    assert [row["task"] for row in found] == [name for name, task in TASKS.items() if not task.video]
+    with tqdm(total=clips_needed(CLIPS, video=False, mixtures=True)) as bar:
+        found = task_rows(Stub(blind, blind, False), ears(*blind.values()), blind, SAMPLING, 0, bar, mixtures=True)
+        assert bar.n == bar.total
+    assert [list(row["mixtures"]) for row in found if "mixtures" in row] == [["text"], ["text", PRECEDING]]

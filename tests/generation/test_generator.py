@@ -10,9 +10,9 @@ from torch import Tensor
 
 from audiox_trainer.kernels.ops import KernelsConfig
 from audiox_trainer.models.audiox import SamplingConfig
-from audiox_trainer.models.sampler import euler, renoise, shifted_timesteps, with_guidance
+from audiox_trainer.models.sampler import euler, guidance_scales, nfe, renoise, sample, shifted_timesteps, with_guidance
 from audiox_trainer.trainer.evaluation.held_out import draw_held_out
-from audiox_trainer.trainer.generation.clip_request import ClipRequest
+from audiox_trainer.trainer.generation.clip_request import ClipRequest, concatenate_requests
 from audiox_trainer.trainer.generation.generator import Generator
 from audiox_trainer.trainer.generation.user_media import encode_video_clips
 from audiox_trainer.trainer.scenes.synth import FRAME_RATE, SIZE, render_video
@@ -93,8 +93,33 @@ def test_guidance_in_one_batch_equals_two_forwards():
     z, t = torch.randn(B, L, C), torch.rand(B)
     v, v_uncond = backbone(z, t, *condition), backbone(z, t, *unconditional)
     for guidance, expected in ((1.0, v), (3.0, v_uncond + 3 * (v - v_uncond)), (0.0, v_uncond)):
-        velocity = with_guidance(lambda *h: lambda z, t: backbone(z, t, *h), condition, unconditional, guidance)
+        velocity = with_guidance(lambda *h: lambda z, t: backbone(z, t, *h), condition, unconditional, [guidance])
         assert torch.allclose(velocity(z, t), expected, atol=1e-5)
+
+
+def test_guidance_within_an_interval_evaluates_both_branches_there_alone():
+    """By hand: four Euler steps, of which the two between 0.4 and 0.8 are guided."""
+    asked = []
+
+    def conditioned(condition, length):
+        def velocity(z, t):
+            asked.append(len(z))
+            return z * t[:, None, None] + condition.mean((1, 2))[:, None, None]
+
+        return velocity
+
+    condition, unconditional = torch.full((2, 3, 4), 1.0), torch.full((2, 3, 4), 0.25)
+    lengths = torch.full((2,), 3)
+    sampling = SamplingConfig("euler", 4, 3.0, guidance_interval=(0.4, 0.8))
+    scales = guidance_scales(sampling)
+    assert scales == [1, 3, 3, 1] and nfe(sampling) == 6
+    velocity = with_guidance(conditioned, (condition, lengths), (unconditional, lengths), scales)
+    z = noise = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0))
+    found = sample(velocity, lambda: noise, sampling)
+    for t, shift in ((1.0, 1.0), (0.75, 0.25 + 3 * 0.75), (0.5, 0.25 + 3 * 0.75), (0.25, 1.0)):
+        z = z - 0.25 * (z * t + shift)
+    torch.testing.assert_close(found, z)
+    assert asked == [2, 4, 4, 2]
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +195,45 @@ def test_guidance_is_the_two_branches_combined(generator):
     conditional, unconditional = (generator.latents(r, 0, one) for r in (request, nothing))
     guided_ones = generator.latents(request, 0, SamplingConfig("euler", 1, 4.0))
     assert torch.allclose(guided_ones, unconditional + 4 * (conditional - unconditional), atol=1e-4)
+
+
+def test_guidance_leads_away_from_a_negative_text(generator):
+    """It takes the place of the empty text, in samples that have one."""
+    request = ClipRequest(["a bell", "a kick"], negatives=["", "a hiss"])
+    one = SamplingConfig("euler", 1, 1.0)
+    texts = (request.texts, ["", ""], ["a hiss", "a hiss"])
+    conditional, empty, hiss = (generator.latents(ClipRequest(t), 0, one) for t in texts)
+    guided = generator.latents(request, 0, SamplingConfig("euler", 1, 4.0))
+    expected = torch.stack((empty[0], hiss[1])) + 4 * (conditional - torch.stack((empty[0], hiss[1])))
+    assert torch.allclose(guided, expected, atol=1e-4) and not torch.allclose(empty[1], hiss[1], atol=1e-3)
+    joined = concatenate_requests(
+        [ClipRequest(["a bell"]), ClipRequest(["a kick"], negatives=["a hiss"])], generator.model.config
+    )
+    assert torch.equal(generator.latents(joined, 0), generator.latents(request, 0))
+    with pytest.raises(ValueError, match="negative: acts through guidance, and this sound has none"):
+        generator.generate(text="a bell", negative="a hiss", guidance=1.0)
+
+
+@pytest.mark.parametrize("kind", ["euler", "renoise"])
+def test_a_variation_begins_at_its_level(generator, kind):
+    """Nearer to the sound the lower the level; the last of its steps are those of a whole sampling."""
+    config, sampling = generator.model.config, SamplingConfig(kind, 3, 2.0)
+    sound = torch.randn(1, config.codec.frames, config.codec.latent_channels)
+    away = []
+    for level in (0.01, 0.5, 0.99):
+        varied = generator.latents(ClipRequest(["a bell"], initial=sound, level=level), 0, sampling)
+        away.append(float((varied - sound).norm()))
+    assert away == sorted(away) and away[0] < 0.1 * away[2]
+    noise = torch.randn(1, *sound.shape[1:], generator=torch.Generator().manual_seed(0))
+    seen = []
+
+    def velocity(z, t):
+        seen.append((float(t), z.clone()))
+        return torch.zeros_like(z)
+
+    generator.integrate(velocity, ClipRequest(["a bell"], initial=sound, level=0.6), 0, sampling)
+    assert [t for t, _ in seen] == pytest.approx([0.6, 0.4, 0.2])
+    torch.testing.assert_close(seen[0][1], 0.6 * noise + 0.4 * sound)
 
 
 def test_levels_known_beforehand_change_nothing(generator):

@@ -14,27 +14,15 @@ from audiox_trainer.models.audiox import SamplingConfig
 from audiox_trainer.trainer.core.tasks import TASKS
 from audiox_trainer.trainer.generation.clip_request import ClipRequest, concatenate_requests
 from audiox_trainer.trainer.generation.generator import Generator
-from audiox_trainer.trainer.generation.long_form import LongSound, sampling_for
+from audiox_trainer.trainer.generation.long_form import sampling_for
 from audiox_trainer.trainer.generation.prompts import Prompt
 from audiox_trainer.trainer.generation.user_media import encode_video_clips
+from audiox_trainer.trainer.media.loudness import integrated_loudness
 from audiox_trainer.trainer.media.mux import write_media
 from tests.helpers.encoder_weights import save_clip, save_oobleck, save_synchformer, save_t5
 from tests.helpers.films import contents, wandering
+from tests.helpers.made_sounds import CLIP, prompt, sound
 from tests.helpers.random_weights import random_weights
-
-CLIP = 16_384  # samples of the small model's clip, 2.048 s at 8 kHz: 8 latent frames, of which 2 overlap
-
-
-def prompt(**keys) -> Prompt:
-    return Prompt(**{k: str(v) if isinstance(v, Path) else v for k, v in keys.items()})
-
-
-def sound(generator: Generator, **keys) -> LongSound:
-    (result,) = generator.generate_sounds([prompt(**keys)])
-    if isinstance(result, ValueError):
-        raise result
-    return result
-
 
 CASES = {
     "T2A": {"text": "a bell"},
@@ -87,13 +75,32 @@ def test_the_length_is_what_is_asked_for_or_the_videos_or_a_clips(generator, med
         assert generator.start_sound(prompt(**keys)).samples == samples, keys
 
 
-@pytest.fixture
-def one_thread():
-    """One thread, as `make` computes a clip; with more of them the last bits differ."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def test_a_variation_is_as_long_as_its_sound(generator, tmp_path):
+    """Each clip begins from its own part of the sound, with silence after the end."""
+    wave = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * CLIP).astype(np.float32)
+    soundfile.write(tmp_path / "given.wav", wave, 8000)
+    begun = generator.start_sound(prompt(text="a bell", vary=tmp_path / "given.wav", level=0.3))
+    assert begun.starts == [0, 6, 12] and begun.samples == 2 * CLIP
+    for start in begun.starts:
+        request = begun.next_request()
+        piece = np.pad(wave, (0, CLIP))[start * 2048 : start * 2048 + CLIP]
+        expected, _ = generator.codec.encode(torch.from_numpy(piece)[None, None])
+        assert request.level == 0.3
+        torch.testing.assert_close(request.initial, expected, atol=0.02, rtol=0.01)  # the file has 16 bits
+        begun.add_clip(torch.zeros(8, 16), torch.zeros(1, CLIP))
+    made = sound(generator, text="a bell", vary=tmp_path / "given.wav", seconds=1.0)
+    assert made.seconds == 1.0 and made.wave.any()
+    with pytest.raises(ValueError, match=r"seconds: 5; .*given\.wav lasts 4\.096 s, and a variation is"):
+        sound(generator, text="a bell", vary=tmp_path / "given.wav", seconds=5.0)
+
+
+def test_loudness(generator):
+    made = sound(generator, text="a bell", loudness=-30.0)
+    assert integrated_loudness(made.wave.numpy(), 8000) == pytest.approx(-30, abs=0.05)
+    plain, quiet = sound(generator, text="a bell").wave, made.wave
+    torch.testing.assert_close(quiet / quiet.abs().max(), plain / plain.abs().max())
+    with pytest.raises(ValueError, match=r"^loudness: at 0 LUFS .* would be clipped; it can"):
+        sound(generator, text="a bell", loudness=0.0)
 
 
 def test_every_clip_continues_from_the_one_before(generator, one_thread):
@@ -159,6 +166,34 @@ def test_a_continued_sound_begins_as_it_was_given(generator, media):
         assert not np.allclose(wave[kept : kept + len(rest)], rest, atol=1e-2)
     resampled = sound(generator, continue_from=media / "other_rate.wav")
     assert resampled.wave.shape == (1, CLIP)  # stereo at another rate
+
+
+@pytest.mark.parametrize(("prefix", "frames"), [(None, 27), (0.6, 2), (3.0, 11)])
+def test_a_clip_that_follows_is_led_by_what_precedes_it(generator, media, prefix, frames):
+    given = soundfile.read(media / "long.wav", dtype="float32")[0]
+    keys = {"continue_from": str(media / "long.wav"), "prefix": prefix, "follow": True}
+    begun = generator.start_sound(Prompt(**keys, task="completion"))
+    request = begun.next_request()
+    assert request.audio is None and request.given_mask is None
+    filled = min(frames, 8)
+    piece = torch.zeros(1, 1, CLIP)
+    piece[0, 0, : filled * 2048] = torch.from_numpy(given[(frames - filled) * 2048 : frames * 2048])
+    expected = generator.codec.encode(piece)[0][0, :filled]
+    audio = generator.conditions(request).audio[0]
+    assert torch.equal(audio[8 - filled :], expected) and not audio[: 8 - filled].any()
+    longer = sound(generator, **keys, seconds=10.0 if prefix is None else 6.0)
+    assert np.array_equal(longer.wave[0, : frames * 2048].numpy(), given[: frames * 2048])
+    assert longer.new_span[0] == frames * 2048 / 8000 and longer.wave[0, frames * 2048 :].std() > 0.001
+    other = sound(generator, **(keys | {"continue_from": str(media / "short.wav"), "prefix": 0.6}), seconds=4.0)
+    assert not torch.equal(other.wave[0, 4096:20000], longer.wave[0, frames * 2048 :][: 20000 - 4096])
+
+
+def test_one_batch_with_and_without_what_precedes(generator, media, one_thread):
+    after = generator.start_sound(Prompt(continue_from=str(media / "long.wav"), follow=True)).next_request()
+    hole = generator.start_sound(Prompt(audio=str(media / "clip.wav"), mask="0.6-1.0")).next_request()
+    both = concatenate_requests([after, hole], generator.model.config)
+    for i, request in enumerate((after, hole)):
+        assert torch.equal(generator.conditions(both).audio[i], generator.conditions(request).audio[0])
 
 
 def test_what_cannot_be_made_says_why(generator, media, tmp_path):

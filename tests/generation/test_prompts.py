@@ -34,7 +34,6 @@ def test_the_tasks_are_those_of_training():
 def test_conditions_say_the_task_and_its_text(keys, kind, words):
     prompt = Prompt(**keys)
     assert (prompt.task_label, prompt.full_text) == (kind, words)
-    assert prompt.mixes_tasks == ("video" in keys and ("audio" in keys or "continue_from" in keys))
 
 
 @pytest.mark.parametrize(
@@ -50,13 +49,25 @@ def test_conditions_say_the_task_and_its_text(keys, kind, words):
         ({"audio": "a", "mask": "0-1", "continue_from": "b"}, "^audio: .*mutually exclusive; give one of them"),
         ({"audio": "a", "mask": "0-1", "seconds": 3.0}, "^seconds: a sound with a hole keeps its length"),
         ({"text": "x", "prefix": 1.0}, "^prefix: .* give that file"),
+        ({"text": "x", "follow": True}, "^follow: .* give that file"),
         ({"continue_from": "a", "prefix": 0.0}, "^prefix: 0 must be above 0"),
         ({"text": "x", "start": 1.0}, "^start: .* give the video"),
         ({"video": "v", "start": -1.0}, "^start: -1 must be 0 seconds or more"),
         ({"text": "x", "seconds": float("inf")}, "^seconds: inf"),
         ({"text": "x", "steps": 0}, "^steps: 0"),
         ({"text": "x", "guidance": -1.0}, "^guidance: -1"),
+        ({"text": "x", "guidance_interval": "0.9"}, "^guidance_interval: '0.9' is not LOWEST-HIGHEST of noise levels"),
+        ({"text": "x", "guidance_interval": "0.9-0.1"}, "^guidance_interval: '0.9-0.1' is not LOWEST-HIGHEST"),
         ({"text": "x", "seed": -1}, "^seed: -1"),
+        ({"text": "x", "negative": ""}, "^negative: empty"),
+        ({"video": "v", "loop": True}, "^loop: .* has ends; leave one of the two out"),
+        ({"continue_from": "a", "loop": True}, "^loop: .* has ends; leave one of the two out"),
+        ({"text": "x", "loudness": 1.0}, "^loudness: 1 must be from -60 to 0 LUFS"),
+        ({"text": "x", "loudness": float("nan")}, "^loudness: nan"),
+        ({"vary": "a"}, "^text: there is no condition"),
+        ({"text": "x", "level": 0.5}, "^level: .*give vary"),
+        ({"text": "x", "vary": "a", "level": 1.0}, "^level: 1 must be between 0 and 1"),
+        ({"text": "x", "vary": "a", "continue_from": "b"}, "^vary: .*leave audio and continue_from out"),
         ({"text": "x", "task": "V2A"}, "^task: V2A needs video"),
         ({"video": "v", "text": "x", "task": "V2A"}, "^task: V2A has no text"),
         ({"video": "v", "task": "TV2A"}, "^task: TV2A needs text"),
@@ -120,6 +131,33 @@ def test_all_wrong_lines_are_named_at_once(tmp_path):
         read_prompts(tmp_path / "s.jsonl", {})
 
 
+def test_a_table_is_read_as_lines_are(tmp_path):
+    path = tmp_path / "p.csv"
+    path.write_text('\ufefftext,seed,guidance,out\n"a bell, then ""two"" kicks",,2.5,\n,,,\nb,7,,b.wav\n')
+    read = read_prompts(path, {"steps": 9, "seed": 100})
+    assert [(line, p.text, p.seed, p.guidance, p.steps, p.out) for line, p in read] == [
+        (2, 'a bell, then "two" kicks', 101, 2.5, 9, None),
+        (4, "b", 7, None, 9, "b.wav"),
+    ]
+    path.write_text("text,loop\na,True\nb,false\nc,\n")
+    assert [p.loop for _, p in read_prompts(path, {})] == [True, False, False]
+    for text, complaint in (
+        ("text,seed\na,soon\n", "line 2: seed: 'soon' is no number"),
+        ("text,seed\na,1,2\n", "line 2: 1 cells more than the first line has keys"),
+        ("words\na\n", "line 2: words: unknown key"),
+        ("text,guidance\na,nan\n", "line 2: guidance: "),
+        ("text,loop\na,yes\n", "line 2: loop: 'yes' is neither true nor false"),
+        ("text\n", "has no line; expected keys in its first line"),
+        ('text\n"a\n', "not CSV in UTF-8"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=complaint):
+            read_prompts(path, {})
+    path.write_bytes(b"text\n\xff\n")
+    with pytest.raises(ValueError, match="not CSV in UTF-8"):
+        read_prompts(path, {})
+
+
 def test_files_are_named_by_their_line_and_each_has_one_sound(tmp_path):
     prompts = [(2, Prompt(text="a")), (11, Prompt(text="b", out="sub/b.flac", seed=5))]
     jobs = assign_files(prompts, tmp_path, 1)
@@ -131,7 +169,7 @@ def test_files_are_named_by_their_line_and_each_has_one_sound(tmp_path):
     given = str(tmp_path / "in.wav")
     for prompt, complaint in (
         (Prompt(text="b", out="0002.wav"), "line 3: out: .* is also the file of line 2"),
-        (Prompt(text="b", out="x.mp3"), "line 3: out: .*only .wav"),
+        (Prompt(text="b", out="x.aac"), "line 3: out: .*only .wav"),
         (Prompt(text="b", out="x.mp4"), "line 3: out: .*give the video"),
         (Prompt(text="b", out=str(tmp_path)), "line 3: out: .*a folder"),
         (Prompt(continue_from=given, out="in.wav"), "line 3: out: .*is an input of this sound"),

@@ -11,10 +11,9 @@ from safetensors.torch import load_file
 from audiox_trainer.launch import generate
 from audiox_trainer.models.audiox import SamplingConfig
 from audiox_trainer.models.sampler import apply_guidance
-from audiox_trainer.trainer.checkpoint.convert_released import convert_released
 from audiox_trainer.trainer.generation.clip_request import ClipRequest
 from audiox_trainer.trainer.generation.generator import Generator
-from tests.helpers.encoder_weights import film, save_synchformer, save_t5
+from tests.helpers.encoder_weights import film
 from tests.helpers.released_fixtures import (
     BOUND,
     CASES,
@@ -25,16 +24,12 @@ from tests.helpers.released_fixtures import (
     relative_errors,
     swap_axes,
 )
-from tests.helpers.released_weights import SIZES, released_state, save_checkpoint
+from tests.helpers.released_weights import SIZES, save_released
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("released")
-    encoders = {"t5": str(save_t5(folder / "t5")), "synchformer": str(save_synchformer(folder / "synchformer"))}
-    file = save_checkpoint(folder / "turbo.ckpt", released_state())
-    convert_released(file, None, folder / "weights", encoders=encoders, sizes=SIZES)
-    return folder / "weights"
+    return save_released(tmp_path_factory.mktemp("released"))
 
 
 @pytest.fixture(scope="module")

@@ -36,14 +36,15 @@ from audiox_trainer.trainer.core.update_cycle import Phase
 from audiox_trainer.trainer.data.batches import BatchAssembler
 from audiox_trainer.trainer.data.prefetch import Prefetcher
 from audiox_trainer.trainer.data.record import Record
+from audiox_trainer.trainer.distillation.updates import Distillation
 from audiox_trainer.trainer.engine import kernel_selection, zero
-from audiox_trainer.trainer.training.distill_updates import Distillation
 from audiox_trainer.trainer.training.pretrain import Pretraining
 from tests.helpers.scenarios import made_up
 from tests.helpers.small_config import small_config, small_distill_config
 
 with mock.patch.object(torch, "inference_mode", torch.no_grad):  # fake tensors cannot be made in inference mode
     from audiox_trainer.trainer.generation import generator as generation
+    from audiox_trainer.trainer.generation import sampling_graphs
 
 CUDA = torch.device("cuda:0")
 WORLD = zero.World(0, 1, 0, CUDA)
@@ -175,7 +176,9 @@ def pretraining(transfers: fake_cuda.Transfers, folder: Path) -> None:
 @scenario
 def pretraining_metrics(transfers: fake_cuda.Transfers, folder: Path) -> None:
     config = small_config(None, BF16, "zero.stage=1", "model.backbone.heads=1")
-    Pretraining(config, WORLD, OPS).metrics()
+    trainer = Pretraining(config, WORLD, OPS)
+    transfers.clear()
+    trainer.metrics()
 
 
 def distillation(*overrides: str) -> Scenario:
@@ -183,11 +186,9 @@ def distillation(*overrides: str) -> Scenario:
 
     def run(transfers: fake_cuda.Transfers, folder: Path) -> None:
         low = [f"{role}.precision=bf16" for role in ROLES]
-        sizes = "model.backbone.heads=1", "training.global_batch=4"
+        sizes = "model.backbone.heads=1", "training.global_batch=4", "updates.discriminator_warm_up=1"
         config = small_distill_config(None, *sizes, *low, *overrides)
-        with CUDA:
-            teacher = AudioX(config.model)
-        trainer = Distillation(config, teacher, WORLD, OPS)
+        trainer = Distillation(config, AudioX(config.model), WORLD, OPS)  # the weights are read on the host
         batch, seen = made_up(config, 0, list(range(4))), set[Phase]()
         transfers.clear()
         for update in range(trainer.total):
@@ -212,6 +213,7 @@ def preview(transfers: fake_cuda.Transfers, folder: Path) -> None:
     config = small_config(None, BF16, "zero.stage=1", "model.backbone.heads=1", prompts, "sampling.steps=3")
     trainer = Pretraining(config, WORLD, OPS)
     trainer.previews.load()
+    transfers.clear()
     names, waves = trainer.preview()
     assert len(names) == len(waves) == 2 and waves.device.type == "cpu"
 
@@ -219,6 +221,44 @@ def preview(transfers: fake_cuda.Transfers, folder: Path) -> None:
 @scenario
 def sampling(transfers: fake_cuda.Transfers, folder: Path) -> None:
     """From weights to a wave: four renoised steps, and guided ones by Euler's method."""
+    generator = sampler(folder)
+    transfers.clear()
+    for kind in (SamplingConfig("renoise", 4, 1.0), SamplingConfig("euler", 2, 3.0)):
+        generator.sampling = kind
+        assert generator.generate(text="a bell", seed=0).device.type == "cpu"
+
+
+@scenario
+def sampling_graph(transfers: fake_cuda.Transfers, folder: Path) -> None:
+    """A CUDA graph of a sampling, its decoder included: nothing in it may go to the host or come from there."""
+    generator, captured = sampler(folder), []
+    config = generator.model.config
+    generator.codec = SimpleNamespace(decode=lambda latents: latents.new_zeros(len(latents), 1, config.codec.samples))
+    on_device = replace(config, codec=replace(config.codec, kind="oobleck"))
+
+    def capture(make: Callable[[], Callable[[], None]], inner: int, warmups: int, pool: Any) -> Callable[[], None]:
+        call = make()
+        call()
+        before = +transfers.waits, +transfers.copies
+        call()
+        assert before == (transfers.waits, transfers.copies)
+        captured.append(call)
+        return call
+
+    transfers.clear()
+    with (
+        mock.patch.object(sampling_graphs, "capture_graph", capture),
+        mock.patch.object(torch.cuda, "graph_pool_handle", object),
+        mock.patch.object(generator.model, "config", on_device),
+    ):
+        for kind in (SamplingConfig("renoise", 4, 1.0), SamplingConfig("euler", 2, 3.0)):
+            generator.sampling = kind
+            for _ in range(3):
+                assert generator.generate(text="a bell", seed=0).device.type == "cpu"
+    assert len(captured) == 2
+
+
+def sampler(folder: Path) -> generation.Generator:
     kernels = KernelsConfig(**dict.fromkeys(BACKENDS, "triton"))
     with (
         mock.patch.object(generation, "load_weights", lambda _: SAMPLED),
@@ -226,10 +266,7 @@ def sampling(transfers: fake_cuda.Transfers, folder: Path) -> None:
     ):
         generator = generation.Generator(folder, CUDA, torch.bfloat16, kernels)
     generator.encode_text = t5(generator.model.config.text)
-    transfers.clear()
-    for kind in (SamplingConfig("renoise", 4, 1.0), SamplingConfig("euler", 2, 3.0)):
-        generator.sampling = kind
-        assert generator.generate(text="a bell", seed=0).device.type == "cpu"
+    return generator
 
 
 @scenario

@@ -13,11 +13,12 @@ from tests.gpu import fake_cuda
 # Where the host may wait: for what is logged, heard or written, and for what an encoder reads.
 WAITS = {
     "pretraining": (),
-    "pretraining_metrics": ("training/meter.py",),
+    "pretraining_metrics": ("engine/meter.py",),
     "distillation": (),
     "distillation_euler": (),
     "preview": ("training/previews.py",),
     "sampling": ("encoders/t5.py", "network.timestep_features(t)", ".cpu()"),
+    "sampling_graph": ("encoders/t5.py", "network.timestep_features(t)", ".cpu()"),
     "checkpoint": ("checkpoint/save.py",),
 }
 
@@ -32,7 +33,7 @@ def results(root, tmp_path_factory):
         pytest.skip("no C++ compiler: c++, g++ or clang++")
     folder = tmp_path_factory.mktemp("fake_cuda")
     command = [sys.executable, "-m", "tests.gpu.steps", fake_cuda.build(folder), folder / "results.json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads((folder / "results.json").read_text())
 

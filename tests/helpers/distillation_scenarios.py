@@ -1,4 +1,4 @@
-"""Scenarios of tests/training/distillation, which every rank of a launch runs one after the other."""
+"""Scenarios of tests/distillation, which every rank of a launch runs one after the other."""
 
 from collections.abc import Collection
 from dataclasses import asdict, replace
@@ -15,13 +15,15 @@ from torch.utils.flop_counter import flop_registry
 from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.core.cli import exit_code_of
 from audiox_trainer.trainer.core.distill_config import DistillConfig
+from audiox_trainer.trainer.distillation.updates import Distillation
 from audiox_trainer.trainer.engine import compilation
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
-from audiox_trainer.trainer.training.distill_updates import Distillation
-from audiox_trainer.trainer.training.loop import BatchSource, restore, train
+from audiox_trainer.trainer.training.loop import BatchSource, train
+from audiox_trainer.trainer.training.save_and_resume import restore
+from audiox_trainer.trainer.training.scores import Scores
 from tests.helpers import scenarios
 from tests.helpers.random_weights import stirred
-from tests.helpers.scenarios import MadeUp, Stopped, StoppedAt, about, ask, digest, save
+from tests.helpers.scenarios import MadeUp, Stopped, StoppedAt, about, ask, digest, save, with_scores
 from tests.helpers.small_config import small_distill_config
 
 
@@ -105,16 +107,18 @@ def rounds(folder: Path, config: DistillConfig, paired: Collection[int] = ()) ->
         after = digests(task)
         changed = sorted(name for name in after if after[name] != before[name])
         row = {"phase": task.cycle.phase(update).value, "changed": changed, "reached": sorted(reached)}
-        row |= {"k": task._interval(update), "passes": recorder.take()}
+        row |= {"k": task.objectives.student_step(update), "passes": recorder.take()}
         parameters = list(task.teacher.frozen.module.parameters())
         row["frozen"] = not any(p.requires_grad or p.grad is not None for p in parameters)
         values = task.metrics()
         rows.append(row | {"values": values, "said": task.warnings(values)})
         before = after
     save(folder, task.total, task.roles, config)
+    traces = {name: engine.traces for name, engine in (task.engines | {"teacher": task.teacher.frozen}).items()}
+    discarded = {name: found.discarded for name, found in traces.items() if found}
     counted, planned = ({n: asdict(b) for n, b in found.items()} for found in (task.bytes(), task.planned_bytes()))
     task.destroy()
-    return {"rows": rows, "bytes": counted, "planned": planned}
+    return {"rows": rows, "bytes": counted, "planned": planned, "discarded": discarded}
 
 
 def whole(
@@ -133,8 +137,9 @@ def whole(
     reader: BatchSource = MadeUp(config, dict.fromkeys(poison, 1))
     if stop:
         reader = StoppedAt(reader, stop)
+    scores = Scores(config, scenarios.WORLD, folder) if config.scores.every else None
     try:
-        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config))
+        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config), scores=scores)
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
@@ -142,6 +147,11 @@ def whole(
     finally:
         task.destroy()
     return {}
+
+
+def scored(folder: Path, config: DistillConfig) -> dict[str, Any]:
+    """A run that judges the student's sounds."""
+    return whole(folder, with_scores(folder, config))
 
 
 def midway(folder: Path, config: DistillConfig, updates: int) -> dict[str, Any]:
@@ -231,7 +241,7 @@ def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
     for update in range(task.total):
         with FlopCounter() as counter:
             task.step(update, next(batches))
-        row = {"phase": task.cycle.phase(update).value, "k": task._interval(update)}
+        row = {"phase": task.cycle.phase(update).value, "k": task.objectives.student_step(update)}
         rows.append(row | {"count": counter.total, "passes": recorder.take()})
     task.destroy()
     return {"rows": rows}
@@ -239,6 +249,6 @@ def operations(folder: Path, config: DistillConfig) -> dict[str, Any]:
 
 if __name__ == "__main__":
     scenarios.main(
-        {f.__name__: f for f in (rounds, whole, midway, collapsed, asked, reload, compiled, operations)},
+        {f.__name__: f for f in (rounds, whole, scored, midway, collapsed, asked, reload, compiled, operations)},
         small_distill_config,
     )

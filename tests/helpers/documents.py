@@ -109,7 +109,7 @@ def _run(shell: str, where: str) -> list[Command]:
     record = "\n".join(f"{name}() {{ {call}; }}" for name in PROGRAMS)
     done = subprocess.run(
         ["/bin/bash", "-euc", f"{record}\n{shell}"],
-        capture_output=True, text=True, timeout=60, cwd="/", env={"PATH": "/nonexistent"},
+        capture_output=True, text=True, timeout=600, cwd="/", env={"PATH": "/nonexistent"},
     )  # fmt: skip
     assert done.returncode == 0, f"{where}: {shell}\n{done.stderr}"
     found = []
@@ -138,7 +138,7 @@ def _steps(command: Command) -> list[Command]:
     environment = os.environ | {"SLURM_SUBMIT_DIR": "/"} | command.variables
     done = subprocess.run(
         ["/bin/bash", "-euc", record + shell, script.name, *arguments],
-        capture_output=True, text=True, timeout=60, cwd="/", env=environment,
+        capture_output=True, text=True, timeout=600, cwd="/", env=environment,
     )  # fmt: skip
     assert done.returncode == 0, f"{command}\n{done.stderr}"
     return [

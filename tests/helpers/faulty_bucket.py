@@ -53,6 +53,7 @@ class Bucket(ThreadingHTTPServer):
     def __init__(self, folder: Path, failing: str = ".mds", failures: float = 0, delay: float = 0.0) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.folder, self.failing, self.failures, self.delay = folder, failing, failures, delay
+        self.dead_until = 0.0  # by the monotonic clock: until then every answer is 500
         self.asked: dict[str, int] = {}
         self.lock = threading.Lock()
 
@@ -63,7 +64,8 @@ class Bucket(ThreadingHTTPServer):
     def fails(self, name: str) -> bool:
         with self.lock:
             self.asked[name] = self.asked.get(name, 0) + 1
-            return self.failing in name and self.asked[name] <= self.failures
+            dead = time.monotonic() < self.dead_until
+            return dead or (self.failing in name and self.asked[name] <= self.failures)
 
     def __enter__(self) -> Self:
         threading.Thread(target=self.serve_forever, daemon=True).start()

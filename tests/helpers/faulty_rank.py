@@ -1,7 +1,8 @@
 """A rank of launch/pretrain.py or distill.py with a fault: `-m tests.helpers.faulty_rank pretrain '[...]' --config …`.
 
 The faults are a JSON list of {"rank", "target", "call", "act"}: at the given call of a function on that rank (on
-all with null) something happens instead of it, or, of `DAMAGE` and `LOADERS`, before it; of `NAN`, to what it returns.
+all with null) something happens instead of it, or, of `DAMAGE`, `LOADERS` and "flip a weight" (of a training's step),
+before it; of `NAN`, to what it returns.
 "shards" is the folder of those that are damaged.
 """
 
@@ -26,6 +27,13 @@ def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
+
+
+def flip_weight(model: torch.nn.Module) -> None:
+    """Flips one bit of the last weight, one that no update rounds away."""
+    weights = list(model.parameters())[-1].data.view(-1)
+    kind, bit = {2: (torch.int16, 5), 4: (torch.int32, 21)}[weights.element_size()]
+    weights.view(kind)[-1] ^= 1 << bit
 
 
 def cut(file: Path) -> None:
@@ -61,6 +69,9 @@ def faulty(real: Any, at: int, act: str, shards: Path) -> Any:
             return real(*arguments, **named)
         if act in LOADERS:
             signal_loaders(LOADERS[act])
+            return real(*arguments, **named)
+        if act == "flip a weight":
+            flip_weight(arguments[0].engine.module)
             return real(*arguments, **named)
         if act in ("SIGKILL", "SIGSTOP"):
             os.kill(os.getpid(), signal.Signals[act])

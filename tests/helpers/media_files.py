@@ -60,6 +60,23 @@ def film(path, seconds, rate=25, width=48, height=32, sound=None):
     return path
 
 
+def shown_film(path: Path, pictures: np.ndarray, sound: np.ndarray, codec: str = "mpeg4", rate: int = 5) -> Path:
+    """Pictures (n, 3, height, width) uint8 at `rate` per second, with sound (n,) at 44.1 kHz."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width, stream.pix_fmt, stream.bit_rate = *pictures.shape[2:], "yuv420p", 4_000_000
+        track = container.add_stream("aac", rate=44100, layout="mono")
+        for picture in pictures:
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture.transpose(1, 2, 0)), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        frame = av.AudioFrame.from_ndarray(sound[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate = 44100
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return path
+
+
 def warble(seconds: float, rate: int = 44100) -> np.ndarray:
     """(n,): a tone that never sounds the same twice, and that every codec keeps."""
     steps = np.random.default_rng(0).uniform(200, 3000, round(seconds * 10) + 2)

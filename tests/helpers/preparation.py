@@ -6,6 +6,7 @@ import multiprocessing.process
 import os
 import sys
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -22,9 +23,14 @@ from audiox_trainer.models.config import (
 )
 from audiox_trainer.trainer.core.cli import run
 from audiox_trainer.trainer.data.record import from_columns
+from audiox_trainer.trainer.manifest.manifest import ManifestEntry
 from audiox_trainer.trainer.prepare import prepare_files as module
-from audiox_trainer.trainer.prepare.encode import EncodedClips, EntryTask, Rejection, encode_entry
-from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
+from audiox_trainer.trainer.prepare.clip_batches import ClipBatches
+from audiox_trainer.trainer.prepare.cost_file import COST_FILE
+from audiox_trainer.trainer.prepare.decode import DecodedClips, EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare.encode import EncodedClip, encode_clips
+from audiox_trainer.trainer.prepare.filters import FiltersConfig
+from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
 
 MODEL = ModelConfig(
     codec=CodecConfig("logmel", sample_rate=8000, audio_channels=1, hop=512, frames=32, latent_channels=128),
@@ -39,7 +45,8 @@ MODEL = ModelConfig(
 
 def records(folder):
     """By streaming's own decoder of a shard; its data set would share memory with other tests on the machine."""
-    from streaming.base.format import reader_from_json  # after trainer/data/streaming_library.py
+    import_module("audiox_trainer.trainer.data.streaming_library")  # enters the package without its start
+    from streaming.base.format import reader_from_json
 
     shards = json.loads((folder / "index.json").read_text())["shards"]
     readers = [reader_from_json(str(folder), "", shard) for shard in shards]
@@ -47,9 +54,9 @@ def records(folder):
 
 
 def contents(folder):
-    """All files but what ranks told one another."""
+    """All files but what it took, which is never the same twice."""
     files = {p.relative_to(folder).as_posix(): p for p in sorted(folder.rglob("*")) if p.is_file()}
-    return {name: p.read_bytes() for name, p in files.items() if not name.startswith("work/ranks/")}
+    return {name: p.read_bytes() for name, p in files.items() if name != COST_FILE}
 
 
 def sound(path, seconds=1.0, level=0.5, wave=None):
@@ -64,30 +71,49 @@ def manifest(folder, *lines):
     return path
 
 
+def encode_file(entry: ManifestEntry, filters: FiltersConfig | None = None) -> list[EncodedClip | Rejection]:
+    """What becomes of a file's clips: those that decoding leaves out, then the others in order."""
+    encoders = EncoderSettings(MODEL.codec, MODEL.video, filters or FiltersConfig())
+    batches, found, left_out = ClipBatches([entry.line]), list[EncodedClip | Rejection](), list[Rejection]()
+    for piece in decode_entry(EntryTask(encoders, entry)):
+        assert isinstance(piece, DecodedClips)
+        left_out += piece.rejections
+        for batch in batches.add(entry, piece.clips):
+            found += encode_clips(encoders, batch)
+    for batch in batches.end(entry.line):
+        found += encode_clips(encoders, batch)
+    return [*left_out, *found]
+
+
 NOBODY = 65534
 
 
-def start_rank(
-    out: Path, path: Path, rank: int = 0, ranks: int = 1, workers: int = 1, nobody: bool = False
+def start_driver(
+    out: Path | str, path: Path, workers: int | Workers = 1, nobody: bool = False
 ) -> multiprocessing.process.BaseProcess:
-    """A rank of `prepare_files` in its own process, as a launcher starts it. With `nobody` its workers are a user
-    who may not read everything."""
-    place = PrepareRank(rank, ranks, patience=3.0)
+    """`prepare_files` in its own process, as a shell starts it. With `nobody` its decoders are a user who may not read
+    everything."""
     context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=_rank, args=(str(out), path, place, workers, nobody))
+    process = context.Process(target=_driver, args=(str(out), path, workers, nobody, dict(os.environ)))
     process.start()
     return process
 
 
-def _rank(out: str, path: Path, place: PrepareRank, workers: int, nobody: bool) -> None:
+def _driver(out: str, path: Path, workers: int | Workers, nobody: bool, environment: dict[str, str]) -> None:
+    os.environ |= environment
     if nobody:
-        module.encode_entry = encode_as_nobody
-    sys.exit(run(lambda: print(prepare_files(out, MODEL, path, 0, workers, place=place))))
+        module.decode_entry = decode_as_nobody
+    sys.exit(run(lambda: print(prepare_files(out, MODEL, path, 0, workers))))
 
 
-def encode_as_nobody(task: EntryTask) -> Iterator[EncodedClips | Rejection]:
+def decode_as_nobody(task: EntryTask) -> Iterator[DecodedClips | Rejection]:
     if os.geteuid() == 0:
         os.setgroups([])
         os.setgid(NOBODY)
         os.setuid(NOBODY)
-    yield from encode_entry(task)
+    yield from decode_entry(task)
+
+
+def stage_results(out: Path) -> list[bytes]:
+    """What a stage has written that does not depend on who worked: the new manifest, and what it left out."""
+    return [out.with_name(out.name + ending).read_bytes() for ending in ("", ".left_out.jsonl")]

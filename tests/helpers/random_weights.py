@@ -1,5 +1,6 @@
 """A small model as after some training, inputs for it, and a judge for what it makes."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from audiox_trainer.models.audiox import AudioX, SamplingConfig
 from audiox_trainer.models.judge import Judge
 from audiox_trainer.trainer.core.files import write_json
 from audiox_trainer.trainer.evaluation.judge_training import JUDGE
-from audiox_trainer.trainer.evaluation.pretrained_judge import save_judge
+from audiox_trainer.trainer.scorers.embedded_judge import save_judge
 from tests.helpers.small_config import small_config
 
 BATCH, TOKENS = 3, 16
@@ -22,9 +23,10 @@ def stirred(config, **arguments):
     return model
 
 
-def untrained_judge(folder, codec):
-    """A judge that knows nothing, with scores as if it had been examined: for what only needs one."""
-    save_judge(Judge(JUDGE), folder)
+def untrained_judge(folder, codec, *extra):
+    """A judge that knows nothing, with scores as if it had been examined: for what only needs one. `extra` are further
+    categories of its."""
+    save_judge(Judge(replace(JUDGE, categories=(*JUDGE.categories, *extra))), folder)
     zeros = dict.fromkeys(("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "music"), 0.0)
     write_json(folder / "scores.json", {"codec_config": vars(codec), "raw": zeros, "codec": zeros})
 

@@ -1,4 +1,4 @@
-"""One rank of a simulated launch: reads some steps and writes down what it got. test_data.py starts several of them."""
+"""One rank of a simulated launch: reads some steps and writes down what it got. test_reader.py starts several."""
 
 import json
 import os

@@ -1,16 +1,22 @@
 """The authors' files, small and random, with all of their names."""
 
+import json
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from audiox_trainer.models import strict
 from audiox_trainer.models.config import CodecConfig, ReleasedModelConfig, TextConfig, VideoConfig
 from audiox_trainer.models.encoders.libraries import diffusers
 from audiox_trainer.models.released.autoencoder import released_name
 from audiox_trainer.models.released.config import ReleasedConfig
-from audiox_trainer.trainer.checkpoint.convert_released import ReleasedLayout, ReleasedSizes
+from audiox_trainer.trainer.checkpoint.convert_released import ReleasedLayout, ReleasedSizes, convert_released
 from audiox_trainer.trainer.checkpoint.released_file import AUTOENCODERS, CLIP
+from audiox_trainer.trainer.core.config import PretrainConfig
+from audiox_trainer.trainer.core.distill_config import DistillConfig
+from tests.helpers.encoder_weights import save_synchformer, save_t5
+from tests.helpers.small_config import small_distill_config, small_json
 
 # Clips of 1.024 s: 6 images of 5 tokens, 16 sync features, 32 latents, of which the network generates 36.
 SIZES = ReleasedSizes(
@@ -34,6 +40,28 @@ SIZES = ReleasedSizes(
     },
     prompt_samples=8250,
 )  # fmt: skip
+
+
+def save_released(folder: Path) -> Path:
+    """A weights folder that was converted from random files, and its encoders next to it."""
+    encoders = {"t5": str(save_t5(folder / "t5")), "synchformer": str(save_synchformer(folder / "synchformer"))}
+    file = save_checkpoint(folder / "turbo.ckpt", released_state())
+    convert_released(file, None, folder / "weights", encoders=encoders, sizes=SIZES)
+    return folder / "weights"
+
+
+def released_config(weights: Path, *overrides: str) -> PretrainConfig:
+    """The small run's configuration for these weights."""
+    return strict.parse(PretrainConfig, small_json(None, *_sections(weights), *overrides))
+
+
+def released_distill_config(weights: Path, *overrides: str) -> DistillConfig:
+    return small_distill_config(None, *_sections(weights)[:1], *overrides)
+
+
+def _sections(weights: Path) -> list[str]:
+    model = json.loads((weights / "config.json").read_text().replace('"./', f'"{weights}/'))["model"]
+    return [f"model={json.dumps(model)}", f"init.weights={weights}"]
 
 
 def released_state(sizes: ReleasedSizes = SIZES) -> dict[str, Tensor]:

@@ -24,6 +24,19 @@ CURVE = (
 UNREAD = "backbone.blocks.1.condition.q_norm"
 
 
+SCENES = "SCENES"  # in an override: the folder of the launch's shards
+# Trains on the one stream and is validated on the other.
+VALIDATED = (
+    f'data.streams=[{{"path": "{SCENES}/audio", "tasks": {{"T2A": 1, "TV2A": 1, "inpainting": 1}}}}]',
+    f'validation.streams=[{{"path": "{SCENES}/music", "tasks": {{"T2M": 1, "TV2M": 1, "completion": 1}}}}]',
+    "validation.every=2",
+    "validation.samples=16",
+    "validation.levels=[0.2, 0.7]",
+    "checkpoint.keep_last=1",
+)
+SCORED = (*VALIDATED, "validation.every=0", 'sampling={"sampler": "euler", "steps": 4, "guidance": 2.0}')
+
+
 @dataclass(frozen=True)
 class Item:
     """One scenario of a launch. `folder` is another item's folder if it resumes that."""
@@ -53,7 +66,7 @@ class Launch:
                 "scenario": item.scenario,
                 "folder": str(self.folders[item.name]),
                 "scenes": str(scenes),
-                "overrides": list(item.overrides),
+                "overrides": [override.replace(SCENES, str(scenes)) for override in item.overrides],
                 "arguments": item.arguments,
             }
             for item in items
@@ -121,6 +134,8 @@ TWO_RANKS = [
     *[Item(f"waits {s}", "waits", stage(s, "training.precision=bf16", "training.micro_batch=2")) for s in (1, 2, 3)],
     Item("file too large", "file_too_large", stage(2)),
     Item("full disk", "full_disk", stage(2)),
+    Item("validated", "whole", stage(3, *VALIDATED)),
+    Item("scored", "scored", stage(3, *SCORED)),
     Item("reload 3", "reload", stage(3, *CURVE), arguments={"source": "curve 2"}),
     Item("reload 0", "reload", stage(0, *CURVE), arguments={"source": "curve 2"}),
     *[Item(name, "counted", overrides) for name, overrides in (PLANNED | OFFLOADED).items()],
@@ -146,6 +161,7 @@ TWO_RANKS_LONG = [
         Item(f"curve {n} recomputed", "losses", stage(n, *CURVE, "training.activation_checkpointing=true"))
         for n in (0, 2, 3)
     ],
+    Item("curve 3 without SwiGLU", "losses", stage(3, *CURVE, "training.recompute_swiglu=true")),
     Item("curve 2 offloaded", "losses", stage(2, *CURVE, "zero.offload_optimizer=true")),
     Item("curve 2 compiled", "losses", stage(2, *CURVE, "training.compile=true")),
 ]
@@ -164,6 +180,9 @@ ONE_RANK = [
     Item("one from three", "reload", stage(1, *CURVE), arguments={"source": "curve 3"}),
     Item("one from zero", "reload", stage(3, *CURVE), arguments={"source": "curve 0"}),
     Item("preview", "preview", stage(2)),
+    Item("validated on one", "whole", stage(1, *VALIDATED)),
+    Item("scored on one", "scored", stage(1, *SCORED)),
+    Item("not validated", "whole", stage(1, *VALIDATED, "validation.every=0")),
     Item("process groups", "process_groups", stage(2)),
     *[Item(name, "counted", overrides, folder=f"{name}, one") for name, overrides in (PLANNED | OFFLOADED).items()],
 ]

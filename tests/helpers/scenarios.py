@@ -10,8 +10,9 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +26,10 @@ from audiox_trainer.trainer.data.batches import Batch, Conditions
 from audiox_trainer.trainer.engine import zero
 from audiox_trainer.trainer.training.health import StepResult
 from audiox_trainer.trainer.training.loop import BatchSource, Trainer
+from tests.helpers.training_scores import write_scores
 
 WORLD: zero.World
+C = TypeVar("C", bound=BaseConfig)
 
 
 class Stopped(Exception):
@@ -42,8 +45,10 @@ def sample(config: BaseConfig, step: int, index: int) -> tuple[np.ndarray, ...]:
     text[:length] = rng.standard_normal((length, model.text.dim))
     pattern = np.sin(np.arange(model.codec.frames * model.codec.latent_channels)).reshape(model.codec.frames, -1)
     latents = 2 * pattern + 0.3 * rng.standard_normal(pattern.shape)
-    video = rng.standard_normal((model.video.steps, model.video.dim)) * rng.integers(2)
-    return latents, video, latents * rng.integers(2), text, np.array(length)
+    video = rng.standard_normal((model.video_rows, model.video.dim)) * rng.integers(2)
+    audio = latents * rng.integers(2)
+    audio[int(rng.integers(1, len(audio))) :] = 0
+    return latents, video, audio, text, np.array(length)
 
 
 def made_up(config: BaseConfig, step: int, indices: list[int], paired: bool = False) -> Batch:
@@ -92,6 +97,16 @@ class StoppedAt:
             yield batch
 
 
+def made_up_curve(task: Any, config: BaseConfig) -> list[list[float]]:
+    """Pretrains on made-up samples: the mean loss of all ranks and the gradient norm of every step."""
+    curve, batches = [], MadeUp(config).batches(0)
+    for step in range(config.training.steps):
+        task.step(step, next(batches))
+        values = task.metrics()
+        curve.append([values["loss"], values["grad_norm"]])
+    return curve
+
+
 class Recorded:
     """The batches of another reader, whose samples are also written to a file."""
 
@@ -114,6 +129,13 @@ def digest(shards: list[torch.Tensor]) -> str:
 
 def about(config: BaseConfig) -> dict[str, Any]:
     return {"config": strict.to_dict(config)}
+
+
+def with_scores(folder: Path, config: C) -> C:
+    """The configuration with scores, whose files lie next to the run's folder."""
+    place = folder.with_name(f"{folder.name}, scores")
+    settings = write_scores(place / str(WORLD.rank))  # each rank its own: nobody has to wait
+    return replace(config, scores=settings)
 
 
 def save(folder: Path, step: int, roles: dict[str, TrainedModel], config: BaseConfig) -> None:

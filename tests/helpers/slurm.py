@@ -66,7 +66,7 @@ def alone(script: str, argument: Path, temporary: Path) -> list[str]:
         env=os.environ | {"TMPDIR": str(temporary)},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
@@ -118,7 +118,7 @@ class Slurm:
             daemon.terminate()
         for daemon in self.daemons.values():
             try:
-                daemon.wait(10)
+                daemon.wait(600)
             except subprocess.TimeoutExpired:
                 daemon.kill()
                 daemon.wait()
@@ -154,7 +154,7 @@ class Slurm:
         return {int(environment(p)["RANK"]): p for p in found}
 
     def run(self, *arguments: str) -> str:
-        done = subprocess.run(arguments, env=self.env, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(arguments, env=self.env, capture_output=True, text=True, timeout=600)
         return done.stdout + done.stderr
 
     def submit(
@@ -170,7 +170,7 @@ class Slurm:
             env=self.env | common | {"OMP_NUM_THREADS": "1"} | variables,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=600,
         )
         assert done.returncode == 0, done.stderr
         return Job(self, done.stdout.strip(), log)

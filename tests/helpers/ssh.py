@@ -63,7 +63,7 @@ class Hosts:
     def __exit__(self, *_: object) -> None:
         for server in self.servers:
             server.terminate()
-            server.wait(10)
+            server.wait(600)
 
     def options(self) -> list[str]:
         """Options of ssh, with nothing of this user's own configuration."""
@@ -72,7 +72,7 @@ class Hosts:
 
     def answers(self, address: str) -> bool:
         command = ["ssh", *self.options(), "-p", str(self.port), address, "true"]
-        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+        return subprocess.run(command, capture_output=True, timeout=600).returncode == 0
 
     def deepspeed(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """The launcher, as on any hostfile, with this port and these keys."""

@@ -40,7 +40,7 @@ class Run:
         """`script` replaces the launch script."""
         command = [sys.executable, *(script or [f"launch/{self.kind}.py"])]
         command += ["--config", str(self.base / f"{self.kind}.json")]
-        command += ["--output", str(self.folder), "--resume"]
+        command += ["--output", str(self.folder), "--resume", "--no-self-test"]
         command += [word for setting in self.settings for word in ("--set", setting)]
         command += ["--teacher", str(self.base / "teacher")] if self.kind == "distill" else []
         common = {

@@ -27,10 +27,24 @@ from audiox_trainer.trainer.data.batches import Batch
 from audiox_trainer.trainer.data.reader import Reader
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from audiox_trainer.trainer.training.health import StepResult
-from audiox_trainer.trainer.training.loop import BatchSource, restore, train
+from audiox_trainer.trainer.training.loop import BatchSource, train
 from audiox_trainer.trainer.training.pretrain import Pretraining
+from audiox_trainer.trainer.training.save_and_resume import restore
+from audiox_trainer.trainer.training.scores import Scores
+from audiox_trainer.trainer.training.validation import read_held_out
 from tests.helpers import scenarios
-from tests.helpers.scenarios import MadeUp, Recorded, Stopped, StoppedAt, about, ask, digest, save
+from tests.helpers.scenarios import (
+    MadeUp,
+    Recorded,
+    Stopped,
+    StoppedAt,
+    about,
+    ask,
+    digest,
+    made_up_curve,
+    save,
+    with_scores,
+)
 from tests.helpers.small_config import small_config
 
 
@@ -42,12 +56,8 @@ def digests(task: Pretraining) -> dict[str, str]:
 
 def losses(folder: Path, config: PretrainConfig) -> dict[str, Any]:
     """Trains on synthetic samples and returns the mean loss of all ranks and the gradient norm of every step."""
-    task, curve = Pretraining(config, scenarios.WORLD), []
-    batches = MadeUp(config).batches(0)
-    for step in range(config.training.steps):
-        task.step(step, next(batches))
-        values = task.metrics()
-        curve.append([values["loss"], values["grad_norm"]])
+    task = Pretraining(config, scenarios.WORLD)
+    curve = made_up_curve(task, config)
     save(folder, config.training.steps, task.roles, config)
     task.engine.destroy()
     return {"curve": curve}
@@ -69,7 +79,9 @@ def whole(
     if asked:
         ask(task, *asked)
     world = scenarios.WORLD
-    reader: BatchSource = Reader(config, build_text_encoder(config.model.text), world.rank, world.ranks)
+    encode_text = build_text_encoder(config.model.text)
+    reader: BatchSource = Reader(config, encode_text, world.rank, world.ranks)
+    validation = task.validation(read_held_out(config, encode_text, world))
     if poison:
         reader = MadeUp(config, dict.fromkeys(poison, 1))
     if record:
@@ -77,8 +89,10 @@ def whole(
         reader = Recorded(StoppedAt(reader, last), folder / f"samples_{world.ranks}_{world.rank}.jsonl")
     if stop:
         reader = StoppedAt(reader, stop)
+    scores = Scores(config, world, folder) if config.scores.every else None
+    arguments = folder, resume, 1e12, about(config), None, from_step, validation, scores
     try:
-        train(task, reader, config, scenarios.WORLD, folder, resume, 1e12, about(config), None, from_step)
+        train(task, reader, config, scenarios.WORLD, *arguments)
     except Stopped:
         return {"stopped": stop}
     except StoppedError as error:
@@ -89,6 +103,11 @@ def whole(
     finally:
         task.engine.destroy()
     return {}
+
+
+def scored(folder: Path, config: PretrainConfig) -> dict[str, Any]:
+    """A run that judges its sounds."""
+    return whole(folder, with_scores(folder, config))
 
 
 def asked(folder: Path, config: PretrainConfig, asks: list[tuple[int, list[int]]]) -> dict[str, Any]:
@@ -116,7 +135,7 @@ def async_save(folder: Path, config: PretrainConfig, fails: bool = False) -> dic
         return step(number, batch)
 
     def written(*arguments: Any) -> None:
-        if scenarios.WORLD.rank == 1 and not gate.wait(60):
+        if scenarios.WORLD.rank == 1 and not gate.wait(600):
             raise TimeoutError("training does not go on")
         if scenarios.WORLD.rank == 1 and fails:
             raise OSError("no space left")
@@ -311,6 +330,7 @@ SCENARIOS: dict[str, Callable[..., dict[str, Any]]] = {
     for f in (
         losses,
         whole,
+        scored,
         asked,
         bad_rate,
         async_save,

@@ -14,7 +14,7 @@ from audiox_trainer.trainer.manifest.manifest import ManifestEntry, read_entries
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.clips import read_sound
 from audiox_trainer.trainer.media.source import MediaError, Reason
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare.decode import EncoderSettings, EntryTask, Rejection, decode_entry
 from tests.helpers.media_files import FRAMES, MONO
 
 CHAINS = [
@@ -75,7 +75,7 @@ def test_no_hostile_address_is_opened(address, tmp_path, opened, monkeypatch):
         parse_prompt({"video": address}, tmp_path)
     if "://" in address.partition("::")[0]:
         with pytest.raises(ValueError, match="expected a folder, or BUCKET/FOLDER after one of"):
-            open_store(address, 0)
+            open_store(address)
     with pytest.raises(ValueError, match=r"path: .* is not read; "):
         strict.parse(StreamConfig, {"path": address, "tasks": {"T2A": 1}})
     assert not opened and not (tmp_path / "ran").exists()

@@ -23,6 +23,7 @@ REASONS = (
     "half a character",
     "codec can't decode",
     "extends",
+    "null",
 )
 
 
@@ -59,7 +60,7 @@ def test_values(fuzzer, share, root, tmp_path, kind, name):
         path.write_text(json.dumps(value))
         return read(load, path, value, schema)
 
-    fuzzer.run("configuration, values", changed_json(good), 150 * share, attempt)
+    assert all(fuzzer.run("configuration, values", changed_json(good), 150 * share, attempt))
 
 
 @both
@@ -76,7 +77,7 @@ def test_bytes(fuzzer, share, root, tmp_path):
             value = None
         return read(load_pretrain_config, path, value, schema)
 
-    fuzzer.run("configuration, bytes", changed_bytes(good, most=3), 150 * share, attempt)
+    assert all(fuzzer.run("configuration, bytes", changed_bytes(good, most=3), 150 * share, attempt))
 
 
 def read(load, path, value, schema):

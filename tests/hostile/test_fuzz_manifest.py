@@ -20,6 +20,7 @@ from tests.helpers.preparation import MODEL
 GOOD = [
     {"audio": "wav/0001.wav", "captions": ["a dog barks twice"], "category": {"dog": 2, "rain": None}},
     {"audio": "a.wav", "video": "a.mp4", "SED": [{"start": 0.4, "end": 1.2, "event": "dog"}], "time_relation": "dog"},
+    {"audio": "b.wav", "captions": [{"text": "a", "source": "s", "kind": "count"}], "SED": [{"00:01-00:02": "dog"}]},
     {"video": "f.mkv", "start": 30, "end": 50, "domain": "music", "genre": "jazz", "instruments": ["harp"], "tempo": 9},
     {
         "audio": "https://host/7.ogg?token=s3cr3tValue",
@@ -64,7 +65,7 @@ def check(entries, path):
         json.dumps(row).encode()
         for start, seconds, whole in ((0.0, 2.0, True), (1.0, 0.5, False)):
             notes = clip_annotation(entry, start, seconds, whole)
-            captions = annotation_captions(entry.captions, notes, np.random.default_rng(0))
+            captions = list(annotation_captions(entry.captions, notes, np.random.default_rng(0), entry.origins))
             latent, nothing = np.zeros((32, 128), np.float32), np.zeros((0, 64), np.float32)
             record = Record("line-1", entry.domain, latent, latent, nothing, nothing, captions, notes, seconds)
             columns = to_columns(validate(record, MODEL.codec, MODEL.video))
@@ -81,7 +82,7 @@ def test_values(fuzzer, share, tmp_path, good):
         path.write_text(json.dumps(value) + "\n")
         return read(path)
 
-    fuzzer.run("manifest, values", changed_json(good), 100 * share, attempt)
+    assert all(fuzzer.run("manifest, values", changed_json(good), 100 * share, attempt))
 
 
 @both
@@ -93,7 +94,7 @@ def test_bytes(fuzzer, share, tmp_path):
         return read(path)
 
     good = "".join(json.dumps(line) + "\n" for line in GOOD).encode()
-    fuzzer.run("manifest, bytes", changed_bytes(good, most=3), 100 * share, attempt)
+    assert all(fuzzer.run("manifest, bytes", changed_bytes(good, most=3), 100 * share, attempt))
 
 
 def read(path):

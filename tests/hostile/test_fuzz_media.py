@@ -8,7 +8,7 @@ from PIL import Image
 
 from audiox_trainer.trainer.manifest.manifest import ManifestEntry
 from audiox_trainer.trainer.media.source import Reason
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare.decode import EncoderSettings, EntryTask, Rejection, decode_entry
 from tests.helpers.fuzzing import both, changed_bytes
 from tests.helpers.media_files import FRAMES, MONO, encode, numbered_film, sine
 
@@ -78,7 +78,7 @@ def files(good, most):
 @both
 def test_bytes(fuzzer, share, tmp_path, good):
     soundfile.write(tmp_path / "good.wav", sine(seconds=0.5, rate=RATE), RATE)
-    fuzzer.run("media, bytes", files(good, 4), 200 * share, lambda file: attempt(tmp_path, *file))
+    assert all(fuzzer.run("media, bytes", files(good, 4), 200 * share, lambda file: attempt(tmp_path, *file)))
 
 
 @both
@@ -94,7 +94,7 @@ def test_another_ending(fuzzer, share, tmp_path, good):
         first, second, place, kind, ending = drawn
         return attempt(tmp_path, f"{kind}.{ending}", good[first][:place] + good[second][place if place > 8 else 0 :])
 
-    fuzzer.run("media, mixed", inputs, 60 * share, run)
+    assert all(fuzzer.run("media, mixed", inputs, 60 * share, run))
 
 
 def test_the_good_ones_are_accepted(tmp_path, good):

@@ -18,6 +18,7 @@ GOOD = [
     {"video": "v.mp4", "text": "a dog barks", "out": "clip.flac", "start": 1.0, "task": "TV2A"},
     {"audio": "a.wav", "mask": "0.2-0.5", "seed": 1},
     {"continue_from": "a.wav", "prefix": 0.5, "text": "a siren"},
+    {"text": "drums", "loop": True, "loudness": -23.0, "seconds": 2.0},
 ]
 REASONS = (
     "not JSON",
@@ -34,6 +35,7 @@ REASONS = (
     "give the",
     "name too long",
     "exclusive",
+    "leave one of the two out",
 )
 
 
@@ -81,10 +83,11 @@ def check(prompt, folder):
 @pytest.mark.parametrize("good", GOOD, ids=range(len(GOOD)))
 def test_values(fuzzer, share, folder, good):
     inputs = changed_json(good).map(lambda value: json.dumps(value).encode() + b"\n")
-    fuzzer.run("prompts, values", inputs, 60 * share, lambda data: attempt(folder, data))
+    assert all(fuzzer.run("prompts, values", inputs, 60 * share, lambda data: attempt(folder, data)))
 
 
 @both
 def test_bytes(fuzzer, share, folder):
     good = "".join(json.dumps(line) + "\n" for line in GOOD).encode()
-    fuzzer.run("prompts, bytes", changed_bytes(good, most=3), 60 * share, lambda data: attempt(folder, data))
+    inputs = changed_bytes(good, most=3)
+    assert all(fuzzer.run("prompts, bytes", inputs, 60 * share, lambda data: attempt(folder, data)))

@@ -12,7 +12,7 @@ from audiox_trainer.models import strict
 from audiox_trainer.models.audiox import WEIGHTS
 from audiox_trainer.models.config import ModelConfig
 from audiox_trainer.models.weights import FLOATS
-from audiox_trainer.trainer.checkpoint.convert_run import FILES, load_weights
+from audiox_trainer.trainer.checkpoint.weights_folder import FILES, load_weights
 from audiox_trainer.trainer.core.integrity import MANIFEST, file_entry, write_manifest
 from tests.helpers.fuzzing import SCALARS, both, changed_bytes, changed_json, refusal
 
@@ -71,7 +71,7 @@ def test_bytes(fuzzer, share, tmp_path, good):
     size = 8 + struct.unpack("<Q", good[WEIGHTS][:8])[0]
     inputs = st.one_of(changed_bytes(good[WEIGHTS], 3, size), changed_bytes(good[WEIGHTS], 2))
     run = lambda data: attempt(tmp_path, good | {WEIGHTS: data}, manifest=False)  # noqa: E731
-    fuzzer.run("weights, bytes", inputs, 60 * share, run)
+    assert all(fuzzer.run("weights, bytes", inputs, 60 * share, run))
 
 
 @both
@@ -101,7 +101,7 @@ def test_header(fuzzer, share, tmp_path, good):
         return joined(changed, data)
 
     run = lambda data: attempt(tmp_path, good | {WEIGHTS: data}, manifest=True)  # noqa: E731
-    fuzzer.run("weights, header", inputs(), 60 * share, run)
+    assert all(fuzzer.run("weights, header", inputs(), 60 * share, run))
 
 
 @both
@@ -126,7 +126,7 @@ def test_values(fuzzer, share, tmp_path, good):
         return attempt(tmp_path, good | {WEIGHTS: save(changed)}, manifest=True)
 
     inputs = st.tuples(st.sampled_from(sorted(state)), number, kind, st.integers(0, 10**6))
-    fuzzer.run("weights, numbers", inputs, 40 * share, run)
+    assert all(fuzzer.run("weights, numbers", inputs, 40 * share, run))
 
 
 @both
@@ -134,4 +134,4 @@ def test_config(fuzzer, share, tmp_path, good):
     values = changed_json(json.loads(good[FILES[0]])).map(lambda value: json.dumps(value).encode())
     inputs = st.one_of(values, values, changed_bytes(good[FILES[0]], 2))
     run = lambda data: attempt(tmp_path, good | {FILES[0]: data}, manifest=True)  # noqa: E731
-    fuzzer.run("weights, config.json", inputs, 80 * share, run)
+    assert all(fuzzer.run("weights, config.json", inputs, 80 * share, run))

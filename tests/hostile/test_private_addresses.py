@@ -9,7 +9,7 @@ import pytest
 from audiox_trainer.trainer.core.addresses import is_public
 from audiox_trainer.trainer.manifest.manifest import ManifestEntry, read_entries
 from audiox_trainer.trainer.media import http_client, source
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare.decode import EncoderSettings, EntryTask, Rejection, decode_entry
 from tests.helpers.media_files import FRAMES, MONO
 
 PRIVATE = [

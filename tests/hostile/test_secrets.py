@@ -2,25 +2,30 @@
 
 import json
 import threading
-from contextlib import nullcontext
-from dataclasses import asdict
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from audiox_trainer.models.config import CodecConfig, VideoConfig
+from audiox_trainer.trainer.captions.annotate import Annotation
+from audiox_trainer.trainer.captions.ask_stages import AskOptions, annotate_manifest
 from audiox_trainer.trainer.core.credentials import redacted, refuse
-from audiox_trainer.trainer.manifest.annotate import annotate_manifest
-from audiox_trainer.trainer.manifest.endpoint import Endpoint
 from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.prepare import prepare_files as prepare_module
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry, encode_entry
-from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
+from audiox_trainer.trainer.prepare.decode import EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
+from audiox_trainer.trainer.stages.separate import Separation, separate_manifest
+from audiox_trainer.trainer.stages.stage import StageWorkers
+from tests.helpers.caption_model import caption_model
+from tests.helpers.exported import HalfAndRest, export
 from tests.helpers.preparation import MODEL, manifest, sound
 
 SECRET = "s3cr3tValue0123456789"
+KEY = "unusual-form-of-a-key"
 HOST = "127.0.0.1:9"
 PARAMETERS = [
     *("X-Amz-Signature", "X-Amz-Credential", "X-Amz-Security-Token", "x-amz-signature", "AWSAccessKeyId", "Signature"),
@@ -129,7 +134,7 @@ def test_no_file_of_a_preparation_shows_one(tmp_path, forkserver, monkeypatch, c
     """A line that is read, one whose sound is refused, one whose host refuses it, and one whose host is private."""
     sound(tmp_path / "a.flac")
     (tmp_path / "text.flac").write_text("no sound")
-    monkeypatch.setattr(prepare_module, "encode_entry", encode_at_once)
+    monkeypatch.setattr(prepare_module, "decode_entry", decode_at_once)
     handler = partial(Quiet, directory=str(tmp_path))
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
@@ -143,9 +148,9 @@ def test_no_file_of_a_preparation_shows_one(tmp_path, forkserver, monkeypatch, c
         )
         for allowed, reasons in ((True, ["undecodable", "missing", "unreachable"]), (False, 4 * ["private address"])):
             out = tmp_path / f"out-{allowed}"
-            place = PrepareRank(unreachable=0, allow_private=allowed)
+            workers = Workers(unreachable=0, allow_private=allowed)
             with nullcontext() if allowed else pytest.raises(ValueError, match="no clip could be kept") as caught:
-                print(prepare_files(str(out), MODEL, path, 0, 1, place=place))
+                print(prepare_files(str(out), MODEL, path, 0, workers))
             rows = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
             assert [row["reason"] for row in rows] == reasons
             assert files_with(out, b"127.0.0.1") and not files_with(out, SECRET.encode())
@@ -153,9 +158,9 @@ def test_no_file_of_a_preparation_shows_one(tmp_path, forkserver, monkeypatch, c
     assert SECRET not in str(caught.value) and SECRET not in "".join(capfd.readouterr())
 
 
-def encode_at_once(task):
+def decode_at_once(task):
     source.PAUSE = 0.0
-    yield from encode_entry(task)
+    yield from decode_entry(task)
 
 
 class Quiet(SimpleHTTPRequestHandler):
@@ -163,12 +168,49 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def test_no_answer_about_a_clip_shows_one(tmp_path, monkeypatch):
-    """The new manifest keeps the address, which gives access; the answers and the list of what is missing do not."""
-    monkeypatch.setattr(source, "PAUSE", 0.0)
-    path = manifest(tmp_path, *({"audio": address} for address in ADDRESSES[-10:]))
+@pytest.mark.slow
+def test_no_answer_about_a_clip_shows_one(tmp_path, forkserver, monkeypatch):
+    """Addresses and the key give access; only the new manifest shows the former, and nothing the latter."""
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
     folder = tmp_path / "out"
-    endpoint = Endpoint(f"http://{HOST}/v1", "ears", timeout=1.0, retries=0)
-    summary = annotate_manifest(path, folder / "new.jsonl", endpoint, 2, again=False, allow_private=True)
-    assert len(summary.unfilled) == 10 and SECRET not in str(summary)
-    assert files_with(folder, SECRET.encode()) == ["new.jsonl"]
+    with served(tmp_path) as there, caption_model() as model:
+        address = f"http://me:{SECRET}@{there}/a.flac?X-Goog-Signature={SECRET}"
+        path = manifest(
+            tmp_path,
+            *({"audio": address, "captions": [kind]} for kind in ("good", "large")),
+            *({"audio": address} for address in ADDRESSES[-3:]),
+        )
+        workers = StageWorkers(1, allow_private=True)
+        annotation = Annotation(replace(model.endpoint, retries=0))
+        summary = annotate_manifest(path, folder / "new.jsonl", annotation, workers, AskOptions())
+        assert model.keys == {f"Bearer {KEY}"}
+    assert summary.left_out == {"answer refused": 1, "unreachable": 3}
+    assert {"new.jsonl.answers", "new.jsonl.html"} < set(files_with(folder, b""))
+    assert "new.jsonl.left_out.jsonl" in files_with(folder, b"audio too large")
+    assert files_with(folder, SECRET.encode()) == ["new.jsonl"] and files_with(folder, KEY.encode()) == []
+
+
+@pytest.mark.slow
+def test_no_separated_line_shows_one(tmp_path, forkserver):
+    """It names the file that it is of."""
+    export(HalfAndRest(), tmp_path / "parts.ts", 1, 2, 8000)
+    about = {"file": "parts.ts", "rate": 16000, "stems": ["music", "speech"], "seconds": 1.0, "overlap": 0.25}
+    (tmp_path / "parts.json").write_text(json.dumps(about))
+    out = tmp_path / "out" / "new.jsonl"
+    with served(tmp_path) as there:
+        path = manifest(tmp_path, {"audio": f"http://me:{SECRET}@{there}/a.flac?token={SECRET}", "domain": "music"})
+        separation = Separation(str(tmp_path / "parts.json"), tmp_path, out.parent / "stems")
+        separate_manifest(path, out, separation, StageWorkers(1, allow_private=True))
+    (line,) = map(json.loads, out.read_text().splitlines())
+    assert line["separated"]["audio"] == f"http://[redacted]@{there}/a.flac?[redacted]"
+    assert files_with(out.parent, SECRET.encode()) == []
+
+
+@contextmanager
+def served(folder):
+    """The host and port of a server of a sound."""
+    sound(folder / "a.flac")
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()

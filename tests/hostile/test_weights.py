@@ -12,7 +12,7 @@ from audiox_trainer.models.config import TextConfig
 from audiox_trainer.models.encoders.t5 import check_t5
 from audiox_trainer.models.released.config import ReleasedConfig
 from audiox_trainer.models.released.network import ReleasedNetwork
-from audiox_trainer.trainer.checkpoint.convert_run import FILES, load_weights
+from audiox_trainer.trainer.checkpoint.weights_folder import FILES, load_weights
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.core.integrity import MANIFEST, ChangedError, file_entry, write_manifest
 from audiox_trainer.trainer.generation.job_runner import run_jobs
@@ -128,8 +128,8 @@ def test_a_model_that_diverges_writes_nothing(generator, tmp_path, monkeypatch):
     truly = generator.latents
 
     @torch.inference_mode()
-    def latents(request, seed, sampling):
-        z = truly(request, seed, sampling).clone()
+    def latents(request, seed, sampling, on_step=None):
+        z = truly(request, seed, sampling, on_step).clone()
         z[[text == "a bell" for text in request.texts]] = float("inf")
         return z
 

@@ -1,10 +1,8 @@
-"""Compiles every launch of the Triton kernels for GPUs that need not be here, and reads the machine code.
+"""Compiles every launch of the Triton kernels for GPUs that need not be here, at the sizes of configs/2p7b.json in
+bfloat16, and reads the machine code.
 
-The kernels' own host functions are called on tensors without memory, at the sizes of configs/2p7b.json in bfloat16, and
-each launch is compiled instead: with the argument types, specialization, constants and warps of a real one.
-
-    python tests/kernels/machine_code.py 90 100   # JSON: a row per kernel and compute capability
-    python tests/kernels/machine_code.py --write  # the table of docs/lab/performance.md
+    python -m tests.kernels.machine_code 90 100   # JSON: a row per kernel and compute capability
+    python -m tests.kernels.machine_code --write  # the table of docs/lab/performance.md
 """
 
 import argparse
@@ -13,23 +11,19 @@ import os
 import re
 import subprocess
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 if __name__ == "__main__":  # decided when kernels are imported
-    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ["TRITON_INTERPRET"] = "0"
 
 import triton
 from triton.backends import nvidia
-from triton.backends.compiler import GPUTarget
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
-from audiox_trainer.kernels import adaln, gated_residual, joint_attention, swiglu
 from audiox_trainer.trainer.core.config import load_pretrain_config
+from audiox_trainer.trainer.engine.kernel_cases import BlockShape
+from tests.kernels.launches import compiled_only, launch_block
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLE = ROOT / "docs" / "lab" / "performance.md"
@@ -37,6 +31,8 @@ GPUS = {80: "A100", 90: "H100", 100: "B200"}
 MARK = re.compile(r"(?<=<!-- machine code, Triton )(\S+) -->\n.*?(?=\n\n)", re.S)
 SHARED = {80: 164 * 1024, 90: 228 * 1024, 100: 228 * 1024}  # bytes of a multiprocessor
 REGISTERS, WARPS, BLOCKS, RESERVED = 65536, 64, 32, 1024  # of a multiprocessor; bytes that each block takes by itself
+BATCH = 30
+ABSENT = "–"  # in the table: a kernel that a GPU cannot run
 TENSOR_CORES = r"\bHGMMA|\bHMMA|\bUTC\w*MMA"  # on 90, 80 and 100
 
 
@@ -60,71 +56,18 @@ class Code:
         return f"{self.registers}, {round(self.shared / 1024, 1):g}, {self.blocks}{spilled}"
 
 
-class _Driver:
-    """The driver calls that Triton makes before it compiles. One device per architecture, since it keeps one kernel
-    each."""
-
-    def __init__(self, sm: int) -> None:
-        self.sm = sm
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", self.sm, 32)
-
-    def get_current_device(self) -> int:
-        return self.sm
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def launch_all(head: int) -> None:
-    """Each host function of the kernels, on the latent and on the condition stream."""
-    model = load_pretrain_config(ROOT / "configs" / "2p7b.json").model
-    width, hidden, heads = model.backbone.width, model.backbone.mlp_hidden, model.backbone.width // head
-    batch, latent = 30, model.codec.frames
-    condition = latent + model.video.tokens + model.text.max_tokens
-
-    def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
-        return torch.empty(shape, dtype=dtype, device="meta")
-
-    streams: list[torch.Tensor] = []
-    for n in (latent, condition):
-        x, both = tensor(batch, n, width), tensor(batch, n, 2 * hidden)
-        shift, scale, gate, *_ = tensor(batch, 6 * width, dtype=torch.float32).chunk(6, dim=-1)  # as in a block
-        mean, rstd = (tensor(batch, n, dtype=torch.float32) for _ in range(2))
-        adaln._layer_norm_modulate._init_fn(x, shift, scale)
-        adaln._layer_norm_modulate_backward._init_fn(x, x, scale, mean, rstd)
-        gated_residual._gated_residual._init_fn(x, x, gate)
-        gated_residual._gated_residual_backward._init_fn(x, x, gate)
-        gated_residual._gated_residual_norm._init_fn(x, x, gate, shift, scale)
-        gated_residual._gated_residual_norm_backward._init_fn(x, x, gate, scale, mean, rstd, x, x)
-        swiglu._swiglu._init_fn(both)
-        swiglu._swiglu_backward._init_fn(both, tensor(batch, n, hidden))
-        tables = [tensor(n, head // 2, dtype=torch.float32) for _ in range(2)]
-        streams += [tensor(batch, n, 3, heads, head), tensor(head), tensor(head), *tables]
-    lengths = tensor(batch, dtype=torch.int32)
-    x, c, lse = joint_attention._joint_attention._init_fn(*streams, lengths)
-    joint_attention._joint_attention_backward._init_fn(*streams, lengths, x, c, lse, x, c)
-
-
 def compiled(sm: int, head: int) -> list[Code]:
     """A row per kernel and set of flags: of several specializations the one that needs most registers."""
     found: dict[int, tuple[str, Any]] = {}
-    original = JITFunction.run
 
-    def run(self: Any, *args: Any, grid: Any, warmup: bool, **constants: Any) -> Any:
-        kernel = original(self, *args, grid=grid, warmup=True, **constants)
-        given = dict(zip(self.arg_names, args, strict=False)) | constants
-        flags = [f"{name}={value}" for name, value in given.items() if isinstance(value, bool)]
-        where = f"{self.fn.__module__.split('.')[-1]}.{self.fn.__name__}"
-        found[id(kernel)] = " ".join([where, *flags]), kernel
+    def seen(kernel: Any, code: Any, arguments: dict[str, Any]) -> None:
+        flags = [f"{name}={value}" for name, value in arguments.items() if isinstance(value, bool)]
+        where = f"{kernel.fn.__module__.split('.')[-1]}.{kernel.fn.__name__}"
+        found[id(code)] = " ".join([where, *flags]), code
 
-    driver.set_active(_Driver(sm))
-    JITFunction.run = run
-    try:
-        launch_all(head)
-    finally:
-        JITFunction.run = original
+    shape = BlockShape.from_model(load_pretrain_config(ROOT / "configs" / "2p7b.json").model, BATCH)
+    with compiled_only(sm, seen):
+        launch_block(replace(shape, heads=shape.width // head, head_width=head), sm)
     codes: dict[str, Code] = {}
     for name, kernel in found.values():
         code = read(sm, name, kernel)
@@ -159,10 +102,15 @@ def _tool(name: str, *arguments: str) -> str:
 
 def table(codes: list[Code]) -> list[str]:
     """Lines of Markdown, a row per kernel, without a head."""
-    rows: dict[str, list[Code]] = {}
+    rows: dict[str, dict[int, Code]] = {}
     for code in codes:
-        rows.setdefault(code.kernel, []).append(code)
-    return [f"| `{name}` | {row[0].warps} | {' | '.join(code.cell() for code in row)} |" for name, row in rows.items()]
+        rows.setdefault(code.kernel, {})[code.sm] = code
+    columns = sorted({code.sm for code in codes})
+    lines = []
+    for name, row in rows.items():
+        cells = [row[sm].cell() if sm in row else ABSENT for sm in columns]
+        lines.append(f"| `{name}` | {next(iter(row.values())).warps} | {' | '.join(cells)} |")
+    return lines
 
 
 def recorded() -> tuple[str, dict[str, dict[str, str]]]:

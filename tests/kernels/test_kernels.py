@@ -20,14 +20,14 @@ SHAPES = [(1, 1, 8), (2, 7, 24), (3, 1023, 40)]  # B, L, W
 DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 
 
-def close(actual, expected, dtype, what=""):
+def assert_close(actual, expected, dtype, what=""):
     expected = expected.double()
     scale = expected.abs().max().clamp_min(1e-3)
     worst = ((actual.double() - expected).abs().max() / scale).item()
     assert worst < TOLERANCE[dtype], f"{what}: off by {worst:.2e} of the largest value"
 
 
-def agree(op, formula, tensors, dtype):
+def assert_agrees(op, formula, tensors, dtype):
     """Outputs and every gradient of `op` against those of `formula` in float64 of the same, already rounded, inputs."""
     ours = [x.detach().clone().requires_grad_() for x in tensors]
     theirs = [x.detach().double().requires_grad_() for x in tensors]
@@ -37,12 +37,12 @@ def agree(op, formula, tensors, dtype):
     gradients = [torch.randn(x.shape, dtype=torch.float64).to(x.dtype) for x in outputs]
     for i, (a, b) in enumerate(zip(outputs, expected, strict=True)):
         assert a.dtype == dtype and a.shape == b.shape
-        close(a, b, dtype, f"output {i}")
+        assert_close(a, b, dtype, f"output {i}")
     torch.autograd.backward(outputs, gradients)
     torch.autograd.backward(expected, [g.double() for g in gradients])
     for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert a.grad.dtype == a.dtype
-        close(a.grad, b.grad, dtype, f"gradient of input {i}")
+        assert_close(a.grad, b.grad, dtype, f"gradient of input {i}")
 
 
 def normed(x):
@@ -60,21 +60,21 @@ def test_layer_norm_modulate(dtype, shape):
     def formula(x, shift, scale):
         return normed(x) * (1 + scale[:, None]) + shift[:, None]
 
-    agree(layer_norm_modulate, formula, tensors, dtype)
+    assert_agrees(layer_norm_modulate, formula, tensors, dtype)
 
 
 def test_layer_norm_keeps_its_statistics_in_float32():
     """Large values with a small spread: in bfloat16 their mean alone would be off by more than the spread."""
     x = (1000 + 8 * torch.randn(2, 5, 64)).bfloat16()
     zero = torch.zeros(2, 64)
-    close(layer_norm_modulate(x, zero, zero), normed(x.double()), torch.bfloat16)
+    assert_close(layer_norm_modulate(x, zero, zero), normed(x.double()), torch.bfloat16)
 
 
 @DTYPES
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gated_residual(dtype, shape):
     tensors = [torch.randn(shape).to(dtype), torch.randn(shape).to(dtype), torch.randn(shape[0], shape[2])]
-    agree(gated_residual, lambda x, branch, gate: x + gate[:, None] * branch, tensors, dtype)
+    assert_agrees(gated_residual, lambda x, branch, gate: x + gate[:, None] * branch, tensors, dtype)
 
 
 @DTYPES
@@ -87,7 +87,7 @@ def test_gated_residual_layer_norm_modulate(dtype, shape):
         x = x + gate[:, None] * branch
         return x, normed(x) * (1 + scale[:, None]) + shift[:, None]
 
-    agree(gated_residual_layer_norm_modulate, formula, tensors, dtype)
+    assert_agrees(gated_residual_layer_norm_modulate, formula, tensors, dtype)
 
 
 @DTYPES
@@ -97,7 +97,7 @@ def test_swiglu(dtype, shape):
         a, b = ab[..., : shape[2] // 2], ab[..., shape[2] // 2 :]
         return a / (1 + torch.exp(-a)) * b
 
-    agree(swiglu, formula, [torch.randn(shape).to(dtype)], dtype)
+    assert_agrees(swiglu, formula, [torch.randn(shape).to(dtype)], dtype)
 
 
 def rotated(x, weight, angles):
@@ -113,7 +113,7 @@ def rotated(x, weight, angles):
 def test_qk_norm_rope(dtype, shape):
     angles = 6 * torch.rand(shape[1], shape[3] // 2, dtype=torch.float64)
     cos, sin = angles.cos().float(), angles.sin().float()
-    agree(
+    assert_agrees(
         lambda x, weight: qk_norm_rope(x, weight, cos, sin),
         lambda x, weight: rotated(x, weight, angles),
         [torch.randn(shape).to(dtype), (1 + 0.1 * torch.randn(shape[3])).to(dtype)],
@@ -136,12 +136,30 @@ def attended(q, k, v, key_length):
 def test_attention(dtype, padded):
     lengths = [3, 9, 1] if padded else [9, 9, 9]
     tensors = [torch.randn(3, 2, n, 8).to(dtype) for n in (5, 9, 9)]
-    agree(
+    assert_agrees(
         lambda q, k, v: attention(q, k, v, torch.tensor(lengths) if padded else None),
         lambda q, k, v: attended(q, k, v, lengths),
         tensors,
         dtype,
     )
+
+
+@DTYPES
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 17, 33), (2, 65, 129)])  # heads, queries, keys
+def test_attention_writes_over_its_scores(dtype, shape):
+    """The same bits as plain operations, whichever gradients are asked for; torch computes softmax row by row."""
+    heads, n, m = shape
+    q, k, v = (torch.randn(2, heads, rows, 16).to(dtype).requires_grad_() for rows in (n, m, m))
+    length = torch.tensor([m, 1])
+    bias = torch.zeros(2, 1, 1, m, dtype=dtype).masked_fill(torch.arange(m) >= length[:, None, None, None], -torch.inf)
+    scores = (q * 0.25) @ k.transpose(2, 3) + bias
+    expected, out = scores.softmax(-1) @ v, attention(q, k, v, length)
+    assert torch.equal(out, expected)
+    whole = torch.autograd.grad(expected, (q, k, v), v.new_ones(out.shape))
+    for i, x in enumerate((q, k, v)):
+        others = [y if y is x else y.detach() for y in (q, k, v)]
+        (alone,) = torch.autograd.grad(attention(*others, length), x, v.new_ones(out.shape))
+        assert_close(alone, whole[i], dtype)
 
 
 @DTYPES
@@ -172,7 +190,7 @@ def test_joint_attention(dtype, padded):
         out = attended(q, k, v, [n_latent + n for n in lengths]).transpose(1, 2).flatten(2)
         return out[:, :n_latent], out[:, n_latent:] * read
 
-    agree(op, formula, tensors, dtype)
+    assert_agrees(op, formula, tensors, dtype)
 
 
 @pytest.mark.parametrize("name", ["swiglu", "gated_residual", "attention"])

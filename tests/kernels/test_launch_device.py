@@ -54,4 +54,4 @@ def test_attention_launches_on_the_gpu_of_its_tensors(launches):
     lengths = tensor(2, dtype=torch.int32)
     x, c, lse = joint_attention._joint_attention._init_fn(*streams, lengths)
     joint_attention._joint_attention_backward._init_fn(*streams, lengths, x, c, lse, x, c)
-    assert len(launches) > 8 and set(launches) == {1}
+    assert launches == [1] * 6

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from tests.kernels.machine_code import GPUS, recorded
+from tests.kernels.machine_code import ABSENT, GPUS, recorded
 
-REWRITE = "python tests/kernels/machine_code.py --write"
+REWRITE = "python -m tests.kernels.machine_code --write"
 
 
 @pytest.fixture(scope="module")
@@ -21,8 +21,8 @@ def codes(root):
 
     @functools.cache
     def call(sm, head):
-        command = [sys.executable, root / "tests/kernels/machine_code.py", str(sm), "--head", str(head)]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=580)
+        command = [sys.executable, "-m", "tests.kernels.machine_code", str(sm), "--head", str(head)]
+        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr[-2000:]
         answer = json.loads(done.stdout)
         return {code["kernel"]: code for code in answer["codes"]}, answer["triton"]
@@ -36,7 +36,7 @@ def on_tensor_cores(kernels):
 
 def multiplying(kernels):
     found = {name for name, code in kernels.items() if code["multiplies"]}
-    assert len(found) == 6
+    assert len(found) == 3
     return found
 
 
@@ -45,7 +45,7 @@ def recorded_table(triton, sm):
     release, rows = recorded()
     if triton != release:
         pytest.skip(f"the table is of Triton {release}, this is {triton}; to rewrite it: {REWRITE}")
-    return {name: (row[GPUS[sm]], row["warps"]) for name, row in rows.items()}
+    return {name: (row[GPUS[sm]], row["warps"]) for name, row in rows.items() if row[GPUS[sm]] != ABSENT}
 
 
 def compiled_table(kernels):
@@ -55,7 +55,7 @@ def compiled_table(kernels):
 @pytest.mark.slow
 def test_on_an_h100_nothing_is_spilled(codes):
     kernels, triton = codes(90, 64)
-    assert len(kernels) == 16
+    assert len(kernels) == 15
     assert {name for name, code in kernels.items() if code["stack"]} == set()
     assert on_tensor_cores(kernels) == multiplying(kernels)
     assert compiled_table(kernels) == recorded_table(triton, 90), f"if the change is meant: {REWRITE}"

@@ -51,7 +51,7 @@ def generate(monkeypatch) -> Callable[..., Done]:
         ([], "there is no condition"),
         (["--audio", "README.md"], "audio and mask belong together"),
         (["--text", "a bell", "--count", "0"], "--count 0"),
-        (["--text", "a bell", "--out", "bell.mp3"], "only .wav"),
+        (["--text", "a bell", "--out", "bell.aac"], "only .wav"),
         (["--video", "none.mp4"], "video: none.mp4: no such file"),
         (["--prompts", "README.md"], "--out is for a single sound"),
         (["--text", "a bell", "--out-dir", "sounds"], "--prompts and --out-dir belong together"),
@@ -68,7 +68,7 @@ def test_generate_refuses_before_it_loads(root, tmp_path, arguments, complaint, 
 def test_refusing_takes_no_torch(root, tmp_path):
     """It would take seconds to import."""
     code = "import sys; sys.modules['torch'] = None; from audiox_trainer.launch.generate import parse; parse()"
-    command = [sys.executable, "-c", code, "--weights", "w", "--text", "a bell", "--out", "bell.mp3"]
+    command = [sys.executable, "-c", code, "--weights", "w", "--text", "a bell", "--out", "bell.aac"]
     done = subprocess.run(command, capture_output=True, text=True, cwd=root)
     assert done.returncode == 2 and "only .wav" in done.stderr, done.stderr
 
@@ -96,14 +96,14 @@ def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
         return assign_files([(i + 1, Prompt(text=text, seed=i)) for i, text in enumerate(texts)], tmp_path, 1)
 
     def left(wanted: list[SoundJob]) -> list[str]:
-        manifest = SoundManifest(tmp_path, weights, generator.sampling)
+        manifest = SoundManifest(tmp_path, generator.origin, generator.sampling)
         unfinished = [job for job in wanted if not manifest.is_finished(job)]
         manifest.compact()
         return [job.out.name for job in unfinished]
 
     wanted = jobs("a bell", "a kick", "a dog")
     assert left(wanted) == ["0001.wav", "0002.wav", "0003.wav"]
-    made = run_jobs(generator, wanted, 2, SoundManifest(tmp_path, weights, generator.sampling))
+    made = run_jobs(generator, wanted, 2, SoundManifest(tmp_path, generator.origin, generator.sampling))
     assert (made.sounds, made.failures) == (3, []) and made.seconds == pytest.approx(3 * 2.048)
     entries = [json.loads(line) for line in (tmp_path / "manifest.jsonl").read_text().splitlines()]
     assert [(e["file"], e["text"], e["seed"], e["steps"], e["guidance"], e["seconds"]) for e in entries] == [
@@ -118,7 +118,7 @@ def test_finished_sounds_are_not_made_again(generator, weights, tmp_path):
     with (tmp_path / "manifest.jsonl").open("a") as file:
         file.write('{"file": "0003.w')
     assert left(wanted) == ["0002.wav"]
-    run_jobs(generator, wanted[1:2], 8, SoundManifest(tmp_path, weights, generator.sampling))
+    run_jobs(generator, wanted[1:2], 8, SoundManifest(tmp_path, generator.origin, generator.sampling))
     assert (tmp_path / "0002.wav").read_bytes() == before and left(wanted) == []
     # What is there and is something else is neither taken for the wanted sound nor overwritten.
     with pytest.raises(ValueError, match=r"line 2: .*0002.wav was made with text 'a kick', not 'a hiss'"):
@@ -159,7 +159,7 @@ def test_a_sound_that_cannot_be_written_does_not_stop_its_batch(generator, weigh
 
     monkeypatch.setattr(job_runner, "write_media", write)
     jobs = assign_files([(i, Prompt(text="a bell", seed=i)) for i in (1, 2, 3)], tmp_path, 1)
-    manifest = SoundManifest(tmp_path, weights, generator.sampling)
+    manifest = SoundManifest(tmp_path, generator.origin, generator.sampling)
     made = run_jobs(generator, jobs, 3, manifest, lambda job, *_: told.append(job.out.name))
     ((failed, error),) = made.failures
     assert failed.location == "line 2: " and "Invalid argument" in str(error)

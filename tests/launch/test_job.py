@@ -71,7 +71,7 @@ class Desk:
     def run(self, codes, *arguments, **variables):
         """Its exit code, and what it has said."""
         process = self.start(codes, *arguments, **variables)
-        said, _ = process.communicate(timeout=30)
+        said, _ = process.communicate(timeout=600)
         return process.returncode, said
 
     def calls(self, name):
@@ -95,9 +95,11 @@ def desk(tmp_path):
         ([76], 76, False, 1, "submit again without it: sbatch --exclude=NODE"),
         ([77], 77, False, 1, "launch/verify.py lists what"),
         ([79], 79, False, 1, "diverged"),
+        ([81], 81, False, 1, "a node failed a check: see the line above, and submit again without it"),
         ([78, 0], 0, False, 2, "a rank was lost (code 78"),
         ([137, 139, 0], 0, False, 3, "a rank was lost (code 139"),
         (["137after77"], 77, False, 1, "launch/verify.py lists what"),
+        (["137after81", 81], 81, False, 1, "submit again without it"),
         (["137after1"], 1, False, 1, "fix what the sentence after 'error:' says"),
         (["78after137", "137after78", 0], 0, False, 3, "a rank was lost (code 137"),
         (["137after76", 137], 76, False, 1, "submit again without it"),
@@ -156,7 +158,7 @@ def test_near_the_time_limit_ranks_are_asked_until_they_leave(desk, how, code):
     process = desk.start([how])
     until(lambda: bool(desk.calls("srun")), 10)
     process.send_signal(signal.SIGUSR2)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == code, said
     assert desk.calls("scancel")[0] == "scancel --signal=USR2 7"
     assert desk.calls("scontrol requeue") == ["scontrol requeue 7"] and len(desk.calls("srun")) == 1
@@ -169,7 +171,7 @@ def test_a_job_whose_ranks_do_not_leave_goes_back_before_its_limit(desk):
     process = desk.start(["never"], RUNNING=end.isoformat(timespec="seconds"))
     until(lambda: bool(desk.calls("srun")), 10)
     process.send_signal(signal.SIGUSR2)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 75 and "not all ranks have left in time; requeues itself" in said
     assert desk.calls("scontrol requeue") == ["scontrol requeue 7"] and datetime.now() < end - timedelta(seconds=30)
 
@@ -178,7 +180,7 @@ def test_nothing_starts_near_the_time_limit(desk):
     process = desk.start(["asked-0"], PREFLIGHT="")
     until(lambda: bool(desk.calls("srun")), 10)
     process.send_signal(signal.SIGUSR2)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 75 and "the time limit is too near to start" in said
     assert len(desk.calls("srun")) == 1 and desk.calls("scontrol requeue")
 
@@ -187,7 +189,7 @@ def test_a_job_that_is_cancelled_does_not_come_back(desk):
     process = desk.start(["asked-75"])
     until(lambda: bool(desk.calls("srun")), 10)
     process.terminate()
-    process.wait(10)
+    process.wait(600)
     (desk.folder / "asked").touch()
     time.sleep(0.3)
     assert process.returncode == -signal.SIGTERM and not desk.calls("scontrol requeue")
@@ -211,7 +213,7 @@ def test_what_keeps_its_parts_is_ended_and_counted_by_them(desk):
     process = desk.start(["asked-143"], str(desk.output), "--weights", "weights/a", script="evaluate")
     until(lambda: bool(desk.calls("srun")), 10)
     process.send_signal(signal.SIGUSR2)
-    said, _ = process.communicate(timeout=30)
+    said, _ = process.communicate(timeout=600)
     assert process.returncode == 143 and "stopped before the time limit" in said
     assert desk.calls("scancel")[0] == "scancel --signal=TERM 7" and desk.calls("scontrol requeue")
     assert f"launch/evaluate.py --out {desk.output}/report.json --html" in desk.calls("srun")[0]
@@ -259,7 +261,7 @@ def test_the_first_rank_that_fails_says_so(tmp_path):
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="shellcheck is not installed")
 def test_the_shell_finds_nothing_to_complain_of():
-    scripts = [*sorted(SCRIPTS.iterdir()), ROOT / "launch" / "measure.sh"]
+    scripts = [*sorted(SCRIPTS.iterdir()), *sorted((ROOT / "launch").glob("*.sh"))]
     done = subprocess.run(
         ["shellcheck", "--external-sources", *map(str, scripts)], cwd=ROOT, capture_output=True, text=True
     )

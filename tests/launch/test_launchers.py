@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 
 from audiox_trainer.trainer.core.cli import ExitCode
@@ -76,10 +77,27 @@ def test_torchrun_passes_a_request_to_stop_on(base, expected):
     agent = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True)
     until(lambda: run.step() >= 3 or agent.poll() is not None, 300)
     agent.send_signal(signal.SIGTERM)
-    _, said = agent.communicate(timeout=100)
+    _, said = agent.communicate(timeout=600)
     saved = run.resumable()
     assert saved == run.step() >= 3 and f"asked to stop: step {saved} of 30 is saved" in said, said
     again = subprocess.run(
         [*command, "--resume"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert again.returncode == 0 and run.end() == expected, again.stderr
+
+
+def test_torchrun_starts_lost_ranks_again_in_place(base, expected):
+    run = supervised_runs.Run("pretrain", base, "in_place")
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--max-restarts", "3"]
+    command += ["--master-port", str(free_port()), "launch/pretrain.py", "--config", str(base / "pretrain.json")]
+    command += ["--output", str(run.folder), *SETTINGS, "--resume", "--no-self-test"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    agent = subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    until(lambda: run.step() >= 7 or agent.poll() is not None, 300)
+    ranks = [child for child in psutil.Process(agent.pid).children() if "launch/pretrain.py" in child.cmdline()]
+    assert len(ranks) == 2
+    ranks[1].kill()
+    said, _ = agent.communicate(timeout=600)
+    assert agent.returncode == 0 and "resumed from" in said and run.end() == expected, said

@@ -140,7 +140,7 @@ def launches(scenes, tmp_path_factory):
         folders.append(folder)
         before.append(sorted(folder.rglob("*")))
     command = [sys.executable, "-c", RUNNER]
-    done = subprocess.run(command, input=json.dumps(cases), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, input=json.dumps(cases), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     after = [sorted(folder.rglob("*")) for folder in folders]
@@ -164,7 +164,7 @@ def test_a_launch_as_a_user_does_it(scenes, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(small_json(scenes)))
     arguments = ["--config", str(tmp_path / "run.json"), "--output", str(tmp_path / "out"), "--set", "optimizer.lr=0"]
     command = [sys.executable, "launch/pretrain.py", *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"error: {tmp_path}/run.json: optimizer.lr: 0 must be above 0\n"
     assert not (tmp_path / "out").exists()

@@ -1,12 +1,20 @@
 """The distillation losses on Gaussians, whose velocities are known in closed form."""
 
+import math
+
 import pytest
 import torch
 
 from audiox_trainer.trainer.core.update_cycle import Phase, UpdateCycle
+from audiox_trainer.trainer.distillation.objectives import steered_weight
 from audiox_trainer.trainer.losses.dmd import dmd_loss, eq10_loss, eq10_sg_teacher_loss, matching_weight
 from audiox_trainer.trainer.losses.flow_matching import interpolate
-from audiox_trainer.trainer.losses.gan import adversarial_loss, discriminator_loss
+from audiox_trainer.trainer.losses.gan import (
+    adversarial_loss,
+    approximate_r1_loss,
+    contrastive_loss,
+    discriminator_loss,
+)
 
 B, L, C = 4096, 1, 1
 
@@ -73,6 +81,21 @@ def test_the_normaliser_is_each_samples_own():
     torch.testing.assert_close(z0.grad[0], z0.grad[1])
 
 
+def test_given_latents_count_neither_in_the_normaliser_nor_in_the_loss():
+    """A sample of which a half is given gets the gradient of the other half alone."""
+    generator = torch.Generator().manual_seed(0)
+    z_tau, v_teacher, v_fake = (torch.randn(1, 6, 5, generator=generator) for _ in range(3))
+    tau, free = torch.tensor([0.5]), torch.tensor([0.0, 0, 0, 1, 1, 1]).view(1, 6, 1)
+    whole, half = torch.zeros(1, 6, 5, requires_grad=True), torch.zeros(1, 3, 5, requires_grad=True)
+    a = dmd_loss(whole, z_tau, tau, v_teacher, v_fake, free)
+    b = dmd_loss(half, z_tau[:, 3:], tau, v_teacher[:, 3:], v_fake[:, 3:])
+    torch.testing.assert_close(2 * a, b)
+    a.sum().backward()
+    b.sum().backward()
+    assert not whole.grad[:, :3].any()
+    torch.testing.assert_close(2 * whole.grad[:, 3:], half.grad)
+
+
 def test_a_sample_that_the_teacher_reproduces_exactly_gives_finite_numbers():
     z0 = torch.zeros(1, 3, 5, requires_grad=True)
     zeros = torch.zeros(1, 3, 5)
@@ -92,14 +115,30 @@ def test_hinge_losses():
     assert adversarial_loss(fake).tolist() == [2, 0, -1]
 
 
+def test_approximate_r1_and_the_contrastive_loss():
+    real, other = torch.tensor([[2.0, 1.0], [0.0, 0.0]]), torch.tensor([[1.0, 1.0], [0.0, 2.0]])
+    assert approximate_r1_loss(real, other).tolist() == [0.5, 2]
+    expected = [(math.log1p(math.exp(-1)) + math.log(2)) / 2, (math.log(2) + math.log1p(math.exp(2))) / 2]
+    assert contrastive_loss(real, other).tolist() == pytest.approx(expected)
+
+
+def test_a_steered_weight_gives_every_sample_the_asked_ratio():
+    generator = torch.Generator().manual_seed(0)
+    matching, adversarial = (torch.randn(3, 4, 5, generator=generator) for _ in range(2))
+    adversarial[1] *= 100
+    weighted = steered_weight(matching, adversarial, 0.3) * adversarial
+    torch.testing.assert_close(weighted.flatten(1).norm(dim=1), 0.3 * matching.flatten(1).norm(dim=1))
+    assert steered_weight(matching, torch.zeros_like(matching), 0.3).isfinite().all()
+
+
 class TestCycle:
     """The number of an update decides whose turn it is."""
 
-    def test_five_to_one_to_one_after_both_warm_ups(self):
-        cycle = UpdateCycle(5, 1, 1, warm_start=2, fake_warm_up=3)
-        names = [cycle.phase(i).value for i in range(5 + 14)]
-        assert names[:5] == ["warm_start"] * 2 + ["fake_warm_up"] * 3
-        assert names[5:] == 2 * (["student"] * 5 + ["fake", "discriminator"])
+    def test_five_to_one_to_one_after_all_warm_ups(self):
+        cycle = UpdateCycle(5, 1, 1, warm_start=2, fake_warm_up=3, discriminator_warm_up=1)
+        names = [cycle.phase(i).value for i in range(6 + 14)]
+        assert names[:6] == ["warm_start"] * 2 + ["fake_warm_up"] * 3 + ["discriminator_warm_up"]
+        assert names[6:] == 2 * (["student"] * 5 + ["fake", "discriminator"])
 
     def test_rounds_end_where_the_next_begins(self):
         cycle = UpdateCycle(1, 5, 1, fake_warm_up=2)
@@ -115,6 +154,6 @@ class TestCycle:
 
     @pytest.mark.parametrize("phases", [(p,) for p in Phase] + [(Phase.FAKE_WARM_UP, Phase.FAKE)])
     def test_turns_are_counted(self, phases):
-        cycle = UpdateCycle(3, 2, 1, warm_start=4, fake_warm_up=5)
+        cycle = UpdateCycle(3, 2, 1, warm_start=4, fake_warm_up=5, discriminator_warm_up=2)
         for update in range(30):
             assert cycle.count(phases, update) == sum(cycle.phase(i) in phases for i in range(update))

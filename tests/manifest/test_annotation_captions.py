@@ -14,6 +14,7 @@ from audiox_trainer.trainer.manifest.annotation_captions import (
     order_phrases,
     time_phrases,
 )
+from audiox_trainer.trainer.manifest.line_values import Origin
 
 SED = [
     {"start": 0.0, "end": 2.0, "event": "dog"},
@@ -23,7 +24,7 @@ SED = [
 
 
 def drawn(given, annotation, seed=0):
-    return annotation_captions(given, annotation, np.random.default_rng(seed))
+    return list(annotation_captions(given, annotation, np.random.default_rng(seed)))
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,20 @@ def drawn(given, annotation, seed=0):
 )
 def test_counts(counts, phrase):
     assert phrase in count_phrases(counts)
+
+
+def test_each_has_its_source_and_kind():
+    annotation = {"caption": "A dog.", "category": {"dog": 2}, "time_relation": "dog, bell"}
+    annotation["extra"] = {"annotated": {"caption": "ears"}}
+    origins = {"two dogs": Origin("writer", "count")}
+    found = annotation_captions(["a label", "two dogs"], annotation, np.random.default_rng(0), origins)
+    assert list(found.items())[:3] == [
+        ("a label", ("manifest", "caption")),
+        ("two dogs", ("writer", "count")),
+        ("A dog.", ("ears", "caption")),
+    ]
+    assert list(found.values())[3:] == [("template", "count")] * 2 + [("template", "order")] * 2
+    assert found.keys() == set(drawn(["a label", "two dogs"], annotation))
 
 
 def test_times():

@@ -6,7 +6,14 @@ import random
 import jsonschema
 import pytest
 
-from audiox_trainer.trainer.manifest.manifest import clip_annotation, line_schema, read_entries, read_entry
+from audiox_trainer.trainer.manifest.manifest import (
+    clip_annotation,
+    clip_captions,
+    line_schema,
+    read_entries,
+    read_entry,
+    written_caption,
+)
 
 
 def written(tmp_path, *lines):
@@ -43,6 +50,26 @@ def test_a_full_line(tmp_path):
     }
 
 
+def test_times_as_in_the_paper(tmp_path):
+    events = [{"00:02-00:06": "dog barks"}, {"1:02.5 – 01:03:04": "rain"}, {"start": 1, "end": 2, "event": "bell"}]
+    (entry,) = read_entries(written(tmp_path, {"audio": "a.wav", "SED": events}))
+    assert entry.annotation["SED"] == [
+        {"start": 2.0, "end": 6.0, "event": "dog barks"},
+        {"start": 62.5, "end": 3784.0, "event": "rain"},
+        {"start": 1.0, "end": 2.0, "event": "bell"},
+    ]
+
+
+def test_captions_with_source_and_kind(tmp_path):
+    given = ["a dog", {"text": "two dogs", "source": "ears", "kind": "count"}, {"text": "barking", "source": "labels"}]
+    (entry,) = read_entries(written(tmp_path, {"audio": "a.wav", "captions": given}))
+    assert entry.captions == ["a dog", "two dogs", "barking"]
+    assert entry.origins == {"two dogs": ("ears", "count"), "barking": ("labels", "caption")}
+    assert [written_caption(text, entry) for text in entry.captions][:2] == given[:2]
+    assert clip_captions(entry, whole=True) == entry.captions
+    assert clip_captions(entry, whole=False) == ["a dog", "barking"], "a piece may have one dog"
+
+
 def test_music_video_and_short_forms(tmp_path):
     path = written(
         tmp_path,
@@ -77,6 +104,10 @@ def test_a_byte_order_mark_and_windows_lines(tmp_path):
         ({"audio": "a.wav", "captions": "a dog"}, "captions is 'a dog'; expected a list of texts"),
         ({"audio": "a.wav", "captions": ["a", 1]}, "captions is .*expected a list of texts"),
         ({"audio": "a.wav", "captions": ["a", " "]}, "captions is .*expected a list of texts"),
+        ({"audio": "a.wav", "captions": [{"source": "ears"}]}, "captions is .*expected a list of texts"),
+        ({"audio": "a.wav", "captions": [{"text": "a", "sort": "b"}]}, "captions is .*expected a list of texts"),
+        ({"audio": "a.wav", "SED": [{"00:06-00:02": "dog"}]}, "SED is .*expected a list of"),
+        ({"audio": "a.wav", "SED": [{"0-2": "dog"}]}, "SED is .*expected a list of"),
         ({"audio": "a.wav", "category": ["dog"]}, "category is .*expected a name, or names with counts"),
         ({"audio": "a.wav", "category": {"dog": "two"}}, "category is .*expected a name, or names with counts"),
         ({"audio": "a.wav", "category": {"dog": 0}}, "category is .*expected a name, or names with counts"),
@@ -174,6 +205,8 @@ POOL = [
     {"dog": 1.5}, {"dog": 2.0}, {"dog": True}, {"dog": "2"}, {" ": 1}, {"dog": 10**400},
     [{"start": 0, "end": 1.5, "event": "dog"}], [{"start": 0, "end": 1}], [{"start": 0, "end": 1, "event": ""}],
     [{"start": 0, "end": 1, "event": "dog", "loud": 1}], [{"start": -1, "end": 1, "event": "dog"}],
+    [{"00:02-00:06": "dog"}], [{"00:02-00:06": "dog", "00:07-00:08": "dog"}], [{"00:02": "dog"}], [{"00:02-00:06": 1}],
+    [{"text": "a dog"}], ["a dog", {"text": "a dog", "kind": "count"}], [{"text": "", "kind": "count"}],
     [{"start": 0, "end": None, "event": "dog"}], [{"start": True, "end": 2, "event": "dog"}], [3],
 ]  # fmt: skip
 WHOLE = line_schema()

@@ -14,7 +14,7 @@ import pytest
 
 from audiox_trainer.trainer.data.shards import check_shards
 from tests.helpers.media_files import mixed
-from tests.helpers.preparation import manifest, records, sound, start_rank
+from tests.helpers.preparation import manifest, records, sound, start_driver
 
 pytestmark = pytest.mark.slow
 
@@ -132,12 +132,12 @@ def test_a_tenth_is_damaged(folder, forkserver, count):
             line = {"audio": f"good{i}.flac"}
         lines.append(line)
     out, used = folder / "out", []
-    rank = start_rank(out, manifest(folder, *lines), workers=2, nobody=True)
-    while rank.is_alive():
+    driver = start_driver(out, manifest(folder, *lines), workers=2, nobody=True)
+    while driver.is_alive():
         if list(out.glob("work/blocks/*.json")):  # processes have started
             used.append(memory())
-        rank.join(0.1)
-    assert rank.exitcode == 0
+        driver.join(0.1)
+    assert driver.exitcode == 0
     rejected = [json.loads(line) for line in (out / "rejected.jsonl").read_text().splitlines()]
     assert {r["line"]: r["reason"] for r in rejected} == expected and len(rejected) == count // 10
     assert all(lines[r["line"] - 1].get("audio", lines[r["line"] - 1].get("video")) == r["audio"] for r in rejected)

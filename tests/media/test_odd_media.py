@@ -13,8 +13,8 @@ from audiox_trainer.trainer.manifest.manifest import ManifestEntry
 from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.clips import read_clips, read_sound
 from audiox_trainer.trainer.media.source import MediaError, Reason
-from audiox_trainer.trainer.prepare import encode as encode_module
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, Rejection, decode_entry
+from audiox_trainer.trainer.prepare import decode as decode_module
+from audiox_trainer.trainer.prepare.decode import EncoderSettings, EntryTask, Rejection, decode_entry
 from tests.helpers.media_files import encode, film, mixed, sine, warble
 from tests.helpers.preparation import MODEL
 
@@ -49,7 +49,7 @@ def test_whatever_a_library_raises_is_the_files_fault(tmp_path, monkeypatch):
         raise RuntimeError("surprise at https://host/a.wav?X-Amz-Signature=0123456789")
         yield
 
-    monkeypatch.setattr(encode_module, "read_clips", clips)
+    monkeypatch.setattr(decode_module, "read_clips", clips)
     (found,) = decoded(tmp_path / "a.wav")
     assert (found.line, found.reason) == (3, "undecodable")
     assert "a file: RuntimeError: surprise" in found.detail and "0123456789" not in found.detail
@@ -61,7 +61,7 @@ def test_what_the_machine_lacks_is_not(tmp_path, monkeypatch, fault):
         raise fault
         yield
 
-    monkeypatch.setattr(encode_module, "read_clips", clips)
+    monkeypatch.setattr(decode_module, "read_clips", clips)
     with pytest.raises(type(fault)):
         decoded(tmp_path / "a.wav")
 

@@ -8,9 +8,11 @@ import torch
 
 from audiox_trainer.kernels.adaln import layer_norm_modulate
 from audiox_trainer.models import strict
-from audiox_trainer.models.audiox import AudioX, count_parameters, load_strict
+from audiox_trainer.models.audiox import AudioX, load_strict
 from audiox_trainer.models.conditioner import video_seconds
+from audiox_trainer.models.discriminator import DepthHeads, feature_depths, trunk_options
 from audiox_trainer.models.embeddings import ConstantTensors, RopeTable, rope_table
+from audiox_trainer.models.networks import count_parameters
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.random_weights import BATCH, TOKENS, inputs, stirred
 from tests.helpers.small_config import ROOT
@@ -148,6 +150,11 @@ def test_features_after_some_blocks(config):
             parameter.add_(1)
     assert torch.equal(features[2], model(*given, n_blocks=2))
     assert not torch.equal(features[3], model(*given, n_blocks=3))
+    several = model(*given, **trunk_options(3, 2))
+    assert feature_depths(3, 2) == (2, 3) and feature_depths(6, 3) == (2, 4, 6)
+    assert torch.equal(several, torch.stack([model(*given, n_blocks=n) for n in (2, 3)], 1))
+    scores = DepthHeads(config.backbone.width, 2)(several)
+    assert scores.shape == (BATCH, 2 * config.codec.frames)
 
 
 def test_bfloat16_is_near(config):
@@ -210,7 +217,7 @@ class TestPositions:
     def test_synchformers_grid(self):
         """Segments of 16 frames overlap by half: eight features of two frames each, then the times go back."""
         config = load_pretrain_config(ROOT / "configs" / "2p7b.json").model
-        seconds = video_seconds(config)
+        seconds = video_seconds(config.video)
         assert seconds.shape == (240,)
         segments = (seconds.view(30, 8) * 25).round()
         torch.testing.assert_close(segments / 25, seconds.view(30, 8))

@@ -5,14 +5,23 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from audiox_trainer.models.audiox import AudioX, SamplingConfig, load_strict
-from audiox_trainer.trainer.checkpoint.convert_run import load_weights
+from audiox_trainer.models.weights import float32_copy
+from audiox_trainer.trainer.checkpoint.weights_folder import load_weights
 from tests.helpers.random_weights import inputs, stirred
+from tests.helpers.small_config import small_config
+
+
+def own_memory():
+    """Bytes of this process that are no file's."""
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return 1024 * int(line.split()[1])
 
 
 @pytest.fixture
@@ -44,6 +53,27 @@ class TestWeightsFolder:
         assert {x.dtype for x in load_file(tmp_path / "weights" / "model.safetensors").values()} == {torch.bfloat16}
         loaded = load_weights(tmp_path / "weights").to(torch.bfloat16).state_dict()
         assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+
+    def test_weights_left_in_the_file_take_no_memory(self, tmp_path):
+        config = small_config(None, "model.backbone.width=512", "model.backbone.heads=8").model
+        model = stirred(config)
+        model.save_pretrained(tmp_path / "weights")
+        size = (tmp_path / "weights" / "model.safetensors").stat().st_size
+        before = own_memory()
+        mapped = load_weights(tmp_path / "weights", mapped=True)
+        assert own_memory() - before < size / 4
+        copied = float32_copy(mapped, torch.device("cpu"))
+        pairs = zip(mapped.parameters(), copied.parameters(), strict=True)
+        assert all(torch.equal(a, b) and a.data_ptr() != b.data_ptr() for a, b in pairs)
+        assert all(p.requires_grad for p in copied.parameters())
+        given = inputs(config)
+        assert torch.equal(copied(*given), model(*given))
+
+    def test_a_copy_of_weights_in_bf16_is_fp32(self, config):
+        model = stirred(config).to(torch.bfloat16)
+        copied = float32_copy(model, torch.device("cpu"))
+        assert {p.dtype for p in copied.parameters()} == {torch.float32}
+        assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
 
     def test_without_a_word_on_sampling(self, config, tmp_path):
         AudioX(config).save_pretrained(tmp_path / "weights")
@@ -121,7 +151,7 @@ import audiox_trainer.trainer.checkpoint.convert_run
 latents = Generator(Path({str(folder)!r})).latents(ClipRequest(["a bell rings", ""]), seed=0)
 assert latents.isfinite().all() and len(latents) == 2
 """
-        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
 
 

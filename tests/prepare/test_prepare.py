@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -43,6 +44,24 @@ def test_scenes_do_not_depend_on_workers(tmp_path, monkeypatch):
     assert read_features(tmp_path / "one/music").domains == {"music": 20}
 
 
+def test_scenes_with_completion_pairs(tmp_path):
+    for name, pairs in (("alone", False), ("pairs", True)):
+        prepare_scenes(tmp_path / name, MODEL, clips=20, seed=3, music_share=0.4, workers=1, pairs=pairs)
+    for domain, preceding in (("audio", (0, 128)), ("music", (32, 128))):
+        for one, other in zip(*(records(tmp_path / name / domain) for name in ("alone", "pairs")), strict=True):
+            assert np.array_equal(one.latent_mean, other.latent_mean) and len(one.preceding) == 0
+            assert other.preceding.shape == preceding and not np.array_equal(other.preceding, other.latent_mean)
+
+
+def test_scenes_with_an_extra_sound(tmp_path):
+    prepare_scenes(tmp_path / "laser", MODEL, clips=12, seed=3, music_share=0.25, workers=1, extra="laser")
+    sounds, music = records(tmp_path / "laser/audio"), records(tmp_path / "laser/music")
+    assert len(sounds) == 9 and all("laser" in r.annotation["category"] and "laser" in r.captions[0] for r in sounds)
+    assert len(music) == 3 and not any("laser" in r.captions[0] for r in music)
+    assert parse(["scenes", "--out", "x", "--extra", "laser"]).extra == "laser"
+    assert parse(["scenes", "--out", "x"]).extra == ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -64,7 +83,10 @@ def test_scenes_that_cannot_be(tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_files(tmp_path):
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """Shards of good and bad files by one worker and by two, and what was said."""
+    tmp_path = tmp_path_factory.mktemp("files")
     sound(tmp_path / "dog.wav")
     sound(tmp_path / "long.flac", 5.0)
     sound(tmp_path / "quiet.wav", level=1e-5)
@@ -88,10 +110,17 @@ def test_files(tmp_path):
     )
     summary = prepare_files(str(tmp_path / "one"), MODEL, path, seed=0, workers=1)
     prepare_files(str(tmp_path / "two"), MODEL, path, seed=0, workers=2)
+    return tmp_path, str(summary)
+
+
+def test_files_are_kept_or_rejected_with_the_reason(prepared):
+    tmp_path, summary = prepared
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
-    assert str(summary) == (
+    kept, _, cost = summary.partition("; ")
+    assert kept == (
         "kept 6 audio, 1 music clips (10.0 s of sound), rejected 1 missing, 2 silent, 1 truncated, 1 undecodable"
     )
+    assert re.fullmatch(r"took 0\.\d\d core hours, forecast 0\.\d\d core hours", cost)
     rejected = [json.loads(line) for line in (tmp_path / "one/rejected.jsonl").read_text().splitlines()]
     assert [(r["line"], r["audio"], r["reason"]) for r in rejected] == [
         (3, "quiet.wav", "silent"),
@@ -103,6 +132,9 @@ def test_files(tmp_path):
     assert rejected[1]["start"] is None and rejected[3]["start"] == pytest.approx(2.048)
     assert rejected[3]["detail"] == "nothing above -80 dB"
 
+
+def test_records_of_files(prepared):
+    tmp_path, _ = prepared
     found = records(tmp_path / "one/audio")
     assert [r.id for r in found] == [
         "line-000001-0000",
@@ -113,8 +145,12 @@ def test_files(tmp_path):
         "line-000009-0000",
     ]
     assert found[0].captions == ["a dog"]
-    assert found[0].annotation == {"extra": {"kit": "x"}, "source": {"audio": "dog.wav", "start": 0.0}}
+    said = [{"source": "manifest", "kind": "caption"}]
+    source = {"audio": "dog.wav", "start": 0.0}
+    assert found[0].annotation == {"extra": {"kit": "x"}, "source": source, "caption_origins": said}
     assert [r.seconds for r in found[:4]] == pytest.approx([1.0, 2.048, 2.048, 0.904])
+    made = [{"source": "template", "kind": "count"}] * len(found[2].captions)
+    assert found[2].annotation.pop("caption_origins") == made
     assert found[2].annotation == {"category": {"bell": None}, "source": {"audio": "long.flac", "start": 2.048}}
     assert found[4].captions == []
     assert any("dogs" in text or "twice" in text for text in found[5].captions), found[5].captions
@@ -165,11 +201,11 @@ def test_the_command_line(tmp_path, root):
 
     def run(*arguments):
         command = [sys.executable, root / "launch/prepare.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+        return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
 
     done = run("files", "--manifest", path, "--config", "configs/tiny.json", "--out", tmp_path / "out", "--workers", 1)
     assert done.returncode == 0, done.stderr
-    assert done.stdout == f"{tmp_path}/out: kept 1 audio clips (1.0 s of sound), rejected nothing\n"
+    assert done.stdout.startswith(f"{tmp_path}/out: kept 1 audio clips (1.0 s of sound), rejected nothing; took ")
     again = run("scenes", "--clips", 2, "--out", tmp_path / "out")
     assert again.returncode == 1 and "Traceback" not in again.stderr
     assert again.stderr.startswith(f"error: {tmp_path}/out exists already")

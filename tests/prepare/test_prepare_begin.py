@@ -1,4 +1,4 @@
-"""The start of a preparation: ranks that start at once, errors that can be repaired, networks known by their bytes."""
+"""The start of a preparation: commands that start at once, errors that can be repaired, networks known by bytes."""
 
 import shutil
 import threading
@@ -11,9 +11,10 @@ import torch
 
 from audiox_trainer.models.config import CodecConfig, VideoConfig
 from audiox_trainer.trainer.data.storage import FolderStore
-from audiox_trainer.trainer.prepare.filters import ClassifierConfig, FiltersConfig
+from audiox_trainer.trainer.manifest.manifest_index import index_manifest
+from audiox_trainer.trainer.prepare.filters import FiltersConfig
 from audiox_trainer.trainer.prepare.manifest_blocks import PLAN_FILE, is_started, make_plan, start_preparation
-from audiox_trainer.trainer.prepare.prepare_files import prepare_files
+from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
 from tests.helpers.encoder_weights import save_clip, save_oobleck, save_synchformer
 from tests.helpers.preparation import MODEL, contents, manifest, sound
 
@@ -24,12 +25,12 @@ def path(tmp_path):
     return manifest(tmp_path, {"audio": "a.flac"})
 
 
-def plan_of(path, model=MODEL, filters=None):
-    return make_plan(path, 1, model, filters or FiltersConfig(), 0)
+def plan_of(path, model=MODEL):
+    return make_plan(index_manifest(path, 64, 256), model, FiltersConfig(), 0)
 
 
 class Late(FolderStore):
-    """A store in which another rank begins just after this one has looked for a plan."""
+    """A store in which another command begins just after this one has looked for a plan."""
 
     plan = None
 
@@ -37,39 +38,39 @@ class Late(FolderStore):
         data = super().read(name)
         if name == PLAN_FILE and data is None and self.plan:
             plan, self.plan = self.plan, None
-            start_preparation(FolderStore(self.path, 1), plan)
-            FolderStore(self.path, 1).write("work/ranks/00001.json", b"{}")
+            start_preparation(FolderStore(self.path), plan)
+            FolderStore(self.path).write("work/blocks/000001.json", b"{}")
         return data
 
 
-def test_another_rank_begins_between_two_looks(tmp_path, path):
-    store = Late(tmp_path / "out", 0)
+def test_another_command_begins_between_two_looks(tmp_path, path):
+    store = Late(tmp_path / "out")
     store.plan = plan_of(path)
     start_preparation(store, plan_of(path))
-    other = Late(tmp_path / "other", 0)
+    other = Late(tmp_path / "other")
     other.plan = plan_of(path)
     with pytest.raises(ValueError, match="other was started with seed 0, this command has 1"):
         start_preparation(other, replace(plan_of(path), seed=1))
 
 
-def test_many_ranks_begin_at_once(tmp_path, path):
+def test_many_commands_begin_at_once(tmp_path, path):
     plan, gate = plan_of(path), threading.Barrier(8)
 
-    def rank(number, out):
-        store = FolderStore(out, number)
+    def command(number, out):
+        store = FolderStore(out)
         gate.wait()
         start_preparation(store, plan)
-        store.write(f"work/ranks/{number:05d}.json", b"{}")
+        store.write(f"work/blocks/{number:06d}.json", b"{}")
 
     with ThreadPoolExecutor(8) as pool:
         for i in range(20):
-            for done in [pool.submit(rank, number, tmp_path / f"out{i}") for number in range(8)]:
+            for done in [pool.submit(command, number, tmp_path / f"out{i}") for number in range(8)]:
                 done.result()
-            assert is_started(FolderStore(tmp_path / f"out{i}", 0), plan), "what all of them began is one preparation"
+            assert is_started(FolderStore(tmp_path / f"out{i}"), plan), "what all of them began is one preparation"
 
 
 def test_folders_that_vanish_while_they_are_looked_through(tmp_path):
-    store, over = FolderStore(tmp_path / "out", 0), threading.Event()
+    store, over = FolderStore(tmp_path / "out"), threading.Event()
     store.write("audio/000001/shard", b"x")
 
     def churn(place):
@@ -93,22 +94,16 @@ def test_folders_that_vanish_while_they_are_looked_through(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("forkserver")
-@pytest.mark.parametrize("device", ["", "cpu"])
-def test_a_slip_in_the_configuration_can_be_mended(tmp_path, path, device):
+@pytest.mark.parametrize("devices", [(), ("cpu",)])
+def test_a_slip_in_the_configuration_can_be_mended(tmp_path, path, devices):
     """Nothing is started with it, so the folder is free for the right one."""
-    from audiox_trainer.trainer.prepare.prepare_files import PrepareRank
 
-    def prepare(model=MODEL, filters=None):
-        return prepare_files(str(tmp_path / "out"), model, path, 0, 1, filters, PrepareRank(device=device))
+    def prepare(model=MODEL):
+        return prepare_files(str(tmp_path / "out"), model, path, 0, Workers(devices=devices))
 
-    torch.jit.trace(torch.nn.Linear(7, 1), torch.zeros(1, 7)).save(tmp_path / "seven.ts")
-    judged = FiltersConfig(
-        classifiers=(ClassifierConfig("seven", str(tmp_path / "seven.ts"), rate=8000, min_score=0.0),)
-    )
     wrong = [
         ({"model": replace(MODEL, video=replace(MODEL.video, steps=34))}, "32 motion frames.* says 34 steps"),
         ({"model": replace(MODEL, codec=replace(MODEL.codec, kind="oobleck"))}, r"model\.codec\.weights: empty"),
-        ({"filters": judged}, r"seven\.ts: does not accept float32 \(1, 16384\)"),
     ]
     for changes, message in wrong:
         with pytest.raises(ValueError, match=message):
@@ -132,40 +127,23 @@ class TestNetworks:
         return replace(MODEL, codec=codec, video=VideoConfig("clip_sync", 32, 5, 25, 32, 16, 2, **weights))
 
     def test_moved(self, tmp_path, path, model):
-        start_preparation(FolderStore(tmp_path / "out", 0), plan := plan_of(path, model))
+        start_preparation(FolderStore(tmp_path / "out"), plan := plan_of(path, model))
         for name in ("clip", "synchformer"):
             (tmp_path / name).rename(tmp_path / f"moved-{name}")
         (tmp_path / "stable-audio/vae").rename(tmp_path / "vae")
         places = {"image_weights": str(tmp_path / "moved-clip"), "motion_weights": str(tmp_path / "moved-synchformer")}
         codec = replace(model.codec, weights=str(tmp_path / "vae"))
         moved = plan_of(path, replace(model, codec=codec, video=replace(model.video, **places)))
-        start_preparation(FolderStore(tmp_path / "out", 0), moved)
+        start_preparation(FolderStore(tmp_path / "out"), moved)
         assert moved.hash == plan.hash and moved != plan
 
     @pytest.mark.parametrize("name", ["clip", "stable-audio", "synchformer"])
     def test_others_in_their_place(self, tmp_path, path, model, name):
-        start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, model))
+        start_preparation(FolderStore(tmp_path / "out"), plan_of(path, model))
         shutil.rmtree(tmp_path / name)
         {"clip": save_clip, "stable-audio": save_oobleck, "synchformer": save_synchformer}[name](tmp_path / name)
         with pytest.raises(ValueError, match=r"out was started with networks\.model\.(codec|video\.\w+) '\w+', this"):
-            start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, model))
-
-    def test_a_filter_of_the_same_name(self, tmp_path, path):
-        def filters(name):
-            return FiltersConfig(
-                classifiers=(ClassifierConfig("music", str(tmp_path / name), rate=8000, min_score=0.0),)
-            )
-
-        (tmp_path / "a.onnx").write_bytes(b"one")
-        start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, filters=filters("a.onnx")))
-        (tmp_path / "a.onnx").rename(tmp_path / "b.onnx")
-        start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, filters=filters("b.onnx")))
-        (tmp_path / "a.onnx").write_bytes(b"another")
-        with pytest.raises(ValueError, match=r"started with networks\.filters\.classifiers\.music "):
-            start_preparation(FolderStore(tmp_path / "out", 0), plan_of(path, filters=filters("a.onnx")))
-        (tmp_path / "a.onnx").unlink()
-        with pytest.raises(ValueError, match=r"filters\.classifiers\.music: .*a\.onnx is missing"):
-            plan_of(path, filters=filters("a.onnx"))
+            start_preparation(FolderStore(tmp_path / "out"), plan_of(path, model))
 
     @pytest.mark.parametrize("key", ["image_weights", "motion_weights"])
     def test_none(self, tmp_path, path, model, key):

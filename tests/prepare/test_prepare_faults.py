@@ -19,10 +19,10 @@ from audiox_trainer.trainer.media import source
 from audiox_trainer.trainer.media.source import MediaError, Reason, open_media
 from audiox_trainer.trainer.prepare import encode as encode_module
 from audiox_trainer.trainer.prepare import prepare_files as module
-from audiox_trainer.trainer.prepare.encode import EncoderSettings, EntryTask, encode_entry
-from audiox_trainer.trainer.prepare.prepare_files import PrepareRank, prepare_files
+from audiox_trainer.trainer.prepare.decode import Rejection, decode_entry
+from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
-from tests.helpers.preparation import MODEL, contents, manifest, sound
+from tests.helpers.preparation import MODEL, contents, encode_file, manifest, sound
 
 pytestmark = pytest.mark.slow
 
@@ -74,14 +74,15 @@ class TestAddresses:
         def prepare(kinds, unreachable):
             lines = [{"audio": "a.flac" if kind == "t" else f"http://127.0.0.1:{port}/a.flac"} for kind in kinds]
             path = manifest(tmp_path, *lines)
-            place = PrepareRank(unreachable=unreachable, allow_private=True)
-            return prepare_files(str(tmp_path / "out"), MODEL, path, 0, 1, place=place)
+            return prepare_files(
+                str(tmp_path / "out"), MODEL, path, 0, Workers(unreachable=unreachable, allow_private=True)
+            )
 
-        monkeypatch.setattr(module, "encode_entry", encode_without_pause)
+        monkeypatch.setattr(module, "decode_entry", decode_without_pause)
         sound(tmp_path / "a.flac")
         return prepare
 
-    def test_an_outage_stops_the_rank_and_costs_no_file(self, tmp_path, prepare, port):
+    def test_an_outage_stops_the_work_and_costs_no_file(self, tmp_path, prepare, port):
         message = r"3 addresses in a row gave no answer, the last one: http.*/a\.flac.*; finished work stays"
         with pytest.raises(OSError, match=message):
             prepare("tgggg", unreachable=3)
@@ -103,9 +104,9 @@ class Quiet(SimpleHTTPRequestHandler):
         pass
 
 
-def encode_without_pause(task):
+def decode_without_pause(task):
     source.PAUSE = 0.0
-    yield from encode_entry(task)
+    yield from decode_entry(task)
 
 
 def three(folder):
@@ -114,20 +115,20 @@ def three(folder):
     return manifest(folder, *({"audio": f"{i}.flac"} for i in range(3)))
 
 
-def encode_hanging(task):
+def decode_hanging(task):
     if task.entry.line == 2:
         time.sleep(1000)
-    yield from encode_entry(task)
+    yield from decode_entry(task)
 
 
 def test_a_file_that_hangs_is_given_up(tmp_path, monkeypatch, forkserver):
-    monkeypatch.setattr(module, "encode_entry", encode_hanging)
-    summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, 2, place=PrepareRank(limit=6.0))
+    monkeypatch.setattr(module, "decode_entry", decode_hanging)
+    summary = prepare_files(str(tmp_path / "out"), MODEL, three(tmp_path), 0, Workers(2, limit=6.0))
     assert summary.clips == {"audio": 3} and rejected(tmp_path / "out") == {2: "stuck"}  # the third file has two clips
 
 
 def test_a_stop_is_heard_while_a_file_hangs(tmp_path, monkeypatch, forkserver):
-    monkeypatch.setattr(module, "encode_entry", encode_hanging)
+    monkeypatch.setattr(module, "decode_entry", decode_hanging)
 
     def ask():
         while len(list((tmp_path / "out/work/blocks").glob("*.json"))) < 2:
@@ -141,32 +142,31 @@ def test_a_stop_is_heard_while_a_file_hangs(tmp_path, monkeypatch, forkserver):
     asking.join()
 
 
-def encode_killed(task):
+def decode_killed(task):
     """The second line kills its process as often as the file `times` next to it says."""
     folder = Path(task.entry.audio).parent
     with (folder / "log").open("a") as log:
         log.write(f"begin {task.entry.line}\n")
     if task.entry.line == 2:
-        yield from encode_entry(task)  # what it gave before counts for nothing
+        yield from decode_entry(task)  # what it gave before counts for nothing
         if (folder / "log").read_text().count("begin 2\n") <= int((folder / "times").read_text()):
             os.kill(os.getpid(), signal.SIGKILL)
     else:
         time.sleep(0.3)
-        yield from encode_entry(task)
+        yield from decode_entry(task)
     with (folder / "log").open("a") as log:
         log.write(f"end {task.entry.line}\n")
 
 
 @pytest.mark.parametrize("times", [1, 2])
-def test_a_process_that_is_killed(tmp_path, monkeypatch, forkserver, capsys, times):
+def test_a_process_that_is_killed(tmp_path, monkeypatch, forkserver, times):
     """Its file is tried again with all the memory for itself; one that is killed then is left out."""
     path = three(tmp_path)
     if times == 1:
         prepare_files(str(tmp_path / "expected"), MODEL, path, 0, 1)
     (tmp_path / "times").write_text(str(times))
-    monkeypatch.setattr(module, "encode_entry", encode_killed)
+    monkeypatch.setattr(module, "decode_entry", decode_killed)
     prepare_files(str(tmp_path / "out"), MODEL, path, 0, 2)
-    assert "the worker process of line 2 (1.flac) was killed" in capsys.readouterr().err
     log = (tmp_path / "log").read_text().split("\n")
     again = [i for i, line in enumerate(log) if line == "begin 2"][-1]
     assert log[:again].count("begin 1") == log[:again].count("end 1"), "others were under way"
@@ -191,8 +191,8 @@ def test_features_that_are_not_finite(tmp_path, monkeypatch):
 
     monkeypatch.setattr(encode_module, "_encode", odd)
     entry = ManifestEntry(7, "a.flac", str(tmp_path / "a.flac"), None, "audio", 0.0, None)
-    (found,) = encode_entry(EntryTask(EncoderSettings(MODEL.codec, MODEL.video), entry))
-    assert [clip.start for clip in found.clips] == pytest.approx([0.0, 4.096]) and len(found.features) == 2
-    (left_out,) = found.rejections
+    found = encode_file(entry)
+    assert [clip.start for clip in found if not isinstance(clip, Rejection)] == pytest.approx([0.0, 4.096])
+    (left_out,) = [rejection for rejection in found if isinstance(rejection, Rejection)]
     assert (left_out.line, left_out.reason) == (7, "features not finite") and left_out.start == pytest.approx(2.048)
     assert left_out.detail == "2 values are not finite, or beyond float16"

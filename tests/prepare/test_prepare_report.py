@@ -44,6 +44,7 @@ def test_counts_add_up():
     assert one["files"] == {"kept": 2, "left out": 1} and one["lengths"] == {"2": 2}
     assert one["rejected files"] == {"missing": 1} and one["rejected clips"] == {"silent": 1}
     assert one["categories"] == {"bell": 2} and one["instruments"] == {"piano": 1, "oboe": 1}
+    assert one["with what precedes it"] == {"audio": 0, "music": 0}
     assert one["terms"] == {"bell": 2} and one["with video"] == {"audio": 0, "music": 1}
 
 

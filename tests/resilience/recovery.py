@@ -50,7 +50,7 @@ def lost(
 
 def in_slurm(slurm: Slurm, base: Path, times: int) -> dict[str, list[Loss]]:
     run = supervised_runs.Run("pretrain", base, "slurm")
-    arguments = (str(base / "pretrain.json"), "--set", "training.steps=100000")
+    arguments = (str(base / "pretrain.json"), "--no-self-test", "--set", "training.steps=100000")
     job = slurm.submit(run.folder, "pretrain", *arguments, MAX_RETRIES="1000")
     until(lambda: run.step() > 0, PATIENCE)
     found: dict[str, list[Loss]] = {name: [] for name in HOW}

@@ -4,10 +4,11 @@
 
 Runs of launch/pretrain.py and launch/distill.py alternate, one of each that waits for its saves, then one of each that
 saves in the background. Each is killed several times in start-up, in a step or in a save: all ranks at once, or one
-rank, whose loss the others have to notice; killed, or only stopped. Then something that it left is damaged, and the run
-resumes. At its end every byte of its last checkpoint (weights, moments, moving average, random states of every rank)
-and every step's losses must be those of an undisturbed run. Every kill and every comparison is a line of the log. A
-soak with the same log and seed continues after the last complete run, and refuses the log of another.
+rank, whose loss the others have to notice; killed, stopped, or in a native call that never returns. Then something that
+it left is damaged, and the run resumes. At its end every byte of its last checkpoint (weights, moments, moving average,
+random states of every rank) and every step's losses must be those of an undisturbed run. Every kill and every
+comparison is a line of the log. A soak with the same log and seed continues after the last complete run, and refuses
+the log of another.
 """
 
 import argparse
@@ -31,6 +32,7 @@ sys.path.insert(0, str(ROOT))
 from audiox_trainer.trainer.checkpoint import load  # noqa: E402
 from audiox_trainer.trainer.core.cli import ExitCode  # noqa: E402
 from audiox_trainer.trainer.core.files import write_text  # noqa: E402
+from tests.helpers.soaked_rank import HANG  # noqa: E402
 from tests.helpers.supervised_runs import KINDS, RANKS, Run, begin, prepare, reference, until  # noqa: E402
 
 
@@ -42,8 +44,11 @@ class Kill:
     at: float  # the share of the steps that are left, or seconds after the start
     who: str  # all, one
     rank: int
-    how: str  # kill, stop
+    how: str  # kill, stop, hang in a native call
     damage: str
+
+
+SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "hang": HANG}
 
 
 def draw(seed: int, number: int) -> Kill:
@@ -51,7 +56,7 @@ def draw(seed: int, number: int) -> Kill:
     where = str(rng.choice(["start", "step", "save"], p=[0.1, 0.5, 0.4]))
     # In start-up the others wait for a lost rank as long as start-up may take, so there all ranks are killed.
     who = "all" if where == "start" else str(rng.choice(["all", "one"]))
-    how = "kill" if who == "all" else str(rng.choice(["kill", "stop"]))
+    how = "kill" if who == "all" else str(rng.choice(list(SIGNALS)))
     return Kill(where, float(rng.random()), who, int(rng.integers(RANKS)), how, str(rng.choice(list(DAMAGE))))
 
 
@@ -85,12 +90,13 @@ DAMAGE: dict[str, Callable[[Path, np.random.Generator], None]] = {
 
 def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
     """Starts the run, kills it at its point, and returns the outcome."""
+    script = ("-m", "tests.helpers.soaked_rank", run.kind, "[]")
     if kill.where == "start":
-        run.start()
+        run.start(script)
         time.sleep(6 * kill.at)
         found: dict[str, Any] = {}
     else:
-        found = begin(run)
+        found = begin(run, script)
         first = run.step()
         goal = first + int(kill.at * (total - first) / 2)
         until(run, lambda: run.step() >= goal)
@@ -102,7 +108,7 @@ def disturb(run: Run, kill: Kill, total: int) -> dict[str, Any]:
         found["said"] = [run.said(rank)[-500:] for rank in range(RANKS)]
     victims = run.processes if kill.who == "all" else [run.processes[kill.rank]]
     for process in victims:
-        process.send_signal(signal.SIGSTOP if kill.how == "stop" else signal.SIGKILL)
+        process.send_signal(SIGNALS[kill.how])
     others = tuple(r for r in range(RANKS) if run.processes[r] not in victims)
     if others and not found["too_late"]:
         then = time.monotonic()
@@ -223,6 +229,9 @@ def main(arguments: list[str] | None = None) -> int:
     late = sum(line.get("too_late", False) for line in kills)
     print(f"{len(kills)} kills in {len(runs)} runs, {hangs} hangs, {len(bad)} lines that are not as they have to be")
     print(f"{late} kills came when the run had ended already, and say nothing")
+    for what, name in (("noticed", "noticed_s"), ("training again", "training_s")):
+        if seconds := sorted(line[name] for line in lines if name in line):
+            print(f"{what} after {seconds[len(seconds) // 2]:.1f} s, at most {seconds[-1]:.1f}")
     if not options.folder and not bad:
         shutil.rmtree(folder)
     return int(bool(bad))

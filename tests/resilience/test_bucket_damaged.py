@@ -11,8 +11,8 @@ import pytest
 from audiox_trainer.models import strict
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.data import storage
-from audiox_trainer.trainer.data.reader import BucketError, check_streams
-from audiox_trainer.trainer.data.shards import DamagedError, ShardError
+from audiox_trainer.trainer.data.reader import check_streams
+from audiox_trainer.trainer.data.shards import BucketError, DamagedError, ShardError
 from audiox_trainer.trainer.data.storage import StorageUnavailableError
 from audiox_trainer.trainer.data.streaming_library import StreamingDataset
 from tests.helpers.faulty_bucket import Bucket
@@ -94,7 +94,7 @@ class TestAFailingOne:
         both = threading.Barrier(2)
 
         def fail(dataset, shard, blocking=True):
-            both.wait(timeout=30)
+            both.wait(timeout=600)
             raise OSError("500")
 
         monkeypatch.setattr(StreamingDataset, "prepare_shard", fail)
@@ -145,7 +145,7 @@ def test_two_ranks_of_one_that_fails(bucket, launched, how, code):
     for key, value in how.items():
         setattr(bucket, key, value)
     launched.start()
-    assert launched.wait(300) == [code, code], launched.said()
+    assert launched.wait(600) == [code, code], launched.said()
     assert launched.step() == (0 if code else 9)
     assert not code or "could not read s3://far/" in launched.said()
 
@@ -157,7 +157,7 @@ def test_two_ranks_of_one_whose_shards_are_damaged(bucket, launched, scenes, tmp
     for file in bucket.folder.rglob("*.mds"):
         DAMAGE[kind](file)
     launched.start()
-    assert launched.wait(300) == [ExitCode.CORRUPT] * RANKS, launched.said()
+    assert launched.wait(600) == [ExitCode.CORRUPT] * RANKS, launched.said()
     what = "missing; prepare it again" if kind == "remove" else "damaged: prepare it again"
     for rank in range(RANKS):
         said = launched.said(rank)
@@ -166,5 +166,5 @@ def test_two_ranks_of_one_whose_shards_are_damaged(bucket, launched, scenes, tmp
     shutil.copytree(scenes, bucket.folder, dirs_exist_ok=True)
     shutil.rmtree(tmp_path / "cache")
     launched.start()
-    assert launched.wait(300) == [0] * RANKS, launched.said()
+    assert launched.wait(600) == [0] * RANKS, launched.said()
     assert launched.step() == 9

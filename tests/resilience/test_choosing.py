@@ -90,7 +90,7 @@ def answers(tmp_path_factory):
         )
         for rank in range(2)
     ]
-    said = [json.loads(rank.communicate(timeout=120)[0]) for rank in ranks]
+    said = [json.loads(rank.communicate(timeout=600)[0]) for rank in ranks]
     return dict(zip(DAMAGE, zip(*said, strict=True), strict=True))
 
 

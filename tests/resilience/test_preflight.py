@@ -82,7 +82,7 @@ def said():
         for name, (ranks, options, faults, _) in SCENARIOS.items()
     }
     command = [sys.executable, "-m", "tests.helpers.preflight_scenarios"]
-    done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=ROOT, input=json.dumps(plan), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -133,5 +133,5 @@ def test_offloaded_states_are_not_reckoned(root, monkeypatch):
 def test_without_a_launcher_it_says_so(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
     command = [sys.executable, "launch/preflight.py", "--output", "/"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == ExitCode.USAGE and re.search(r"RANK, .*not set; start it with a launcher", done.stderr)

@@ -10,6 +10,7 @@ from audiox_trainer.trainer.scenes import scene_captions as cap
 from audiox_trainer.trainer.scenes.scene import (
     AUDIO_CATEGORIES,
     DURATIONS,
+    EXTRA_CATEGORIES,
     INSTRUMENTS,
     MIN_GAP,
     SAMPLE_RATE,
@@ -45,6 +46,19 @@ def test_unknown_domain_is_refused() -> None:
         draw_scene(0, 0, "speech")
 
 
+def test_an_extra_category_is_only_where_it_is_asked_for() -> None:
+    ordinary = [draw_scene(3, index, "audio") for index in range(100)]
+    assert not {e.category for scene in ordinary for e in scene.events} & set(EXTRA_CATEGORIES)
+    for index, scene in enumerate(ordinary):
+        names = [e.category for e in scene.events]
+        found = [e.category for e in draw_scene(3, index, "audio", "laser").events]
+        replaced = {a for a, b in zip(names, found, strict=True) if a != b}
+        assert len(replaced) == 1 and found == ["laser" if name in replaced else name for name in names]
+    assert draw_scene(3, 5, "music", "laser") == draw_scene(3, 5, "music")
+    with pytest.raises(ValueError, match="extra category 'bell'; allowed: laser"):
+        draw_scene(3, 5, "audio", "bell")
+
+
 @pytest.mark.parametrize("count", [0, 6])
 def test_number_of_events_is_bounded(count: int) -> None:
     with pytest.raises(ValueError, match=f"{count} events"):
@@ -65,7 +79,7 @@ def test_events_fit_with_gaps_and_natural_durations() -> None:
 
 def test_five_of_any_category_fit() -> None:
     rng = np.random.default_rng(1)
-    for category in AUDIO_CATEGORIES:
+    for category in DURATIONS:
         for _ in range(50):
             assert audio_scene([category] * 5, rng).events[-1].offset <= SECONDS
 
@@ -95,7 +109,7 @@ def test_annotation_matches_scene() -> None:
         assert facts["instruments"] == [music.instrument]
 
 
-@pytest.mark.parametrize("category", AUDIO_CATEGORIES)
+@pytest.mark.parametrize("category", DURATIONS)
 def test_sound_starts_and_ends_as_annotated(category: str) -> None:
     rng = np.random.default_rng(11)
     for count in (1, 3):
@@ -126,9 +140,9 @@ def test_every_category_has_its_own_spectrum() -> None:
     rng = np.random.default_rng(5)
     mean = {
         name: np.mean([spectrum(render_audio(audio_scene([name], rng))) for _ in range(12)], axis=0)
-        for name in AUDIO_CATEGORIES
+        for name in DURATIONS
     }
-    for name in AUDIO_CATEGORIES:
+    for name in DURATIONS:
         for _ in range(5):
             sound = spectrum(render_audio(audio_scene([name], rng)))
             assert min(mean, key=lambda other: float(np.square(mean[other] - sound).sum())) == name
@@ -145,6 +159,22 @@ def test_music_beats_keep_the_tempo(tempo: int, genre: str) -> None:
     for beat in beats:
         window = int(beat / 0.004)
         assert level[window + 1 : window + 8].max() > 2 * level[max(window - 1, 0)]
+
+
+@pytest.mark.parametrize("tempo", TEMPI)
+@pytest.mark.parametrize("genre", ["march", "waltz", "jazz"])
+def test_what_precedes_music_keeps_its_beat(tempo: int, genre: str) -> None:
+    for seed in range(5):
+        scene = Scene("music", (), "piano", tempo, genre, "sad", seed)
+        before, beats = (
+            np.array([note.onset for note in scene_notes(scene, earlier) if note.on_beat]) for earlier in (True, False)
+        )
+        assert 0 <= before[0] < 60 / tempo + 0.02 and before[-1] < SECONDS
+        steps = np.diff(np.concatenate((before - SECONDS, beats))) * tempo / 60
+        assert np.allclose(steps, np.round(steps)) and steps.max() < 2.5, "one beat may be cut at the joint"
+    wave = render_audio(scene, preceding=True)
+    assert wave.shape == (1, SAMPLES) and 0.5 <= np.abs(wave).max() <= 0.9
+    assert not np.array_equal(wave, render_audio(scene))
 
 
 @pytest.mark.parametrize("instrument", INSTRUMENTS)
@@ -172,13 +202,13 @@ def test_video_lights_up_with_the_sound() -> None:
 def test_every_category_has_its_own_place_and_colour() -> None:
     rng = np.random.default_rng(0)
     seen = set()
-    for category in AUDIO_CATEGORIES:
+    for category in DURATIONS:
         scene = audio_scene([category], rng)
         video = render_video(scene).astype(int)
         change = video.max(axis=0) - video.min(axis=0)
         row, column = np.unravel_index(change.sum(axis=2).argmax(), (16, 16))
         seen.add((row // 4, column // 4))
-    assert len(seen) == len(AUDIO_CATEGORIES)
+    assert len(seen) == len(DURATIONS) == len(AUDIO_CATEGORIES) + len(EXTRA_CATEGORIES)
 
 
 def test_music_video_flashes_on_beats() -> None:

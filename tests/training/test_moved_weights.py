@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from audiox_trainer.models.audiox import AudioX
+from audiox_trainer.trainer.distillation.distill import load_teacher
 from audiox_trainer.trainer.training import run_folder
-from audiox_trainer.trainer.training.distill import load_teacher
 from tests.helpers.small_config import small_config, small_distill_config
 
 

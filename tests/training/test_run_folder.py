@@ -16,7 +16,7 @@ from audiox_trainer.trainer.checkpoint import load, rollback
 from audiox_trainer.trainer.checkpoint.load import NoUsableCheckpointError
 from audiox_trainer.trainer.core import cli, integrity
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
-from audiox_trainer.trainer.training import loop, run_folder
+from audiox_trainer.trainer.training import run_folder, save_and_resume
 from tests.helpers.small_config import small_config, small_distill_config
 
 
@@ -37,9 +37,12 @@ REFUSED = {
 }
 REFUSED_OF_A_STUDENT = {
     "distillation.adversarial_weight": "0",
+    "distillation.matching_weight": "0",
     "distillation.step_probabilities": "[0.1, 0.2, 0.3, 0.4]",
-    "distillation.noise_range": "[0.1, 0.9]",
-    "distillation.discriminator_noise_range": "[0.1, 0.2]",
+    "distillation.fake_step_probabilities": "[0.1, 0.2, 0.3, 0.4]",
+    "distillation.noise_levels.range": "[0.1, 0.9]",
+    "distillation.discriminator_noise_levels.range": "[0.1, 0.2]",
+    "distillation.guidance_noise_levels": '{"shift": 3.0}',
     "updates.fake_warm_up": "7",
 }
 SAID = ("optimizer.lr=0.5", "schedule.warmup=0.1", "ema.decay=0.5", "training.precision=bf16")
@@ -117,6 +120,19 @@ def test_every_other_difference_is_said_with_both_values(tmp_path):
     assert "  distillation.loss: 'dmd' before, 'eq10' now" in found
 
 
+def test_a_key_that_is_newer_than_the_run(tmp_path):
+    """Without a value the run resumes; with one it would train on something else."""
+    saved(tmp_path, config := small_config())
+    older = strict.to_dict(config)
+    del older["lora"], older["data"]["streams"][0]["captions"]
+    (folder,) = (tmp_path / load.FOLDER).iterdir()
+    integrity.write_manifest(folder, {"step": 5, "files": {}, "config": older})
+    run_folder.check_unchanged(tmp_path, config)
+    with pytest.raises(ValueError, match=r"^data\.streams\.0\.captions.*: the run in .* has None, this configuration"):
+        weighed = 'data.streams.0.captions={"*/count": 2.0}'
+        run_folder.check_unchanged(tmp_path, small_config(None, weighed))
+
+
 def test_what_is_sealed_counts_and_not_the_file_beside_it(tmp_path):
     saved(tmp_path, small_config())
     changed = small_config(None, "training.seed=5")
@@ -149,7 +165,8 @@ def test_pairs_that_were_made_again_are_refused_while_they_are_trained_on(tmp_pa
     index = tmp_path / "pairs" / "part_00000_of_00001_rank_00000" / "index.json"
     index.parent.mkdir(parents=True)
     index.write_text("{}")
-    config = small_distill_config(None, f"warm_start.pairs={tmp_path}/pairs", "warm_start.updates=9")
+    euler = ("sampling.sampler=euler", "warm_start.updates=9")
+    config = small_distill_config(None, f"warm_start.pairs={tmp_path}/pairs", *euler)
     for step, refused in ((5, True), (9, False)):
         folder = tmp_path / f"run {step}"
         saved(folder, config, step, shards=run_folder.indexes(config))
@@ -184,11 +201,11 @@ class TestASilentBeginning:
         task, first = SimpleNamespace(can_checkpoint_after=lambda step: (step + 1) % 7 == 0), SimpleNamespace(rank=0)
         try:
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure}}}\n')
-            assert loop.restore(task, tmp_path, True, first, 10, async_save).step == 0
+            assert save_and_resume.restore(task, tmp_path, True, first, 10, async_save).step == 0
             assert "no checkpoint yet: starting at step 0" in capsys.readouterr().out
             (tmp_path / "metrics.jsonl").write_text(f'{{"step": {sure + 1}}}\n')
             with pytest.raises(NoUsableCheckpointError, match=f"before step {sure + 1} there was a checkpoint"):
-                loop.restore(task, tmp_path, True, first, 10, async_save)
+                save_and_resume.restore(task, tmp_path, True, first, 10, async_save)
         finally:
             dist.destroy_process_group()
 

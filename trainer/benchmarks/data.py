@@ -67,7 +67,7 @@ def _streams(config: PretrainConfig, samples: int, folder: Path | None) -> Itera
         streams = config.data.streams
         if torch.distributed.get_rank() == 0:
             for i in range(len(streams)):
-                _write(config, path / str(i), samples // len(streams))
+                write_random_shards(config, path / str(i), samples // len(streams))
         torch.distributed.barrier()
         random_streams = [StreamConfig(str(path / str(i)), s.tasks) for i, s in enumerate(streams)]
         yield replace(config, data=replace(config.data, streams=tuple(random_streams)))
@@ -147,10 +147,14 @@ def _read_bytes(files: list[Path], count: int) -> Callable[[], None]:
     return read
 
 
-def _write(config: PretrainConfig, folder: Path, samples: int) -> None:
+def write_random_shards(config: PretrainConfig, folder: Path, samples: int) -> None:
+    """Writes one stream of random samples, in the shapes that the configuration asks for."""
     model, rng = config.model, np.random.default_rng(0)
     codec, video = model.codec, model.video
-    images = round(codec.seconds * video.image_rate)
+    images = motion = 0
+    if video:
+        motion = video.steps
+        images = model.video_rows - motion or round(codec.seconds * video.image_rate)
 
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape, np.float32)
@@ -162,8 +166,8 @@ def _write(config: PretrainConfig, folder: Path, samples: int) -> None:
                 f"{folder.name}-{i}",
                 "audio",
                 *latents,
-                normal(images, video.dim),
-                normal(video.steps, video.dim),
+                normal(images, model.video_dim),
+                normal(motion, model.video_dim),
                 ["a bell, then two kicks", "two kicks after a bell"],
                 {},
                 codec.seconds,

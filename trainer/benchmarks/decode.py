@@ -7,20 +7,22 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import av
+from av.filter import Graph
 
 from ...models.config import CodecConfig, ModelConfig, VideoConfig
 from ..media.clips import read_clips
 from .summary import Column, format_table, spread
 
 # Every pixel changes from frame to frame: as much work as a film of this size and bit rate can be.
-BUSY_PICTURES = "testsrc2=size=1280x720:rate=30,noise=alls=14:allf=t"
+BUSY_PICTURES = (("testsrc2", "size=1280x720:rate=30"), ("noise", "alls=14:allf=t"))
 
 COLUMNS = (
     Column("variant", "variant"),
@@ -41,6 +43,8 @@ def measure(model: ModelConfig, rounds: int, seconds: float, film: Path | None =
     Raises:
         ValueError: the ffmpeg program is missing, or fails.
     """
+    if model.video is None:
+        raise ValueError("model.video: null; this measures how films are decoded, so give a configuration with video")
     if shutil.which("ffmpeg") is None:
         raise ValueError("the ffmpeg program, which decoding is compared with, is not installed")
     cores = len(os.sched_getaffinity(0))
@@ -122,12 +126,31 @@ def _run(command: list[str]) -> None:
 
 
 def busy_film(path: Path, seconds: float) -> Path:
-    noise = f"anoisesrc=sample_rate=48000:amplitude=0.3:duration={seconds}"
-    pictures = ["-c:v", "libx264", "-preset", "veryfast", "-b:v", "5M", "-pix_fmt", "yuv420p"]
-    sound = ["-c:a", "aac", "-b:a", "160k", "-ac", "2"]
-    inputs = ["-f", "lavfi", "-i", BUSY_PICTURES, "-f", "lavfi", "-i", noise, "-t", str(seconds)]
-    _run(["ffmpeg", "-nostdin", "-v", "error", *inputs, *pictures, *sound, str(path)])
+    """A film of busy pictures at 5 Mbit/s in H.264, and noise in AAC."""
+    pictures = (*BUSY_PICTURES, ("trim", f"duration={seconds}"), ("format", "yuv420p"))
+    noise = (
+        ("anoisesrc", f"sample_rate=48000:amplitude=0.3:duration={seconds}"),
+        ("aformat", "sample_fmts=fltp:channel_layouts=stereo"),
+    )
+    with av.open(str(path), "w") as container:
+        film = container.add_stream("libx264", rate=30, options={"preset": "veryfast"})
+        film.width, film.height, film.pix_fmt, film.bit_rate = 1280, 720, "yuv420p", 5_000_000
+        sound = container.add_stream("aac", rate=48000, layout="stereo")
+        sound.bit_rate = 160_000
+        for stream, filters in ((film, (*pictures, ("buffersink", ""))), (sound, (*noise, ("abuffersink", "")))):
+            for frame in _frames(filters):
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
     return path
+
+
+def _frames(filters: Sequence[tuple[str, str]]) -> Iterator[Any]:
+    """What FFmpeg's filters, by name and arguments, give one after the other."""
+    graph = Graph()
+    graph.link_nodes(*(graph.add(name, arguments or None) for name, arguments in filters)).configure()
+    with suppress(av.error.EOFError):
+        while True:
+            yield graph.pull()
 
 
 def _length_and_size(film: Path) -> tuple[float, tuple[int, int]]:
@@ -139,6 +162,7 @@ def _length_and_size(film: Path) -> tuple[float, tuple[int, int]]:
 def _command(film: Path, model: ModelConfig, size: tuple[int, int], threads: int) -> list[str]:
     """The same steps: frames at both rates, scaled by area, cut square, RGB; sound resampled by soxr."""
     video, codec = model.video, model.codec
+    assert video is not None  # see `measure`
     scale = video.size / min(size)
     width, height = (max(video.size, round(side * scale)) for side in size)
     layout = "mono" if codec.audio_channels == 1 else "stereo"

@@ -3,7 +3,7 @@
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from ...kernels.ops import Ops
-from ...models.audiox import AudioX
-from ...models.discriminator import DiscriminatorHead
+from ...models.discriminator import trunk_options
+from ...models.networks import build_discriminator, build_network, feature_shape
 from ..core.config import OptimizerConfig
 from ..core.distill_config import DistillConfig, RoleConfig
 from ..core.hardware import peak_flops
 from ..cost.operations import forward_flops, update_flops
-from ..cost.passes import Gradient, Pass, count_passes, distillation_passes, step_probabilities
+from ..cost.passes import Gradient, Pass, count_passes, distillation_passes
 from ..data.batches import Batch
+from ..distillation.updates import Distillation
+from ..engine.compilation import compiled_versions
 from ..losses.flow_matching import flow_matching_loss
 from ..losses.guidance import predict_velocity
-from ..training.distill_updates import Distillation
 from ..training.pretrain import configure_model
 from .summary import Column, format_table, spread
 from .synthetic_run import random_batch, start_run
@@ -34,17 +35,26 @@ COLUMNS = (
 )
 
 
-def measure(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict[str, Any]:
+def measure(
+    config: DistillConfig, rounds: int, with_parts: bool = True, text_lengths: Sequence[int] = ()
+) -> dict[str, Any]:
     """Rounds through the trainer, with the operations that the configuration's `kernels` select. Each round is followed
     by its parts, timed alone on plain PyTorch modules with the same operations, precision and compilation. Runs on one
-    rank. The parts' modules are four more models in memory; without them a round's time, MFU and memory remain.
+    rank. The parts' modules are four more models in memory; without them a round's time, MFU and memory remain. Updates
+    take texts of `text_lengths` in turns (default: full texts). `compiled_versions` are those of a block's code after
+    the warm-up and at the end: in a steady state they are the same.
 
     Raises ValueError if the configuration asks for what cannot run here.
     """
+    longest = config.model.text.max_tokens
+    if text_lengths and not 0 < min(text_lengths) <= max(text_lengths) <= longest:
+        raise ValueError(f"--text-lengths {list(text_lengths)}: between 1 and model.text.max_tokens, {longest}")
     enough = (WARM_UPS + rounds) * config.updates.counts[0]  # no round is past the end of the schedules
     training = replace(config.training, steps=max(config.training.steps, enough))
-    config, world, selection = start_run(replace(config, training=training))
+    updates = replace(config.updates, compile_from=0)  # a long run's speed is asked for
+    config, world, selection = start_run(replace(config, training=training, updates=updates))
     batch = random_batch(config)
+    batches = [_shortened(batch, length) for length in text_lengths or (longest,)]
     on_gpu = world.device.type == "cuda"
     if on_gpu:
         torch.cuda.reset_peak_memory_stats(world.device)
@@ -53,12 +63,17 @@ def measure(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
         micro_batch = batch.split(config.training.micro_batch)[0].to(world.device)
         parts = RoundParts(config, world.device, micro_batch, selection.ops())
     with world.device:
-        teacher = AudioX(config.model)
+        teacher = build_network(config.model)
     trainer = Distillation(config, teacher, world, selection.ops())
-    results = [_round(trainer, number, batch, parts) for number in range(WARM_UPS + rounds)][WARM_UPS:]
+    del teacher  # the trainer has copies
+    for number in range(WARM_UPS):
+        _round(trainer, number, batches, parts)
+    versions = [compiled_versions()]
+    results = [_round(trainer, WARM_UPS + number, batches, parts) for number in range(rounds)]
+    versions.append(compiled_versions())
     trainer.destroy()
     speed = statistics.median(one["flops"] / one["seconds"] for one in results)
-    facts: dict[str, Any] = {"kernels": selection.names, "rounds": len(results)}
+    facts: dict[str, Any] = {"kernels": selection.names, "rounds": len(results), "compiled_versions": versions}
     facts |= {"round_s": statistics.median(one["seconds"] for one in results)}
     facts |= {"round_flops": statistics.median(one["flops"] for one in results)}
     facts |= {"mfu": speed / peak_flops(world.device, _dtype(config.student.precision))}
@@ -68,18 +83,27 @@ def measure(config: DistillConfig, rounds: int, with_parts: bool = True) -> dict
     return facts | (_compare(results) if with_parts else {})
 
 
-def _round(trainer: Distillation, number: int, batch: Batch, parts: "RoundParts | None") -> dict[str, Any]:
+def _shortened(batch: Batch, tokens: int) -> Batch:
+    """The batch with texts of at most so many tokens."""
+    conditions = batch.conditions
+    texts = {"text": conditions.text[:, :tokens], "text_length": conditions.text_length.clamp(max=tokens)}
+    return replace(batch, conditions=replace(conditions, **texts))
+
+
+def _round(trainer: Distillation, number: int, batches: Sequence[Batch], parts: "RoundParts | None") -> dict[str, Any]:
     """A round's seconds and operations, and with `parts` how often it calls each of them and how long each takes."""
     config, cycle = trainer.config, trainer.cycle
-    micro_batches, tokens = len(batch) // config.training.micro_batch, batch.conditions.text.shape[1]
+    size = len(batches[0])
+    micro_batches = size // config.training.micro_batch
     first = cycle.first_round + number * cycle.updates_per_round
     updates = range(first, first + cycle.updates_per_round)
-    seconds = _seconds(lambda: [trainer.step(update, batch) for update in updates])
+    turns = {update: batches[update % len(batches)] for update in updates}
+    seconds = _seconds(lambda: [trainer.step(update, batch) for update, batch in turns.items()])
     calls, flops = Counter[str](), 0
-    for update in updates:
-        phase = cycle.phase(update)
-        passes = distillation_passes(config, phase, trainer.draws.interval(update, step_probabilities(config, phase)))
-        flops += len(batch) * update_flops(config.model, passes, tokens)
+    for update, batch in turns.items():
+        phase, tokens = cycle.phase(update), batch.conditions.text.shape[1]
+        passes = distillation_passes(config, phase, trainer.objectives.student_step(update))
+        flops += size * update_flops(config.model, passes, tokens)
         calls.update({one.title: micro_batches * count for one, count in count_passes(passes).items()})
         calls[f"{phase.value} optimizer"] += 1
     result = {"seconds": seconds, "flops": flops, "calls": dict(calls)}
@@ -108,12 +132,13 @@ class RoundParts:
 
     def __init__(self, config: DistillConfig, device: torch.device, batch: Batch, ops: Ops) -> None:
         self.config, self.batch = config, batch
+        self._depth = config.distillation.discriminator_blocks, config.distillation.discriminator_heads
         with device:
-            student, fake, teacher = (AudioX(config.model) for _ in range(3))
+            student, fake, teacher = (build_network(config.model) for _ in range(3))
         models: dict[str, nn.Module] = {
             "student": configure_model(student, config.training, ops),
             "fake": configure_model(fake, config.training, ops),
-            "discriminator": DiscriminatorHead(config.model.backbone.width),
+            "discriminator": build_discriminator(config.model, *self._depth),
         }
         roles: dict[str, RoleConfig] = {name: getattr(config, name) for name in models}
         self.dtypes = {name: _dtype(role.precision) for name, role in roles.items()}
@@ -138,12 +163,15 @@ class RoundParts:
         model, dtype, codec = self.models[one.role], self.dtypes[one.role], self.config.model.codec
         n, device = one.samples * len(self.batch), self.batch.latents.device
         head = one.role == "discriminator"
-        shape = n, codec.frames, self.config.model.backbone.width if head else codec.latent_channels
-        z = torch.randn(shape, device=device, dtype=dtype if head else None)
+        model_config = self.config.model
+        shape = (
+            feature_shape(model_config, *self._depth) if head else (model_config.latent_frames, codec.latent_channels)
+        )
+        z = torch.randn(n, *shape, device=device, dtype=dtype if head else None)
         z.requires_grad_(one.gradient is Gradient.LATENTS)
         t, conditions = torch.full((n,), 0.5, device=device), self.batch.conditions
         conditions = conditions.__class__(*(torch.cat([x] * one.samples) for x in conditions.tensors()))
-        options = {"n_blocks": one.blocks} if one.blocks else {}
+        options = trunk_options(*self._depth) if one.blocks else {}
 
         def call() -> None:
             with torch.set_grad_enabled(one.gradient is not Gradient.NONE):
@@ -151,7 +179,7 @@ class RoundParts:
                 if one.gradient is Gradient.LATENTS:
                     torch.autograd.grad(out.float().mean(), z)
                 elif one.gradient is Gradient.WEIGHTS:
-                    loss = out.float() if head else flow_matching_loss(out, z, self.batch.latents)
+                    loss = out.float() if head else flow_matching_loss(out, z, z)
                     loss.mean().backward()
 
         return call
@@ -197,6 +225,8 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     lines = format_table(result["rows"], COLUMNS) if "rows" in result else []
     tflop = result["round_flops"] / 1e12
     lines.append(f"a round {result['round_s']:.3f} s, {tflop:.4g} TFLOP counted, MFU {result['mfu']:.2f}")
+    warm, end = result["compiled_versions"]
+    lines.append(f"{warm} versions of a block's code are compiled, and {end - warm} more after the warm-up")
     if "peak_bytes" in result:
         lines.append(f"at most {result['peak_bytes'] / 1e9:.1f} GB allocated")
     if "rows" in result:

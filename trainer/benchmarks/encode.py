@@ -11,9 +11,10 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig
+from ...models.config import AnyModelConfig, TextConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
 from ...models.encoders.build import build_codec, build_text_encoder, build_video_encoder
+from ...models.encoders.random_weights import random_codec, random_text_encoder, random_video_encoder
 from ...models.encoders.runtime import Runtime
 from ..core.config import PretrainConfig
 from ..core.hardware import peak_flops
@@ -21,8 +22,6 @@ from ..engine.timing import time_interleaved
 from ..media.clips import frames_in, read_clips
 from .summary import Column, format_table
 
-HEAD = 64  # width of an attention head in T5-base, CLIP ViT-B and Synchformer
-LAYERS = 12  # of T5-base and CLIP ViT-B
 COLUMNS = (
     Column("part", "part"),
     Column("ms per clip", "ms_per_clip", ".1f"),
@@ -73,12 +72,18 @@ def summary_lines(result: dict[str, Any]) -> list[str]:
     return [*format_table(result["rows"], COLUMNS), f"slowest: {result['slowest']}"]
 
 
-def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: int) -> dict[str, Callable[[], object]]:
+def _calls(
+    model: AnyModelConfig, runtime: Runtime, random_weights: bool, batch: int
+) -> dict[str, Callable[[], object]]:
     codec, video = _encoders(model, runtime, random_weights)
     wave, images, motion = random_clips(model, batch)
 
     def sound() -> None:
         codec.encode(wave)
+
+    text = _text(model.text, runtime, random_weights, batch)
+    if model.video is None or video is None:
+        return {"codec": sound, "text": text}
 
     def pictures() -> None:
         video(images, motion)
@@ -93,92 +98,32 @@ def _calls(model: ModelConfig, runtime: Runtime, random_weights: bool, batch: in
         calls |= {"images": lambda: of_images(images), "motion": lambda: of_motion(motion)}
     else:
         calls["images and motion"] = pictures
-    return calls | {"codec, images and motion": everything, "text": _text(model.text, runtime, random_weights, batch)}
+    return calls | {"codec, images and motion": everything, "text": text}
 
 
-def random_clips(model: ModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
+def random_clips(model: AnyModelConfig, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sound (B, c, samples), images (B, N, 3, size, size) and motion frames of the configured shapes."""
     generator, codec, video = torch.Generator().manual_seed(0), model.codec, model.video
     wave = torch.randn(batch, codec.audio_channels, codec.samples, generator=generator) * 0.1
-    shapes = [
-        (batch, frames_in(codec.seconds, r), 3, video.size, video.size) for r in (video.image_rate, video.motion_rate)
-    ]
+    rates, size = ((video.image_rate, video.motion_rate), video.size) if video else ((0, 0), 0)
+    shapes = [(batch, frames_in(codec.seconds, rate), 3, size, size) for rate in rates]
     images, motion = (torch.randint(0, 256, s, dtype=torch.uint8, generator=generator) for s in shapes)
     return wave, images, motion
 
 
-def _encoders(model: ModelConfig, runtime: Runtime, random_weights: bool) -> tuple[AudioCodec, VideoEncoder]:
-    codec, video = model.codec, model.video
-    if not random_weights or codec.kind == "logmel":
-        audio_codec = build_codec(codec, runtime)
-    else:
-        audio_codec = _random_oobleck(codec, runtime)
-    if not random_weights or video.kind == "frames":
-        return audio_codec, build_video_encoder(video, runtime)
-    return audio_codec, _random_clip_sync(video, runtime)
-
-
-def _random_oobleck(config: CodecConfig, runtime: Runtime) -> AudioCodec:
-    from ...models.encoders.libraries import diffusers
-    from ...models.encoders.oobleck import OobleckCodec
-
-    model = diffusers().AutoencoderOobleck(
-        encoder_hidden_size=2 * config.latent_channels,
-        decoder_channels=2 * config.latent_channels,
-        decoder_input_channels=config.latent_channels,
-        audio_channels=config.audio_channels,
-        sampling_rate=config.sample_rate,
-    )
-    if model.hop_length != config.hop:
-        raise ValueError(
-            f"model.codec.hop: {config.hop}, but Oobleck as it was released has {model.hop_length}; set it to that, or "
-            f"leave --random-weights away"
-        )
-    return OobleckCodec(model, runtime)
-
-
-def _random_clip_sync(config: VideoConfig, runtime: Runtime) -> VideoEncoder:
-    from ...models.encoders.clip import ClipImageEncoder
-    from ...models.encoders.clip_sync import ClipSyncEncoder
-    from ...models.encoders.libraries import transformers
-    from ...models.encoders.synchformer import SyncEncoder, Synchformer, SynchformerConfig
-
-    heads = max(1, config.dim // HEAD)
-    vision = transformers().CLIPVisionConfig(
-        hidden_size=config.dim,
-        intermediate_size=4 * config.dim,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=heads,
-        image_size=config.size,
-        patch_size=32,
-    )
-    images = ClipImageEncoder(transformers().CLIPVisionModel(vision), runtime)
-    sync = Synchformer(SynchformerConfig(width=config.dim, heads=heads, size=config.size))
-    return ClipSyncEncoder(config, images, SyncEncoder(sync, runtime))
+def _encoders(model: AnyModelConfig, runtime: Runtime, random_weights: bool) -> tuple[AudioCodec, VideoEncoder | None]:
+    codec = random_codec if random_weights else build_codec
+    video = random_video_encoder if random_weights else build_video_encoder
+    return codec(model.codec, runtime), video(model.video, runtime) if model.video else None
 
 
 def _text(config: TextConfig, runtime: Runtime, random_weights: bool, batch: int) -> Callable[[], object]:
-    if not random_weights or config.kind == "words":
-        encode_text = build_text_encoder(config, runtime)
-        texts = ["a bell, then two kicks and a long way to go " * config.max_tokens] * batch  # cut at the full length
-        return lambda: encode_text(texts)
-    from ...models.encoders.libraries import transformers
-    from ...models.encoders.t5 import T5TextEncoder
-
-    sizes = transformers().T5Config(
-        d_model=config.dim,
-        d_kv=HEAD,
-        d_ff=4 * config.dim,
-        num_layers=LAYERS,
-        num_heads=max(1, config.dim // HEAD),
-    )
-    encoder = T5TextEncoder(config, transformers().T5EncoderModel(sizes), None, runtime)
-    ids = torch.randint(2, 32_000, (batch, config.max_tokens), generator=torch.Generator().manual_seed(0))
-    lengths = torch.full((batch,), config.max_tokens)
-    return lambda: encoder.features(ids, lengths)
+    encode_text = (random_text_encoder if random_weights else build_text_encoder)(config, runtime)
+    texts = ["a bell, then two kicks and a long way to go " * config.max_tokens] * batch  # cut at the full length
+    return lambda: encode_text(texts)
 
 
-def count_flops(model: ModelConfig) -> dict[str, int]:
+def count_flops(model: AnyModelConfig) -> dict[str, int]:
     """Operations of products and convolutions for one clip, by part, counted on networks without numbers."""
     runtime, counted = Runtime(torch.device("meta"), torch.float32), {}
     with torch.device("meta"):
@@ -192,7 +137,7 @@ def count_flops(model: ModelConfig) -> dict[str, int]:
     return counted
 
 
-def _decoding(media: Path, model: ModelConfig, batch: int) -> Callable[[], object]:
+def _decoding(media: Path, model: AnyModelConfig, batch: int) -> Callable[[], object]:
     """A call that decodes and cuts `batch` clips; at its end the file starts again."""
 
     def clips() -> Iterator[object]:

@@ -73,8 +73,9 @@ def findings(results: dict[str, Row]) -> Iterator[Finding]:
             yield Finding("  GB allocated at most", train["peak_bytes"] / 1e9)
         if other := _train_row(results.get("train_plain"), "plain"):
             yield Finding("  times the speed of a plain loop", train["samples_per_s"] / other["samples_per_s"])
-        if other := _train_row(results.get("train_fp8")):
-            yield Finding("  with FP8, times its speed", other["samples_per_s"] / train["samples_per_s"], 1.2)
+        for name, way in (("train_fp8", "FP8"), ("train_fp8_rows", "FP8 by row")):
+            if other := _train_row(results.get(name)):
+                yield Finding(f"  with {way}, times its speed", other["samples_per_s"] / train["samples_per_s"], 1.2)
         if other := _train_row(results.get("train_zero2")):
             yield Finding("  ZeRO-2, times the speed of ZeRO-1", other["samples_per_s"] / train["samples_per_s"])
         speeds = [r["samples_per_s"] for r in _rows_by_batch(results["train_full"])]

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from ...kernels.ops import Ops
-from ...models.audiox import AudioX
+from ...models.networks import build_network
 from ..core.config import BaseConfig, PretrainConfig, check_ranks
 from ..core.distill_config import DistillConfig
 from ..cost.planned_memory import configured_layout, planned_memory
 from ..cost.workload import workload
+from ..distillation.updates import Distillation
 from ..engine import zero
-from ..training.distill_updates import Distillation
 from ..training.pretrain import Pretraining
 from .synthetic_run import random_batch, share_of_rank, start_run
 
@@ -91,7 +91,7 @@ def _trainer(
     steps = max(config.training.steps, 2 * cycle.student)  # no step is past the end of a schedule
     config = replace(config, training=replace(config.training, steps=steps))
     with world.device:
-        teacher = AudioX(config.model)
+        teacher = build_network(config.model)
     return Distillation(config, teacher, world, ops), first, second
 
 

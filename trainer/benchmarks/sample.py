@@ -11,17 +11,21 @@ import torch
 from torch import Tensor
 
 from ...kernels.ops import KernelsConfig
-from ...models.audiox import AudioX, SamplingConfig
-from ...models.config import ModelConfig
-from ...models.sampler import Velocity, nfe, sample, sampling_timesteps, with_guidance
+from ...models.audiox import SamplingConfig
+from ...models.config import AnyModelConfig, ReleasedModelConfig
+from ...models.networks import Network, build_network
+from ...models.released.audiox import ReleasedAudioX
+from ...models.sampler import Velocity, guidance_scales, nfe, sample, sampling_timesteps, with_guidance
 from ..core.hardware import peak_flops
 from ..cost.operations import forward_flops
 from ..engine import kernel_selection
 from ..engine.compilation import compile_blocks
 from ..engine.kernel_cases import BlockShape
 from ..engine.timing import capture_graph, time_interleaved
+from .released.plain_reading import PlainReading
 from .summary import Column, format_table, spread
 
+READING = "plain reading"
 PRECISIONS = {torch.float32: "fp32"}
 # How far latents made in two ways may differ: roundings add up over the steps of a sampling.
 TOLERANCES = {torch.float32: 1e-3, torch.bfloat16: 0.2, torch.float16: 0.05}
@@ -35,13 +39,14 @@ COLUMNS = (
     Column("low", "low_ms", ".1f"),
     Column("high", "high_ms", ".1f"),
     Column("x plain", "times_plain", ".2f"),
+    Column("x reading", "times_reading", ".2f"),
     Column("RTF", "rtf", ".4f"),
     Column("MFU", "mfu", ".3f"),
 )
 
 
 def measure(
-    model: ModelConfig,
+    model: AnyModelConfig,
     samplings: Sequence[SamplingConfig],
     batch: int,
     dtype: torch.dtype,
@@ -54,7 +59,8 @@ def measure(
     - "plain": reference operations, modulations computed at every step, guidance as two forward passes;
     - "ours": the selected operations, modulations computed once for all batches, guidance as one forward pass;
     - "ours, compiled": the same with compiled blocks;
-    - "ours, CUDA graph": the latter captured once and replayed, on a GPU and if the capture succeeds.
+    - "plain reading": of the released network, as its description reads, with compiled blocks;
+    - "ours, CUDA graph": "ours, compiled" captured once and replayed, on a GPU and if the capture succeeds.
 
     Raises ValueError if `kernels` asks for what cannot run here.
     """
@@ -62,17 +68,20 @@ def measure(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     with device:
-        plain = AudioX(model).to(device, dtype).eval().requires_grad_(False)
+        plain = build_network(model).to(device, dtype).eval().requires_grad_(False)
     for parameter in plain.parameters():  # weights that start at zero would hide the layers before them
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
     table = kernel_selection.read_table(Path(kernels.benchmark_file)) if kernels.benchmark_file else None
-    shape = BlockShape.from_model(model, 2 * batch)
-    selection = kernel_selection.select_for_shape(kernels, shape, device, dtype, table)[0]
+    selection = kernel_selection.RELEASED
+    if not isinstance(model, ReleasedModelConfig):
+        shape = BlockShape.from_model(model, 2 * batch)
+        selection = kernel_selection.select_for_shape(kernels, shape, device, dtype, table)[0]
     ours, compiled = (_share_weights(plain).use(selection.ops()) for _ in range(2))
     compile_blocks(compiled)
+    reading = PlainReading(plain, compiled=True) if isinstance(plain, ReleasedAudioX) else None
     both = [_condition(model, batch, device, dtype) for _ in range(2)]
-    noise = torch.randn(batch, model.codec.frames, model.codec.latent_channels, device=device)
+    noise = torch.randn(batch, model.latent_frames, model.codec.latent_channels, device=device)
     peak, counts = peak_flops(device, dtype), forward_flops(model, model.text.max_tokens)
     rows: list[dict[str, Any]] = []
     for sampling in samplings:
@@ -81,6 +90,8 @@ def measure(
             "ours": _sample_ours(ours, sampling, both, noise, dtype),
             "ours, compiled": _sample_ours(compiled, sampling, both, noise, dtype),
         }
+        if reading:
+            ways[READING] = _sample_plainly(reading, sampling, both, noise, dtype)
         with torch.inference_mode():
             if device.type == "cuda" and (replay := _cuda_graph(ways["ours, compiled"])):
                 ways["ours, CUDA graph"] = replay
@@ -96,10 +107,14 @@ def measure(
 
 
 def _times(way: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
-    """Milliseconds of a way, and how many times as fast as the plain one it is."""
+    """Milliseconds of a way, and how many times as fast as the plain ones it is."""
     ratios = [a / b for a, b in zip(seconds["plain"], seconds[way], strict=True)]
     ms = spread(1000 * value for value in seconds[way])
-    return {"ms": ms["median"], "low_ms": ms["low"], "high_ms": ms["high"], "times_plain": statistics.median(ratios)}
+    row = {"ms": ms["median"], "low_ms": ms["low"], "high_ms": ms["high"], "times_plain": statistics.median(ratios)}
+    if READING in seconds:
+        ratios = [a / b for a, b in zip(seconds[READING], seconds[way], strict=True)]
+        row["times_reading"] = statistics.median(ratios)
+    return row
 
 
 def _cuda_graph(call: Callable[[], Tensor]) -> Callable[[], Tensor] | None:
@@ -137,47 +152,57 @@ def _differences(ways: dict[str, Callable[[], Tensor]], dtype: torch.dtype) -> d
     return off
 
 
-def _share_weights(network: AudioX) -> AudioX:
+def _share_weights(network: Network) -> Network:
     """Another module with the same tensors."""
     return copy.deepcopy(network, {id(p): p for p in network.parameters()})
 
 
-def _condition(model: ModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _condition(model: AnyModelConfig, batch: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """H_c of full texts, and its lengths (B,)."""
-    tokens = model.video.tokens + model.codec.frames + model.text.max_tokens
-    h = torch.randn(batch, tokens, model.fusion.width, device=device, dtype=dtype)
+    if isinstance(model, ReleasedModelConfig):
+        tokens, width = model.released.condition_tokens, model.released.condition_width
+    else:
+        tokens, width = model.video_tokens + model.codec.frames + model.text.max_tokens, model.fusion.width
+    h = torch.randn(batch, tokens, width, device=device, dtype=dtype)
     return h, torch.full((batch,), tokens, device=device)
 
 
 def _sample_plainly(
-    network: AudioX, sampling: SamplingConfig, both: list[tuple[Tensor, Tensor]], noise: Tensor, dtype: torch.dtype
+    network: Network | PlainReading,
+    sampling: SamplingConfig,
+    both: list[tuple[Tensor, Tensor]],
+    noise: Tensor,
+    dtype: torch.dtype,
 ) -> Callable[[], Tensor]:
-    def velocity(z: Tensor, t: Tensor) -> Tensor:
-        v = network.backbone(z.to(dtype), t, *both[0]).float()
-        if sampling.guidance == 1:
-            return v
-        v_uncond = network.backbone(z.to(dtype), t, *both[1]).float()
-        return v_uncond + sampling.guidance * (v - v_uncond)
-
     def call() -> Tensor:
+        scales = iter(guidance_scales(sampling))
+
+        def velocity(z: Tensor, t: Tensor) -> Tensor:
+            v, scale = network.conditioned(*both[0])(z.to(dtype), t).float(), next(scales)
+            if scale == 1:
+                return v
+            v_uncond = network.conditioned(*both[1])(z.to(dtype), t).float()
+            return v_uncond + scale * (v - v_uncond)
+
         return sample(velocity, lambda: noise, sampling)
 
     return call
 
 
 def _sample_ours(
-    network: AudioX, sampling: SamplingConfig, both: list[tuple[Tensor, Tensor]], noise: Tensor, dtype: torch.dtype
+    network: Network, sampling: SamplingConfig, both: list[tuple[Tensor, Tensor]], noise: Tensor, dtype: torch.dtype
 ) -> Callable[[], Tensor]:
     times = torch.tensor(sampling_timesteps(sampling)[:-1], device=noise.device)
-    timestep_features = [network.backbone.timestep_features(t) for t in times.split(1)]
+    timestep_features = [network.timestep_features(t) for t in times.split(1)]
 
     def call() -> Tensor:
         steps = iter(timestep_features)
 
         def conditioned(condition: Tensor, length: Tensor) -> Velocity:
-            return lambda z, t: network.backbone(z.to(dtype), next(steps).expand(len(z)), condition, length)
+            velocity = network.conditioned(condition, length)
+            return lambda z, t: velocity(z.to(dtype), next(steps).expand(len(z)))
 
-        return sample(with_guidance(conditioned, both[0], both[1], sampling.guidance), lambda: noise, sampling)
+        return sample(with_guidance(conditioned, both[0], both[1], guidance_scales(sampling)), lambda: noise, sampling)
 
     return call
 

@@ -27,8 +27,7 @@ def start_run(config: C) -> tuple[C, zero.World, KernelSelection]:
     assert isinstance(config, (PretrainConfig, DistillConfig))
     precision = config.training.precision if isinstance(config, PretrainConfig) else config.precision
     kernel_selection.check_kernels(config.kernels, precision, config.model)
-    if config.training.fp8:
-        check_fp8()
+    check_fp8(config.training)
     config = without_encoders(config)
     world = zero.init_process_group(config.training.cpu_threads)
     return config, world, kernel_selection.select_for_run(config, world, precision)
@@ -47,7 +46,7 @@ def random_batch(config: BaseConfig, samples: int = 0) -> Batch:
     text = model.text
     shapes = (
         (n, model.codec.frames, model.codec.latent_channels),
-        (n, model.video.steps, model.video.dim),
+        (n, model.video_rows, model.video_dim),
         (n, model.codec.frames, model.codec.latent_channels),
         (n, text.max_tokens, text.dim),
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...models.encoders.released import from_released
 from ...models.encoders.synchformer import CONFIG, WEIGHTS, Synchformer, SynchformerConfig
+from ...models.scorers.build import network_of, under_own_names
 from ...models.weights import load_strict, write_errors
 from ..core.files import atomic_output, refuse_existing
 
@@ -58,6 +59,24 @@ def convert_clip(file: Path, out: Path) -> int:
         raise ValueError(f"{file}: holds no weights named {VISION}*; is it CLIP's pytorch_model.bin?")
     _write_weights(out, weights, lambda folder: shutil.copy(config, folder / CONFIG))
     return sum(tensor.numel() for tensor in weights.values())
+
+
+def convert_scorer(file: Path, out: Path, kind: str) -> int:
+    """Writes what is used of the released file of a network that judges sound into the new folder `out`.
+
+    Returns the number of parameters. Raises ValueError if it is another file or `out` exists.
+    """
+    refuse_existing(out)
+    state = unpickled(file, ("model", "state_dict"), "docs/evaluation.md")
+    try:
+        state = under_own_names(kind, state)
+        with torch.device("meta"):
+            model = network_of(kind, state)
+        load_strict(model, {name: tensor.to("meta") for name, tensor in state.items()})
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    _write_weights(out, state, lambda folder: None)
+    return sum(tensor.numel() for tensor in state.values())
 
 
 def unpickled(

@@ -27,21 +27,9 @@ from ...models.released.network import ReleasedNetwork, from_released, released_
 from ...models.weights import load_strict, write_errors
 from ..core.files import atomic_output, refuse_existing
 from ..core.integrity import file_entry, write_manifest
+from .licences import CC_BY_NC, FILE, write_license
 from .released_file import ReleasedTensors, read_autoencoder, read_checkpoint, refuse_difference
 
-LICENSE = "CC-BY-NC-4.0"
-LICENSE_FILE = "LICENSE"
-LICENSE_TEXT = """\
-These weights are those of AudioX-Turbo, released by its authors (NoizAI/AudioX-Turbo, HKUSTAudio/AudioX-Turbo) under
-the Creative Commons Attribution-NonCommercial 4.0 International licence (CC BY-NC 4.0):
-
-    https://creativecommons.org/licenses/by-nc/4.0/legalcode
-
-They may be used, shared and adapted for purposes that are not commercial, with credit to the authors. Weights that are
-trained from them are an adaptation of them. The authors say that their models are watermarked.
-
-Changes: the tensors were renamed and are stored in other files; what they compute is the same.
-"""
 CLIP = "clip"
 PROJECTION = "visual_projection.weight"  # of CLIP, in the release and never used
 BASE = SamplingConfig("euler", 250, 6.0)
@@ -112,7 +100,7 @@ def convert_released(
     config = _with_encoders(sizes.model, dict(encoders or {}), bool(found.clip))
     kind = torch.bfloat16 if dtype == "bf16" else torch.float32
     with torch.device("meta"):
-        model = ReleasedAudioX(config, BASE if base else TURBO, LICENSE)
+        model = ReleasedAudioX(config, BASE if base else TURBO, CC_BY_NC)
     with atomic_output(out) as partial:
         partial.mkdir()
         with write_errors(out):
@@ -123,10 +111,10 @@ def convert_released(
             model.save_pretrained(partial)
             if config.video.image_weights == f"./{CLIP}":
                 _save_clip(layout, found.clip, partial / CLIP)
-        (partial / LICENSE_FILE).write_text(LICENSE_TEXT)
+        write_license(partial, CC_BY_NC)
         files = {str(f.relative_to(partial)): file_entry(f) for f in sorted(partial.rglob("*")) if f.is_file()}
-        write_manifest(partial, {"source": file.name, "dtype": dtype, "license": LICENSE, "files": files})
-    return [*report, f"licence: {LICENSE}, not for commercial use; it is kept in {out / LICENSE_FILE}"]
+        write_manifest(partial, {"source": file.name, "dtype": dtype, "license": CC_BY_NC, "files": files})
+    return [*report, f"licence: {CC_BY_NC}, not for commercial use; it is kept in {out / FILE}"]
 
 
 def draw_silence(vae: Path, config: CodecConfig, samples: int) -> Tensor:

@@ -1,99 +1,109 @@
-"""Conversion of a run's checkpoint to inference weights, without DeepSpeed.
-
-model.safetensors   config.json   manifest.json (hashes of the two, and the step)
+"""Conversion of a run's checkpoint, without DeepSpeed: to a weights folder (weights_folder.py), or if the run trained
+adapters to a folder in PEFT's format (models/adapter_files.py).
 """
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ...models import strict
-from ...models.audiox import WEIGHTS, AudioX
-from ...models.config import with_weights_inside
+from ...models.adapter_files import save_adapter
+from ...models.lora import LoraConfig, add_adapters, merge_adapters
 from ...models.networks import Network, network_class
 from ...models.weights import load_strict, write_errors
+from ..core.config import InitConfig
 from ..core.files import atomic_output, refuse_existing
-from ..core.integrity import MANIFEST, ChangedError, file_entry, file_fault, read_manifest, write_manifest
+from ..core.integrity import file_entry, write_manifest
 from . import load
-from .load import CheckpointError
+from .initial_weights import adapters_of, begin_from, read_recorded_weights
+from .licences import write_license
+from .load import choose_checkpoint
+from .model_card import CARD
 
-FILES = ("config.json", WEIGHTS)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def convert_run(run: Path, out: Path, kind: str = "ema", dtype: str = "fp32", step: int | None = None) -> Path:
-    """Writes the weights of a pretraining's model or a distillation's student into the new folder `out`, from the
-    newest checkpoint or that of `step`.
+def convert_run(
+    run: Path,
+    out: Path,
+    kind: str = "ema",
+    dtype: str = "fp32",
+    step: int | None = None,
+    merge: bool = False,
+    best: bool = False,
+) -> Path:
+    """Writes what a run has trained into the new folder `out`, from the newest checkpoint, that of `step` or the
+    `best`: the weights of a pretraining's model or a distillation's student. If the run trained adapters, that is what
+    it writes; with `merge` the weights that the run began from, with the adapters added.
 
-    Returns the checkpoint's folder. Raises ValueError if there is no such checkpoint, it is damaged, or `out` exists;
-    OSError if the disk is full.
+    Returns the checkpoint's folder. Raises ValueError if there is no such checkpoint, it is damaged, `out` exists, or
+    the weights that adapters belong to have changed; OSError if the disk is full.
     """
     refuse_existing(out)
-    folder = choose_checkpoint(run, step)
+    folder = choose_checkpoint(run, step, best)
     manifest = load.read_manifest(folder)
-    config = manifest["config"]
-    model = AudioX(config["model"], config["sampling"])
     role = "student" if "student" in manifest["roles"] else "model"
-    load_strict(model, load.full_tensors(folder, role, kind))
-    if dtype == "bf16":
-        model = model.to(torch.bfloat16)
-    with atomic_output(out) as partial:
-        with write_errors(out):
-            model.save_pretrained(partial)
-        files = {name: file_entry(partial / name) for name in FILES}
-        write_manifest(partial, {"step": manifest["step"], "weights": kind, "dtype": dtype, "files": files})
+    tensors = load.full_tensors(folder, role, kind)
+    config = manifest["config"]
+    lora = adapters_of(config)
+    if merge and not lora:
+        raise ValueError(f"--merge: {run} has trained all weights, not adapters; convert it without")
+    about = {"step": manifest["step"], "weights": kind, "dtype": dtype} | _provenance(manifest)
+    if lora:
+        tensors = {name: tensors[name] for name in manifest["roles"][role]["shapes"]}  # no constants
+    if lora and not merge:
+        adapter, base = lora, manifest["init"]["weights"]
+        cast = {name: x.to(DTYPES[dtype]) for name, x in tensors.items()}
+        _write(out, manifest, about, lambda folder: save_adapter(folder, cast, adapter, base))
+        return folder
+    network = partial(network_class(config), config["model"], config["sampling"], manifest.get("license", ""))
+    if lora:
+        model = network()
+        _merge(model, manifest, lora, tensors)
+    else:
+        with torch.device("meta"):
+            model = network()
+        load_strict(model, tensors, assign=True)
+    _write(out, manifest, about, lambda folder: model.to(DTYPES[dtype]).save_pretrained(folder))
     return folder
 
 
-def choose_checkpoint(run: Path, step: int | None) -> Path:
-    """The checkpoint to convert. Raises CheckpointError if there is none, or it is damaged."""
-    folders = load.list_checkpoints(run)
-    if step is not None:
-        folders = [f for f in folders if load.step_of(f) == step]
-    if not folders:
-        of_step = "" if step is None else f" of step {step}"
-        raise CheckpointError(f"{run} holds no complete checkpoint{of_step}; is it the folder of a run?")
-    fault = load.find_fault(folders[0])
-    if fault:
-        older = ", ".join(f.name for f in folders[1:]) or "none"
-        raise CheckpointError(f"{fault}. Older checkpoints of this run: {older}; take one with --step")
-    return folders[0]
+def _provenance(manifest: dict[str, Any]) -> dict[str, Any]:
+    """For a model card: the names of the streams with their tasks, and the weights that the run began from."""
+    streams = manifest["config"]["data"]["streams"]
+    about: dict[str, Any] = {"data": [{"stream": Path(s["path"]).name, "tasks": s["tasks"]} for s in streams]}
+    if init := manifest.get("init"):
+        about |= {"base": init["weights"], "base_xxh3": init["xxh3"], "base_commit": init.get("commit", "")}
+    return about
 
 
-def load_weights(folder: Path) -> Network:
-    """Loads a weights folder made by `launch/convert.py`, after its files are compared with the hashes in its manifest.
-    A folder without a manifest was written by `save_pretrained`, and is loaded as it is.
-
-    Raises ValueError naming what is missing, has changed or does not fit.
-    """
-    config = read_weights_config(folder)
-    try:
-        network = network_class(config).from_pretrained(folder)
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    network.config = with_weights_inside(network.config, folder)
-    return network
+def _merge(model: Network, manifest: dict[str, Any], lora: LoraConfig, trained: dict[str, Tensor]) -> None:
+    """The weights that a run began from, with what it trained. Raises ValueError where they have changed since."""
+    begin_from(
+        model, read_recorded_weights(manifest["init"]), strict.parse(InitConfig, manifest["config"]["init"], "init")
+    )
+    add_adapters(model, replace(lora, int8=False))  # added to the weights as they were before they had 8 bits
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, tensor in trained.items():
+            parameters[name].copy_(tensor)
+    merge_adapters(model)
 
 
-def read_weights_config(folder: Path) -> dict[str, Any]:
-    """The JSON of a weights folder's `config.json`, after the folder's files are compared with their hashes.
-
-    Raises ValueError naming what is missing or has changed.
-    """
-    for name in FILES:
-        if not (folder / name).is_file():
-            raise ValueError(
-                f"{folder / name} is missing: {folder} is not a weights folder; make one with launch/convert.py"
-            )
-    if (folder / MANIFEST).exists():
-        listed = read_manifest(folder)["files"]
-        for name in FILES:
-            if fault := file_fault(folder / name, listed[name]) if name in listed else f"{name} is not in {MANIFEST}":
-                raise ChangedError(f"{fault}; convert the run again with launch/convert.py, or copy the weights again")
-    try:
-        config = strict.parse_json((folder / FILES[0]).read_bytes())
-        if not isinstance(config, dict):
-            raise ValueError(f"{FILES[0]} is a {type(config).__name__}; expected an object with the key 'model'")
-    except ValueError as error:
-        raise ValueError(f"{folder}: {error}") from None
-    return config
+def _write(out: Path, manifest: dict[str, Any], about: dict[str, Any], save: Callable[[Path], object]) -> None:
+    """A folder of what `save` writes, with the run's licence and hashes of all."""
+    with atomic_output(out) as folder:
+        folder.mkdir()
+        with write_errors(out):
+            save(folder)
+        (folder / CARD).unlink(missing_ok=True)  # huggingface_hub's, which knows nothing of the run
+        if license := manifest.get("license", ""):
+            write_license(folder, license)
+            about = about | {"license": license}
+        files = {file.name: file_entry(file) for file in sorted(folder.iterdir())}
+        write_manifest(folder, about | {"files": files})

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...models import strict
@@ -27,17 +27,16 @@ from ..core.files import write_json
 from ..core.integrity import ManifestError, file_fault, read_manifest, with_hash
 from ..engine.ema import Ema
 from ..engine.fragment import Fragment
+from .fragment_files import CheckpointError, FragmentFiles
 
 if TYPE_CHECKING:  # so that a checkpoint can be converted where DeepSpeed is not installed
     from ..engine.zero import Engine
 
 FOLDER = "checkpoints"
+VALIDATION = "validation_loss"  # in a manifest: on samples that training does not read
+SCORE = "score"  # in a manifest: {"metric", "value", "better"}, of sounds for fixed prompts
 LATEST = "latest.json"
 T = TypeVar("T")
-
-
-class CheckpointError(ValueError):
-    """A checkpoint is damaged, incomplete or of another model; the message names it."""
 
 
 class NoUsableCheckpointError(CheckpointError):
@@ -103,10 +102,60 @@ def find_fault(folder: Path, part: int = 0, parts: int = 1) -> str:
     return ""
 
 
+def best_checkpoint(run: Path, up_to: int | None = None) -> Path | None:
+    """The checkpoint with the best score, by the metric of the newest that has one, or else with the lowest loss on
+    held-out samples; the first of equals, among those up to a step. None if none was measured."""
+    losses: list[tuple[float, str, Path]] = []
+    scores: dict[str, list[tuple[float, str, Path]]] = {}
+    for folder in list_checkpoints(run):  # the newest first
+        if up_to is not None and step_of(folder) > up_to:
+            continue
+        try:
+            manifest = read_manifest(folder)
+        except ManifestError:
+            continue
+        if isinstance(loss := manifest.get(VALIDATION), float):
+            losses.append((loss, folder.name, folder))
+        if score := manifest.get(SCORE):
+            value = -score["value"] if score["better"] == "higher" else score["value"]
+            scores.setdefault(score["metric"], []).append((value, folder.name, folder))
+    measured = next(iter(scores.values()), losses)
+    return min(measured)[2] if measured else None
+
+
+def choose_checkpoint(run: Path, step: int | None, best: bool = False) -> Path:
+    """The checkpoint to convert: the newest, that of a step, or the `best`. Raises CheckpointError if there is none, or
+    it is damaged."""
+    folders = list_checkpoints(run)
+    if best and folders:
+        if not (found := best_checkpoint(run)):
+            raise CheckpointError(
+                f"--best: no checkpoint of {run} has a loss on held-out samples or a score; set validation.every or "
+                f"scores.best for a training that measures it, or choose one by --step"
+            )
+        folders.remove(found)
+        folders.insert(0, found)
+    if step is not None:
+        folders = [f for f in folders if step_of(f) == step]
+    if not folders:
+        of_step = "" if step is None else f" of step {step}"
+        raise CheckpointError(f"{run} holds no complete checkpoint{of_step}; is it the folder of a run?")
+    fault = find_fault(folders[0])
+    if fault:
+        older = ", ".join(f.name for f in folders[1:]) or "none"
+        raise CheckpointError(f"{fault}. Older checkpoints of this run: {older}; take one with --step")
+    return folders[0]
+
+
 def find_fault_together(folder: Path) -> str:
     """The first fault of a checkpoint, the same on all ranks, which share the reading."""
     faults = on_all_ranks("", partial(find_fault, folder, dist.get_rank(), dist.get_world_size()))
     return next((f for f in faults if f), "")
+
+
+def newest_step(run: Path) -> int:
+    """The step of the newest checkpoint, intact or not, the same on all ranks; 0 without any."""
+    return from_rank_0(lambda: max([0, *map(step_of, list_checkpoints(run))]))
 
 
 def newest_intact(run: Path, report: Callable[[str], None]) -> Path | None:
@@ -149,25 +198,27 @@ def _last_saved_step(run: Path) -> str | None:
 
 
 def load(folder: Path, roles: dict[str, TrainedModel]) -> dict[str, Any]:
-    """Loads a checkpoint into the roles, on any number of ranks and at any ZeRO stage. Returns the manifest.
+    """Loads a checkpoint into the roles, on any number of ranks and at any ZeRO stage. Returns the manifest. As many
+    ranks at the same stage open only their own file each.
 
     Random states are restored if the number of ranks is the same. Raises CheckpointError when shapes differ.
     """
-    manifest = read_manifest(folder)
+    manifest, rank, ranks = read_manifest(folder), dist.get_rank(), dist.get_world_size()
     if manifest["roles"].keys() != roles.keys():
         raise CheckpointError(f"{folder} holds the roles {sorted(manifest['roles'])}, the run has {sorted(roles)}")
     for name, role in roles.items():
         check_shapes(f"{folder}: {name}", manifest["roles"][name]["shapes"], role.engine.shapes)
-        files = _FragmentFiles(folder, name, manifest)
+        files = FragmentFiles(folder, name, manifest)
         updates = manifest["roles"][name]["updates"]
         role.engine.set_updates(updates)
+        state = role.state()
+        wanted = [(f, {kind: f.view(shards) for kind, shards in state.items()}) for f in role.engine.fragments()]
         with torch.no_grad():
-            for kind, shards in role.state().items():
-                for fragment in role.engine.fragments():
-                    files.copy(kind, fragment, fragment.view(shards))
+            files.copy(wanted, rank, ranks)
+            role.engine.set_constants(files.constants(rank) if role.engine.constants else {})
         role.engine.refresh_model()
-        if manifest["ranks"] == dist.get_world_size():
-            files.restore_random(dist.get_rank())
+        if manifest["ranks"] == ranks:
+            files.restore_random(rank)
     return manifest
 
 
@@ -180,7 +231,8 @@ def check_shapes(where: str, theirs: dict[str, list[int]], ours: dict[str, tuple
 
 
 def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
-    """Whole parameters by name, assembled from all ranks' fragments. `kind` is "weights" or "ema".
+    """Whole parameters by name, assembled from all ranks' fragments, and the model's constants. `kind` is "weights" or
+    "ema".
 
     Raises CheckpointError when the checkpoint does not hold them.
     """
@@ -188,45 +240,11 @@ def full_tensors(folder: Path, role: str, kind: str) -> dict[str, Tensor]:
     shapes = manifest["roles"].get(role, {}).get("shapes")
     if shapes is None:
         raise CheckpointError(f"{folder} has no role {role!r}")
-    files, result = _FragmentFiles(folder, role, manifest), {}
-    for name, shape in shapes.items():
-        flat = torch.empty(int(torch.Size(shape).numel()))
-        files.copy(kind, Fragment(name, tuple(shape), 0, flat.numel(), 0, 0), flat)
-        result[name] = flat.view(shape)
-    return result
-
-
-class _FragmentFiles:
-    """All ranks' files of a role, and where the fragments of each parameter are in them."""
-
-    def __init__(self, folder: Path, role: str, manifest: dict[str, Any]) -> None:
-        self.folder = folder / role
-        names = sorted(name for name in manifest["files"] if name.startswith(f"{role}/"))
-        self.files = [safe_open(folder / name, "pt") for name in names]
-        self.index: dict[str, list[tuple[int, int]]] = {}  # name -> (start, file)
-        for number, file in enumerate(self.files):
-            for name, start in strict.parse_json(file.metadata()["starts"]).items():
-                self.index.setdefault(name, []).append((start, number))
-
-    def copy(self, kind: str, wanted: Fragment, into: Tensor) -> None:
-        copied = 0
-        for start, number in self.index.get(wanted.name, ()):
-            key = f"{kind}/{wanted.name}"
-            if key not in self.files[number].keys():
-                raise CheckpointError(f"{self.folder} holds no {kind} of {wanted.name}")
-            piece = self.files[number].get_slice(key)
-            low = max(start, wanted.start)
-            high = min(start + piece.get_shape()[0], wanted.start + wanted.length)
-            if low < high:
-                into[low - wanted.start : high - wanted.start].copy_(piece[low - start : high - start])
-                copied += high - low
-        if copied != wanted.length:
-            raise CheckpointError(f"{self.folder}: {copied} of {wanted.length} elements of {wanted.name} are there")
-
-    def restore_random(self, rank: int) -> None:
-        torch.set_rng_state(self.files[rank].get_tensor("random/cpu"))
-        if torch.cuda.is_available() and "random/cuda" in self.files[rank].keys():
-            torch.cuda.set_rng_state(self.files[rank].get_tensor("random/cuda"))
+    whole = {name: Fragment(name, tuple(shape), 0, torch.Size(shape).numel(), 0, 0) for name, shape in shapes.items()}
+    flat = {name: torch.empty(fragment.length) for name, fragment in whole.items()}
+    files = FragmentFiles(folder, role, manifest)
+    files.copy([(whole[name], {kind: flat[name]}) for name in whole])
+    return {name: flat[name].view(fragment.shape) for name, fragment in whole.items()} | files.constants()
 
 
 def on_all_ranks(failure: str, act: Callable[[], T]) -> list[T]:

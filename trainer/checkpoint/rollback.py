@@ -13,8 +13,8 @@ from typing import Any
 from ..core.config_reader import read_json
 from ..core.files import write_json
 from ..core.integrity import ManifestError, read_manifest
+from .fragment_files import CheckpointError
 from .load import (
-    CheckpointError,
     find_fault_together,
     from_rank_0,
     list_checkpoints,
@@ -27,6 +27,7 @@ from .load import (
 ROLLED_BACK = "rolled_back"
 BATCH_JOB = "SLURM_JOB_ID"
 DONE = "from.json"  # in that folder: the step that the last --from went back to, and in which batch job
+COPIES = "local_copies.json"  # names the run's folder on the nodes
 HEALTHY = 2  # healthy checkpoints that are always kept
 
 
@@ -102,6 +103,7 @@ def _set_aside(run: Path, step: int) -> str:
     for folder in later:  # the newest first: if this ends half-way, none is left that is newer than those moved
         os.replace(folder, unused_name(run / ROLLED_BACK / folder.name))
     write_latest(run, step)
+    (run / COPIES).unlink(missing_ok=True)  # later ones, on the nodes
     if not later:
         return "there is no later checkpoint"
     steps = ", ".join(str(step_of(folder)) for folder in reversed(later))

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import errno
+import math
 import os
 import signal
 import sys
@@ -26,10 +27,12 @@ class ExitCode(IntEnum):
     CORRUPT = 77  # checkpoints or data are damaged beyond recovery
     HUNG = 78  # a rank is dead or stuck, or a GPU or the network failed
     DIVERGED = 79
+    FAULTY = 81  # a rank has other weights than the others, or other results the second time: its device is faulty
 
 
 INTERRUPTED = 128 + signal.SIGINT  # as shells report it
 T = TypeVar("T")
+HUB = "a name on the hub: owner/name or owner/name@revision"
 READER_GONE = (errno.EPIPE, errno.EIO)  # a pipe that nobody reads any more, a terminal that was closed
 
 
@@ -62,9 +65,47 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_weights(to: argparse.ArgumentParser) -> None:
+    """Add --weights."""
+    to.add_argument("--weights", required=True, help=f"folder made by launch/convert.py, or {HUB}")
+
+
+def add_teacher(to: argparse.ArgumentParser) -> None:
+    """Add --teacher."""
+    to.add_argument("--teacher", required=True, help=f"weights folder made by launch/convert.py, or {HUB}")
+
+
+def add_adapters(to: argparse.ArgumentParser) -> None:
+    """Add --adapter, a list of (folder or name on the hub, factor)."""
+    how = f"an adapter made by launch/convert.py, or {HUB}; added FACTOR (default: 1) times; may be given several times"
+    to.add_argument(
+        "--adapter", action="append", default=[], type=_adapter_and_factor, metavar="ADAPTER[:FACTOR]", help=how
+    )
+
+
+def _adapter_and_factor(text: str) -> tuple[str, float]:
+    adapter, colon, number = text.rpartition(":")
+    try:
+        factor = float(number) if colon else 1.0
+    except ValueError:
+        factor = math.nan
+    if not math.isfinite(factor):
+        raise argparse.ArgumentTypeError(f"{text!r}: {number!r} after the last colon is no finite number")
+    return adapter if colon else text, factor
+
+
 def add_local_rank(to: argparse.ArgumentParser) -> None:
     """Accept what DeepSpeed's launcher passes to every rank."""
     to.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_self_test(to: argparse.ArgumentParser) -> None:
+    """Add --self-test and --no-self-test; by default None."""
+    to.add_argument(
+        "--self-test",
+        action=argparse.BooleanOptionalAction,
+        help="compare DeepSpeed's gradients with torch's before training (default: on several ranks or a GPU)",
+    )
 
 
 def add_output(to: argparse.ArgumentParser) -> None:

@@ -1,7 +1,7 @@
 """English that programs write: numbers, plurals, articles, enumerations, lists of complaints."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import inflect
 
@@ -50,3 +50,8 @@ def complaint_list(complaints: Sequence[str], title: str | None = None) -> str:
     """One complaint per line, below a title; of many only the first ones."""
     more = [f"and {len(complaints) - SHOWN} more"] if len(complaints) > SHOWN else []
     return "\n  ".join([*([title] if title else []), *complaints[:SHOWN], *more])
+
+
+def amounts_sentence(amounts: Mapping[str, float]) -> str:
+    """A list such as "2 missing, 1 silent"; "nothing" if there is nothing."""
+    return ", ".join(f"{amount:.12g} {name}" for name, amount in sorted(amounts.items()) if amount) or "nothing"

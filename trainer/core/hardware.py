@@ -113,6 +113,11 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * 1024**3 / best
 
 
+def has_mps() -> bool:
+    """Whether this is an Apple machine whose GPU torch can use."""
+    return torch.backends.mps.is_available()
+
+
 def choose_device(name: torch.device | str | None) -> torch.device:
     """The named device; by default the GPU if there is one. Raises ValueError if this machine does not have it."""
     if name is None:
@@ -122,6 +127,6 @@ def choose_device(name: torch.device | str | None) -> torch.device:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:  # no such name or backend, no CUDA in torch
         count = torch.cuda.device_count()
-        here = f"cpu{''.join(f', cuda:{i}' for i in range(count))}"
+        here = ", ".join(["cpu", *(f"cuda:{i}" for i in range(count)), *(["mps"] if has_mps() else [])])
         raise ValueError(f"device: {str(name)!r} cannot be used ({str(error).splitlines()[0]}); here: {here}") from None
     return device

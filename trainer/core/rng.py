@@ -19,6 +19,8 @@ class Purpose(IntEnum):
     PERTURBATION = 4  # noise and noise levels for teacher and fake model
     CRITIC = 5  # noise and noise levels for the discriminator
     INTERVAL = 6  # which of the student's steps an update trains; drawn once per update, with index 0
+    SILENCE = 7  # the part of a silence that follows a clip, for a network that generates more than a clip
+    GUIDANCE = 8  # noise and noise levels for the guidance's part of distribution matching
 
 
 def sample_rng(seed: int, step: int, index: int, purpose: Purpose) -> np.random.Generator:

@@ -7,8 +7,9 @@ from enum import Enum
 class Phase(Enum):
     """The model that an update trains, and its objective."""
 
-    WARM_START = "warm_start"  # the student, by regression on the teacher's ODE endpoints
+    WARM_START = "warm_start"  # the student, by regression on its teacher
     FAKE_WARM_UP = "fake_warm_up"  # the fake model alone, until it follows the student
+    DISCRIMINATOR_WARM_UP = "discriminator_warm_up"  # the same of the discriminator
     STUDENT = "student"
     FAKE = "fake"
     DISCRIMINATOR = "discriminator"
@@ -16,14 +17,16 @@ class Phase(Enum):
 
 @dataclass(frozen=True)
 class UpdateCycle:
-    """The order of a distillation's updates (section VI-A): warm start, warm-up of the fake model, then rounds. A
-    round is `student` updates of the student, `fake` of the fake model and `discriminator` of the discriminator."""
+    """The order of a distillation's updates (section VI-A): warm start, warm-ups of fake model and discriminator, then
+    rounds. A round is `student` updates of the student, `fake` of the fake model and `discriminator` of the
+    discriminator."""
 
     student: int
     fake: int
     discriminator: int
     warm_start: int = 0
     fake_warm_up: int = 0
+    discriminator_warm_up: int = 0
 
     @property
     def updates_per_round(self) -> int:
@@ -32,12 +35,15 @@ class UpdateCycle:
     @property
     def first_round(self) -> int:
         """The update that begins the first round."""
-        return self.warm_start + self.fake_warm_up
+        return self.warm_start + self.fake_warm_up + self.discriminator_warm_up
 
     def phase(self, update: int) -> Phase:
         """The phase of update number `update` (from 0)."""
+        if update < self.warm_start:
+            return Phase.WARM_START
         if update < self.first_round:
-            return Phase.WARM_START if update < self.warm_start else Phase.FAKE_WARM_UP
+            fake = update < self.warm_start + self.fake_warm_up
+            return Phase.FAKE_WARM_UP if fake else Phase.DISCRIMINATOR_WARM_UP
         place = (update - self.first_round) % self.updates_per_round
         if place < self.student:
             return Phase.STUDENT
@@ -45,9 +51,15 @@ class UpdateCycle:
 
     def count(self, phases: tuple[Phase, ...], update: int) -> int:
         """Updates of these phases before number `update`: the position in a role's own schedule."""
-        done = {Phase.WARM_START: min(update, self.warm_start)}
-        done[Phase.FAKE_WARM_UP] = min(update, self.first_round) - done[Phase.WARM_START]
-        rounds, place = divmod(max(0, update - self.first_round), self.updates_per_round)
+        done, left = {}, update
+        for phase, each in (
+            (Phase.WARM_START, self.warm_start),
+            (Phase.FAKE_WARM_UP, self.fake_warm_up),
+            (Phase.DISCRIMINATOR_WARM_UP, self.discriminator_warm_up),
+        ):
+            done[phase] = min(left, each)
+            left -= done[phase]
+        rounds, place = divmod(left, self.updates_per_round)
         first = 0
         for phase, each in (
             (Phase.STUDENT, self.student),

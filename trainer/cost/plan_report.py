@@ -23,7 +23,13 @@ from .planned_time import (
     save_seconds,
     update_time,
 )
-from .recommendation import STAGES, batch_problem, batches_that_divide, gpu_counts_that_divide, recommend
+from .recommendation import (
+    batch_problem,
+    batches_that_divide,
+    gpu_counts_that_divide,
+    possible_stages,
+    recommend,
+)
 from .workload import Workload
 
 SAVE_INTERVAL = 1800.0  # seconds between two checkpoints, for the share of time that they take
@@ -34,6 +40,7 @@ def plan_figures(work: Workload, cluster: Cluster) -> dict[str, Any]:
     gpu, training = cluster.gpu, work.training
     configured = configured_layout(work, cluster.gpus)
     best, problem = recommend(work, cluster), batch_problem(work, cluster)
+    stages = possible_stages(work)
     return {
         "gpus": cluster.gpus,
         "gpu": gpu.title,
@@ -71,8 +78,8 @@ def plan_figures(work: Workload, cluster: Cluster) -> dict[str, Any]:
             "global_batches_that_divide": [n for n in batches_that_divide(training.global_batch, cluster.gpus) if n],
         },
         "usable_memory": usable_memory(gpu),
-        "memory": [_memory(work, replace(configured, stage=stage), cluster) for stage in STAGES],
-        "time": [_time(work, replace(best.layout, stage=stage), cluster) for stage in STAGES] if best else [],
+        "memory": [_memory(work, replace(configured, stage=stage), cluster) for stage in stages],
+        "time": [_time(work, replace(best.layout, stage=stage), cluster) for stage in stages] if best else [],
         "configured": None if problem else _time(work, configured, cluster),
         "recommended": best and _time(work, best.layout, cluster) | {"reason": best.reason},
     }

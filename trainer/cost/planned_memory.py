@@ -68,7 +68,11 @@ def planned_memory(
     always = sum(b.total - transient[name] for name, b in states.items())
     fixed_buffers = sum(role.bucket_bytes(overlap) for role in models.values() if role.stage == 3)
     if layout.gpus > 1:
-        gathered = [min(role.count, role.max_live) * role.width for role in models.values() if role.is_gathered]
+        gathered = [
+            min(role.count + sum(role.frozen), role.max_live) * role.width
+            for role in models.values()
+            if role.is_gathered
+        ]
         fixed_buffers += max(gathered, default=0)
     worst = activations = transient_buffers = 0
     for update in work.updates:

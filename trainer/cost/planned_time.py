@@ -130,7 +130,7 @@ def _weight_traffic(models: dict[str, PlannedRole], update: UpdateKind, gpus: in
     for name, (forward, backward) in update.passes.items():
         role = models[name]
         if role.is_gathered:
-            sizes = [size for size in role.sizes if size >= role.persistence_threshold]
+            sizes = [size for size in role.sizes + role.frozen if size >= role.persistence_threshold]
             passes = forward + backward * max(0.0, 1 - role.reuse_distance / 2 / max(1, sum(sizes)))
             sent += passes * sum(sizes) * role.width * (gpus - 1) / gpus
             calls += passes * len(sizes)

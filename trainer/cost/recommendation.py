@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ..core.config import INT8_STAGES
 from .planned_memory import Layout, PlannedMemory, Stage, micro_batches, planned_memory, usable_memory
 from .planned_time import Cluster, average_update_time, run_seconds
 from .workload import Workload
@@ -21,6 +22,12 @@ class Recommendation:
     layout: Layout
     memory: PlannedMemory
     reason: str
+
+
+def possible_stages(work: Workload) -> tuple[Stage, ...]:
+    """The ZeRO stages that a run may have."""
+    in_8_bits = any(role.int8 for role in work.roles)
+    return tuple(stage for stage in STAGES if stage in INT8_STAGES or not in_8_bits)
 
 
 def gpu_counts_that_divide(batch: int, cluster: Cluster) -> tuple[int, int]:
@@ -62,8 +69,8 @@ def recommend(work: Workload, cluster: Cluster) -> Recommendation | None:
     None if nothing fits."""
     batch, fitting = nearest_batch(work, cluster.gpus), []
     for micro in micro_batches(batch, cluster.gpus):
-        for stage in STAGES:
-            for checkpointing in (False, True):
+        for stage in possible_stages(work):
+            for checkpointing in (False,) if work.training.recompute_swiglu else (False, True):
                 layout = Layout(cluster.gpus, stage, micro, batch, checkpointing)
                 memory = planned_memory(work, layout)
                 if memory.total <= usable_memory(cluster.gpu):
@@ -86,7 +93,7 @@ def _reason(work: Workload, layout: Layout, memory: PlannedMemory, cluster: Clus
     """The reason why no other layout is better, in a sentence."""
     space, seconds = usable_memory(cluster.gpu), run_seconds(work, layout, cluster)
     parts = [f"the fastest that fits, with {memory.total / 1e9:.1f} of {space / 1e9:.1f} GB"]
-    for stage in STAGES:
+    for stage in possible_stages(work):
         other = replace(layout, stage=stage)
         more, ratio = planned_memory(work, other).total, run_seconds(work, other, cluster) / seconds
         if more > space:

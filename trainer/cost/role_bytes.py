@@ -103,10 +103,17 @@ def role_bytes(
     return RoleBytes(weights, gradients, 8 * share + STEP_COUNT, 4 * share)
 
 
-def frozen_bytes(sizes: Sequence[int], precision: str, sharded: bool, ranks: int) -> RoleBytes:
-    """The bytes of a frozen model by arithmetic: a copy on every rank, or sharded over all."""
+def frozen_bytes(
+    sizes: Sequence[int], precision: str, sharded: bool, ranks: int, persistence_threshold: int = 0
+) -> RoleBytes:
+    """The bytes of frozen parameters by arithmetic: a copy on every rank, or sharded over all. Of fewer than
+    `persistence_threshold` elements every rank also keeps them whole."""
     low = 2 if precision == "bf16" else 4
-    return RoleBytes(low * sum(math.ceil(size / ranks) if sharded else size for size in sizes), 0, 0, 0)
+    if not sharded:
+        return RoleBytes(low * sum(sizes), 0, 0, 0)
+    shares = [math.ceil(size / ranks) for size in sizes]
+    kept = [n * ranks for n, size in zip(shares, sizes, strict=True) if size < persistence_threshold and ranks > 1]
+    return RoleBytes(low * (sum(shares) + sum(kept)), 0, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -114,11 +121,13 @@ class PlannedRole:
     """A model on every rank, trained, or frozen if `zero` is None. Settings of DeepSpeed are in elements."""
 
     name: str
-    sizes: tuple[int, ...]  # elements of its parameters, in the module's order
+    sizes: tuple[int, ...]  # elements of its parameters, in the module's order; of a trained model those it trains
     precision: str
     zero: ZeroConfig | None
     ema: bool = False
     sharded: bool = False  # if it is frozen
+    frozen: tuple[int, ...] = ()  # elements of the parameters that a trained model does not train
+    int8: int = 0  # bytes of its frozen weights in 8 bits, whole on every rank
     persistence_threshold: int = PERSISTENCE_THRESHOLD
     reduce_bucket: int = REDUCE_BUCKET
     max_live: int = MAX_LIVE  # that may be gathered at a time
@@ -145,6 +154,9 @@ class PlannedRole:
             return frozen_bytes(self.sizes, self.precision, self.sharded, ranks)
         settings = self.persistence_threshold, self.sub_group, accumulating
         found = role_bytes(self.sizes, self.zero, self.precision, rank, ranks, *settings)
+        precision = "fp32" if self.stage == 0 else self.precision
+        frozen = frozen_bytes(self.frozen, precision, self.stage == 3, ranks, self.persistence_threshold)
+        found = replace(found, weights=found.weights + frozen.weights + self.int8)
         return found if self.ema else replace(found, ema=0)
 
     def checkpoint_bytes(self) -> int:
@@ -181,8 +193,17 @@ class PlannedRole:
         return self.sharded if self.zero is None else self.stage == 3
 
 
-def planned_roles(config: BaseConfig, model: Sequence[int], head: Sequence[int]) -> list[PlannedRole]:
-    """The models of a run, given the sizes of a model's parameters and of the discriminator's head."""
+def planned_roles(
+    config: BaseConfig,
+    model: Sequence[int],
+    head: Sequence[int],
+    frozen: Sequence[int] = (),
+    adapters: Mapping[str, Sequence[int]] | None = None,
+    int8: int = 0,
+) -> list[PlannedRole]:
+    """The models of a run, given the sizes of the parameters that a model trains, of the discriminator's head, of those
+    that a model with adapters does not train, of the adapters of a distillation's roles, whose other weights are the
+    teacher's, and the bytes of 8-bit weights."""
     own: Mapping[str, Any] = config.deepspeed.get("zero_optimization", {})
     names = {
         "persistence_threshold": ("stage3_param_persistence_threshold", PERSISTENCE_THRESHOLD),
@@ -193,16 +214,17 @@ def planned_roles(config: BaseConfig, model: Sequence[int], head: Sequence[int])
     }
     settings: dict[str, Any] = {field: int(own.get(name, default)) for field, (name, default) in names.items()}
     if isinstance(config, PretrainConfig):
-        return [PlannedRole("model", tuple(model), config.training.precision, config.zero, ema=True, **settings)]
+        settings |= {"ema": True, "frozen": tuple(frozen), "int8": int8}
+        return [PlannedRole("model", tuple(model), config.training.precision, config.zero, **settings)]
     assert isinstance(config, DistillConfig)
     trained = {"student": config.student, "fake": config.fake, "discriminator": config.discriminator}
     planned = []
     for name, role in trained.items():
-        sizes = tuple(head if name == "discriminator" else model)
+        sizes = tuple(head if name == "discriminator" else (adapters or {}).get(name, model))
         planned.append(PlannedRole(name, sizes, role.precision, role.zero, ema=name == "student", **settings))
-    teacher = config.teacher
-    frozen = PlannedRole("teacher", tuple(model), teacher.precision, None, sharded=teacher.sharded)
-    return [*planned, replace(frozen, persistence_threshold=0)]
+    precision, sharded = config.teacher.precision, config.teacher.sharded
+    teacher = PlannedRole("teacher", tuple(model), precision, None, sharded=sharded)
+    return [*planned, replace(teacher, persistence_threshold=0)]
 
 
 def _groups(shares: Iterable[int], most: int) -> int:

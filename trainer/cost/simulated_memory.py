@@ -13,18 +13,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.overrides import TorchFunctionMode
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ...kernels.ops import OPS, REFERENCE, KernelsConfig, Ops, resolve
-from ...models.audiox import AudioX
-from ...models.config import ModelConfig
-from ...models.discriminator import DiscriminatorHead
+from ...models.blocks import recompute_swiglu
+from ...models.config import AnyModelConfig
+from ...models.discriminator import trunk_options
+from ...models.int8 import int8_tensors
+from ...models.lora import LoraConfig, add_adapters
+from ...models.networks import build_discriminator, build_network
 from ..core.distill_config import DistillConfig
 from ..core.update_cycle import Phase
 from ..losses.flow_matching import flow_matching_loss
-from .passes import Gradient, Pass, distillation_passes
+from .passes import Gradient, Pass, distillation_passes, matching_passes, regression_passes
 
 
 @dataclass(frozen=True)
@@ -80,13 +83,17 @@ class _FusedAttention(torch.autograd.Function):
         return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-class _UseFusedAttention(TorchFunctionMode):
-    """Replaces torch's attention, which would not choose a GPU's kernel for tensors without memory."""
+class _MetaDevice(DeviceContext):
+    """`torch.device("meta")` that replaces torch's attention, which would not choose a GPU's kernel for tensors without
+    memory. Where a backward pass computes blocks again, checkpointing enters no other modes than devices."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.device("meta"))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.scaled_dot_product_attention:
             return _FusedAttention.apply(*args[:3])
-        return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 class SimulatedModel:
@@ -95,22 +102,45 @@ class SimulatedModel:
     Blocks run uncompiled; compiled ones keep at most as much.
     """
 
-    def __init__(self, config: ModelConfig, precision: str, kernels: KernelsConfig | None, tokens: int) -> None:
-        """`kernels` None means a CPU; `tokens` is the length of the texts."""
-        self.config, self.tokens = config, tokens
+    def __init__(
+        self,
+        config: AnyModelConfig,
+        precision: str,
+        kernels: KernelsConfig | None,
+        tokens: int,
+        trunk: tuple[int, int] = (1, 1),
+        lora: LoraConfig | None = None,
+        recompute: bool = False,
+    ) -> None:
+        """`kernels` None means a CPU; `tokens` is the length of the texts; `trunk` are the blocks before the
+        discriminator, and its heads; `lora` are the adapters that are trained, None for everything; `recompute` is
+        `training.recompute_swiglu`, which does not apply where blocks are checkpointed."""
+        self.config, self.tokens, self.trunk, self.recompute = config, tokens, trunk, recompute
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.kernels = kernels
         self.fake = FakeTensorMode(allow_non_fake_inputs=True) if kernels is None else None
         with self._without_memory():
             ops = REFERENCE if kernels is None else _ops(kernels)
-            self.trained = _cast(AudioX(config).use(ops), self.dtype)
-            self.frozen = _cast(AudioX(config).use(ops), self.dtype).requires_grad_(False)
-            self.head = _cast(DiscriminatorHead(config.backbone.width), self.dtype).requires_grad_(False)
+            trained = build_network(config).use(ops)
+            if lora:
+                add_adapters(trained, lora)
+            self.trained = _cast(trained, self.dtype)
+            self.frozen = _cast(build_network(config).use(ops), self.dtype).requires_grad_(False)
+            self.head = _cast(build_discriminator(config, *trunk), self.dtype).requires_grad_(False)
+        if self.fake is None:
+            for model in (self.trained, self.frozen):
+                model.to("meta")  # its constants too
         for parameter in self.trained.parameters():  # gradients are counted with the states: drop each once it is whole
-            parameter.register_post_accumulate_grad_hook(_drop)
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(_drop)
 
-    def sizes(self) -> list[int]:
-        return [parameter.numel() for parameter in self.trained.parameters()]
+    def sizes(self, trained: bool = True) -> list[int]:
+        """Elements of each parameter that is trained, or of each that is not."""
+        return [parameter.numel() for parameter in self.trained.parameters() if parameter.requires_grad == trained]
+
+    def int8_bytes(self) -> int:
+        """Of the weights in 8 bits and their scales."""
+        return sum(tensor.nbytes for tensor in int8_tensors(self.trained))
 
     def training(self, batch: int, checkpointing: bool) -> Activations:
         """A model's own update: forward, flow-matching loss, backward."""
@@ -123,8 +153,10 @@ class SimulatedModel:
 
     def student(self, config: DistillConfig, batch: int, checkpointing: bool) -> Activations:
         """A student's update in a distillation: its own pass, then the passes of the others at its estimate."""
-        others = [one for one in distillation_passes(config, Phase.STUDENT, 0) if one.role != "student"]
-        teacher, fake, *adversarial = others
+        settings = config.distillation
+        matching = matching_passes(config) if settings.matching_weight else ()
+        regression = regression_passes(config, 0, paired=False) if settings.regression_weight else ()
+        trunks = [one for one in distillation_passes(config, Phase.STUDENT, 0) if one.blocks]
 
         def forward(z: Tensor, t: Tensor, *conditions: Tensor) -> Tensor:
             def ask(one: Pass) -> Tensor:
@@ -132,28 +164,34 @@ class SimulatedModel:
                     inputs = [leaf.to(self.dtype), t, *conditions]
                     if one.samples > 1:
                         inputs = [torch.cat([x] * one.samples) for x in inputs]
-                    out: Tensor = self.frozen(*inputs, n_blocks=one.blocks)
+                    options = trunk_options(one.blocks, self.trunk[1]) if one.blocks else {}
+                    out: Tensor = self.frozen(*inputs, **options)
                     return out[:batch]
 
             estimate = self.trained(z, t, *conditions).float()
             leaf = estimate.detach().requires_grad_()
-            v_teacher = ask(teacher).float()
-            direction = ask(fake).float() - v_teacher
-            if direction.requires_grad:
-                (direction,) = torch.autograd.grad(direction.square().mean(), leaf)
-            if adversarial:
-                trunk, _ = adversarial
+            direction = torch.zeros_like(leaf)
+            if matching:
+                velocities = [ask(one).float() for one in matching]
+                direction = velocities[1] - velocities[0]
+                if direction.requires_grad:
+                    (direction,) = torch.autograd.grad(direction.square().mean(), leaf)
+            for trunk in trunks:
                 (more,) = torch.autograd.grad(self.head(ask(trunk)).float().mean(), leaf)
                 direction = direction + more
+            for one in regression:
+                ask(one)
             return (estimate * direction.detach()).sum()
 
         return self._run(batch, checkpointing, forward)
 
     def _run(self, batch: int, checkpointing: bool, forward: Callable[..., Tensor]) -> Activations:
-        self.trained.backbone.checkpointing = self.frozen.backbone.checkpointing = checkpointing
+        for model in (self.trained, self.frozen):
+            model.backbone.checkpointing = checkpointing
+            recompute_swiglu(model, self.recompute and not checkpointing)
         with self._without_memory():
             inputs = self._inputs(batch)
-            with Allocations() as memory, _UseFusedAttention() if self.fake is None else ExitStack():
+            with Allocations() as memory:
                 loss = forward(*inputs)
                 kept = memory.now
                 loss.backward()
@@ -161,10 +199,10 @@ class SimulatedModel:
 
     def _inputs(self, n: int) -> list[Tensor]:
         """z, t, video, audio, text, text_length."""
-        codec, video, text = self.config.codec, self.config.video, self.config.text
+        codec, text = self.config.codec, self.config.text
         shapes = [
-            (n, codec.frames, codec.latent_channels),
-            (n, video.steps, video.dim),
+            (n, self.config.latent_frames, codec.latent_channels),
+            (n, self.config.video_rows, self.config.video_dim),
             (n, codec.frames, codec.latent_channels),
         ]
         z, clip, audio = (torch.empty(shape, dtype=self.dtype) for shape in shapes)
@@ -174,7 +212,7 @@ class SimulatedModel:
     def _without_memory(self) -> ExitStack:
         """A context in which tensors have no memory."""
         stack = ExitStack()
-        modes: list[AbstractContextManager[Any]] = [torch.device("meta")]
+        modes: list[AbstractContextManager[Any]] = [_MetaDevice()]
         if self.fake is not None:
             modes = [self.fake, torch.device("cpu")]
         for mode in modes:
@@ -193,7 +231,7 @@ def _cast(model: Any, dtype: torch.dtype) -> Any:
     """`model.to(dtype)`, also for fake weights, which it cannot replace."""
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(parameter.detach().to(dtype)))
+            setattr(module, name, nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad))
     return model
 
 

@@ -4,12 +4,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from ...models.audiox import count_parameters
+from ...models.lora import LoraConfig
+from ...models.networks import count_parameters
 from ..core.config import BaseConfig, LoopConfig, PretrainConfig
 from ..core.distill_config import DistillConfig
 from ..core.update_cycle import Phase
 from .operations import forward_flops, recomputed_flops, update_flops
-from .passes import PRETRAINING, Gradient, Pass, distillation_passes, step_probabilities
+from .passes import Gradient, Pass, distillation_passes, pretraining_passes, step_probabilities
 from .role_bytes import PlannedRole, planned_roles
 from .simulated_memory import Activations, SimulatedModel
 
@@ -59,9 +60,22 @@ def workload(config: BaseConfig, on_gpu: bool = True, tokens: int = 0) -> Worklo
         raise ValueError(f"{tokens} text tokens: give 1 to model.text.max_tokens, {config.model.text.max_tokens}")
     assert isinstance(config, PretrainConfig | DistillConfig)
     precision = config.training.precision if isinstance(config, PretrainConfig) else config.precision
-    simulated = SimulatedModel(config.model, precision, config.kernels if on_gpu else None, tokens)
-    head = [parameter.numel() for parameter in simulated.head.parameters()]
-    models = planned_roles(config, simulated.sizes(), head)
+    trunk = (1, 1)
+    if isinstance(config, DistillConfig):
+        trunk = config.distillation.discriminator_blocks, config.distillation.discriminator_heads
+    kernels = config.kernels if on_gpu else None
+
+    @cache
+    def simulated(lora: LoraConfig | None) -> SimulatedModel:
+        recompute = config.training.recompute_swiglu
+        return SimulatedModel(config.model, precision, kernels, tokens, trunk, lora, recompute)
+
+    lora = config.lora if isinstance(config, PretrainConfig) else None
+    own = simulated(lora)
+    head = [parameter.numel() for parameter in own.head.parameters()]
+    roles = config.adapted if isinstance(config, DistillConfig) else {}
+    adapters = {name: simulated(role.lora).sizes() for name, role in roles.items()}
+    models = planned_roles(config, own.sizes(), head, own.sizes(trained=False), adapters, own.int8_bytes())
     if any(role.zero is not None and role.zero.offload_optimizer for role in models):
         raise ValueError(  # `PlannedRole.bytes` does, but does not say which of them are a GPU's
             "zero.offload_optimizer: true, which the arithmetic does not cover; "
@@ -70,30 +84,34 @@ def workload(config: BaseConfig, on_gpu: bool = True, tokens: int = 0) -> Worklo
     if isinstance(config, DistillConfig):
         updates = _distillation(config, simulated, tokens)
     else:
-        own = _interpolated(simulated.training)
-        updates = [_update_kind("step", config.training.steps, [(1.0, PRETRAINING)], own, config, tokens)]
+        passes, activations = pretraining_passes(lora), _interpolated(own.training)
+        updates = [_update_kind("step", config.training.steps, [(1.0, passes)], activations, config, tokens)]
     return Workload(
         tuple(models),
         tuple(updates),
         config.training,
         tokens,
-        count_parameters(simulated.trained),
+        count_parameters(own.trained) | ({"trained": sum(own.sizes())} if lora else {}),
         forward_flops(config.model, tokens),
         config.checkpoint.every,
     )
 
 
-def _distillation(config: DistillConfig, simulated: SimulatedModel, tokens: int) -> list[UpdateKind]:
+def _distillation(
+    config: DistillConfig, simulated: Callable[[LoraConfig | None], SimulatedModel], tokens: int
+) -> list[UpdateKind]:
     """The kinds of updates that the cycle has. A discriminator's update keeps less than is planned for it."""
-    own = _interpolated(simulated.training)
-    student = _interpolated(lambda samples, checkpointing: simulated.student(config, samples, checkpointing))
+    student, fake = simulated(config.student.lora), simulated(config.fake.lora)
+    fakes = {Phase.FAKE, Phase.FAKE_WARM_UP}
+    alone = {True: _interpolated(fake.training), False: _interpolated(student.training)}
+    matching = _interpolated(lambda samples, checkpointing: student.student(config, samples, checkpointing))
     cycle, kinds = config.cycle, []
     total = cycle.total_updates(config.training.steps)
     for phase in Phase:
         if count := cycle.count((phase,), total):
             chances = enumerate(step_probabilities(config, phase))
             passes = [(chance, distillation_passes(config, phase, k)) for k, chance in chances]
-            activations = student if phase is Phase.STUDENT else own
+            activations = matching if phase is Phase.STUDENT else alone[phase in fakes]
             kinds.append(_update_kind(phase.value, count, passes, activations, config, tokens))
     return kinds
 

@@ -4,11 +4,9 @@ B batch, L latent frames, C latent channels, S motion steps, D feature width, T 
 """
 
 import warnings
-from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -17,12 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ...models.conditioner import video_seconds
-from ...models.config import AnyModelConfig, EncodersConfig
+from ...models.config import AnyModelConfig, ReleasedModelConfig, VideoConfig
 from ...models.encoders.base import TextEncoder
 from ..core.config import DataConfig
 from ..core.hardware import pinned
 from ..core.rng import Purpose, sample_rng
-from ..core.tasks import TASKS
+from .condition_draws import SampleConditions, choose_mixture, choose_task, choose_text
 from .record import Record
 
 # Arrays decoded from a shard are read-only, and nothing here writes to them.
@@ -34,12 +32,16 @@ class Conditions:
     """The input of the conditioner."""
 
     video: Tensor  # (B, S, D), zeros without a video; float16 until moved to a device
-    audio: Tensor  # (B, L, C), zeros where the sound is not given
+    audio: Tensor  # (B, L, C): the latents where they are given, or what precedes the clip; zeros elsewhere
     text: Tensor  # (B, T, Dt)
     text_length: Tensor  # (B,) int64
 
     def tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.video, self.audio, self.text, self.text_length
+
+    def rolled(self) -> "Conditions":
+        """Each sample with the conditions of the one before it."""
+        return Conditions(*(x.roll(1, 0) for x in self.tensors()))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> "Conditions":
         """Move to a device, with features in `dtype`."""
@@ -80,6 +82,21 @@ class Batch:
         """Split into micro-batches of `size` samples."""
         return [self._slice(slice(i, i + size)) for i in range(0, len(self), size)]
 
+    def followed_by(self, silence: Tensor, frames: int, seed: int, step: int) -> "Batch":
+        """Latents of `frames` frames for a network that generates more than a clip: a part of a silence (N, C) follows
+        every sample, another one for each. None of it is given."""
+        more = frames - self.latents.shape[1]
+        if not more:
+            return self
+        rngs = [sample_rng(seed, step, index, Purpose.SILENCE) for index in self.indices.tolist()]
+        starts = [int(rng.integers(len(silence) - more + 1)) for rng in rngs]
+        tails = torch.stack([silence[start : start + more] for start in starts]).to(self.latents)
+        return replace(
+            self,
+            latents=torch.cat((self.latents, tails), dim=1),
+            given_mask=torch.nn.functional.pad(self.given_mask, (0, more)),
+        )
+
     def _slice(self, cut: slice) -> "Batch":
         batch = self.map(lambda x: x[cut])
         streams = self.streams[cut]
@@ -96,16 +113,6 @@ class Batch:
         )
 
 
-@dataclass(frozen=True)
-class SampleConditions:
-    """The conditions that were drawn for a sample."""
-
-    task: str
-    text: str
-    video: bool
-    given_mask: Tensor  # (L,), 1 where the latents are a condition
-
-
 class BatchAssembler:
     """Turns records into batches: draws task, caption, hole, prefix and dropout per sample, and encodes the texts."""
 
@@ -115,7 +122,7 @@ class BatchAssembler:
         self.encode_text = encode_text
         self.seed = seed
         self.thread = ThreadPoolExecutor(1)
-        self.nearest = nearest_images(model)
+        self.nearest = None if model.video is None else nearest_images(model.video)
 
     def __call__(
         self, records: Sequence[Record], tasks: Sequence[dict[str, float]], step: int, indices: Sequence[int]
@@ -151,38 +158,47 @@ class BatchAssembler:
         """Draw the conditions of a sample, with dropout."""
         rng = sample_rng(self.seed, step, index, Purpose.CONDITIONS)
         task = choose_task(record, tasks, rng)
-        drop_text, drop_video, drop_audio = self._dropout(rng)
+        drop_text, drop_video, drop_audio, everything = self._dropout(rng)
         text = choose_text(record, task, rng)
         given_mask = self.draw_given_mask(task, rng)
+        video, preceding = choose_mixture(record, task, rng)
         return SampleConditions(
             task,
             "" if drop_text else text,
-            TASKS[task].video and not drop_video,
-            torch.zeros_like(given_mask) if drop_audio else given_mask,
+            video and not drop_video,
+            torch.zeros_like(given_mask) if drop_audio or preceding else given_mask,
+            everything,
+            preceding and not drop_audio,
         )
 
     def batch(
         self, records: Sequence[Record], choices: Sequence[SampleConditions], latents: Tensor, indices: Sequence[int]
     ) -> Batch:
         """Put latents (B, L, C) and the drawn conditions together."""
-        videos = torch.zeros(len(records), self.model.video_rows, self.model.video.dim, dtype=torch.float16)
+        videos = torch.zeros(len(records), self.model.video_rows, self.model.video_dim, dtype=torch.float16)
         for row, record, choice in zip(videos, records, choices, strict=True):
             if choice.video:
                 self._add_video(record, row)
         text, length = self.encode_text([c.text for c in choices])
+        if isinstance(self.model, ReleasedModelConfig):
+            length = length * torch.tensor([not c.null for c in choices])  # its null condition
         given_mask = torch.stack([c.given_mask for c in choices])
-        conditions = Conditions(videos, latents * given_mask[:, :, None], text, length)
+        audio = latents * given_mask[:, :, None]
+        for row, record, choice in zip(audio, records, choices, strict=True):
+            if choice.preceding:  # it ends where the clip begins
+                row[len(row) - len(record.preceding) :] = _tensor(record.preceding)
+        conditions = Conditions(videos, audio, text, length)
         tasks, ids = tuple(c.task for c in choices), tuple(r.id for r in records)
         return Batch(latents, conditions, given_mask, torch.tensor(indices), tasks, ids)
 
     def video(self, record: Record) -> Tensor:
         """Image plus motion features on one time grid (section IV-A): (S, D) float16; zeros without a video."""
-        video = torch.zeros(self.model.video_rows, self.model.video.dim, dtype=torch.float16)
+        video = torch.zeros(self.model.video_rows, self.model.video_dim, dtype=torch.float16)
         self._add_video(record, video)
         return video
 
     def _add_video(self, record: Record, video: Tensor) -> None:
-        if len(record.motion):
+        if len(record.motion) and self.nearest is not None:
             join_video_features(_tensor(record.image), _tensor(record.motion), self.nearest, video)
 
     def draw_given_mask(self, task: str, rng: np.random.Generator) -> Tensor:
@@ -200,21 +216,21 @@ class BatchAssembler:
             mask[: max(1, round(frames * rng.uniform(shortest, longest)))] = 1
         return mask
 
-    def _dropout(self, rng: np.random.Generator) -> tuple[bool, bool, bool]:
+    def _dropout(self, rng: np.random.Generator) -> tuple[bool, bool, bool, bool]:
         p = self.data.dropout
         u = rng.random(4)
-        everything = u[3] < p.all
-        return bool(u[0] < p.text or everything), bool(u[1] < p.video or everything), bool(u[2] < p.audio or everything)
+        everything = bool(u[3] < p.all)
+        text, video, audio = (bool(u[i] < share or everything) for i, share in enumerate((p.text, p.video, p.audio)))
+        return text, video, audio, everything
 
 
-def nearest_images(model: EncodersConfig) -> Tensor:
+def nearest_images(video: VideoConfig) -> Tensor:
     """The image nearest in time to each motion feature (S,); the earlier one of two at the same distance.
 
     Image i is at i / image_rate and motion frame j at j / motion_rate. A feature lasts until its last frame ends, so
     its frames are centred half a frame before its middle.
     """
-    video = model.video
-    moments = video_seconds(model) - 0.5 / video.motion_rate
+    moments = video_seconds(video) - 0.5 / video.motion_rate
     return (moments * video.image_rate - 0.5 - 1e-4).ceil().clamp_min(0).long()
 
 
@@ -236,41 +252,3 @@ def _tensor(array: NDArray[np.floating[Any]]) -> Tensor:
 
 def _stacked(arrays: Sequence[NDArray[np.floating[Any]]]) -> Tensor:
     return torch.from_numpy(np.stack(arrays))
-
-
-def choose_task(record: Record, weights: dict[str, float], rng: np.random.Generator) -> str:
-    """Draw one of the stream's tasks that the record can serve, by weight."""
-    names, bounds = _usable_tasks(tuple(weights.items()), bool(record.captions), len(record.motion) > 0)
-    if not names:
-        raise ValueError(f"sample {record.id!r} serves none of the tasks {', '.join(weights)}: no caption or no video")
-    return names[bisect_right(bounds, rng.random())]
-
-
-@lru_cache(maxsize=1024)
-def _usable_tasks(weights: tuple[tuple[str, float], ...], text: bool, video: bool) -> tuple[list[str], list[float]]:
-    """The tasks that a record with or without text and video can serve, and where the share of each ends in [0, 1]."""
-    usable = {task: weight for task, weight in weights if _can_serve(text, video, task)}
-    ends = np.cumsum(np.array(list(usable.values())) / (sum(usable.values()) or 1))
-    return list(usable), (ends / ends[-1:]).tolist()
-
-
-def can_serve(record: Record, task: str) -> bool:
-    """Whether the record has the text and the video that the task conditions on."""
-    return _can_serve(bool(record.captions), len(record.motion) > 0, task)
-
-
-def _can_serve(text: bool, video: bool, task: str) -> bool:
-    return (text or not TASKS[task].text) and (video or not TASKS[task].video)
-
-
-def choose_text(record: Record, task: str, rng: np.random.Generator) -> str:
-    """Draw one of the captions, or take the task's default text if it has no text of its own (section IV-B).
-
-    Inpainting and completion get a caption half of the time, because users may give one.
-    """
-    pick = int(rng.integers(max(1, len(record.captions))))
-    described = bool(rng.random() < 0.5)
-    default = TASKS[task].default_text
-    if default is None or (TASKS[task].audio and described and record.captions):
-        return record.captions[pick]
-    return default

@@ -21,7 +21,8 @@ from ...models.encoders.base import TextEncoder
 from ..core.config import DataConfig, StreamConfig
 from ..core.config_reader import read_json
 from ..core.distill_config import DistillConfig
-from .batches import Batch, BatchAssembler, SampleConditions
+from .batches import Batch, BatchAssembler
+from .condition_draws import SampleConditions
 from .distill_draws import DistillDraws
 from .reader import PAIRS_FILE, Reader, StepSamples
 from .record import Record
@@ -35,6 +36,7 @@ class PairSettings:
     teacher: str  # hash of its weights
     precision: str
     guidance: float
+    guidance_interval: tuple[float, ...]
     steps: int
     shift: float
     data: DataConfig  # the samples and their conditions
@@ -62,6 +64,7 @@ def solver_settings(config: DistillConfig, teacher: str) -> dict[str, Any]:
         "teacher": teacher,
         "precision": config.teacher.precision,
         "guidance": config.distillation.teacher_guidance,
+        "guidance_interval": config.distillation.guidance_interval,
         "steps": warm.ode_steps,
         "shift": warm.ode_shift,
     }
@@ -102,8 +105,8 @@ def check_resumable(base: Path, facts: PairSettings) -> None:
         return
     before, now = read_json(base / PAIRS_FILE), strict.to_dict(facts)
     for name in now:
-        if before.get(name) != now[name]:
-            where, old, new = strict.difference(name, before.get(name), now[name])
+        if found := strict.changes(name, before.get(name), now[name]):
+            where, old, new = found[0]
             raise ValueError(
                 f"{base} was started with {where} {old!r}, now it is {new!r}; keep the former, or give another --out"
             )
@@ -113,6 +116,7 @@ def pair_record(record: Record, choice: SampleConditions, endpoint: Tensor, orig
     """The record of a pair. endpoint: (L, C). origin: seed, step and index of its noise."""
     given = choice.given_mask.int().tolist()
     condition = {"task": choice.task, "text": choice.text, "video": choice.video, "given": given}
+    condition |= {"preceding": choice.preceding}
     latents = endpoint.numpy().astype(np.float32)
     return replace(
         record,
@@ -146,7 +150,9 @@ def pair_batch(assembler: BatchAssembler, samples: StepSamples) -> Batch:
     for record in samples.records:
         condition: dict[str, Any] = record.annotation["condition"]
         given = torch.tensor(condition["given"], dtype=torch.float32)
-        choices.append(SampleConditions(condition["task"], condition["text"], condition["video"], given))
+        preceding = condition.get("preceding", False)  # which pairs of earlier revisions lack
+        task, text, video = (condition[name] for name in ("task", "text", "video"))
+        choices.append(SampleConditions(task, text, video, given, preceding=preceding))
         seed, step, index = record.annotation["noise"]
         noises.append(DistillDraws.first_noise(seed, step, index, record.latent_mean.shape))
     latents = torch.from_numpy(np.stack([record.latent_mean for record in samples.records])).float()

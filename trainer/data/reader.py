@@ -4,27 +4,30 @@ import contextlib
 import os
 import tempfile
 from collections.abc import Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock, Timeout
+from torch.utils.data import DataLoader
 
 from ...models import strict
-from ...models.config import ModelConfig, without_weight_paths
+from ...models.config import AnyModelConfig, without_weight_paths
 from ...models.encoders.base import TextEncoder
 from ..core.cli import ExitCode
 from ..core.config import BaseConfig
 from ..core.files import private_folder
 from .batches import Batch, BatchAssembler
-from .bucket_cache import cache_folder, damaged_in_cache, fetch_stream
+from .bucket_cache import cache_folder, fetch_stream
+from .caption_weights import weigh_captions
 from .record import Record, from_columns
-from .shards import SHARD_HASH, DamagedError, ShardError, check_hash, check_shards, read_features
-from .storage import is_missing, is_remote, is_temporary
-from .streaming_library import Stream, StreamingDataLoader, StreamingDataset, World
+from .shards import BucketError, DamagedError, ShardError, check_shards, read_features
+from .storage import is_remote
+
+if TYPE_CHECKING:
+    from .streaming_library import World
 
 SHARED_MEMORY = Path("/dev/shm")  # streaming's shared memory of all jobs on a machine
 LOCK_PATIENCE = 60.0  # seconds to wait for another job of the same user
@@ -35,90 +38,6 @@ class LoaderError(ShardError):
     """A loader process was killed; the shards are intact."""
 
     exit_code = ExitCode.HUNG  # a restart may succeed
-
-
-class BucketError(ShardError):
-    """A bucket failed or did not answer; nothing is known about its shards."""
-
-    exit_code = ExitCode.HUNG  # a restart may succeed
-
-
-class _CheckedDataset(StreamingDataset):
-    """Adds the number of its stream to every sample; reads shards of a disk or a bucket and refuses changed ones."""
-
-    def __init__(self, **arguments: Any) -> None:
-        super().__init__(**arguments)
-        self.checked: set[int] = set()  # shards whose hash this process has compared
-        self.failed: BaseException | None = None  # the error that ended one of streaming's threads
-
-    def __iter__(self) -> Iterator[Any]:
-        """Raise the error of streaming's download thread, after which it would silently end the epoch."""
-        try:
-            yield from super().__iter__()
-        except RuntimeError:
-            if self.failed is None:
-                raise
-        if self.failed is not None:
-            raise self.failed
-
-    def _each_sample_id(self, it: Any) -> Iterator[int]:
-        """Stop streaming's threads when an epoch is left early: they would poll for samples 140 times per second."""
-        try:
-            yield from super()._each_sample_id(it)
-        except GeneratorExit:
-            it.non_blocking_exit()
-            raise
-
-    def on_exception(self, future: Future[Any]) -> None:
-        """Keep the error and end streaming's other threads. A failed thread must count as ended: the epoch waits for
-        two of its three threads, and two may fail."""
-        if error := future.exception():
-            self.failed = error
-            self._event.set()
-            self._iterator.on_exit()
-
-    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
-        """Raises ShardError for a missing shard, which streaming would try to download, and without a bucket would wait
-        forever. Raises BucketError if the bucket fails."""
-        file, _ = self._file(shard_id)
-        if url := self._url(shard_id):
-            try:
-                super().prepare_shard(shard_id, blocking)
-            except Exception as error:  # each storage has its own
-                if is_missing(error):
-                    raise DamagedError(f"{url} is missing; prepare it again") from error
-                kind = BucketError if is_temporary(error) else ShardError
-                raise kind(f"{error}: could not read {url}") from error
-        elif not file.is_file():
-            raise DamagedError(f"{file} is missing; copy the folder again or prepare it again")
-
-    def _url(self, shard_id: int) -> str:
-        """The address of a shard in a bucket; "" for one in a folder."""
-        remote = self.streams[self.stream_per_shard[shard_id]].remote
-        return f"{remote}/{self.shards[shard_id].file_pairs[0][0].basename}" if remote else ""
-
-    def _file(self, shard_id: int) -> tuple[Path, str | None]:
-        """The file of a shard and its hash."""
-        raw, _ = self.shards[shard_id].file_pairs[0]
-        stream = self.streams[self.stream_per_shard[shard_id]]
-        return Path(stream.local, stream.split, raw.basename), raw.hashes.get(SHARD_HASH)
-
-    def get_item(self, sample_id: int, retry: int = 7) -> Any:
-        shard, _ = self.spanner[sample_id]
-        if shard not in self.checked:
-            self.prepare_shard(shard)
-            self._check(shard)
-            self.checked.add(shard)
-        sample = super().get_item(sample_id, retry)
-        sample["stream"] = int(self.stream_per_shard[shard])
-        return sample
-
-    def _check(self, shard_id: int) -> None:
-        try:
-            check_hash(*self._file(shard_id))
-        except DamagedError as error:
-            url = self._url(shard_id)
-            raise (damaged_in_cache(error, url) if url else error) from None
 
 
 @dataclass(frozen=True)
@@ -141,6 +60,8 @@ class Reader:
 
     def __init__(self, config: BaseConfig, encode_text: TextEncoder, rank: int, ranks: int) -> None:
         """Raises ShardError or ValueError if the shards are damaged, too few, or made with other encoders."""
+        from .checked_dataset import CheckedDataset, Stream, World  # mosaicml-streaming: only where shards are read
+
         data, batch = config.data, config.training.global_batch
         self.config = config
         self.world = World.detect()
@@ -160,7 +81,7 @@ class Reader:
                 # moment, or a job that starts or ends in between makes their names differ.
                 torch.distributed.barrier()
             try:
-                self.dataset = _CheckedDataset(
+                self.dataset = CheckedDataset(
                     streams=streams,
                     epoch_size=self.steps_per_epoch * batch,
                     batch_size=batch // ranks,
@@ -178,7 +99,7 @@ class Reader:
         processes = get_context("forkserver")
         processes.set_forkserver_preload([__name__])
         self.assemble = BatchAssembler(config.model, data, encode_text, config.training.seed)
-        self.loader = StreamingDataLoader(
+        self.loader: DataLoader[Any] = DataLoader(
             self.dataset,
             batch_size=batch // ranks,
             num_workers=data.workers,
@@ -254,13 +175,14 @@ class Reader:
         }
 
     def _samples(self, samples: list[dict[str, Any]], step: int) -> StepSamples:
-        records: list[Record] = [from_columns(s, self.config.model.video.dim) for s in samples]
+        records: list[Record] = [from_columns(s, self.config.model.video_dim) for s in samples]
         streams = [self.config.data.streams[s["stream"]] for s in samples]
+        records = [weigh_captions(r, s.captions) if s.captions else r for r, s in zip(records, streams, strict=True)]
         indices = global_indices(self.world, len(samples))
         return StepSamples(step, records, [s.tasks for s in streams], indices, tuple(s.path for s in streams))
 
 
-def global_indices(world: World, samples: int) -> list[int]:
+def global_indices(world: "World", samples: int) -> list[int]:
     """The indices of a rank's samples in the global batch. mosaicml-streaming deals samples to nodes in turn, and
     within a node to its ranks in turn."""
     return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
@@ -272,7 +194,7 @@ def _lock_file() -> Path:
 
 
 @contextlib.contextmanager
-def _machine_lock(world: World) -> Iterator[None]:
+def _machine_lock(world: "World") -> Iterator[None]:
     """Let the jobs of a user on a machine name their shared memory one at a time: two at once would choose the same
     name. After LOCK_PATIENCE seconds a job goes ahead; one rank of the other job may never have arrived."""
     lock = FileLock(_lock_file())
@@ -299,39 +221,41 @@ def _refuse_stale(taken: set[str]) -> None:
         )
 
 
-def check_no_pairs(config: BaseConfig) -> None:
+def check_no_pairs(config: BaseConfig, section: str = "data") -> None:
     """Raises ValueError if a stream is part of a folder of pairs. It looks like any folder of shards, but its latents
     are a teacher's."""
     for index, stream in enumerate(config.data.streams):
         if not is_remote(stream.path) and (Path(stream.path).parent / PAIRS_FILE).is_file():
             raise ValueError(
-                f"data.streams.{index}.path: {stream.path} holds a teacher's endpoints of launch/pairs.py; give shards "
-                f"of launch/prepare.py here, and the pairs as warm_start.pairs"
+                f"{section}.streams.{index}.path: {stream.path} holds a teacher's endpoints of launch/pairs.py; give "
+                f"shards of launch/prepare.py here, and the pairs as warm_start.pairs"
             )
 
 
-def check_streams(config: BaseConfig, hashes: bool) -> int:
+def check_streams(
+    config: BaseConfig, hashes: bool, where: tuple[str, str] = ("data.streams", "training.global_batch")
+) -> int:
     """Check that the streams are complete, large enough and made with the model's encoders; return their samples.
 
-    With `hashes` every byte is read. Raises ShardError or ValueError.
+    With `hashes` every byte is read. `where` names streams and batch for the user. Raises ShardError or ValueError.
     """
     total = sum(_check_stream(s.path, config.data.cache, config.model, hashes) for s in config.data.streams)
     if total < config.training.global_batch:
         raise ValueError(
-            f"data.streams: {total} samples are fewer than training.global_batch {config.training.global_batch}; "
-            f"add data or lower the batch"
+            f"{where[0]}: {total} samples are fewer than {where[1]} {config.training.global_batch}; add data or lower "
+            f"the number"
         )
     return total
 
 
-def _check_stream(path: str, cache: str, model: ModelConfig, hashes: bool) -> int:
+def _check_stream(path: str, cache: str, model: AnyModelConfig, hashes: bool) -> int:
     folder = Path(path)
     if is_remote(path):
         folder = fetch_stream(path, cache, hashes)
     else:
         check_shards(folder, hashes)
     features = read_features(folder)
-    for name in ("codec", "video"):  # texts are stored as texts
+    for name in ("codec", "video") if model.video else ("codec",):  # texts are stored as texts
         ours, theirs = (without_weight_paths(getattr(each, name)) for each in (model, features))
         if ours != theirs:
             key, theirs, ours = strict.difference(name, theirs, ours)

@@ -29,8 +29,7 @@ from ..core.files import (
     remove,
     write_json,
 )
-from .record import COLUMNS, Record, to_columns, validate
-from .streaming_library import MDSWriter
+from .record import COLUMNS, OPTIONAL, Record, to_columns, validate
 
 FORMAT = 2
 INDEX_KEYS = {"column_names", "column_encodings", "compression", "raw_data", "samples"}  # of a shard in index.json
@@ -47,6 +46,12 @@ class DamagedError(ShardError):
     exit_code = ExitCode.CORRUPT
 
 
+class BucketError(ShardError):
+    """A bucket failed or did not answer; nothing is known about its shards."""
+
+    exit_code = ExitCode.HUNG  # a restart may succeed
+
+
 @dataclass(frozen=True)
 class StreamFeatures:
     """`features.json`: the encoders that computed the features, and what the folder holds."""
@@ -54,7 +59,7 @@ class StreamFeatures:
     format: int
     codec: CodecConfig
     text: TextConfig
-    video: VideoConfig
+    video: VideoConfig | None
     samples: int
     domains: dict[str, int]  # samples of each domain
     seconds: float  # sum of the true lengths
@@ -76,7 +81,7 @@ class ShardGroupWriter:
     """Writes records as MDS shards into a folder, which is no stream yet: it has no features.json."""
 
     def __init__(
-        self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig, size_limit: int = 1 << 26
+        self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig | None, size_limit: int = 1 << 26
     ) -> None:
         """Creates the folder. size_limit: bytes per shard, below 2**32."""
         self.folder = folder
@@ -86,6 +91,8 @@ class ShardGroupWriter:
         self._seconds = 0.0
         make_folder(folder.parent)
         folder.mkdir()
+        from .streaming_library import MDSWriter
+
         self._mds = MDSWriter(columns=COLUMNS, out=str(folder), hashes=[SHARD_HASH], size_limit=size_limit)
 
     def __len__(self) -> int:
@@ -128,7 +135,7 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig, size_limit: int = 1 << 26
+        self, folder: Path, codec: CodecConfig, text: TextConfig, video: VideoConfig | None, size_limit: int = 1 << 26
     ) -> None:
         """size_limit: bytes per shard, below 2**32."""
         refuse_existing(folder)
@@ -182,7 +189,7 @@ def index_json(parts: Iterable[ShardGroup]) -> str:
 
 
 def stream_features(
-    parts: Sequence[ShardGroup], codec: CodecConfig, text: TextConfig, video: VideoConfig, index_hash: str
+    parts: Sequence[ShardGroup], codec: CodecConfig, text: TextConfig, video: VideoConfig | None, index_hash: str
 ) -> StreamFeatures:
     """The features.json of a folder with these shards; `index_hash` is that of its index.json."""
     domains: Counter[str] = Counter()
@@ -249,12 +256,12 @@ def check_shard(path: Path, shard: dict[str, Any], hashes: bool, advance: Callab
     """Check one shard of the folder `path` against its entry in the index; `advance` is called with the bytes read.
     Raises as `check_shards`."""
     found = dict(zip(shard["column_names"], shard["column_encodings"], strict=True))
-    if missing := COLUMNS.keys() - found.keys():
+    if missing := COLUMNS.keys() - found.keys() - set(OPTIONAL):
         raise ShardError(
             f"{path / 'index.json'}: no column {', '.join(sorted(missing))}, there are {', '.join(found)}; prepare the "
             f"folder again"
         )
-    if found != COLUMNS or shard["compression"]:
+    if found != {name: COLUMNS[name] for name in COLUMNS if name in found} or shard["compression"]:
         raise ShardError(
             f"{path / 'index.json'}: columns {found}, compression {shard['compression']!r}; "
             f"expected uncompressed {COLUMNS}; prepare the folder again"

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TypeVar
@@ -22,7 +22,6 @@ from ..core.addresses import BUCKETS, address_problem
 from ..core.cli import ExitCode
 from ..core.credentials import redacted
 from ..core.files import partial_path, private_folder, sync
-from .streaming_library import CloudDownloader, CloudUploader, check_client
 
 ATTEMPTS = 5  # to reach a bucket: 1, 2, 4 and 8 seconds apart
 TEMPORARY = "work/temporary"
@@ -46,9 +45,9 @@ class StorageUnavailableError(OSError):
     exit_code = ExitCode.HUNG  # a restart may succeed
 
 
-def open_store(path: str, rank: int) -> "Store":
+def open_store(path: str) -> "Store":
     """Raises ValueError for an unknown kind of address, OSError if a bucket does not answer."""
-    return BucketStore(path) if is_remote(path) else FolderStore(Path(path), rank)
+    return BucketStore(path) if is_remote(path) else FolderStore(Path(path))
 
 
 def is_remote(path: str) -> bool:
@@ -69,12 +68,10 @@ def scratch_folder(path: str) -> Path:
 class FolderStore:
     """A folder on a disk that all machines share."""
 
-    def __init__(self, path: Path, rank: int) -> None:
+    def __init__(self, path: Path) -> None:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file; choose another --out")
         self.path = path
-        self._scratch = path / TEMPORARY / f"{rank:05d}"
-        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def __str__(self) -> str:
         return str(self.path)
@@ -126,7 +123,7 @@ class FolderStore:
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A temporary folder for files that will be put; on the same disk, so that a rename moves them."""
-        folder = self._scratch / uuid.uuid4().hex[:8]
+        folder = self.path / TEMPORARY / uuid.uuid4().hex
         with self._explain(TEMPORARY):
             folder.mkdir(parents=True)
         try:
@@ -134,11 +131,9 @@ class FolderStore:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def clean(self, living: Container[int]) -> None:
-        """Remove the scratch folders of killed ranks."""
-        for folder in (self.path / TEMPORARY).glob("*"):
-            if int(folder.name) not in living:
-                shutil.rmtree(folder, ignore_errors=True)
+    def clean(self) -> None:
+        """Remove all scratch folders, also those of killed processes, when the work is done."""
+        shutil.rmtree(self.path / TEMPORARY, ignore_errors=True)
 
     @contextmanager
     def _explain(self, name: str) -> Iterator[None]:
@@ -149,7 +144,7 @@ class FolderStore:
 
 
 def _ignore_removed(error: OSError) -> None:
-    """Another rank may remove a folder during the walk; any other error is raised."""
+    """Another process may remove a folder during the walk; any other error is raised."""
     if not isinstance(error, FileNotFoundError):
         raise error
 
@@ -162,6 +157,8 @@ class BucketStore:
         if address_problem(url, BUCKETS) or not rest.strip("/"):
             schemes = ", ".join(f"{name}://" for name in BUCKETS)
             raise ValueError(f"{redacted(url)}: expected a folder, or BUCKET/FOLDER after one of {schemes}")
+        from .streaming_library import CloudUploader, check_client
+
         check_client(url)
         self.url = url.rstrip("/")
         self._local = tempfile.TemporaryDirectory(prefix="prepare-")
@@ -209,8 +206,8 @@ class BucketStore:
         with tempfile.TemporaryDirectory(dir=self._local.name) as folder:
             yield Path(folder)
 
-    def clean(self, living: Container[int]) -> None:
-        """Nothing: the scratch folder of a killed rank is in the temporary folder of its machine."""
+    def clean(self) -> None:
+        """Nothing: the scratch folder of a killed process is in the temporary folder of its machine."""
 
     @contextmanager
     def _explain(self, what: str, name: str = "") -> Iterator[None]:
@@ -225,6 +222,8 @@ Store = FolderStore | BucketStore
 
 def download(url: str, file: Path) -> None:
     """Fetch a file whole or not at all. Raises OSError with a sentence, ValueError without the storage's client."""
+    from .streaming_library import CloudDownloader, check_client
+
     check_client(url)
     partial = partial_path(file)
     try:

@@ -1,8 +1,8 @@
 """mosaicml-streaming: every module that needs it imports its names from here.
 
-The package's own start imports its datasets of pictures, and with them torchvision and torch's compiler: some 3 s in
-every process, for nothing that is used here. So the package is entered without its `__init__`. `make setup` installs no
-client of any cloud but S3.
+The package's own start imports its datasets of pictures, and with them torchvision and torch's compiler, and a loader
+that imports transformers: seconds in every process, for nothing that is used here. So the packages are entered without
+their `__init__`. `make setup` installs no client of any cloud but S3.
 """
 
 import sys
@@ -11,10 +11,14 @@ from importlib.util import find_spec, module_from_spec
 
 if "streaming" not in sys.modules and (spec := find_spec("streaming")):
     sys.modules["streaming"] = module_from_spec(spec)
+if "streaming.base" not in sys.modules and (spec := find_spec("streaming.base")):
+    sys.modules["streaming.base"] = module_from_spec(spec)
 
-from streaming.base import MDSWriter, Stream, StreamingDataLoader, StreamingDataset
+from streaming.base.dataset import StreamingDataset
+from streaming.base.format import MDSWriter
 from streaming.base.storage.download import CloudDownloader
 from streaming.base.storage.upload import CloudUploader
+from streaming.base.stream import Stream
 from streaming.base.world import World
 
 CLIENTS = {  # by scheme: module and package
@@ -29,7 +33,6 @@ __all__ = [
     "CloudUploader",
     "MDSWriter",
     "Stream",
-    "StreamingDataLoader",
     "StreamingDataset",
     "World",
     "check_client",

@@ -1,7 +1,11 @@
 """Compilation of a model's transformer blocks, and how many versions of their code it made."""
 
-from ...models.audiox import AudioX
+from torch import nn
+
 from ...models.blocks import JointBlock
+from ...models.networks import Network
+from ...models.released.audiox import ReleasedAudioX
+from ...models.released.backbone import ReleasedBlock
 
 # Versions of a block's code in one process. There is one for each combination of dtype, of gradients at the weights
 # and at the inputs, and of the first length of the texts or any other. A distillation has up to 16. Beyond torch's own
@@ -9,13 +13,17 @@ from ...models.blocks import JointBlock
 RECOMPILE_LIMIT = 32
 
 
-def compile_blocks(model: AudioX, conditioner: bool = False) -> None:
+def compile_blocks(model: Network, conditioner: bool = False) -> None:
     """Compiles each transformer block. Blocks of one shape share their code, so it is compiled once. With `conditioner`
     its temporal transformers and its fusion are compiled too, each as a whole."""
     from torch._dynamo import config  # takes a second, which runs without compilation save
 
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
-    parts = [model.conditioner.video, model.conditioner.audio, model.conditioner.fusion] if conditioner else []
+    parts: list[nn.Module] = []
+    if conditioner and isinstance(model, ReleasedAudioX):
+        parts = [model.maf_block, model.video_conditioner.Temp_transformer]
+    elif conditioner:
+        parts = [getattr(model.conditioner, name) for name in ("video", "audio", "fusion")]
     for module in (*model.backbone.blocks, *parts):
         module.compile()
 
@@ -24,7 +32,7 @@ def compiled_versions() -> int:
     """The versions of a block's code that this process has compiled."""
     from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
-    return len(_debug_get_cache_entry_list(JointBlock.forward.__code__))
+    return max(len(_debug_get_cache_entry_list(kind.forward.__code__)) for kind in (JointBlock, ReleasedBlock))
 
 
 def compilation_warnings() -> list[str]:

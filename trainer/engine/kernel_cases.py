@@ -34,7 +34,7 @@ class BlockShape:
     def from_model(cls, model: ModelConfig, batch: int) -> "BlockShape":
         """The shape of a model's blocks with full texts."""
         backbone, frames = model.backbone, model.codec.frames
-        condition = model.video.tokens + frames + model.text.max_tokens
+        condition = model.video_tokens + frames + model.text.max_tokens
         head = backbone.width // backbone.heads
         return cls(batch, frames, condition, backbone.heads, head, backbone.mlp_hidden)
 

@@ -3,17 +3,20 @@
 import functools
 import time
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 
+K = TypeVar("K")
+
 
 def time_interleaved(
-    variants: Mapping[str, Callable[[], object]],
+    variants: Mapping[K, Callable[[], object]],
     rounds: int,
     inner: int,
     warmup: int,
     device: torch.device | None = None,
-) -> dict[str, list[float]]:
+) -> dict[K, list[float]]:
     """Seconds per call of each variant: `rounds` values, each of `inner` calls in a row, after `warmup` calls."""
     on_gpu = torch.cuda.is_available() if device is None else device.type == "cuda"
     for call in variants.values():
@@ -21,7 +24,7 @@ def time_interleaved(
             call()
     if on_gpu:
         torch.cuda.synchronize()
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[K, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, call in variants.items():
             begin = time.perf_counter()
@@ -34,11 +37,11 @@ def time_interleaved(
 
 
 def time_graphs(
-    variants: Mapping[str, Callable[[], object]], rounds: int, inner: int, device: torch.device
-) -> dict[str, list[float]]:
+    variants: Mapping[K, Callable[[], object]], rounds: int, inner: int, device: torch.device
+) -> dict[K, list[float]]:
     """Seconds per call of each variant, captured by `capture_graph` with `inner` calls. The GPU's own clock measures,
     so that the time Python takes to launch them does not count."""
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    seconds: dict[K, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, replay in variants.items():
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -51,9 +54,12 @@ def time_graphs(
     return seconds
 
 
-def capture_graph(make: Callable[[], Callable[[], object]], inner: int) -> Callable[[], None]:
+def capture_graph(
+    make: Callable[[], Callable[[], object]], inner: int, warmups: int = 3, pool: Any = None
+) -> Callable[[], None]:
     """A replay of `inner` calls of what `make` returns, as one CUDA graph. It is made, compiled and captured on one
-    stream, since autograd computes a backward on the stream of its forward.
+    stream, since autograd computes a backward on the stream of its forward. Graphs with the same `pool` share memory:
+    the replay of one may overwrite the results of another.
 
     Raises RuntimeError if a call does what a graph cannot hold; the current stream is then the same as before.
     """
@@ -61,12 +67,12 @@ def capture_graph(make: Callable[[], Callable[[], object]], inner: int) -> Calla
     side.wait_stream(before)
     with torch.cuda.stream(side):
         call = make()
-        for _ in range(3):
+        for _ in range(warmups):
             call()
     before.wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     try:
-        with torch.cuda.graph(graph, stream=side):
+        with torch.cuda.graph(graph, pool=pool, stream=side):
             for _ in range(inner):
                 call()
     finally:

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -18,12 +18,17 @@ from deepspeed.accelerator import get_accelerator
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
+from ...models.int8 import int8_tensors
 from ..core.cli import ExitCode
 from ..core.config import OptimizerConfig, TimeoutsConfig, ZeroConfig
 from ..core.config_reader import merged
 from ..core.hardware import free_port, keep_freed_memory
 from ..cost.role_bytes import RoleBytes, storage_bytes
+from .checksum import checksum, replicated_weights
+from .deepspeed_config import deepspeed_config, frozen_config
 from .fragment import Fragment
+from .gather_traces import GatherTraces
+from .step_times import StepTimes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -36,6 +41,10 @@ class World:
     ranks: int
     local_rank: int
     device: torch.device
+    times: StepTimes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "times", StepTimes(self.device))
 
 
 def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None) -> World:
@@ -71,6 +80,8 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     backend = accelerator.communication_backend_name()
     try:
+        if (restart := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) != "0":
+            _join_restarted(backend, restart, timedelta(seconds=timeouts.start))
         deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timedelta(seconds=timeouts.start))
     except RuntimeError as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -85,7 +96,16 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
     _use_current_collectives()
     c10d._set_pg_timeout(timedelta(seconds=timeouts.collective))
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
-    return World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+    world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
+    world.times.time_collectives(deepspeed.comm.comm.cdb)
+    return world
+
+
+def _join_restarted(backend: str, restart: str, timeout: timedelta) -> None:
+    """torchrun's store outlives its ranks. Those that it starts again must not read the addresses of the former."""
+    store, rank, ranks = next(torch.distributed.rendezvous("env://", timeout=timeout))
+    store = torch.distributed.PrefixStore(f"restart_{restart}", store)
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks, timeout=timeout)
 
 
 def _use_current_collectives() -> None:
@@ -93,6 +113,17 @@ def _use_current_collectives() -> None:
     for name in ("all_gather", "reduce_scatter"):
         if function := getattr(torch.distributed, f"{name}_single", None):
             setattr(deepspeed.comm.comm.cdb, f"{name}_function", function)
+
+
+def _gather_with_callers(model: nn.Module) -> None:
+    """At stage 3 a weight is gathered when its module is called. Some are of parts of a block that are never called
+    themselves: they are gathered with the block. DeepSpeed would notice it at their first use, but not in compiled
+    code."""
+    for caller in model.modules():
+        for part in caller.children():
+            if type(part).forward is nn.Module.forward:
+                for weight in part.parameters(recurse=False):
+                    deepspeed.zero.register_external_parameter(caller, weight)
 
 
 def align_timeouts() -> None:
@@ -113,6 +144,10 @@ class MissingRanksError(OSError):
 class Engine:
     """One trained model under DeepSpeed: backward, step, and access to the shards that its optimizer owns."""
 
+    wants_checksum = False  # of the weights that the next update replaces
+    _checksum: Tensor | None = None
+    _repeats = False  # inside `repeating`
+
     def __init__(
         self,
         model: nn.Module,
@@ -123,30 +158,51 @@ class Engine:
         accumulation: int,
         overrides: dict[str, Any],
     ) -> None:
-        self.names = {id(p): name for name, p in model.named_parameters()}
-        self.shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        # What is trained. The other parameters are frozen: they are in the model alone.
+        self.parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self.shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        saved = model.state_dict().keys() - dict(model.named_parameters()).keys()
+        # Tensors of the model that are no parameters, as they are before the model is cast.
+        self.constants = {
+            n: b.detach().to("cpu", torch.float32, copy=True) for n, b in model.named_buffers() if n in saved
+        }
         adamw = torch.optim.AdamW(
-            model.parameters(),
+            list(self.parameters.values()),
             lr=optimizer.lr,
             betas=(optimizer.betas[0], optimizer.betas[1]),
             eps=optimizer.eps,
             weight_decay=optimizer.weight_decay,
             fused=not zero.offload_optimizer,
         )
-        settings = deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation)
+        on_gpu = get_accelerator().device_name() != "cpu"
+        settings = deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation, on_gpu)
         config = merged(settings, overrides)
         self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
         align_timeouts()
         self.module: nn.Module = self.engine.module
+        if zero.stage == 3:
+            _gather_with_callers(self.module)
+        self.traces = GatherTraces(self.module, self.optimizer.parameter_offload) if zero.stage == 3 else None
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
         self.sharded = hasattr(self.optimizer, "optimizer")  # otherwise plain AdamW on replicated fp32 parameters
         self.clip, self.offload = optimizer.max_grad_norm, zero.offload_optimizer
         self.norm = float("nan")  # the last gradient's, where nothing is sharded
+        self.autocast = precision == "bf16" and zero.stage == 0
         self._updates = 0
         self._gradient_bytes = 0
         if hasattr(self.optimizer, "check_grad_overflow"):
             self.optimizer.check_grad_overflow = True  # DeepSpeed looks for non-finite gradients in low precision only
+
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
+        """The model's output."""
+        output: Tensor
+        if self._repeats:
+            with torch.autocast(get_accelerator().device_name(), torch.bfloat16, enabled=self.autocast):
+                output = self.module(*inputs, **options)
+        else:
+            output = self.engine(*inputs, **options)
+        return output
 
     def backward(self, loss: Tensor) -> None:
         """The backward pass of one micro-batch."""
@@ -164,6 +220,8 @@ class Engine:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         finite = True
+        if boundary and self.wants_checksum:
+            self._checksum, self.wants_checksum = self.checksum(), False
         if boundary and not self.sharded:
             finite = self._clip_or_drop()
         self.engine.step()
@@ -171,17 +229,39 @@ class Engine:
         self._updates += applied
         return applied
 
-    def bytes(self, ema: Sequence[Tensor] = ()) -> RoleBytes:
+    @contextmanager
+    def repeating(self) -> Iterator[None]:
+        """Inside a `with`, `forward` computes what it does in a step, but DeepSpeed neither sees nor reduces the
+        gradients of `torch.autograd.grad`."""
+        self._repeats = True
+        try:
+            yield
+        finally:
+            self._repeats = False
+
+    def checksum(self) -> Tensor | None:
+        """The checksum of the weights that this model computes with, where every rank has all of them."""
+        weights = replicated_weights(self.module)
+        return checksum(weights) if weights else None
+
+    def take_checksum(self) -> Tensor | None:
+        """The checksum from before the last update if that was asked for by `wants_checksum`, otherwise a new one."""
+        self.wants_checksum, taken, self._checksum = False, self._checksum, None
+        return self.checksum() if taken is None else taken
+
+    def bytes(self, ema: Sequence[Tensor] = (), shared: nn.Module | None = None) -> RoleBytes:
         """Counts the bytes of the model's tensors on this rank, and with offload on its host. Gradients are counted in
-        the first update."""
+        the first update, and weights that are also those of `shared` not at all."""
         optimizer = [t for state in self.adamw.state.values() for t in state.values() if isinstance(t, Tensor)]
         copies = getattr(self.optimizer, "param_buffer_of_bit16_for_cpu_offload_groups", ())
-        weights = storage_bytes([*_weights(self.module), *self.shards(), *copies])
+        others = {parameter.data_ptr() for parameter in shared.parameters()} if shared else ()
+        own = [t for t in _weights(self.module) if t is not None and t.data_ptr() not in others]
+        weights = storage_bytes([*own, *self.shards(), *copies])
         return RoleBytes(weights, self._gradient_bytes, storage_bytes(optimizer), storage_bytes(ema))
 
     def _gradients(self) -> Iterator[Tensor | None]:
         """Every tensor that holds a gradient between backward and step, at whichever stage."""
-        for parameter in self.module.parameters():
+        for parameter in self.parameters.values():
             yield parameter.grad
             if not self.offload:  # which leaves there what lies in the bucket that reduced it
                 yield getattr(parameter, "grad_accum", None)
@@ -195,7 +275,7 @@ class Engine:
     def _clip_or_drop(self) -> bool:
         """If nothing is sharded: clip the gradients, or drop them if they are not finite, and say whether they
         were. They are averaged over the ranks by now, so every rank sees the same."""
-        parameters = list(self.module.parameters())
+        parameters = list(self.parameters.values())
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
         self.norm = float(norm)
         if not math.isfinite(self.norm):
@@ -212,16 +292,16 @@ class Engine:
         return float(norm) if norm is not None else float("nan")
 
     def shards(self) -> list[Tensor]:
-        """The fp32 weights that this rank owns: flat tensors, or all parameters where nothing is sharded."""
+        """The fp32 weights that this rank trains: flat tensors, or all parameters where nothing is sharded."""
         for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
             if hasattr(self.optimizer, name):
                 return list(getattr(self.optimizer, name))
-        return [p.data for p in self.module.parameters()]
+        return [p.data for p in self.parameters.values()]
 
     def fragments(self) -> list[Fragment]:
         """The positions of this rank's parts of the parameters in `shards()`."""
         # Any: DeepSpeed sets attributes of its own on the parameters.
-        parameters: list[tuple[str, Any]] = [(self.names[id(p)], p) for p in self.module.parameters()]
+        parameters: list[tuple[str, Any]] = list(self.parameters.items())
         if not self.sharded:
             return [Fragment(name, tuple(p.shape), 0, p.numel(), i, 0) for i, (name, p) in enumerate(parameters)]
         if hasattr(self.optimizer, "fp32_partitioned_groups_flat"):
@@ -260,8 +340,27 @@ class Engine:
         for shard in self._optimizer_keys():
             self.adamw.state[shard]["step"] = torch.tensor(float(count), device=shard.device)
 
+    def reset_moments(self) -> None:
+        """AdamW begins anew: no moments, no updates."""
+        for shards in self.moments().values():
+            torch._foreach_zero_(shards)
+        self.set_updates(0)
+
+    def move_towards(self, other: "Engine", share: float) -> None:
+        """Moves the weights this share of the way to those of an engine with the same model and ZeRO settings. All
+        ranks call this."""
+        with torch.no_grad():
+            torch._foreach_lerp_(self.shards(), [shard.detach() for shard in other.shards()], share)
+        self.refresh_model()
+
+    def set_constants(self, values: dict[str, Tensor]) -> None:
+        for name, buffer in self.module.named_buffers():
+            if name in self.constants:
+                self.constants[name] = values[name].to("cpu", torch.float32, copy=True)
+                buffer.copy_(values[name])
+
     def _optimizer_keys(self) -> list[Tensor]:
-        return self.shards() if self.sharded else list(self.module.parameters())
+        return self.shards() if self.sharded else list(self.parameters.values())
 
     def refresh_model(self) -> None:
         """Copies the shards into the weights that the model computes with. All ranks call this."""
@@ -304,18 +403,20 @@ class FrozenModel:
     def __init__(self, model: nn.Module, precision: str, sharded: bool, device: torch.device) -> None:
         self.dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         model = model.requires_grad_(False).eval().to(device)
+        self.traces: GatherTraces | None = None
         if not sharded:
             self.module: nn.Module = model.to(self.dtype)
             return
-        # Small weights are sharded too: after a backward to the inputs DeepSpeed keeps only some of them gathered.
-        shared = {"stage": 3, "stage3_param_persistence_threshold": 0}
-        config: dict[str, Any] = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": shared}
-        config["steps_per_print"] = 10**9
-        if precision == "bf16":
-            config["bf16"] = {"enabled": True}
-        self.engine, *_ = deepspeed.initialize(model=model, config=config)
+        self.engine, offload, *_ = deepspeed.initialize(model=model, config=frozen_config(precision))
         align_timeouts()
         self.module = self.engine.module
+        _gather_with_callers(self.module)
+        self.traces = GatherTraces(self.module, offload)
+
+    def checksum(self) -> Tensor | None:
+        """The checksum of its weights, where every rank has all of them."""
+        weights = replicated_weights(self.module)
+        return checksum(weights) if weights else None
 
     def bytes(self) -> RoleBytes:
         """Counts the bytes of its weights on this rank."""
@@ -323,38 +424,8 @@ class FrozenModel:
 
 
 def _weights(model: nn.Module) -> Iterator[Tensor | None]:
-    """The tensors a model computes with: its parameters, and at stage 3 this rank's part of each."""
+    """The tensors a model computes with: its parameters, at stage 3 this rank's part of each, and 8-bit weights."""
+    yield from int8_tensors(model)
     for parameter in model.parameters():
         yield parameter.data
         yield getattr(parameter, "ds_tensor", None)
-
-
-def deepspeed_config(
-    zero: ZeroConfig, clip: float, precision: str, micro_batch: int, accumulation: int
-) -> dict[str, Any]:
-    """DeepSpeed's configuration. Gradients are accumulated in fp32 at every stage."""
-    on_gpu = get_accelerator().device_name() != "cpu"
-    stage: dict[str, Any] = {
-        "stage": zero.stage,
-        "overlap_comm": on_gpu and zero.stage > 0,
-        "contiguous_gradients": True,
-        "round_robin_gradients": False,
-    }
-    if zero.offload_optimizer:
-        stage["offload_optimizer"] = {"device": "cpu"}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": micro_batch,
-        "gradient_accumulation_steps": accumulation,
-        "gradient_clipping": clip if zero.stage > 0 else 0.0,  # without ZeRO the engine clips by itself
-        "zero_optimization": stage,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-        "wall_clock_breakdown": False,
-    }
-    if precision == "bf16" and zero.stage == 0:
-        # Without ZeRO, DeepSpeed keeps fp32 weights and gradients only under autocast.
-        config |= {"torch_autocast": {"enabled": True, "dtype": "bfloat16"}}
-    elif precision == "bf16":
-        config |= {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return config

@@ -59,7 +59,8 @@ def list_variants(depth: int, lr: float, updates: int) -> list[Variant]:
         for preset in ("paper", "even", "dmd2")
         for rate, factor in (("as student", 1), ("raised", 10))
     ]
-    student += [Variant("sampler", kind, (f"sampling.sampler={kind}",)) for kind in ("euler", "renoise")]
+    student += [Variant("sampler", "euler", ("sampling.sampler=euler",))]
+    student += [Variant("sampler", "renoise", ("sampling.sampler=renoise", "warm_start.pairs="))]
     student += [Variant("Eq. 10", loss, (f"distillation.loss={loss}",)) for loss in ("eq10", "eq10_sg_teacher")]
     student += [
         Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs=")),
@@ -101,7 +102,7 @@ class Ablations:
             v
             if v.teacher or load_distill_config(settings.student, [*settings.common, *v.overrides]) != base
             else replace(v, run="base")
-            for v in list_variants(base.model.backbone.depth, base.student.optimizer.lr, base.warm_start.updates)
+            for v in list_variants(base.model.depth, base.student.optimizer.lr, base.warm_start.updates)
         ]
         names = list(dict.fromkeys(variant.group for variant in variants))
         for group in only:
@@ -119,8 +120,8 @@ class Ablations:
         }
         if self.results_file.exists():
             before = read_json(self.results_file)
-            if before["shared"] != self.shared:
-                where, then, now = strict.difference("", before["shared"], self.shared)
+            if found := strict.changes("", before["shared"], self.shared):
+                where, then, now = found[0]
                 raise ValueError(
                     f"{self.results_file}: started with {where} {then!r}, now it is {now!r}, and their runs cannot "
                     f"share a table; use the former value, or give another --out"
@@ -165,7 +166,7 @@ class Ablations:
         """Raises ValueError for a teacher or pairs that the distillations would refuse one after the other."""
         if all(variant.teacher for variant in self.variants):
             return
-        from ..training.distill import load_teacher  # imports DeepSpeed, which tables do not need
+        from ..distillation.distill import load_teacher  # imports DeepSpeed, which tables do not need
 
         overrides = [
             f"warm_start.pairs={self.settings.pairs}",

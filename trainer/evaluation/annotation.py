@@ -3,15 +3,15 @@
 B batch, T frames, K categories.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from ...models.judge import Judge, JudgeConfig, JudgeOutput
 from ..scenes.scene import SoundEvent
+from ..scorers.embedded_judge import listen
 
 ON, OFF = 0.5, 0.35  # an event needs a frame above the first probability, and lasts while it is above the second
 MIN_FRAMES = 4  # a shorter activity is not an event
@@ -33,13 +33,6 @@ class Annotation:
     @property
     def counts(self) -> dict[str, int]:
         return {name: self.order.count(name) for name in self.order}
-
-
-def listen(judge: Judge, waves: Tensor, batch: int = 64) -> JudgeOutput:
-    """waves (B, 1, samples) -> the judge's output for all of them, in float32."""
-    with torch.no_grad():
-        outputs = [judge(chunk) for chunk in waves.split(batch)]
-    return JudgeOutput(*(torch.cat([getattr(o, f.name).float() for o in outputs]) for f in fields(JudgeOutput)))
 
 
 def annotate_waves(judge: Judge, waves: Tensor) -> list[Annotation]:

@@ -1,4 +1,5 @@
-"""The demo's `report.json`, with the runs and the models' scores, and its picture of spectrograms."""
+"""The `report.json` of the demo and of its fine-tuning, with the runs and the models' scores, and the demo's picture of
+spectrograms."""
 
 import json
 from pathlib import Path
@@ -18,6 +19,7 @@ from .t2a_prompts import draw_prompts
 
 PICTURED_PROMPTS = (2, 7, 11, 15)  # of five per type: three categories, three repetitions, three in order, one in time
 TEACHER_STEPS = 50  # with guidance, 100 evaluations
+HEARD, LOST = 0.9, 0.02  # goals of fine-tuning: how often a new sound is heard, and what Cat-acc of the others may lose
 
 
 def write_demo_report(
@@ -61,13 +63,50 @@ def training_facts(run: Path) -> dict[str, float]:
     of the roles that were updated since the line before.
     """
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    speeds = sorted(line["samples_per_s"] for line in lines)
+    speeds = sorted(line["samples_per_s"] for line in lines if "samples_per_s" in line)  # not where it went back
     return {
         "steps": lines[-1]["step"],
         "minutes": round(lines[-1]["seconds"] / 60, 3),
         "samples_per_s": speeds[len(speeds) // 2],
         **{name: line[name] for line in lines for name in LOSSES if name in line},
     }
+
+
+def write_finetuning_report(
+    evaluation_report: Path, runs: dict[str, Path], recordings: dict[str, Path], seconds: dict[str, float], out: Path
+) -> list[str]:
+    """Write `out` from the evaluation of a teacher and of its fine-tuned weights with an extra category, the runs by
+    name, the classifier's reports on recordings by what the training began from, and the durations of the steps.
+
+    Returns what it says in a few lines.
+    """
+    evaluation, classified = read_json(evaluation_report), {name: read_json(path) for name, path in recordings.items()}
+    extra, (before, after) = evaluation["extra"], evaluation["results"]
+    (first, second), (difference,) = extra["results"], evaluation["differences"]
+    goals = {"heard": second["heard"] >= HEARD, "others": difference["cat_acc"] >= -LOST}
+    facts = {name: training_facts(run) for name, run in runs.items()}
+    report = {"created": evaluation["created"], "host": evaluation["host"], "runs": facts, "goals": goals}
+    report["others"] = {"before": before, "after": after, "difference": difference}
+    write_json(out, report | {"extra": extra, "recordings": classified, "seconds": seconds})
+    lines = [
+        f"{extra['category']}: heard in {_interval(second, 'heard')} of {second['prompts']} sounds, before in "
+        f"{_interval(first, 'heard')}; at least {HEARD}: {_met(goals['heard'])}",
+        f"other sounds: Cat-acc {_interval(after, 'cat_acc')}, before {_interval(before, 'cat_acc')}, difference "
+        f"{_interval(difference, 'cat_acc')}; loses at most {LOST}: {_met(goals['others'])}",
+    ]
+    for name, found in classified.items():
+        right = round(found["generated_accuracy"] * found["generated"])
+        steps = facts[f"from_{name}"]["steps"]
+        lines.append(f"recordings: {right} of {found['generated']} recognised after {steps} steps from {name}")
+    return lines
+
+
+def _interval(row: dict[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} ({row[f'{name}_low']:.3f} to {row[f'{name}_high']:.3f})"
+
+
+def _met(goal: bool) -> str:
+    return "met" if goal else "missed"
 
 
 def draw_comparison(teacher: Path, student: Path, out: Path) -> None:

@@ -35,6 +35,8 @@ class EvaluationSettings:
     tasks: int = 100  # clips per task; 0 leaves the tasks out
     seed: int = 0
     latency_steps: tuple[int, ...] | None = ()  # at which the first weights are timed too; None: no latencies at all
+    extra: str = ""  # a category that ordinary scenes do not have: also judge prompts with it
+    mixtures: bool = False  # also judge inpainting and completion with text and video
 
     def __post_init__(self) -> None:
         if self.prompts < 1 or self.tasks < 0 or self.tasks == 1 or self.seed < 0:
@@ -87,7 +89,7 @@ def evaluate(
     names = [model.name for model in models]
     if len(set(names)) < len(names):
         raise ValueError(f"two weights share a name: {', '.join(names)}; rename a folder, so that columns differ")
-    judge, judge_report = load_or_train_judge(judge_folder, codec)
+    judge, judge_report = load_or_train_judge(judge_folder, codec, extra=settings.extra)
     bench = T2ABench(judge, models[0].generator.codec, settings.prompts, settings.seed)
     report: dict[str, Any] = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -100,29 +102,61 @@ def evaluate(
     }
     results = []
     for model in models:
-        key: Row = {"model": model.to_row(), "digest": model.digest, "dtype": str(model.generator.dtype)}
-        key |= {"tasks": model.tasks, "settings": report["settings"], "judge": report["judge"]}
+        key = _cache_key(model, settings, report["judge"]) | {"tasks": model.tasks}
         result, rows = cache.get(key, partial(_judge, model, judge, bench, settings))
         results.append(result)
         report["tasks"] += rows
     report["results"] = [result.row for result in results]
     report["differences"] = [accuracy_differences(results[0], other, settings.seed) for other in results[1:]]
+    comparisons = compare_sounds(bench, results, codec.sample_rate)
+    if settings.extra:
+        report["extra"], more = _judge_extra(models, judge, settings, report["judge"], cache)
+        comparisons = more + comparisons
     report["efficiency"] = efficiency_rows(_timed_models(models, settings))
-    return EvaluationResult(report, compare_sounds(bench, results, codec.sample_rate))
+    return EvaluationResult(report, comparisons)
 
 
 def _judge(
     model: EvaluatedModel, judge: Judge, bench: T2ABench, settings: EvaluationSettings
 ) -> tuple[T2AResult, list[Row]]:
-    per_task = settings.tasks if model.tasks else 0
-    with progress(len(bench.prompts) + clips_needed(per_task), model.name, " clips") as bar:
+    per_task, config = settings.tasks if model.tasks else 0, model.generator.model.config
+    clips_of_tasks = clips_needed(per_task, config.video is not None, settings.mixtures)
+    with progress(len(bench.prompts) + clips_of_tasks, model.name, " clips") as bar:
         result = bench.run(model.generator, model.name, model.sampling, bar)
         if not per_task:
             return result, []
-        config = model.generator.model.config
         clips = {domain: draw_held_out(config, domain, per_task, settings.seed) for domain in DOMAINS}
-        rows = task_rows(model.generator, partial(annotate_waves, judge), clips, model.sampling, settings.seed, bar)
+        annotate = partial(annotate_waves, judge)
+        rows = task_rows(model.generator, annotate, clips, model.sampling, settings.seed, bar, settings.mixtures)
     return result, [{"model": model.name} | row for row in rows]
+
+
+def _judge_extra(
+    models: Sequence[EvaluatedModel], judge: Judge, settings: EvaluationSettings, judge_report: Row, cache: ResultCache
+) -> tuple[dict[str, Any], list[SoundComparison]]:
+    """T2A-bench with an extra category in every prompt."""
+    bench = T2ABench(judge, models[0].generator.codec, settings.prompts, settings.seed, settings.extra)
+
+    def run(model: EvaluatedModel) -> tuple[T2AResult, list[Row]]:
+        with progress(len(bench.prompts), f"{model.name}, {settings.extra}", " clips") as bar:
+            return bench.run(model.generator, model.name, model.sampling, bar), []
+
+    results = []
+    for model in models:
+        key = _cache_key(model, settings, judge_report) | {"extra": settings.extra}
+        results.append(cache.get(key, partial(run, model))[0])
+    report = {
+        "category": settings.extra,
+        "references": bench.references(),
+        "results": [result.row for result in results],
+        "differences": [accuracy_differences(results[0], other, settings.seed) for other in results[1:]],
+    }
+    return report, compare_sounds(bench, results, models[0].generator.sample_rate)
+
+
+def _cache_key(model: EvaluatedModel, settings: EvaluationSettings, judge_report: Row) -> Row:
+    how = {"model": model.to_row(), "digest": model.digest, "dtype": str(model.generator.dtype)}
+    return how | {"settings": asdict(replace(settings, latency_steps=None)), "judge": judge_report}
 
 
 def compare_sounds(
@@ -140,7 +174,8 @@ def compare_sounds(
             Rendition(name, waves[index], _describe(of_column[place]), _is_correct(prompt, of_column[place]))
             for (name, waves), of_column in zip(columns, annotations, strict=True)
         ]
-        comparisons.append(SoundComparison(prompt.kind, prompt.text, tuple(renditions), sample_rate))
+        title = f"With a {bench.extra}" if bench.extra else prompt.kind
+        comparisons.append(SoundComparison(title, prompt.text, tuple(renditions), sample_rate))
     return comparisons
 
 

@@ -33,6 +33,7 @@ class HeldOutClips:
     video: Tensor  # (B, S, D)
     inpainting_given: Tensor  # (B, L), 1 where inpainting is given the sound, 0 in the hole
     completion_given: Tensor  # (B, L), 1 where completion is given the sound: the same number of frames in every clip
+    preceding: Tensor  # (B, L, C) of the clips before those of music; no rows for a domain without completion
 
 
 def check_embedded(config: AnyModelConfig, name: str) -> None:
@@ -58,7 +59,7 @@ def draw_held_out(config: AnyModelConfig, domain: str, count: int, seed: int) ->
     encoders = EncoderSettings(config.codec, config.video)
     records: list[Record] = []
     for first in range(0, count, BLOCK):
-        task = SceneTask(encoders, domain, SEED + seed, first, min(first + BLOCK, count))
+        task = SceneTask(encoders, domain, SEED + seed, first, min(first + BLOCK, count), pairs=True)
         records += encode_scenes(task)
     assemble = _assembler(config)
     rngs = [np.random.default_rng([SEED, seed, DOMAINS.index(domain), i]) for i in range(count)]
@@ -69,6 +70,7 @@ def draw_held_out(config: AnyModelConfig, domain: str, count: int, seed: int) ->
         video=torch.stack([assemble.video(record) for record in records]),
         inpainting_given=torch.stack([assemble.draw_given_mask("inpainting", rng) for rng in rngs]),
         completion_given=torch.stack([assemble.draw_given_mask("completion", rng) for rng in rngs]),
+        preceding=torch.from_numpy(np.stack([record.preceding for record in records])),
     )
 
 

@@ -5,7 +5,7 @@ reconstruction for events. B batch, T frames, K categories.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from ..scenes.synth import render_audio
 JUDGE = JudgeConfig(AUDIO_CATEGORIES, INSTRUMENTS, TEMPI)
 TRAINING_SEED = 1_000_003  # data sets and benchmarks draw from other seeds
 MUSIC_SHARE = 0.4
+EXTRA_SHARE = 0.25  # of a judge's scenes that have the extra category, which is then as frequent as the others
 CODEC_CHUNK = 8  # clips per call: phase reconstruction is several times faster while it fits into the cache
 ONSET_WEIGHT = 4.0  # of a frame with an onset against one without: onsets are rare
 
@@ -85,7 +86,16 @@ def round_trip(codec: AudioCodec, waves: Tensor) -> Tensor:
 class _BatchSource:
     """Endless batches: one half newly drawn scenes, the other half from a pool that went through the codec."""
 
-    def __init__(self, seed: int, through_codec: Callable[[Tensor], Tensor], pool: int, batch: int) -> None:
+    def __init__(
+        self,
+        config: JudgeConfig,
+        seed: int,
+        through_codec: Callable[[Tensor], Tensor],
+        pool: int,
+        batch: int,
+        extra: str,
+    ) -> None:
+        self.config, self.extra = config, extra
         self.rng = np.random.default_rng([TRAINING_SEED, seed])
         self.half = batch // 2
         self.pool_scenes = self._draw(pool)
@@ -96,14 +106,19 @@ class _BatchSource:
 
     def _draw(self, count: int) -> list[Scene]:
         domains = np.where(self.rng.random(count) < MUSIC_SHARE, "music", "audio")
-        return [draw_scene(TRAINING_SEED, int(self.rng.integers(2**40)), str(domain)) for domain in domains]
+        shares = self.rng.random(count) if self.extra else np.ones(count)
+        extras = [self.extra if share < EXTRA_SHARE else "" for share in shares]
+        return [
+            draw_scene(TRAINING_SEED, int(self.rng.integers(2**40)), str(domain), extra)
+            for domain, extra in zip(domains, extras, strict=True)
+        ]
 
     def batch(self) -> JudgeBatch:
         chosen = self.rng.permutation(len(self.pool_scenes))[: self.half]
         fresh = self._draw(self.half)
         wave = torch.cat((render_scenes(fresh), self.pool[torch.from_numpy(chosen)]))
         scenes = fresh + [self.pool_scenes[i] for i in chosen]
-        return JudgeBatch(self._add_gain_and_noise(wave), **targets(scenes, JUDGE))
+        return JudgeBatch(self._add_gain_and_noise(wave), **targets(scenes, self.config))
 
     def _add_gain_and_noise(self, wave: Tensor) -> Tensor:
         """A gain between -8 and +2 dB and noise between -70 and -45 dB for each clip."""
@@ -123,15 +138,17 @@ def train_judge(
     batch: int = 64,
     pool: int = 1024,
     learning_rate: float = 3e-3,
+    extra: str = "",
 ) -> Judge:
-    """A judge trained on `steps` batches; `through_codec` takes waves (B, 1, samples) through the codec and back.
+    """A judge trained on `steps` batches; `through_codec` takes waves (B, 1, samples) through the codec and back. With
+    `extra`, one of `EXTRA_CATEGORIES`, it learns this category too.
 
     The learning rate rises for a tenth of the steps and falls to zero along a half cosine. Returned in evaluation mode.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        judge = Judge(JUDGE)
-    source = _BatchSource(seed, through_codec, pool, batch)
+        judge = Judge(replace(JUDGE, categories=(*AUDIO_CATEGORIES, extra)) if extra else JUDGE)
+    source = _BatchSource(judge.config, seed, through_codec, pool, batch, extra)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=learning_rate, weight_decay=1e-2, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps + 1, pct_start=0.1)
     progress = tqdm(range(steps), desc="judge")

@@ -15,6 +15,7 @@ from ..generation.clip_request import ClipRequest
 from ..generation.generator import Generator
 
 WARM_UPS, RUNS = 5, 20
+PARTS = ("text", "conditioner", "transformer", "codec")
 TEXT = "a bell, then two kicks"
 TimedModel = tuple[str, Generator, SamplingConfig]  # the name of the weights, a generator with them, its sampling
 
@@ -22,14 +23,14 @@ TimedModel = tuple[str, Generator, SamplingConfig]  # the name of the weights, a
 def efficiency_rows(models: Sequence[TimedModel]) -> list[dict[str, Any]]:
     """Latency of each model in seconds, mean and standard deviation, and over the clip's length (RTF).
 
-    `encoding_s_mean` is the share of the text encoder and the conditioner, `transformer_s_mean` that of the transformer
-    and the sampler; the rest is the codec. The models take turns, so that other load on the machine affects all of them
-    equally, and the features of the noise levels are cached for each. A row of other weights than the first has
+    Of it the PARTS: the text encoder; the conditioner, with the encoders of the null condition where there is guidance;
+    the transformer and the sampler; the codec. The models take turns, so that other load on the machine affects all of
+    them equally, and the features of the noise levels are cached for each. A row of other weights than the first has
     `against`: its speed relative to each row of the first weights, paired by turn.
     """
     for _, generator, sampling in models:
         generator.timestep_features(sampling)
-    seconds = np.empty((len(models), WARM_UPS + RUNS, 3))
+    seconds = np.empty((len(models), WARM_UPS + RUNS, len(PARTS)))
     for run in tqdm(range(WARM_UPS + RUNS), desc="latency", disable=not models):
         for i, (_, generator, sampling) in enumerate(models):
             seconds[i, run] = _time_clip(generator, run, sampling)
@@ -42,22 +43,29 @@ def efficiency_rows(models: Sequence[TimedModel]) -> list[dict[str, Any]]:
     return rows
 
 
-def _time_clip(generator: Generator, seed: int, sampling: SamplingConfig) -> tuple[float, float, float]:
-    """Seconds of the encoders and the conditioner, of the transformer, and of everything."""
-    request, begin = ClipRequest([TEXT]), time.perf_counter()
-    velocity = generator.velocity(request, sampling)
-    if generator.device.type == "cuda":
-        torch.cuda.synchronize(generator.device)
-    encoded = time.perf_counter()
-    latents = generator.integrate(velocity, request, seed, sampling)  # on the CPU, so the device has finished
-    integrated = time.perf_counter()
-    generator.waves(latents)
-    return encoded - begin, integrated - encoded, time.perf_counter() - begin
+def _time_clip(generator: Generator, seed: int, sampling: SamplingConfig) -> list[float]:
+    """Seconds of each of the PARTS."""
+    request, times = ClipRequest([TEXT]), [time.perf_counter()]
+
+    def done() -> None:
+        if generator.device.type == "cuda":
+            torch.cuda.synchronize(generator.device)
+        times.append(time.perf_counter())
+
+    conditions = generator.conditions(request)
+    done()
+    velocity = generator.velocity_under(conditions, request, sampling)
+    done()
+    latents = generator.integrate(velocity, request, seed, sampling)
+    done()
+    generator.waves(latents).cpu()
+    done()
+    return np.diff(times).tolist()
 
 
 def _row(model: TimedModel, seconds: NDArray[np.float64]) -> dict[str, Any]:
     name, generator, sampling = model
-    encoding, transformer, total = seconds.T
+    total = seconds.sum(axis=1)
     return {
         "model": name,
         "device": generator.device.type,
@@ -66,8 +74,7 @@ def _row(model: TimedModel, seconds: NDArray[np.float64]) -> dict[str, Any]:
         "nfe": nfe(sampling),
         "latency_s_mean": float(total.mean()),
         "latency_s_std": float(total.std(ddof=1)),
-        "encoding_s_mean": float(encoding.mean()),
-        "transformer_s_mean": float(transformer.mean()),
+        **{f"{part}_s_mean": float(each.mean()) for part, each in zip(PARTS, seconds.T, strict=True)},
         "rtf": float(total.mean() / generator.model.config.codec.seconds),
     }
 
@@ -75,7 +82,9 @@ def _row(model: TimedModel, seconds: NDArray[np.float64]) -> dict[str, Any]:
 def _speedup(other: dict[str, Any], others: NDArray[np.float64], times: NDArray[np.float64]) -> dict[str, Any]:
     """The speed-up: the median of the turns, and the range without their outer tenths."""
     row: dict[str, Any] = {name: other[name] for name in ("model", "steps", "nfe")}
-    for name, column in (("transformer", 1), ("end_to_end", 2)):
-        low, middle, high = np.quantile(others[:, column] / times[:, column], (0.1, 0.5, 0.9))
+    transformer = PARTS.index("transformer")
+    for name, part in (("transformer", slice(transformer, transformer + 1)), ("end_to_end", slice(None))):
+        ratios = others[:, part].sum(axis=1) / times[:, part].sum(axis=1)
+        low, middle, high = np.quantile(ratios, (0.1, 0.5, 0.9))
         row |= {name: float(middle), f"{name}_low": float(low), f"{name}_high": float(high)}
     return row

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
 from ...models.config import CodecConfig
 from ...models.encoders.base import AudioCodec
 from ...models.encoders.build import build_codec
-from ...models.judge import Judge, JudgeConfig
+from ...models.judge import Judge
 from ..core.files import atomic_output, write_json
 from ..scenes.scene import draw_scene
+from ..scorers.embedded_judge import load_judge, save_judge
 from .annotation import annotate_waves
 from .held_out import SEED
 from .judge_training import render_scenes, round_trip, train_judge
@@ -30,22 +30,28 @@ EXAM_SEED = 1
 
 
 def load_or_train_judge(
-    folder: Path, codec: CodecConfig, seed: int = 0, steps: int = 200
+    folder: Path, codec: CodecConfig, seed: int = 0, steps: int = 200, extra: str = ""
 ) -> tuple[Judge, dict[str, Any]]:
-    """The judge in `folder` and its scores. Where there is none, one is trained on scenes through `codec` and kept.
+    """The judge in `folder` and its scores. Where there is none, one is trained on scenes through `codec` and kept; it
+    also learns `extra`, if that is one of `EXTRA_CATEGORIES`.
 
     The folder appears only when it is complete. A judge without scores is examined again.
 
     Raises:
-        ValueError: the judge in the folder was trained with another codec.
+        ValueError: the judge in the folder was trained with another codec, or does not know `extra`.
     """
     if not (folder / "judge.json").is_file():
-        judge = train_judge(seed, partial(round_trip, build_codec(codec)), steps=steps)
+        judge = train_judge(seed, partial(round_trip, build_codec(codec)), steps=steps, extra=extra)
         with atomic_output(folder) as unfinished:
             save_judge(judge, unfinished)
             scores = _examine(judge, codec, unfinished)
         return judge, scores
     judge = load_judge(folder)
+    if extra and extra not in judge.config.categories:
+        raise ValueError(
+            f"{folder}: this judge knows {', '.join(judge.config.categories)}, not {extra!r}; give another --judge "
+            f"folder, and a judge is trained there"
+        )
     if not (folder / "scores.json").is_file():
         return judge, _examine(judge, codec, folder)
     scores = json.loads((folder / "scores.json").read_text())
@@ -55,22 +61,6 @@ def load_or_train_judge(
             f"{asdict(codec)}; give another --judge folder, and a judge is trained there"
         )
     return judge, scores
-
-
-def save_judge(judge: Judge, folder: Path) -> None:
-    """Writes judge.safetensors and judge.json."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(judge.state_dict(), folder / "judge.safetensors")
-    (folder / "judge.json").write_text(json.dumps(asdict(judge.config), indent=2) + "\n")
-
-
-def load_judge(folder: Path) -> Judge:
-    """Reads what `save_judge` wrote; the judge is in evaluation mode."""
-    saved: dict[str, Any] = json.loads((folder / "judge.json").read_text())
-    saved = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items()}
-    judge = Judge(JudgeConfig(**saved))
-    judge.load_state_dict(load_file(folder / "judge.safetensors"), strict=True)
-    return judge.eval()
 
 
 def judge_scores(judge: Judge, codec: AudioCodec) -> dict[str, dict[str, float]]:

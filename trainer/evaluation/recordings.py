@@ -22,6 +22,7 @@ from ...models.encoders.build import build_codec
 from ..generation.clip_request import ClipRequest
 from ..generation.generator import Generator
 from ..manifest.manifest import ManifestEntry, raw_lines, read_entries
+from ..manifest.split import HELD_OUT, TRAIN
 from ..media.clips import read_clips
 
 
@@ -40,8 +41,8 @@ def split_recordings(manifest: Path, out: Path, least: int, share: float, seed: 
 
     Raises ValueError when no category has as many, or `out` has a split already.
     """
-    if (out / "train.jsonl").exists():
-        raise ValueError(f"{out / 'train.jsonl'} already exists; remove it or choose another --out")
+    if (out / TRAIN).exists():
+        raise ValueError(f"{out / TRAIN} already exists; remove it or choose another --out")
     groups: dict[str, list[dict[str, Any]]] = {}
     entries = read_entries(manifest)
     for entry, row in zip(entries, raw_lines(manifest, entries, out), strict=True):
@@ -59,7 +60,7 @@ def split_recordings(manifest: Path, out: Path, least: int, share: float, seed: 
         train += rows[count:]
         counts[name] = (len(rows) - count, count)
     out.mkdir(parents=True, exist_ok=True)
-    for file, rows in (("train.jsonl", train), ("held_out.jsonl", held_out)):
+    for file, rows in ((TRAIN, train), (HELD_OUT, held_out)):
         (out / file).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return counts
 

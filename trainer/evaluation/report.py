@@ -1,14 +1,19 @@
 """A report as tables for the terminal, and as one self-contained page."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ...models import strict
+from ...models.sampler import guidance_words
 from ..pages.charts import line_chart
 from ..pages.embedded_media import SoundComparison
 from ..pages.render import write_page
+from ..pages.tables import Cell, Table
+from ..sound_evaluation.report import sound_tables
 from ..training.logs import read_losses
+from .latency import PARTS
+from .task_benchmark import PRECEDING
 
 Report = dict[str, Any]
 Metrics = tuple[tuple[str, str], ...]  # key of a row, heading
@@ -19,22 +24,6 @@ COLUMNS: Metrics = (
     ("kl", "KL ↓"),
     ("is", "IS ↑"),
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A value and its 95 % interval, both as text."""
-
-    text: str
-    interval: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    title: str
-    note: str
-    headings: tuple[str, ...]
-    rows: list[list[Cell]]
 
 
 def write_html(report: Report, runs: Sequence[Path], comparisons: Sequence[SoundComparison], out: Path) -> None:
@@ -54,14 +43,35 @@ def write_html(report: Report, runs: Sequence[Path], comparisons: Sequence[Sound
 
 def report_tables(report: Report) -> list[Table]:
     """All tables of a report that have rows."""
-    makers = (results_table, differences_table, tasks_table, efficiency_table, speed_table)
-    return [table for make in makers if (table := make(report)).rows]
+    tables = [*_figures(report), efficiency_table(report), speed_table(report)]
+    return [table for table in tables if table.rows]
+
+
+def read_tables(file: Path) -> list[Table]:
+    """The figures in a report of launch/evaluate.py, of weights or of folders of sounds; latencies are left out.
+
+    Raises ValueError where the file is no such report.
+    """
+    try:
+        report = strict.parse_json(file.read_bytes())
+        if "scorers" in report:
+            return sound_tables(report)
+        tables = _figures(report)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is no report of launch/evaluate.py ({error!r})") from None
+    return [table for table in tables if table.rows]
+
+
+def _figures(report: Report) -> list[Table]:
+    """All tables but those of latencies."""
+    return [make(report) for make in (results_table, differences_table, extra_table, tasks_table, mixtures_table)]
 
 
 def results_table(report: Report) -> Table:
     rows = [_cells(r["model"], "–", "–", "–", *_values(r, COLUMNS)) for r in report["references"]]
     for result in report["results"]:
-        sampling = (result["steps"], result["nfe"], f"{result['guidance']:g}")
+        guidance = guidance_words(result["guidance"], result["guidance_interval"])
+        sampling = (result["steps"], result["nfe"], guidance)
         rows.append(_cells(result["model"], *sampling, *_values(result, COLUMNS)))
         chance = [_number(result["chance"][key]) for key, _ in ACCURACIES]
         rows.append(_cells(f"chance: {result['model']} against other prompts", *"–––", *chance, *"–––"))
@@ -87,6 +97,15 @@ def differences_table(report: Report) -> Table:
     return Table("Differences", note, ("", *(name for _, name in COLUMNS[:5])), rows)
 
 
+def extra_table(report: Report) -> Table:
+    """A category that ordinary scenes do not have."""
+    extra = report.get("extra", {"category": "", "references": [], "results": []})
+    columns = (("heard", "heard ↑"), *COLUMNS[: len(ACCURACIES) + 1])
+    rows = [_cells(row["model"], *_values(row, columns)) for row in (*extra["references"], *extra["results"])]
+    note = f"{extra['category']!r}, which ordinary scenes do not have, in every prompt; heard: it is in the sound."
+    return Table("A new sound", note, ("", *(name for _, name in columns)), rows)
+
+
 def tasks_table(report: Report) -> Table:
     rows = []
     for row in tasks_in_order(report):
@@ -105,6 +124,23 @@ def tasks_table(report: Report) -> Table:
     return Table("Tasks", note, ("", "measured", "value", "control", "lead, at least", "of the first's", "true"), rows)
 
 
+def mixtures_table(report: Report) -> Table:
+    """What text and video add to a given sound, and whether what precedes a clip leads it."""
+    rows = []
+    for row in tasks_in_order(report):
+        for name, mixture in row.get("mixtures", {}).items():
+            arrow = "↑" if row["better"] == "higher" else "↓"
+            value = Cell(_number(mixture["value"]), _interval(mixture["low"], mixture["high"]))
+            texts = (_number(mixture["control"]), f"{mixture['lead_low']:+.2f}")
+            rows.append(_cells(f"{_task(row, report)}, with {name}", f"{row['metric']} {arrow}", value, *texts))
+    note = (
+        "On the clips of the tasks, from the same noise. Text and video stand beside the given sound; the control is "
+        f"the sound alone, so that a lead above 0 shows what they add. With {PRECEDING} none of the clip is given; the "
+        "control is the music of other clips."
+    )
+    return Table("Mixtures", note, ("", "measured", "value", "control", "lead, at least"), rows)
+
+
 def tasks_in_order(report: Report) -> list[Report]:
     """The rows of a task next to each other, whichever model they belong to."""
     names = list(dict.fromkeys(row["task"] for row in report["tasks"]))
@@ -115,11 +151,11 @@ def efficiency_table(report: Report) -> Table:
     rows = []
     for row in report.get("efficiency", []):
         latency = f"{1000 * row['latency_s_mean']:.0f} ± {1000 * row['latency_s_std']:.0f} ms"
-        stages = (f"{1000 * row[f'{stage}_s_mean']:.1f} ms" for stage in ("encoding", "transformer"))
+        stages = (f"{1000 * row[f'{part}_s_mean']:.1f} ms" for part in PARTS)
         rows.append(_cells(row["model"], row["steps"], row["nfe"], latency, *stages, f"{row['rtf']:.3f}"))
     device = ", ".join(dict.fromkeys(f"{r['device']}, threads: {r['threads']}" for r in report.get("efficiency", [])))
     note = f"Text to wave at batch 1, mean ± standard deviation of 20 runs after 5 warm-ups, on {device}."
-    return Table("Latency", note, ("", "steps", "NFE", "latency ↓", "of it conditioner", "transformer", "RTF ↓"), rows)
+    return Table("Latency", note, ("", "steps", "NFE", "latency ↓", "of it text encoder", *PARTS[1:], "RTF ↓"), rows)
 
 
 def speed_table(report: Report) -> Table:
@@ -137,15 +173,6 @@ def speed_table(report: Report) -> Table:
         "range without their outer tenths."
     )
     return Table("Speed", note, ("", "transformer ↑", "text to wave ↑"), rows)
-
-
-def as_text(table: Table) -> str:
-    """For a terminal: columns aligned, intervals in brackets."""
-    cells = [[c.text + (f" [{c.interval}]" if c.interval else "") for c in row] for row in table.rows]
-    lines = [list(table.headings), *cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    body = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
-    return "\n".join([table.title, *body, table.note])
 
 
 def _cells(*values: Any) -> list[Cell]:

@@ -4,7 +4,7 @@ The judge annotates the sounds without knowing the prompts, and the annotations 
 E embedding.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,9 +21,8 @@ from ...models.sampler import nfe
 from ..generation.batching import SEED_STRIDE, SoundModel, decode_latents, parallel_map, sample_latents
 from ..generation.clip_request import ClipRequest
 from ..scenes.scene import Scene, audio_scene
-from .annotation import decode, listen
-from .judge_training import render_scenes, round_trip
-from .metrics import (
+from ..scorers.embedded_judge import listen
+from ..scorers.statistics import (
     bootstrap_interval,
     frechet_distance,
     inception_score,
@@ -31,6 +30,8 @@ from .metrics import (
     metric_interval,
     paired_ratio,
 )
+from .annotation import Annotation, decode
+from .judge_training import render_scenes, round_trip
 from .t2a_prompts import BenchmarkPrompt, Scores, chance, draw_prompts, score_prompts
 
 REDRAW_SEED = 4_000_037  # differs from all other seeds
@@ -49,12 +50,15 @@ class T2AResult:
 class T2ABench:
     """Prompts, the true scenes that follow them, and the judge's output for these."""
 
-    def __init__(self, judge: Judge, codec: AudioCodec, per_type: int, seed: int) -> None:
-        """Raises ValueError when there is not even one prompt per type."""
+    def __init__(self, judge: Judge, codec: AudioCodec, per_type: int, seed: int, extra: str = "") -> None:
+        """With `extra`, one of `EXTRA_CATEGORIES`, every prompt has this category, and rows say how often it is heard.
+
+        Raises ValueError when there is not even one prompt per type.
+        """
         if per_type < 1:
             raise ValueError(f"{per_type} prompts per type; at least 1")
-        self.judge, self.codec, self.seed = judge, codec, seed
-        self.prompts = draw_prompts(per_type, seed)
+        self.judge, self.codec, self.seed, self.extra = judge, codec, seed, extra
+        self.prompts = draw_prompts(per_type, seed, extra)
         self.raw = render_scenes([prompt.scene for prompt in self.prompts])
         self.truth = listen(judge, self._coded(self.raw, "true scenes"))
 
@@ -67,7 +71,8 @@ class T2ABench:
         annotations = decode(output, self.judge.config)
         scores = score_prompts(self.prompts, annotations)
         row = {"model": name, "steps": sampling.steps, "nfe": nfe(sampling), "guidance": sampling.guidance}
-        row |= self._accuracies(scores) | self._quality(output)
+        row |= {"guidance_interval": list(sampling.guidance_interval)}
+        row |= self._accuracies(scores) | self._heard(annotations) | self._quality(output)
         return T2AResult(row | {"chance": chance(self.prompts, annotations, self.seed)}, scores, waves)
 
     def references(self) -> list[Row]:
@@ -85,8 +90,9 @@ class T2ABench:
             ("true scenes", raw, raw),
             ("true scenes through the codec", self.truth, redrawn_output),
         ):
-            scores = score_prompts(self.prompts, decode(output, self.judge.config))
-            rows.append({"model": name} | self._accuracies(scores) | self._quality(quality_of))
+            annotations = decode(output, self.judge.config)
+            row = self._accuracies(score_prompts(self.prompts, annotations)) | self._heard(annotations)
+            rows.append({"model": name} | row | self._quality(quality_of))
         return rows
 
     def _coded(self, waves: Tensor, title: str) -> Tensor:
@@ -99,6 +105,14 @@ class T2ABench:
         for name, values in scores.by_metric().items():
             row[f"{name}_low"], row[f"{name}_high"] = bootstrap_interval(values, self.seed)
         return row
+
+    def _heard(self, annotations: Sequence[Annotation]) -> Row:
+        """In which share of the sounds the extra category is."""
+        if not self.extra:
+            return {}
+        heard = np.array([self.extra in annotation.order for annotation in annotations])
+        low, high = bootstrap_interval(heard, self.seed)
+        return {"heard": float(heard.mean()), "heard_low": low, "heard_high": high}
 
     def _quality(self, output: JudgeOutput) -> Row:
         """FD and KL against the true scenes through the codec, prompt by prompt, and IS."""

@@ -9,7 +9,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
-from ..scenes.scene import AUDIO_CATEGORIES, MAX_EVENTS, SECONDS, Scene, SoundEvent, audio_scene, scene_annotation
+from ..scenes.scene import (
+    AUDIO_CATEGORIES,
+    MAX_EVENTS,
+    SECONDS,
+    Scene,
+    SoundEvent,
+    audio_scene,
+    scene_annotation,
+    with_extra,
+)
 from ..scenes.scene_captions import category_captions, count_captions, order_captions, time_captions
 from .annotation import Annotation
 
@@ -51,17 +60,18 @@ class Scores:
         return {name: float(v.mean()) if v.size else float("nan") for name, v in self.by_metric().items()}
 
 
-def draw_prompts(n_per_type: int, seed: int) -> list[BenchmarkPrompt]:
+def draw_prompts(n_per_type: int, seed: int, extra: str = "") -> list[BenchmarkPrompt]:
     """`n_per_type` prompts of each of the four types of appendix A-C.
 
     They name one to five distinct categories, equally often; one category one to five times, equally often; two or
-    three distinct categories in order; or one category with its start and end.
+    three distinct categories in order; or one category with its start and end. With `extra`, one of
+    `EXTRA_CATEGORIES`, each names this category in the place of one of the others.
     """
     rng = np.random.default_rng([PROMPT_SEED, seed])
-    return [_draw_prompt(kind, i, rng) for kind in TYPES for i in range(n_per_type)]
+    return [_draw_prompt(kind, i, rng, extra) for kind in TYPES for i in range(n_per_type)]
 
 
-def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> BenchmarkPrompt:
+def _draw_prompt(kind: str, i: int, rng: np.random.Generator, extra: str) -> BenchmarkPrompt:
     names = [AUDIO_CATEGORIES[k] for k in rng.permutation(len(AUDIO_CATEGORIES))]
     if kind == "category":
         names = names[: 1 + i % MAX_EVENTS]
@@ -71,7 +81,7 @@ def _draw_prompt(kind: str, i: int, rng: np.random.Generator) -> BenchmarkPrompt
         names = names[: 2 + i % 2]
     else:
         names = names[:1]
-    scene = audio_scene(names, rng)
+    scene = audio_scene(with_extra(names, extra, rng) if extra else names, rng)
     facts, events = scene_annotation(scene), scene.events
     if kind == "category":
         texts = category_captions(facts)

@@ -4,21 +4,33 @@ L latent frames of a clip, C latent channels, c sound channels, n samples.
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...models.audiox import SamplingConfig
 from ...models.config import AnyModelConfig
 from ...models.encoders.base import AudioCodec, VideoEncoder
+from ...models.interval import parse_interval
 from ...models.sampler import override_sampling
 from ...models.weights import is_finite
+from ..media.loudness import normalize_loudness
 from ..media.video_decode import VIDEO_SLACK
 from .batching import SEED_STRIDE
 from .clip_request import ClipRequest
 from .prompts import MAX_SECONDS, Prompt
-from .user_media import InputSound, encode_video_clips, load_beginning, load_sound_with_hole, read_video_span
+from .user_media import (
+    InputSound,
+    encode_video_clips,
+    load_beginning,
+    load_sound_with_hole,
+    read_varied,
+    read_video_span,
+)
 
 OVERLAP = 0.3  # of a clip: the shortest beginning that training gives
 FADE = 0.01  # seconds of crossfade between two clips, or between a clip and the given sound
@@ -35,21 +47,27 @@ class LongSound:
         self, prompt: Prompt, config: AnyModelConfig, codec: AudioCodec, video_encoder: Callable[[], VideoEncoder]
     ) -> None:
         """Raises ValueError where a file cannot be read, or is too short for what is asked of it."""
-        self.prompt, self.config, self.codec = prompt, config, config.codec
+        self.prompt, self.config, self.codec, self._encoder = prompt, config, config.codec, codec
         self.overlap = max(1, round(OVERLAP * self.codec.frames))
         self.input = self._load_input()
+        self._varied = read_varied(Path(prompt.vary), config.codec) if prompt.vary else None
         self._span = read_video_span(Path(prompt.video)) if prompt.video else None
         first, self.new_frames = (
             (self.input.first_frame, self.input.new_frames) if self.input else (0, (0, self.codec.frames))
         )
         self.samples = self._count_samples()
+        if prompt.loop and self.samples > self.codec.samples:
+            raise ValueError(
+                f"loop: {self.seconds:.3f} s; a loop is at most one clip of these weights, {self.codec.seconds:.3f} s; "
+                f"give fewer seconds"
+            )
         self.starts = [first]
         while not prompt.mask and (self.starts[-1] + self.codec.frames) * self.codec.hop < self.samples:
             self.starts.append(self.starts[-1] + self.codec.frames - self.overlap)
         self._video = self._encode_video(video_encoder)
         self.clips_done = 0
         self._previous_end: Tensor | None = None  # the last latents of the clip before
-        self._given = self._encode_input(codec)
+        self._given = self._encode_input()
         self.wave = torch.zeros(self.codec.audio_channels, self.samples)
         if self.input:
             given = self.input.wave[:, : self.samples]
@@ -77,19 +95,22 @@ class LongSound:
     def next_request(self) -> ClipRequest:
         """The next clip as a batch of one. Raises ValueError where the video is damaged there."""
         video = None if self._video is None else next(self._video)[None]
-        audio, given_mask = self._given or (None, None)
-        if self._previous_end is not None:
-            audio = torch.zeros(self.codec.frames, self.codec.latent_channels)
-            given_mask = torch.zeros(self.codec.frames)
-            audio[: self.overlap], given_mask[: self.overlap] = self._previous_end, 1
-        if audio is None or given_mask is None:
-            return ClipRequest([self.prompt.full_text], video)
-        return ClipRequest([self.prompt.full_text], video, audio[None], given_mask[None])
+        request = ClipRequest([self.prompt.full_text], video, negatives=[self.prompt.negative or ""])
+        if self._varied is not None:
+            request = replace(request, initial=self._varied_latents(), level=self.prompt.first_level)
+        if self.prompt.loop:
+            return replace(request, loop=self.samples)
+        if self._previous_end is None:
+            return replace(request, **self._given)
+        audio, given_mask = self._silence(), torch.zeros(1, self.codec.frames)
+        audio[:, : self.overlap], given_mask[:, : self.overlap] = self._previous_end, 1
+        return replace(request, audio=audio, given_mask=given_mask)
 
     def add_clip(self, latents: Tensor, wave: Tensor) -> None:
-        """The clip of the last request: latents (L, C) and wave (c, samples of a clip).
+        """The clip of the last request: latents (L, C) and wave (c, samples of a clip); of a loop all of it.
 
-        Raises ValueError where they are not finite: a decoder would make a constant full-scale wave of such latents.
+        Raises ValueError where they are not finite: a decoder would make a constant full-scale wave of such latents;
+        or where the finished sound cannot have the loudness that is asked for.
         """
         if not (is_finite(latents) and is_finite(wave)):
             raise ValueError(
@@ -103,6 +124,9 @@ class LongSound:
         self._paste(wave, start * self.codec.hop, begin * self.codec.hop, min(end, self.samples))
         self._previous_end = latents[-self.overlap :].float()
         self.clips_done += 1
+        if self.finished and self.prompt.loudness is not None:
+            loud = normalize_loudness(self.wave.numpy(), self.codec.sample_rate, self.prompt.loudness)
+            self.wave = torch.from_numpy(loud)
 
     def _paste(self, clip: Tensor, offset: int, begin: int, end: int) -> None:
         """Fill samples [begin, end) from a clip that starts at sample `offset`, with a crossfade on both sides."""
@@ -120,22 +144,52 @@ class LongSound:
         if self.prompt.audio:
             return load_sound_with_hole(Path(self.prompt.audio), self.codec, *self.prompt.hole)
         if self.prompt.continue_from:
-            return load_beginning(Path(self.prompt.continue_from), self.codec, self.prompt.prefix, self.overlap)
+            path, follow = Path(self.prompt.continue_from), self.prompt.follow
+            return load_beginning(path, self.codec, self.prompt.prefix, self.overlap, follow)
         return None
 
-    def _encode_input(self, codec: AudioCodec) -> tuple[Tensor, Tensor] | None:
-        """Latents (L, C) of the first clip and the mask (L,) of those that are given."""
+    def _varied_latents(self) -> Tensor:
+        """(1, L, C) of the next clip's part of the sound that is varied, with silence after its end."""
+        assert self._varied is not None
+        begin = self.starts[self.clips_done] * self.codec.hop
+        piece = self._varied[:, begin : begin + self.codec.samples]
+        return self._latents(F.pad(piece, (0, self.codec.samples - piece.shape[1])))
+
+    def _encode_input(self) -> dict[str, Any]:
+        """What the request of the first clip has of a given sound."""
         if self.input is None:
-            return None
+            return {}
+        if not self.prompt.follow:
+            return {"audio": self._latents(self.input.clip(self.codec)), "given_mask": self.input.given_mask[None]}
+        wave, frames = self.input.preceding(self.codec)
+        preceding = self._silence()
+        preceding[:, preceding.shape[1] - frames :] = self._latents(wave)[:, :frames]
+        return {"preceding": preceding}
+
+    def _latents(self, wave: Tensor) -> Tensor:
+        """(c, samples of a clip) -> (1, L, C), the codec's means."""
         with torch.inference_mode():
-            mean, _ = codec.encode(self.input.clip(self.codec)[None])
-        return mean[0].float().cpu(), self.input.given_mask
+            mean, _ = self._encoder.encode(wave[None])
+        return mean.float().cpu()
+
+    def _silence(self) -> Tensor:
+        """(1, L, C) of no sound."""
+        return torch.zeros(1, self.codec.frames, self.codec.latent_channels)
 
     def _count_samples(self) -> int:
         """Samples of the finished sound."""
         if self.input and self.prompt.mask:
             return self.input.wave.shape[1]
         seconds = self.prompt.seconds
+        if self._varied is not None:
+            longest = self._varied.shape[1]
+            samples = longest if seconds is None else round(seconds * self.codec.sample_rate)
+            if not 0 < samples <= longest:
+                raise ValueError(
+                    f"seconds: {seconds or 0:g}; {self.prompt.vary} lasts {longest / self.codec.sample_rate:.3f} s, "
+                    f"and a variation is at most as long"
+                )
+            return samples
         if seconds is None and self._span and self._span.count > 1:  # a still picture serves a sound of any length
             seconds = self._span.seconds - self.prompt.start
             if seconds <= 0:
@@ -177,4 +231,5 @@ def sampling_for(prompt: Prompt, default: SamplingConfig) -> SamplingConfig:
     fill lies further from the truth.
     """
     guidance = 1.0 if prompt.guidance is None and prompt.mask and prompt.text is None else prompt.guidance
-    return override_sampling(default, prompt.steps, guidance, rescale=prompt.rescale)
+    interval = parse_interval(prompt.guidance_interval) if prompt.guidance_interval else None
+    return override_sampling(default, prompt.steps, guidance, rescale=prompt.rescale, interval=interval)

@@ -34,8 +34,14 @@ class InputSound:
     def clip(self, codec: CodecConfig) -> Tensor:
         """(c, samples of a clip), padded with zeros at the end."""
         begin = self.first_frame * codec.hop
-        piece = self.wave[:, begin : begin + codec.samples]
-        return torch.nn.functional.pad(piece, (0, codec.samples - piece.shape[1]))
+        return _padded(self.wave[:, begin : begin + codec.samples], codec)
+
+    def preceding(self, codec: CodecConfig) -> tuple[Tensor, int]:
+        """The clip before that one, or as much of it as there is, (c, samples of a clip) padded at the end; and how
+        many latent frames the sound fills."""
+        frames = min(self.first_frame, codec.frames)
+        end = self.first_frame * codec.hop
+        return _padded(self.wave[:, end - frames * codec.hop : end], codec), frames
 
 
 def load_sound_with_hole(path: Path, codec: CodecConfig, start: float, end: float) -> InputSound:
@@ -63,9 +69,11 @@ def load_sound_with_hole(path: Path, codec: CodecConfig, start: float, end: floa
     return InputSound(wave, first, given_mask, hole)
 
 
-def load_beginning(path: Path, codec: CodecConfig, seconds: float | None, overlap: int) -> InputSound:
+def load_beginning(
+    path: Path, codec: CodecConfig, seconds: float | None, overlap: int, follow: bool = False
+) -> InputSound:
     """A file's first `seconds`, or all of it, in whole latent frames, to be continued. The clip begins with it, or with
-    its last `overlap` frames where it is at least as long as a clip.
+    its last `overlap` frames where it is at least as long as a clip; with `follow` it begins where the sound ends.
 
     Raises:
         ValueError: the file cannot be read or is shorter than `seconds` or than a latent frame.
@@ -78,10 +86,19 @@ def load_beginning(path: Path, codec: CodecConfig, seconds: float | None, overla
     given = math.floor(min(length, length if seconds is None else seconds) * codec.rate + 1e-6)
     if not given:
         raise ValueError(f"{path}: shorter than one latent frame, {1 / codec.rate:.3f} s; give more to continue from")
-    first = 0 if given < codec.frames else given - overlap
+    first = given if follow else 0 if given < codec.frames else given - overlap
     given_mask = torch.zeros(codec.frames)
     given_mask[: given - first] = 1
     return InputSound(wave, first, given_mask, (given, first + codec.frames))
+
+
+def _padded(piece: Tensor, codec: CodecConfig) -> Tensor:
+    return torch.nn.functional.pad(piece, (0, codec.samples - piece.shape[1]))
+
+
+def read_varied(path: Path, codec: CodecConfig) -> Tensor:
+    """A sound (c, n) that is varied. Raises ValueError where the file cannot be read."""
+    return _read_sound(path, codec)
 
 
 def read_video_span(path: Path) -> VideoSpan:
@@ -102,13 +119,13 @@ def encode_video_clips(
     Raises:
         ValueError: the file cannot be read or holds no pictures.
     """
-    nearest = nearest_images(config)
+    frames = config.video
+    assert frames is not None  # there is an encoder for it
+    nearest = nearest_images(frames)
     seconds = config.codec.seconds
-    images, motion = (
-        np.arange(frames_in(seconds, rate)) / rate for rate in (config.video.image_rate, config.video.motion_rate)
-    )
+    images, motion = (np.arange(frames_in(seconds, rate)) / rate for rate in (frames.image_rate, frames.motion_rate))
     try:
-        with FrameReader(path, config.video.size, starts[0], threads=0, squeeze=config.video.squeeze) as reader:
+        with FrameReader(path, frames.size, starts[0], threads=0, squeeze=frames.squeeze) as reader:
             decoded: dict[float, np.ndarray] = {}
             for i, start in enumerate(starts):
                 # Pictures come in order: those that later, overlapping clips need are read now.
@@ -117,7 +134,7 @@ def encode_video_clips(
                 missing = sorted(times - decoded.keys())
                 decoded |= zip(missing, reader.nearest([reader.begin + t for t in missing]), strict=True)
                 pictures = [np.stack([decoded[float(start + t)] for t in kind])[None] for kind in (images, motion)]
-                video = torch.zeros(config.video_rows, config.video.dim, dtype=torch.float16)
+                video = torch.zeros(config.video_rows, config.video_dim, dtype=torch.float16)
                 with torch.inference_mode():
                     found, moving = encode(torch.from_numpy(pictures[0]), torch.from_numpy(pictures[1]))
                     join_video_features(found[0].cpu(), moving[0].cpu(), nearest, video)

@@ -26,7 +26,12 @@ def noise_estimate(zt: Tensor, z0: Tensor, t: Tensor) -> Tensor:
 
 def flow_matching_loss(v: Tensor, z0: Tensor, z1: Tensor) -> Tensor:
     """Each sample's mean squared error (B,) in float32 of a velocity v (B, L, C) against z_1 - z_0 (Eq. 3, 4)."""
-    return (v.float() - (z1 - z0).float()).square().flatten(1).mean(1)
+    return velocity_loss(v, z1 - z0)
+
+
+def velocity_loss(v: Tensor, target: Tensor) -> Tensor:
+    """Each sample's mean squared error (B,) in float32 of a velocity (B, L, C)."""
+    return (v.float() - target.float()).square().flatten(1).mean(1)
 
 
 def timesteps_from_uniform(uniform: Tensor, kind: str, mean: float, even: float) -> Tensor:

@@ -1,7 +1,8 @@
 """Write sentences about a recording from its annotation: sounds and how often, when, in which order; for music genre,
 mood, instruments and tempo.
 
-The paper uses a language model for this (section III-B, appendix A-A 2). Here a seed chooses among templates.
+The paper uses a language model for this (section III-B, appendix A-A 2), as `captions/rewrite.py` does. Here a seed
+chooses among templates.
 Procedural scenes have shorter captions, in `scenes/scene_captions.py`.
 
 Names may be any text. Countable ones get an article or a plural; others (rain, dog barking, footsteps) stay as they are
@@ -11,11 +12,13 @@ and are counted in times. No verb depends on the number of a name.
 import re
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from ..core.english import article, join, number, plural
+from .line_values import TEMPLATE, Origin, caption_origin
 
 SENTENCES_PER_KIND = 2
 MAX_EVENTS = 6  # with more, a sentence of time stamps is unreadable
@@ -29,20 +32,28 @@ _TOGETHER = re.compile(r"(?i)\b(?:overlap|simultan|concurrent|at the same time|t
 _NEXT = re.compile(r"\s*(?:,|;|->|→|\bthen\b|\bfollowed by\b)\s*")
 
 
-def annotation_captions(given: Sequence[str], annotation: Mapping[str, Any], rng: np.random.Generator) -> list[str]:
-    """All texts to store with a clip: the given ones, the annotation's caption, and SENTENCES_PER_KIND sentences per
-    kind. Names without a count give sentences only if there is no other text."""
-    texts = [*given, *([annotation["caption"]] if annotation.get("caption") else [])]
+def annotation_captions(
+    given: Sequence[str],
+    annotation: Mapping[str, Any],
+    rng: np.random.Generator,
+    origins: Mapping[str, Origin] = MappingProxyType({}),
+) -> dict[str, Origin]:
+    """All texts to store with a clip, each with its source and kind: the given ones, the annotation's caption, and
+    SENTENCES_PER_KIND sentences per kind. Names without a count give sentences only if there is no other text."""
+    texts = {text: origins.get(text, Origin()) for text in given}
+    if annotation.get("caption"):
+        texts.setdefault(annotation["caption"], caption_origin(annotation.get("extra", {}).get("annotated")))
     counts = annotation.get("category") or {}
-    kinds = [
-        count_phrases(counts) if any(counts.values()) or not texts else [],
-        time_phrases(annotation.get("SED") or []),
-        order_phrases(annotation.get("time_relation") or "", list(counts)),
-        music_phrases(annotation),
-    ]
-    for phrasings in kinds:
-        texts += [_sentence(phrasings[i]) for i in rng.permutation(len(phrasings))[:SENTENCES_PER_KIND]]
-    return list(dict.fromkeys(texts))
+    kinds = {
+        "count": count_phrases(counts) if any(counts.values()) or not texts else [],
+        "time": time_phrases(annotation.get("SED") or []),
+        "order": order_phrases(annotation.get("time_relation") or "", list(counts)),
+        "music": music_phrases(annotation),
+    }
+    for kind, phrasings in kinds.items():
+        for i in rng.permutation(len(phrasings))[:SENTENCES_PER_KIND]:
+            texts.setdefault(_sentence(phrasings[i]), Origin(TEMPLATE, kind))
+    return texts
 
 
 def count_phrases(counts: Mapping[str, int | None]) -> list[str]:

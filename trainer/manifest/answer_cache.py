@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from threading import Lock
 
+BUSY = 60.0  # seconds to wait for another process that writes
+
 
 @dataclass(frozen=True)
 class CachedAnswer:
@@ -17,14 +19,14 @@ class CachedAnswer:
 
 
 class AnswerCache:
-    """A file of answers by key, for several threads; close it at the end. Raises OSError if the disk is full or another
-    process uses the file."""
+    """A file of answers by key, for several threads and processes; close it at the end. Raises OSError if the disk is
+    full or another process does not let go of the file."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, Lock()
         try:
             with self._explain():
-                self._file = sqlite3.connect(path, check_same_thread=False, isolation_level=None)
+                self._file = sqlite3.connect(path, BUSY, check_same_thread=False, isolation_level=None)
                 self._file.execute("create table if not exists answers (key text primary key, text text, reason text)")
         except sqlite3.DatabaseError as error:
             raise ValueError(f"{path}: not a file of answers ({error}); move it away to start again") from error

@@ -1,9 +1,7 @@
-"""Ask a model behind an OpenAI-compatible endpoint about a clip, check the answer, and ask again."""
+"""Ask a model behind an OpenAI-compatible endpoint, check the answer, and ask again."""
 
-import base64
-import copy
-import io
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,53 +10,30 @@ from threading import Lock
 from typing import Any
 
 import jsonschema
-import numpy as np
 import openai
-import soundfile
-from PIL import Image
 
 from ...models import strict
-from ...models.config import CodecConfig
-from ..media.audio_decode import SoundSegment, decode_all
-from ..media.source import open_media
-from ..media.video_decode import FrameReader
-from .manifest import AUDIO_FIELDS, MUSIC_FIELDS, ManifestEntry, line_schema
+from .prices import Usage
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
-SOUND_CODEC = CodecConfig(
-    "logmel", sample_rate=16_000, audio_channels=1, hop=160, frames=1, latent_channels=1
-)  # what models hear
-PICTURE_SIZE = 336  # pixels, height and width
 TIME_TOLERANCE = 0.5  # seconds that a time may exceed the length of a clip, because models round
-FIELDS = {"audio": ("caption", *AUDIO_FIELDS), "music": ("caption", *MUSIC_FIELDS)}
-PROMPT = """You annotate recordings for training a model that makes sound. Listen, and answer with one JSON object that
-has exactly the keys you are asked for, and nothing else. Say what you hear, not what you suppose; a key that the
-recording does not settle gets null.
-
-caption: one sentence that describes everything that is heard.
-category: an object of sound names with how often each is heard, {"dog bark": 2, "rain": null}; null for sounds that
-are continuous or cannot be counted.
-SED: a list of {"start": seconds, "end": seconds, "event": name}, in order of time, seconds from the start.
-time_relation: the names in the order in which they are heard, between commas, or a word such as "interleave".
-genre, mood: a few words each. instruments: a list of names. tempo: beats per minute, a number."""
 
 
 class EndpointDown(Exception):
-    """The endpoint gave no answer in several attempts; the next clip may succeed."""
+    """The endpoint gave no answer in several attempts, or none in the API's form; the next question may succeed."""
 
 
 class AnswerRefused(Exception):
-    """No answer to a clip was acceptable, and asking again will not help."""
-
-
-class ClipTooLong(Exception):
-    """A clip is too long to be sent to a model."""
+    """No answer to a question was acceptable, and asking again will not help."""
 
 
 @dataclass(frozen=True)
 class Endpoint:
-    """rate: requests per minute of all threads, 0 for no limit. attempts: answers per clip. retries: failures of a
-    request (too many requests, server error, broken connection), with growing pauses."""
+    """rate: requests per minute of all threads, 0 for no limit. attempts: answers per question. retries: failures of a
+    request (too many requests, server error, broken connection), with growing pauses.
+
+    Raises ValueError, beginning with the field's name, for a number that cannot be.
+    """
 
     url: str
     model: str
@@ -68,10 +43,19 @@ class Endpoint:
     timeout: float = 120.0  # seconds
     pictures: int = 4  # per clip with video
     longest: float = 60.0  # seconds per clip
+    temperature: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("timeout", "longest"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: {getattr(self, name):g} must be above 0, and finite")
+        for name in ("rate", "retries", "pictures", "temperature"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}: {getattr(self, name):g} must be 0 or more, and finite")
 
 
 class EndpointClient:
-    """Asks an endpoint about clips; threads may share it. The key comes from the environment (OPENAI_API_KEY)."""
+    """Asks an endpoint; threads may share it. The key comes from the environment (OPENAI_API_KEY)."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
@@ -84,30 +68,31 @@ class EndpointClient:
             http_client=openai.DefaultHttpxClient(event_hooks={"request": [lambda request: pace()]}),
         )
 
-    def ask(
-        self, entry: ManifestEntry, fields: Sequence[str], check: Callable[[dict[str, Any]], None]
+    def ask_json(
+        self,
+        messages: Sequence[dict[str, Any]],
+        schema: dict[str, Any],
+        check: Callable[[dict[str, Any]], None],
+        spent: Usage | None = None,
     ) -> dict[str, Any]:
-        """The fields of a clip, None for those the model cannot tell. If the schema or `check` (which raises
-        ValueError) refuses an answer, the model is asked again, with the reason.
+        """The JSON object that answers messages of the API. If `schema` or `check` (which raises ValueError) refuses
+        it, the model is asked again, with the reason. What is asked is added to `spent`.
 
         Raises:
-            AnswerRefused, ClipTooLong, EndpointDown: see there.
-            MediaError: the clip cannot be read.
-            ValueError: the endpoint refuses the key or does not know the model, so every clip would fail.
+            AnswerRefused, EndpointDown: see there.
+            ValueError: the endpoint refuses the key or does not know the model, so every question would fail.
         """
-        content, seconds = _message_content(entry, fields, self.endpoint)
-        schema = answer_schema(fields, seconds)
-        messages: list[Any] = [{"role": "system", "content": PROMPT}, {"role": "user", "content": content}]
+        asked: list[Any] = list(messages)
         reason = ""
         for _ in range(self.endpoint.attempts):
-            text = self._answer(messages)
+            text = self._answer(asked, spent or Usage())
             try:
                 answer = _parse_answer(text, schema)
                 check(answer)
                 return answer
             except ValueError as error:
                 reason = str(error)
-            messages += [
+            asked += [
                 {"role": "assistant", "content": text},
                 {
                     "role": "user",
@@ -116,9 +101,12 @@ class EndpointClient:
             ]
         raise AnswerRefused(f"{self.endpoint.attempts} answers were refused, the last one because {reason}")
 
-    def _answer(self, messages: list[Any]) -> str:
+    def _answer(self, messages: list[Any], spent: Usage) -> str:
+        endpoint = self.endpoint
         try:
-            reply = self._client.chat.completions.create(model=self.endpoint.model, messages=messages, temperature=0.2)
+            reply = self._client.chat.completions.create(
+                model=endpoint.model, messages=messages, temperature=endpoint.temperature
+            )
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
             raise ValueError(
                 f"{self.endpoint.url} refuses the key; set {API_KEY_VARIABLE} in the environment ({error})"
@@ -129,21 +117,25 @@ class EndpointClient:
             raise AnswerRefused(f"the endpoint does not take the request ({error})") from error
         except openai.APIError as error:
             raise EndpointDown(f"{type(error).__name__}: {error}") from error
-        return (reply.choices[0].message.content or "") if reply.choices else ""
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise EndpointDown(f"its reply is not JSON ({error})") from error
+        spent.requests += 1
+        usage = getattr(reply, "usage", None)
+        spent.read += _tokens(usage, "prompt_tokens")
+        spent.written += _tokens(usage, "completion_tokens")
+        try:  # the library checks nothing
+            text: object = (reply.choices[0].message.content or "") if reply.choices else ""
+        except (AttributeError, LookupError, TypeError):
+            text = None
+        if not isinstance(text, str):
+            raise EndpointDown(f"its reply is no chat completion with a text: {str(reply)[:80]!r}")
+        return text
 
 
-def answer_schema(fields: Sequence[str], seconds: float) -> dict[str, Any]:
-    """The schema of an answer about a clip of this length: each field as in the manifest, or null."""
-    schema = copy.deepcopy(line_schema())
-    for name in ("start", "end"):
-        schema["$defs"]["Event"]["properties"][name]["maximum"] = round(seconds + TIME_TOLERANCE, 2)
-    return {
-        "type": "object",
-        "properties": {field: {"anyOf": [{"type": "null"}, schema["properties"][field]]} for field in fields},
-        "required": list(fields),
-        "additionalProperties": False,
-        "$defs": schema["$defs"],
-    }
+def _tokens(usage: object, name: str) -> int:
+    """What the server has counted, 0 if it does not say."""
+    count = getattr(usage, name, None)
+    return count if isinstance(count, int) else 0
 
 
 def _parse_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
@@ -159,39 +151,6 @@ def _parse_answer(text: str, schema: dict[str, Any]) -> dict[str, Any]:
     if problem is not None:
         raise ValueError(f"{problem.json_path.removeprefix('$.')}: {problem.message[:200]}")
     return dict(answer)
-
-
-def _message_content(
-    entry: ManifestEntry, fields: Sequence[str], endpoint: Endpoint
-) -> tuple[list[dict[str, Any]], float]:
-    """The parts of the message for the API, and the clip's seconds."""
-    with open_media(entry.audio, entry.allow_private) as source:
-        try:
-            wave = decode_all(source, SOUND_CODEC, SoundSegment(entry.start, entry.end), endpoint.longest)
-        except ValueError as error:
-            raise ClipTooLong(f"{error}: give it as segments with start and end") from error
-    seconds = wave.shape[1] / SOUND_CODEC.sample_rate
-    file = io.BytesIO()
-    soundfile.write(file, wave[0], SOUND_CODEC.sample_rate, format="WAV", subtype="PCM_16")
-    known = {key: value for key, value in (entry.annotation | {"captions": entry.captions}).items() if key != "extra"}
-    said = json.dumps({key: value for key, value in known.items() if value})
-    text = f"A recording of {seconds:.2f} s. Known already: {said}. Give the keys {', '.join(fields)}."
-    parts: list[dict[str, Any]] = [{"type": "text", "text": text}]
-    parts.append({"type": "input_audio", "input_audio": {"data": _base64(file.getvalue()), "format": "wav"}})
-    if entry.video and endpoint.pictures:
-        places = (np.arange(endpoint.pictures) + 0.5) / endpoint.pictures
-        with FrameReader(entry.video, PICTURE_SIZE, entry.start, allow_private=entry.allow_private) as reader:
-            pictures = reader.nearest([reader.begin + entry.start + seconds * float(place) for place in places])
-        for picture in pictures:
-            image = io.BytesIO()
-            Image.fromarray(np.ascontiguousarray(picture.transpose(1, 2, 0))).save(image, "JPEG", quality=85)
-            address = f"data:image/jpeg;base64,{_base64(image.getvalue())}"
-            parts.append({"type": "image_url", "image_url": {"url": address}})
-    return parts, seconds
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
 
 
 def _rate_limiter(rate: float) -> Callable[[], None]:

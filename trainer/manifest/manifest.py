@@ -7,14 +7,14 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from ...models import strict
@@ -22,35 +22,11 @@ from ..core.addresses import ADDRESS, LOCAL_PROTOCOLS, address_problem
 from ..core.credentials import redacted
 from ..core.english import complaint_list, lines_wrong
 from ..core.tasks import Domain
+from .line_values import LARGEST, PLACED_KINDS, Count, Location, Origin, Seconds, SourcedCaption, Text, TimedEvent
 
 MUSIC_FIELDS = ("genre", "mood", "instruments", "tempo")
 AUDIO_FIELDS = ("category", "SED", "time_relation")
 ANNOTATION_FIELDS = ("caption", *AUDIO_FIELDS, *MUSIC_FIELDS)
-_LARGEST = 1e9  # seconds, counts, beats per minute: more is a mistake
-
-
-def _whole_number(value: Any) -> Any:
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _in_order(event: "Event") -> "Event":
-    if event["end"] < event["start"]:
-        raise ValueError("the event ends before it starts")
-    return event
-
-
-# The description of a key says what a wrong value should have been: in messages, and in the schema for editors.
-Text = Annotated[str, Field(pattern=r"\S", description="a text that is not empty")]
-Location = Annotated[str, Field(pattern=r"^[^\x00]*[^\s\x00][^\x00]*$", description="a path or an address")]
-Seconds = Annotated[float, Field(ge=0, le=_LARGEST)]
-Count = Annotated[int, Field(ge=1, le=_LARGEST), BeforeValidator(_whole_number)]
-
-
-@with_config(ConfigDict(extra="forbid", strict=True))
-class Event(TypedDict):
-    start: Seconds
-    end: Seconds
-    event: Text
 
 
 @with_config(ConfigDict(extra="allow", strict=True))
@@ -60,7 +36,10 @@ class ManifestLine(TypedDict, total=False):
 
     audio: Location
     video: Location  # one picture or a video of the same moment; without `audio` it gives the sound too
-    captions: Annotated[list[Text], Field(description="a list of texts that are not empty")]  # of the whole segment
+    captions: Annotated[
+        list[Text | SourcedCaption],
+        Field(description='a list of texts that are not empty, or of {"text", "source", "kind"}'),
+    ]  # of the whole segment
     domain: Annotated[Domain, Field(description="one of ('audio', 'music')")]
     start: Annotated[Seconds, Field(description="seconds, from 0 to 1e9")]  # of the segment in the file
     end: Annotated[Seconds, Field(description="seconds, above start")]  # default: where the file ends
@@ -71,8 +50,8 @@ class ManifestLine(TypedDict, total=False):
         Field(description="a name, or names with counts from 1 on, or null"),
     ]
     SED: Annotated[
-        list[Annotated[Event, AfterValidator(_in_order)]],
-        Field(description='a list of {"start": seconds, "end": seconds, "event": name}'),
+        list[TimedEvent],
+        Field(description='a list of {"start": seconds, "end": seconds, "event": name} or {"00:02-00:06": name}'),
     ]  # in seconds from the segment's start
     time_relation: Text  # names in order of time ("bell, kick, kick"), or a word such as "interleave"
     genre: Text
@@ -81,7 +60,7 @@ class ManifestLine(TypedDict, total=False):
         Annotated[Text, AfterValidator(lambda name: [name])] | list[Text],
         Field(description="a name or a list of names"),
     ]
-    tempo: Annotated[float, Field(gt=0, le=_LARGEST, description="beats per minute, above 0")]
+    tempo: Annotated[float, Field(gt=0, le=LARGEST, description="beats per minute, above 0")]
 
 
 LINE = TypeAdapter(ManifestLine)
@@ -111,6 +90,7 @@ class ManifestEntry:
     allow_private: bool = False  # its http addresses may lead to this machine or its network
     captions: list[str] = field(default_factory=list)
     annotation: dict[str, Any] = field(default_factory=dict)
+    origins: dict[str, Origin] = field(default_factory=dict)  # of captions that say theirs
 
 
 def read_entries(path: Path, allow_private: bool = False) -> list[ManifestEntry]:
@@ -120,34 +100,43 @@ def read_entries(path: Path, allow_private: bool = False) -> list[ManifestEntry]
     Raises:
         ValueError: the manifest is missing or empty, or lines are wrong; names the first of them.
     """
+    return [replace(entry, allow_private=allow_private) for entry in iter_entries(path)]
+
+
+def iter_entries(path: Path) -> Iterator[ManifestEntry]:
+    """The entries of `read_entries` one by one; raises at the end."""
+    count, wrong = 0, list[str]()
     try:
-        lines = path.read_bytes().splitlines()
+        with path.open("rb") as file:
+            for number, text in enumerate(file, start=1):
+                if text.strip():
+                    count += 1
+                    try:
+                        yield read_entry(path, number, text.rstrip(b"\r\n"))
+                    except ValueError as error:
+                        wrong.append(str(error))
     except OSError as error:
         raise ValueError(f"manifest {path}: {error.strerror}") from error
-    entries, wrong = list[ManifestEntry](), list[str]()
-    for number, text in enumerate(lines, start=1):
-        if text.strip():
-            try:
-                entries.append(replace(read_entry(path, number, text), allow_private=allow_private))
-            except ValueError as error:
-                wrong.append(str(error))
     if wrong:
-        title = f"manifest {path}: {lines_wrong(len(wrong), len(wrong) + len(entries))}"
+        title = f"manifest {path}: {lines_wrong(len(wrong), count)}"
         raise ValueError(wrong[0] if len(wrong) == 1 else complaint_list(wrong, title))
-    if not entries:
+    if not count:
         raise ValueError(f"manifest {path} holds no line; expected one JSON object per line")
-    return entries
 
 
 def raw_lines(path: Path, entries: Sequence[ManifestEntry], folder: Path) -> list[dict[str, Any]]:
     """The lines of the manifest at `path` as written, one per entry, with paths that are also valid in `folder`."""
-    texts = [text for text in path.read_bytes().splitlines() if text.strip()]
-    lines: list[dict[str, Any]] = [strict.parse_json(text.decode("utf-8-sig")) for text in texts]
+    texts = [text for text in path.read_bytes().split(b"\n") if text.strip()]
+    return [raw_line(path, entry, text, folder) for entry, text in zip(entries, texts, strict=True)]
+
+
+def raw_line(path: Path, entry: ManifestEntry, text: bytes, folder: Path) -> dict[str, Any]:
+    """One line of the manifest at `path` as written, with paths that are also valid in `folder`."""
+    line: dict[str, Any] = strict.parse_json(text.decode("utf-8-sig"))
     if path.parent.resolve() != folder.resolve():
-        for entry, line in zip(entries, lines, strict=True):
-            places = {"audio": entry.audio, "video": entry.video}
-            line.update({kind: place for kind, place in places.items() if kind in line})
-    return lines
+        places = {"audio": entry.audio, "video": entry.video}
+        line.update({kind: place for kind, place in places.items() if kind in line})
+    return line
 
 
 def read_entry(path: Path, line: int, text: bytes) -> ManifestEntry:
@@ -190,6 +179,7 @@ def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Man
     annotation = {key: values[key] for key in ANNOTATION_FIELDS if key in values}
     if extra:
         annotation["extra"] = extra
+    sourced = [caption for caption in values.get("captions", []) if isinstance(caption, dict)]
     name: str = values["audio"] if "audio" in values else values["video"]
     places = {key: _place(where, folder, key, values[key]) for key in ("audio", "video") if key in values}
     return ManifestEntry(
@@ -200,8 +190,9 @@ def parse_entry(where: str, folder: Path, line: int, raw: dict[str, Any]) -> Man
         domain=domain,
         start=start,
         end=end,
-        captions=values.get("captions", []),
+        captions=[text if isinstance(text, str) else text["text"] for text in values.get("captions", [])],
         annotation=annotation,
+        origins={text["text"]: Origin(**{k: v for k, v in text.items() if k != "text"}) for text in sourced},
     )
 
 
@@ -269,3 +260,14 @@ def clip_annotation(entry: ManifestEntry, start: float, seconds: float, whole: b
     elif "category" in annotation:
         annotation["category"] = dict.fromkeys(annotation["category"])
     return annotation
+
+
+def clip_captions(entry: ManifestEntry, whole: bool) -> list[str]:
+    """The captions that are true of one clip of an entry's segment: of a `whole` one all, otherwise none that counts
+    sounds or says when or in which order they are heard."""
+    return [text for text in entry.captions if whole or entry.origins.get(text, Origin()).kind not in PLACED_KINDS]
+
+
+def written_caption(text: str, entry: ManifestEntry) -> str | dict[str, str]:
+    """A caption of an entry as a manifest has it."""
+    return {"text": text, **entry.origins[text]._asdict()} if text in entry.origins else text

@@ -104,6 +104,31 @@ def decode_all(
     return _levelled(np.concatenate(blocks), source.name)
 
 
+@dataclass(frozen=True)
+class NativeSound:
+    """All sound of a file as it is, but for the mix to one channel. Levels are kept."""
+
+    rate: int  # Hz
+    channels: int  # of the file
+    wave: Wave  # (n,)
+    clipped: float  # share of the decoded samples at full scale
+
+
+def decode_native(source: MediaSource) -> NativeSound:
+    """Decode a whole file at its own rate. Raises MediaError where it is damaged or empty."""
+    meter, blocks, rate = _ClippingMeter(), list[Wave](), 0
+    with _track(source, 0.0) as (track, frames):
+        for rate, block in _blocks(track, frames, 1, SoundSegment(), meter):  # noqa: B007  # the rate is that of all
+            blocks.append(block[:, 0])
+        channels = track.stream.channels
+    if not blocks:
+        raise MediaError(Reason.ZERO_LENGTH, f"{source.name}: holds no sound")
+    wave = np.concatenate(blocks)
+    if not np.isfinite(wave).all():
+        raise MediaError(Reason.UNDECODABLE, f"{source.name}: samples are not finite")
+    return NativeSound(rate, channels, wave, meter.reset())
+
+
 @dataclass
 class _ClippingMeter:
     """Counts samples since the last clip was cut. At most one frame of them belongs to the next clip."""
@@ -150,45 +175,50 @@ def _resampled(source: MediaSource, codec: CodecConfig, segment: SoundSegment, m
 def _segment(
     source: MediaSource, channels: int, segment: SoundSegment, meter: _ClippingMeter
 ) -> Iterator[tuple[int, Wave]]:
+    """Yield the file's sample rate with blocks (n, channels) of the segment, as `_blocks`."""
+    with _track(source, segment.start) as (track, frames):
+        yield from _blocks(track, frames, channels, segment, meter)
+
+
+def _blocks(
+    track: "_Track", frames: Iterator[av.AudioFrame], channels: int, segment: SoundSegment, meter: _ClippingMeter
+) -> Iterator[tuple[int, Wave]]:
     """Yield the file's sample rate with blocks (n, channels) of the segment; zeros where the file begins without sound.
     The first frame's time stamp places the sound in the file, and from there on samples are counted."""
-    with _track(source, segment.start) as (track, frames):
-        clock: int | None = None  # samples of the file so far
-        for frame in frames:
-            track.check_kind(frame)
-            rate = frame.sample_rate
-            first, last = round(segment.start * rate), None if segment.end is None else round(segment.end * rate)
-            stamp = None if frame.time is None else round((frame.time - track.begin) * rate)
-            if clock is None:
-                clock = 0 if stamp is None or abs(stamp) <= ROUNDING * rate else stamp
-                missing = (clock if last is None else min(clock, last)) - first
-                if missing > LATEST * rate:
-                    raise MediaError(
-                        Reason.GAP, f"{source.name}: the sound begins at {clock / rate:.2f} s, more than {LATEST:g} s "
-                        "after the file or the segment"
-                    )  # fmt: skip
-                yield from _silence(rate, channels, missing)
-            elif stamp is not None and abs(stamp - clock) > SLACK * rate:
-                if max(clock, stamp) <= first:
-                    clock = stamp
-                elif segment.synced:
-                    raise MediaError(
-                        Reason.GAP, f"{source.name}: the time stamps of the sound jump from {clock / rate:.2f} s to "
-                        f"{stamp / rate:.2f} s"
-                    )  # fmt: skip
-            for block in track.converted(frame):
-                wanted = block[:, max(0, first - clock) : None if last is None else max(0, last - clock)]
-                clock += block.shape[1]
-                if clock - first > LONGEST * rate:
-                    raise MediaError(
-                        Reason.TOO_LONG, f"{source.name}: longer than {LONGEST:g} s; prepare segments of it"
-                    )
-                if wanted.shape[1]:
-                    meter.add(wanted)
-                    yield rate, _mixed(wanted, channels)
-            if last is not None and clock >= last:
-                return
-        track.check_length(0.0 if clock is None else clock / track.rate, segment)
+    clock: int | None = None  # samples of the file so far
+    for frame in frames:
+        track.check_kind(frame)
+        rate = frame.sample_rate
+        first, last = round(segment.start * rate), None if segment.end is None else round(segment.end * rate)
+        stamp = None if frame.time is None else round((frame.time - track.begin) * rate)
+        if clock is None:
+            clock = 0 if stamp is None or abs(stamp) <= ROUNDING * rate else stamp
+            missing = (clock if last is None else min(clock, last)) - first
+            if missing > LATEST * rate:
+                raise MediaError(
+                    Reason.GAP, f"{track.name}: the sound begins at {clock / rate:.2f} s, more than {LATEST:g} s "
+                    "after the file or the segment"
+                )  # fmt: skip
+            yield from _silence(rate, channels, missing)
+        elif stamp is not None and abs(stamp - clock) > SLACK * rate:
+            if max(clock, stamp) <= first:
+                clock = stamp
+            elif segment.synced:
+                raise MediaError(
+                    Reason.GAP, f"{track.name}: the time stamps of the sound jump from {clock / rate:.2f} s to "
+                    f"{stamp / rate:.2f} s"
+                )  # fmt: skip
+        for block in track.converted(frame):
+            wanted = block[:, max(0, first - clock) : None if last is None else max(0, last - clock)]
+            clock += block.shape[1]
+            if clock - first > LONGEST * rate:
+                raise MediaError(Reason.TOO_LONG, f"{track.name}: longer than {LONGEST:g} s; prepare segments of it")
+            if wanted.shape[1]:
+                meter.add(wanted)
+                yield rate, _mixed(wanted, channels)
+        if last is not None and clock >= last:
+            return
+    track.check_length(0.0 if clock is None else clock / track.rate, segment)
 
 
 def _silence(rate: int, channels: int, samples: int) -> Iterator[tuple[int, Wave]]:
@@ -206,7 +236,7 @@ class _Track:
         self.stream = container.streams.audio[0]
         check_decoder(name, self.stream)
         self.begin = file_start(container)
-        self._name, self._container = name, container
+        self.name, self._container = name, container
         self._reached = 0.0  # seconds at which the packets of all tracks end; for containers in _LONGEST
         if self.stream.codec_context.name == "flac":
             self.stream.codec_context.options = {"err_detect": "crccheck+explode"}
@@ -231,7 +261,7 @@ class _Track:
                 at_end = not any(later.size for later in packets)
                 reason = Reason.TRUNCATED if at_end else Reason.UNDECODABLE
                 place = "the last packet is truncated" if at_end else f"the packet at byte {packet.pos} is damaged"
-                raise MediaError(reason, f"{self._name}: {place} ({error.strerror})") from error
+                raise MediaError(reason, f"{self.name}: {place} ({error.strerror})") from error
             yield from frames
 
     def _packets(self) -> "Iterator[av.Packet[av.AudioStream]]":
@@ -248,10 +278,10 @@ class _Track:
         found = (frame.sample_rate, frame.layout.name, frame.format.name)
         if self._kind not in (None, found):
             changes = f"changes from {self._kind} to {found} (Hz, channels, format)"
-            raise MediaError(Reason.UNDECODABLE, f"{self._name}: {changes}")
+            raise MediaError(Reason.UNDECODABLE, f"{self.name}: {changes}")
         if self._kind is None and not RATES[0] <= frame.sample_rate <= RATES[1]:
             expected = f"expected {RATES[0]} to {RATES[1]}"
-            raise MediaError(Reason.UNDECODABLE, f"{self._name}: a sample rate of {frame.sample_rate} Hz; {expected}")
+            raise MediaError(Reason.UNDECODABLE, f"{self.name}: a sample rate of {frame.sample_rate} Hz; {expected}")
         self._kind = found
 
     def converted(self, frame: av.AudioFrame) -> list[Wave]:
@@ -260,7 +290,7 @@ class _Track:
 
     def check_length(self, seconds: float, segment: SoundSegment) -> None:
         """At the end of a file, check its length against what it declares and against the segment."""
-        name, stream, kind = self._name, self.stream, self._container.format.name
+        name, stream, kind = self.name, self.stream, self._container.format.name
         # An mp3 has a start time only if it has a Xing header, which counts its frames.
         counted = kind in _COUNTED or (kind == "mp3" and stream.start_time)
         if counted and stream.duration is not None and stream.time_base is not None:
@@ -287,7 +317,7 @@ class _Track:
         declared = container.duration / av.time_base
         if self._reached < declared - (slack if alone else max(slack, LONGEST_SLACK)):
             raise MediaError(
-                Reason.TRUNCATED, f"{self._name}: declares {declared:.2f} s and ends after {self._reached:.2f} s"
+                Reason.TRUNCATED, f"{self.name}: declares {declared:.2f} s and ends after {self._reached:.2f} s"
             )
 
 

@@ -40,7 +40,7 @@ def read_clips(
     audio: Path | str,
     video: Path | str | None,
     codec: CodecConfig,
-    frames: VideoConfig,
+    frames: VideoConfig | None,
     start: float = 0.0,
     end: float | None = None,
     threads: int = 1,
@@ -50,9 +50,10 @@ def read_clips(
 ) -> Iterator[Clip]:
     """Cuts the segment [start, end) of a file, in seconds, into consecutive clips.
 
-    audio, video: paths or addresses; the same one if a file has both. threads: of the video decoder, 0 for one per
-    core. sound_slack: seconds that the sound may be shorter than declared, and video_slack: seconds that the pictures
-    may be shorter than the sound, before the file counts as damaged. allow_private: as of `open_media`.
+    audio, video: paths or addresses; the same one if a file has both. frames: None leaves pictures out. threads: of the
+    video decoder, 0 for one per core. sound_slack: seconds that the sound may be shorter than declared, and
+    video_slack: seconds that the pictures may be shorter than the sound, before the file counts as damaged.
+    allow_private: as of `open_media`.
 
     The last clip is padded with zeros. It is dropped if it is shorter than a tenth of a clip and not the only one.
     Levels are kept, but a clip with a peak above 1 is scaled to peak 1. Frames are the nearest in time; a still picture
@@ -63,9 +64,10 @@ def read_clips(
     """
     with ExitStack() as stack:
         sound = stack.enter_context(open_media(audio, allow_private))
-        segment = SoundSegment(start, end, video is not None, sound_slack)
-        if video is None:
-            empty = np.empty((0, 3, frames.size, frames.size), np.uint8)
+        segment = SoundSegment(start, end, video is not None and frames is not None, sound_slack)
+        if video is None or frames is None:
+            size = frames.size if frames else 0
+            empty = np.empty((0, 3, size, size), np.uint8)
             for piece in decode_clips(sound, codec, segment):
                 yield _clip(piece, empty, empty)
             return

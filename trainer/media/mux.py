@@ -26,7 +26,12 @@ from .video_decode import video_track
 if TYPE_CHECKING:
     from torch import Tensor  # takes seconds to import, and `check_writable` does without
 
-SOUND_FORMATS = {".wav": ("WAV", "PCM_16"), ".flac": ("FLAC", "PCM_16"), ".ogg": ("OGG", "VORBIS")}
+SOUND_FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
 # FFmpeg's name of the container, and the codec of the sound in it.
 CONTAINERS = {
     ".mp4": ("mp4", "aac"),

@@ -61,6 +61,7 @@ class Reason(StrEnum):
     NOT_FINITE = "features not finite"
     GAP = "gap in the time stamps"
     TOO_LONG = "too long"  # so that a small file cannot mean endless work
+    TOO_SHORT = "too short"  # for what is to be done with it
 
 
 class MediaError(Exception):

@@ -38,7 +38,7 @@ class VideoSpan:
         return self.end - self.begin
 
 
-def video_span(location: Path | str) -> VideoSpan:
+def video_span(location: Path | str | MediaSource) -> VideoSpan:
     """The span of a file's pictures, from its packets alone: nothing is decoded.
 
     Raises:
@@ -63,7 +63,8 @@ class FrameReader:
     location: a path, an address or a source. size: height and width in pixels. start: seconds after the beginning of
     the file; no earlier frame will be requested. threads: of the decoder, 0 for one per core. slack: seconds that the
     pictures may begin after, or end before, the requested times. squeeze: make pictures square without their true
-    proportions, where otherwise their long side is cropped. allow_private: as of `open_media`.
+    proportions, where otherwise their long side is cropped. crops: squares from one end of the long side to the other,
+    in an axis before the colours; 1 is the middle, without that axis. allow_private: as of `open_media`.
     """
 
     begin: float  # time stamp in seconds at which the file begins
@@ -77,9 +78,10 @@ class FrameReader:
         slack: float = VIDEO_SLACK,
         squeeze: bool = False,
         allow_private: bool = False,
+        crops: int = 1,
     ) -> None:
         self._location, self._size, self._start, self._threads, self._slack = location, size, start, threads, slack
-        self._squeeze, self._allow_private = squeeze, allow_private
+        self._squeeze, self._allow_private, self._crops = squeeze, allow_private, crops
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -103,7 +105,7 @@ class FrameReader:
         self._stack.__exit__(kind, error, trace)
 
     def nearest(self, times: list[float]) -> list[Picture]:
-        """Ascending time stamps in seconds -> as many pictures (3, size, size) uint8."""
+        """Ascending time stamps in seconds -> as many pictures (3, size, size) or (crops, 3, size, size), uint8."""
         return [np.ascontiguousarray(picture) for picture in self.views(times)]
 
     def views(self, times: Iterable[float]) -> Iterator[Picture]:
@@ -162,7 +164,7 @@ class FrameReader:
         return stream
 
     def _decoded(self, container: av.container.InputContainer, stream: av.VideoStream) -> Iterator["_Frame"]:
-        square = _SquareScaler(self._size, stream, self._squeeze)
+        square = _SquareScaler(self._size, stream, self._squeeze, self._crops)
         # A recording may begin in the middle of a group of pictures; the first ones then lack their key frame.
         frames = dropwhile(lambda frame: frame.is_corrupt, container.decode(stream))
         return (_Frame(frame.time, frame, square) for frame in frames if frame.time is not None)
@@ -186,10 +188,11 @@ class _Frame:
 
 class _SquareScaler:
     """Turns frames into views (3, size, size) uint8: upright, in true proportions, with the short side scaled to `size`
-    and the long side cropped around its middle; or with `squeeze` both sides scaled to `size`."""
+    and the long side cropped around its middle, or in several places; or with `squeeze` both sides scaled to `size`."""
 
-    def __init__(self, size: int, stream: av.VideoStream, squeeze: bool) -> None:
+    def __init__(self, size: int, stream: av.VideoStream, squeeze: bool, crops: int) -> None:
         self._size, self._aspect, self._squeeze = size, float(stream.sample_aspect_ratio or 1), squeeze
+        self._shares = [0.5] if crops == 1 else [i / (crops - 1) for i in range(crops)]  # of what is cropped, before it
         self._scaler, self._painter = VideoReformatter(), VideoReformatter()
 
     def scale(self, frame: av.VideoFrame) -> Picture:
@@ -202,11 +205,14 @@ class _SquareScaler:
         if not (frame.format.is_rgb or frame.format.has_palette):
             frame = self._scaler.reformat(frame, width, height, "yuv444p", interpolation=interpolation, threads=1)
         rgb = self._painter.reformat(frame, width, height, "rgb24", interpolation=interpolation, threads=1)
-        top, left = (height - self._size) // 2, (width - self._size) // 2
         pixels = np.asarray(rgb.to_ndarray(), dtype=np.uint8)
-        square = pixels[top : top + self._size, left : left + self._size]
-        turned = np.rot90(square, round(frame.rotation / 90))  # phones store pictures on their side
-        return turned.transpose(2, 0, 1)
+        squares = []
+        for share in self._shares:
+            top, left = int((height - self._size) * share), int((width - self._size) * share)
+            square = pixels[top : top + self._size, left : left + self._size]
+            turned = np.rot90(square, round(frame.rotation / 90))  # phones store pictures on their side
+            squares.append(turned.transpose(2, 0, 1))
+        return squares[0] if len(squares) == 1 else np.stack(squares)
 
 
 def video_track(name: str, container: av.container.InputContainer) -> av.VideoStream:

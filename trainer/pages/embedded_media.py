@@ -61,10 +61,15 @@ def picture_uri(picture: NDArray[np.uint8]) -> str:
 def spectrogram_uri(wave: Tensor, sample_rate: int) -> str:
     """wave (channels, samples) -> png of its mel spectrogram, low bands at the bottom."""
     buffer = io.BytesIO()
+    spectrogram_picture(wave, sample_rate).save(buffer, "PNG", optimize=True)
+    return _uri("image/png", buffer)
+
+
+def spectrogram_picture(wave: Tensor, sample_rate: int) -> Image.Image:
+    """wave (channels, samples) -> its mel spectrogram in colours, low bands at the bottom."""
     picture = Image.fromarray(spectrogram(wave, sample_rate))
     picture.putpalette(_palette())  # the loudness becomes an index
-    picture.save(buffer, "PNG", optimize=True)
-    return _uri("image/png", buffer)
+    return picture
 
 
 def spectrogram(wave: Tensor, sample_rate: int) -> NDArray[np.uint8]:

@@ -4,7 +4,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from ..core.tasks import tasks_of_domain
-from ..data.batches import can_serve
+from ..data.caption_weights import CAPTION_ORIGINS
+from ..data.condition_draws import can_serve
 from ..data.record import Record
 from .encode import Rejection
 
@@ -49,10 +50,12 @@ class Counts:
         self._add("seconds", domain, record.seconds)
         self._add("with video", domain, len(record.image) > 0)
         self._add("with captions", domain, bool(record.captions))
+        self._add("with what precedes it", domain, len(record.preceding) > 0)
         self._add("captions", domain, len(record.captions))
         named = {
             "tasks": tasks_of(record),
             "terms": caption_terms(record.captions),
+            "caption kinds": (f"{o['kind']} ({o['source']})" for o in notes.get(CAPTION_ORIGINS, ())),
             "categories": notes.get("category") or (),
             "genres": filter(None, [notes.get("genre")]),
             "moods": filter(None, [notes.get("mood")]),
@@ -76,8 +79,3 @@ def caption_terms(captions: Iterable[str]) -> set[str]:
     """The distinct informative words of a clip's captions."""
     words = {word for text in captions for word in re.findall(r"[^\W\d_][\w'-]+", text.lower())}
     return words - _STOP
-
-
-def amounts_sentence(amounts: Mapping[str, float]) -> str:
-    """A list such as "2 missing, 1 silent"; "nothing" if there is nothing."""
-    return ", ".join(f"{amount:g} {name}" for name, amount in sorted(amounts.items()) if amount) or "nothing"

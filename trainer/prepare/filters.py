@@ -1,18 +1,16 @@
 """Decide which clips are good enough: the filters of the paper's first stage (section III-A), as numbers.
 
 Broken, missing and empty tracks and silent clips are always left out (`source.Reason`). The filters here are set by the
-JSON file of `launch/prepare.py files --filters`; without one, everything else is kept.
+JSON file of `launch/prepare.py files --filters`; without one, everything else is kept. The stage `filter` judges whole
+lines by the same numbers, and by words and networks (`stages/filter_config.py`).
 """
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import Field
 
-from ...models.strict import NonNegativeFloat, Positive, Share
-from ..core.tasks import DOMAINS, Domain
+from ...models.strict import NonNegativeFloat, Share
 from ..media.audio_decode import SLACK, Wave
 from ..media.clips import Clip
 from ..media.source import Reason
@@ -20,8 +18,6 @@ from ..media.video_decode import VIDEO_SLACK
 
 WINDOW = 0.05  # seconds over which loudness is measured
 PIXEL_STEP = 4  # every fourth pixel is compared from image to image
-
-Domains = Annotated[tuple[Domain, ...], Field(min_length=1)]
 
 
 class Filtered(StrEnum):
@@ -33,51 +29,6 @@ class Filtered(StrEnum):
     SILENCE = "mostly silent"
     CLIPPING = "clipping"
     STATIC = "static video"
-    CLASSIFIER = "classifier"  # followed by its name
-
-
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """A network that scores clips: for music, speech, picture quality.
-
-    For "audio" its input is one channel at `rate` Hz, (B, n) float32 in [-1, 1]. For "video" it is the images of a
-    clip, (N, 3, size, size) float32 in [0, 1], and the score is the mean over them; clips without pictures are not
-    scored. It returns one score per row, or several, of which `column` is used.
-    """
-
-    name: str
-    file: str  # TorchScript, or ONNX if it ends in .onnx
-    input: Literal["audio", "video"] = "audio"
-    rate: int = 0  # Hz, for "audio"
-    size: int = 0  # height and width in pixels, for "video"
-    column: int = 0
-    min_score: float | None = None  # a clip is kept from this score on
-    max_score: float | None = None  # and up to this one
-    domains: Domains = DOMAINS
-
-    def __post_init__(self) -> None:
-        wanted, other = ("rate", "size") if self.input == "audio" else ("size", "rate")
-        if getattr(self, wanted) < 1 or getattr(self, other):
-            raise ValueError(f"{wanted}: {getattr(self, wanted)}; {self.input} needs it above 0, and no {other}")
-        if self.min_score is None and self.max_score is None:
-            raise ValueError(
-                "min_score: missing; give the score that a clip needs, or `max_score`, which it may not exceed"
-            )
-
-
-@dataclass(frozen=True)
-class SeparatorConfig:
-    """A network that extracts a part of a sound: the music without speech and noise.
-
-    Its input is (B, channels, n) float32 at `rate` Hz. It returns the same shape, or (B, stems, channels, n), of which
-    `stem` is used. It runs last; clips that are then silent are left out.
-    """
-
-    file: str  # TorchScript, or ONNX if it ends in .onnx
-    rate: Positive  # Hz
-    channels: Literal[1, 2] = 2
-    stem: int = 0
-    domains: Domains = ("music",)
 
 
 @dataclass(frozen=True)
@@ -95,17 +46,12 @@ class FiltersConfig:
     max_clipped: Share = 1.0  # largest share of a clip's samples that ran into full scale
     max_static: Share = 1.0  # largest share of the steps from image to image in which the picture stands still
     static_threshold: NonNegativeFloat = 0.5  # of 255: the mean change of a pixel below which it does
-    classifiers: tuple[ClassifierConfig, ...] = ()
-    separator: SeparatorConfig | None = None
 
     def __post_init__(self) -> None:
         if 0 < self.max_file_seconds <= self.min_file_seconds:
             raise ValueError(
                 f"max_file_seconds: {self.max_file_seconds} must be above min_file_seconds, {self.min_file_seconds}"
             )
-        names = [classifier.name for classifier in self.classifiers]
-        if len(set(names)) < len(names) or "" in names:
-            raise ValueError(f"classifiers: each needs its own name, got {names}")
 
 
 def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str, str] | None:
@@ -118,7 +64,7 @@ def file_fault(seconds: float, ended: bool, filters: FiltersConfig) -> tuple[str
 
 
 def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
-    """Reason and detail if a clip, whose sound has `rate` Hz, is left out. Networks are run elsewhere."""
+    """Reason and detail if a clip, whose sound has `rate` Hz, is left out."""
     if clip.peak < filters.min_peak:
         return Reason.SILENT, f"nothing above {filters.min_peak:g} dB"
     if clip.seconds < filters.min_clip_seconds:
@@ -128,11 +74,10 @@ def clip_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str]
             Filtered.CLIPPING,
             f"{clip.clipped:.1%} of the samples at full scale, more than {filters.max_clipped:.1%}",
         )
-    return silence_fault(clip, rate, filters) or _static_fault(clip, filters)
+    return _silence_fault(clip, rate, filters) or _static_fault(clip, filters)
 
 
-def silence_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
-    """The same for silence alone, which a separator may cause."""
+def _silence_fault(clip: Clip, rate: int, filters: FiltersConfig) -> tuple[str, str] | None:
     if filters.max_silent == 1:
         return None
     share = silent_share(clip.wave[:, : round(clip.seconds * rate)], rate, filters.silence_level)

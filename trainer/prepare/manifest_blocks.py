@@ -14,26 +14,29 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ...models import strict
-from ...models.config import CodecConfig, ModelConfig, TextConfig, VideoConfig, without_weight_paths
-from ..core.files import hash_file, hash_json, json_text
+from ...models.config import AnyModelConfig, CodecConfig, TextConfig, VideoConfig, without_weight_paths
+from ..core.files import hash_json, json_text
+from ..data.caption_weights import CAPTION_ORIGINS
 from ..data.record import Record
 from ..data.shards import DamagedError, ShardGroup, ShardGroupWriter
 from ..data.storage import Store
 from ..manifest.annotation_captions import annotation_captions
-from ..manifest.manifest import ANNOTATION_FIELDS, ManifestEntry, clip_annotation
+from ..manifest.completion_pairs import CompletionPairs
+from ..manifest.manifest import ANNOTATION_FIELDS, ManifestEntry, clip_annotation, clip_captions
+from ..manifest.manifest_index import ManifestIndex
 from .counts import Counts
-from .encode import ClipFeatures, ClipInfo, EncodedClips, Rejection
+from .decode import DecodedClips, Rejection
+from .encode import ClipFeatures, EncodedClip
 from .filters import FiltersConfig
 from .network_hashes import network_hashes
 
-FORMAT = 3
+FORMAT = 5
 PLAN_FILE = "prepare.json"
 BLOCKS_FOLDER = "work/blocks"
 BLOCK_LINES = 64  # lines per block at most
-MIN_BLOCKS = 256  # for the ranks to share: with few lines, blocks are smaller
+MIN_BLOCKS = 256  # for the makers to share: with few lines, blocks are smaller
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class PreparePlan:
     seed: int
     codec: CodecConfig
     text: TextConfig
-    video: VideoConfig
+    video: VideoConfig | None
     filters: FiltersConfig
     networks: dict[str, str]  # hashes of the weights, by what uses them
 
@@ -55,9 +58,9 @@ class PreparePlan:
     def block_count(self) -> int:
         return -(-self.lines // self.block_lines)
 
-    def lines_of(self, block: int) -> range:
-        """Indices of the block's lines in the manifest, from 0."""
-        return range(block * self.block_lines, min((block + 1) * self.block_lines, self.lines))
+    def lines_in(self, block: int) -> int:
+        """The number of the block's lines."""
+        return min(self.block_lines, self.lines - block * self.block_lines)
 
     @property
     def settings(self) -> Any:
@@ -81,19 +84,19 @@ class BlockRecord:
     checksum: str = ""
 
 
-def make_plan(manifest: Path, lines: int, model: ModelConfig, filters: FiltersConfig, seed: int) -> PreparePlan:
+def make_plan(index: ManifestIndex, model: AnyModelConfig, filters: FiltersConfig, seed: int) -> PreparePlan:
     """Raises ValueError if the weights of a network are missing."""
     return PreparePlan(
         FORMAT,
-        hash_file(manifest),
-        lines,
-        min(BLOCK_LINES, -(-lines // MIN_BLOCKS)),
+        index.hash,
+        index.lines,
+        index.block_lines,
         seed,
         model.codec,
         model.text,
         model.video,
         filters,
-        network_hashes(model, filters),
+        network_hashes(model),
     )
 
 
@@ -111,7 +114,7 @@ def is_started(store: Store, plan: PreparePlan) -> bool:
     """
     data = store.read(PLAN_FILE)
     if data is None and store.names(""):
-        data = store.read(PLAN_FILE)  # another rank may have started in between
+        data = store.read(PLAN_FILE)  # another command may have started in between
         if data is None:
             raise ValueError(f"{store} holds something else and is left as it is; remove it or choose another --out")
     if data is None:
@@ -131,10 +134,6 @@ def finished_blocks(store: Store) -> set[int]:
     return {int(Path(name).stem) for name in store.names(f"{BLOCKS_FOLDER}/")}
 
 
-def block_is_finished(store: Store, number: int) -> bool:
-    return store.has(record_name(number))
-
-
 def read_block(store: Store, plan: PreparePlan, number: int) -> BlockRecord:
     """Raises DamagedError if the record is damaged or follows another plan."""
     data = store.read(record_name(number))
@@ -148,17 +147,18 @@ def read_block(store: Store, plan: PreparePlan, number: int) -> BlockRecord:
     return block
 
 
-def write_block(store: Store, plan: PreparePlan, number: int, files: Sequence["FileInProgress"]) -> None:
-    """Write the shards of a block, from its files in the order of the manifest, and then its record.
+def write_shards(store: Store, plan: PreparePlan, number: int, files: Sequence["FileInProgress"]) -> BlockRecord:
+    """Write the shards of a block, from its files in the order of the manifest. They count once `write_record` has run.
 
     Raises OSError if the disk is full, ShardError if the shards read back differ from what was written.
     """
-    counts, examples = Counts(), dict[str, dict[str, Any]]()
+    counts, examples, pairs = Counts(), dict[str, dict[str, Any]](), CompletionPairs(plan.codec)
     with store.scratch() as folder:
         writers: dict[str, ShardGroupWriter] = {}
         try:
             for file in files:
                 for record in file.records(plan.seed):
+                    record = pairs.add_preceding(file.entry, record)
                     if record.domain not in writers:
                         writers[record.domain] = ShardGroupWriter(
                             folder / record.domain, plan.codec, plan.text, plan.video
@@ -173,12 +173,16 @@ def write_block(store: Store, plan: PreparePlan, number: int, files: Sequence["F
         finally:
             for writer in writers.values():
                 writer.cancel()
-    rejections = tuple(rejection for file in files for rejection in file.rejections)
-    block = BlockRecord(plan.hash, shards, rejections, counts.to_json(), tuple(examples.values()))
-    # A rank that began it at the same moment may have put the same bytes there.
-    if not block_is_finished(store, number):
-        value = strict.to_dict(block)
-        store.write(record_name(number), json_bytes(value | {"checksum": hash_json(value, "checksum")}))
+    rejections = tuple(
+        rejection for file in files for rejection in sorted(file.rejections, key=lambda r: r.start or 0.0)
+    )
+    return BlockRecord(plan.hash, shards, rejections, counts.to_json(), tuple(examples.values()))
+
+
+def write_record(store: Store, number: int, block: BlockRecord) -> None:
+    """From now on the block is finished. Raises OSError."""
+    value = strict.to_dict(block)
+    store.write(record_name(number), json_bytes(value | {"checksum": hash_json(value, "checksum")}))
 
 
 def _put_shards(store: Store, folder: Path, number: int, domain: str, writer: ShardGroupWriter) -> ShardGroup:
@@ -212,8 +216,7 @@ class FileInProgress:
     def __init__(self, entry: ManifestEntry) -> None:
         self.entry = entry
         self.rejections: list[Rejection] = []
-        self.ended = False
-        self._clips: list[ClipInfo] = []
+        self._clips: list[EncodedClip] = []  # without their features
         self._total = 0
         self._spool: IO[bytes] | None = None
 
@@ -227,20 +230,26 @@ class FileInProgress:
         """Seconds of sound that are kept."""
         return sum(clip.seconds for clip in self._clips)
 
-    def add(self, value: EncodedClips | Rejection, folder: Path) -> None:
-        """Add the next clips. A rejection concerns the whole file and removes earlier clips."""
-        if isinstance(value, Rejection):
-            self.close()
-            self._clips, self.rejections = [], [value]
+    def add_decoded(self, piece: DecodedClips) -> None:
+        """Count the next clips, and note which of them are left out."""
+        self._total += piece.total
+        self.rejections += piece.rejections
+
+    def add_encoded(self, clip: EncodedClip | Rejection, folder: Path) -> None:
+        """Add the next clip, with its features in a nameless file in `folder`."""
+        if isinstance(clip, Rejection):
+            self.rejections.append(clip)
             return
-        self._total += value.total
-        self.rejections += value.rejections
-        self._clips += value.clips
-        if self._spool is None and value.clips:
+        if self._spool is None:
             self._spool = tempfile.TemporaryFile(dir=folder)
-        for clip in value.features:
-            for array in vars(clip).values():
-                np.save(self._spool, array, allow_pickle=False)  # type: ignore[arg-type]
+        for array in vars(clip.features).values():
+            np.save(self._spool, array, allow_pickle=False)
+        self._clips.append(replace(clip, features=None))
+
+    def reject(self, rejection: Rejection) -> None:
+        """Leave the whole file out, with its earlier clips."""
+        self.close()
+        self._clips, self.rejections = [], [rejection]
 
     def records(self, seed: int) -> Iterator[Record]:
         """Yield one record per clip. The wording of captions depends on `seed`, the line and the clip's index."""
@@ -258,17 +267,18 @@ class FileInProgress:
 
 
 def _record(
-    entry: ManifestEntry, index: int, clip: ClipInfo, whole: bool, arrays: dict[str, NDArray[np.float32]], seed: int
+    entry: ManifestEntry, index: int, clip: EncodedClip, whole: bool, arrays: dict[str, Any], seed: int
 ) -> Record:
     notes = clip_annotation(entry, clip.start, clip.seconds, whole)
-    texts = annotation_captions(entry.captions, notes, np.random.default_rng([seed, entry.line, index]))
+    rng = np.random.default_rng([seed, entry.line, index])
+    captions = annotation_captions(clip_captions(entry, whole), notes, rng, entry.origins)
+    origins = [origin._asdict() for origin in captions.values()]
     source = {"audio": entry.name, "start": entry.start + clip.start}
-    scores = {"scores": clip.scores} if clip.scores else {}
     return Record(
         id=f"line-{entry.line:06d}-{index:04d}",
         domain=entry.domain,
-        captions=texts,
-        annotation={**notes, **scores, "source": source},
+        captions=list(captions),
+        annotation={**notes, "source": source, CAPTION_ORIGINS: origins},
         seconds=clip.seconds,
         **arrays,
     )

@@ -39,26 +39,28 @@ def merge_blocks(store: Store, plan: PreparePlan) -> MergedBlocks:
         DamagedError: a shard or the record of a block is missing or changed; says how to make it again.
         OSError: the disk is full, or the bucket fails.
     """
-    counts, examples, rejected = Counts(), list[dict[str, Any]](), list[str]()
+    counts, examples = Counts(), list[dict[str, Any]]()
     parts: dict[str, list[ShardGroup]] = defaultdict(list)
     first = None
-    with ThreadPoolExecutor(THREADS) as pool:
-        for number, block in enumerate(pool.map(lambda n: read_block(store, plan, n), range(plan.block_count))):
-            counts.add(Counts(block.counts))
-            for domain, part in block.shards.items():
-                parts[domain].append(part)
-            if number % -(-plan.block_count // EXAMPLES) == 0:
-                examples += block.examples
-            rejected += [json.dumps(asdict(rejection)) + "\n" for rejection in block.rejections]
-            first = first or next(iter(block.rejections), None)
-    for domain, made in sorted(parts.items()):
-        _check_shards_exist(store, domain, made)
-        index = index_json(made).encode()
-        features = stream_features(made, plan.codec, plan.text, plan.video, str(xxhash.xxh3_128(index).hexdigest()))
-        store.write(f"{domain}/index.json", index)
-        # Last: without it a folder is no stream.
-        store.write(f"{domain}/features.json", json_bytes(strict.to_dict(features)))
-    store.write("rejected.jsonl", "".join(rejected).encode())
+    with store.scratch() as folder:
+        with ThreadPoolExecutor(THREADS) as pool, (folder / "rejected").open("w", encoding="utf-8") as rejected:
+            blocks = pool.map(lambda n: read_block(store, plan, n), range(plan.block_count))
+            for number, block in enumerate(blocks):
+                counts.add(Counts(block.counts))
+                for domain, part in block.shards.items():
+                    parts[domain].append(part)
+                if number % -(-plan.block_count // EXAMPLES) == 0:
+                    examples += [{**example, "block": number} for example in block.examples]
+                rejected.writelines(json.dumps(asdict(rejection)) + "\n" for rejection in block.rejections)
+                first = first or next(iter(block.rejections), None)
+        for domain, made in sorted(parts.items()):
+            _check_shards_exist(store, domain, made)
+            index = index_json(made).encode()
+            features = stream_features(made, plan.codec, plan.text, plan.video, str(xxhash.xxh3_128(index).hexdigest()))
+            store.write(f"{domain}/index.json", index)
+            # Last: without it a folder is no stream.
+            store.write(f"{domain}/features.json", json_bytes(strict.to_dict(features)))
+        store.put(folder / "rejected", "rejected.jsonl")
     return MergedBlocks(counts, examples, first)
 
 

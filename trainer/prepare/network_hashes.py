@@ -4,15 +4,14 @@ from pathlib import Path
 
 import xxhash
 
-from ...models.config import ModelConfig
+from ...models.config import AnyModelConfig
 from ...models.encoders.pretrained import PretrainedWeights
 from ..core.files import hash_file
-from .filters import FiltersConfig
 
 WEIGHTS = "*.safetensors"
 
 
-def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]:
+def network_hashes(model: AnyModelConfig) -> dict[str, str]:
     """The xxh3 of each network's weights, by what uses it. The text encoder is not included: shards hold texts.
 
     Raises ValueError if weights are missing.
@@ -22,7 +21,7 @@ def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]
         from ...models.encoders.oobleck import FOLDER, REMEDY
 
         found["model.codec"] = _weights(PretrainedWeights("model.codec.weights", model.codec.weights, REMEDY), FOLDER)
-    if model.video.kind != "frames":
+    if model.video and model.video.kind != "frames":
         from ...models.encoders import clip, synchformer
 
         images, motion = model.video.image_weights, model.video.motion_weights
@@ -30,16 +29,7 @@ def network_hashes(model: ModelConfig, filters: FiltersConfig) -> dict[str, str]
         found["model.video.motion"] = _weights(
             PretrainedWeights("model.video.motion_weights", motion, synchformer.REMEDY)
         )
-    files = {f"filters.classifiers.{c.name}": c.file for c in filters.classifiers}
-    if filters.separator:
-        files["filters.separator"] = filters.separator.file
-    return found | {key: _file(key, Path(file)) for key, file in files.items()}
-
-
-def _file(key: str, file: Path) -> str:
-    if not file.is_file():
-        raise ValueError(f"{key}: {file} is missing; give the TorchScript or ONNX file of the network")
-    return hash_file(file)
+    return found
 
 
 def _weights(pretrained: PretrainedWeights, part: str = "") -> str:

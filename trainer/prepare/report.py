@@ -11,6 +11,7 @@ from ...models import strict
 from ..core.tasks import TASKS
 from ..data.storage import Store
 from ..manifest.manifest import ManifestEntry
+from ..manifest.manifest_index import ManifestIndex, read_block_entries
 from ..media.clips import read_clips
 from ..media.source import MediaError
 from ..pages.charts import columns
@@ -28,9 +29,12 @@ Row = dict[str, Any]
 EXAMPLE_NOTES = ("genre", "mood", "instruments", "tempo", "category")
 
 
-def write_report(store: Store, plan: PreparePlan, entries: list[ManifestEntry], merged: MergedBlocks) -> None:
-    """Raises OSError."""
+def write_report(
+    store: Store, index: ManifestIndex, plan: PreparePlan, merged: MergedBlocks, allow_private: bool
+) -> None:
+    """Raises OSError, and ValueError if the manifest has changed."""
     examples = _spread(merged.examples)
+    entries = _entries_of(index, examples, allow_private)
     report: dict[str, Any] = {
         "plan": strict.to_dict(plan),
         "counts": merged.counts.to_json(),
@@ -53,7 +57,16 @@ def _spread(examples: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return chosen
 
 
-def _page(plan: PreparePlan, entries: list[ManifestEntry], counts: Counts, examples: list[dict[str, Any]]) -> str:
+def _entries_of(index: ManifestIndex, examples: list[dict[str, Any]], allow_private: bool) -> dict[int, ManifestEntry]:
+    """The lines of examples, each by its number."""
+    found: dict[int, ManifestEntry] = {}
+    for block, line in {(example["block"], example["line"]) for example in examples}:
+        entries = read_block_entries(index.path, index.task(block), allow_private)
+        found |= {entry.line: entry for entry in entries if entry.line == line}
+    return found
+
+
+def _page(plan: PreparePlan, entries: dict[int, ManifestEntry], counts: Counts, examples: list[dict[str, Any]]) -> str:
     clips = sum(counts["clips"].values())
     return render(
         "preparation.html",
@@ -69,11 +82,13 @@ def _page(plan: PreparePlan, entries: list[ManifestEntry], counts: Counts, examp
 
 
 def _facts(plan: PreparePlan) -> list[str]:
-    codec, video = plan.codec, plan.video
+    codec, video, pictures = plan.codec, plan.video, "no video"
+    if video:
+        rates = f"{video.image_rate:g} and {video.motion_rate:g} pictures per second"
+        pictures = f"video {video.kind}, {rates}, {video.size} pixels"
     return [
         f"Codec {codec.kind}, {codec.sample_rate:,} Hz, {codec.audio_channels} channel(s), clips of "
-        f"{codec.seconds:.2f} s; video {video.kind}, {video.image_rate:g} and {video.motion_rate:g} pictures per "
-        f"second, {video.size} pixels.",
+        f"{codec.seconds:.2f} s; {pictures}.",
         f"Manifest of {plan.lines:,} lines (xxh3 {plan.manifest}), seed {plan.seed}.",
         f"Filters: {_filters(plan.filters)}.",
     ]
@@ -81,15 +96,8 @@ def _facts(plan: PreparePlan) -> list[str]:
 
 def _filters(filters: FiltersConfig) -> str:
     """Those that differ from the default, which lets everything through."""
-    default = FiltersConfig()
-    numbers = [f.name for f in fields(filters) if f.name not in ("classifiers", "separator")]
-    said = [f"{n} {getattr(filters, n):g}" for n in numbers if getattr(filters, n) != getattr(default, n)]
-    for c in filters.classifiers:
-        limits = [f"at least {c.min_score:g}"] * (c.min_score is not None) + [f"at most {c.max_score:g}"] * (
-            c.max_score is not None
-        )
-        said.append(f"{c.name} {' and '.join(limits)}")
-    return "; ".join(said + ["separated"] * (filters.separator is not None)) or "none beyond readable and audible"
+    said = [f"{f.name} {getattr(filters, f.name):g}" for f in fields(filters) if getattr(filters, f.name) != f.default]
+    return "; ".join(said) or "none beyond readable and audible"
 
 
 def _lengths(counts: Counts) -> list[tuple[str, float]]:
@@ -111,12 +119,11 @@ def _span(start: int, end: int) -> str:
 
 
 def _players(
-    plan: PreparePlan, entries: list[ManifestEntry], examples: list[dict[str, Any]]
+    plan: PreparePlan, entries: dict[int, ManifestEntry], examples: list[dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """The examples with their sound and pictures, read from the files; a file that is gone is left out."""
-    by_line = {entry.line: entry for entry in entries}
     for example in examples:
-        entry = by_line[example["line"]]
+        entry = entries[example["line"]]
         start = entry.start + example["start"]
         try:
             clip = next(

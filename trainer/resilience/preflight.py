@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import socket
 import statistics
 import sys
 import threading
@@ -18,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ..core.cli import ExitCode
+from .rank_names import node_name
 
 REPEATS = 5
 POLL_SECONDS = 0.05
@@ -102,7 +102,7 @@ def preflight(needs: NodeRequirements) -> list[str]:
     """
     rendezvous = Rendezvous(needs.patience)
     try:
-        nodes = rendezvous.exchange("name", os.environ.get("SLURMD_NODENAME") or socket.gethostname())
+        nodes = rendezvous.exchange("name", node_name())
         # All ranks have just read the last name, so they read their clocks at the same moment.
         clocks = [float(clock) for clock in rendezvous.exchange("clock", str(time.time()))]
         with _bounded(

@@ -16,11 +16,28 @@ import socket
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch.distributed as dist
 
+from .rank_names import node_name
+
 LOOPBACK = "127.0.0.1"
+
+
+class Place(NamedTuple):
+    """Where a rank is."""
+
+    node: str  # its name
+    network: str  # the same for processes that reach each other by the loopback interface
+    processes: str  # the same for processes that see each other under the same numbers
+    pid: int
+
+    @classmethod
+    def here(cls) -> Self:
+        machine, namespace = Path("/proc/sys/kernel/random/boot_id").read_text(), Path("/proc/self/ns")
+        net, pid = (machine + os.readlink(namespace / name) for name in ("net", "pid"))
+        return cls(node_name(), net, pid, os.getpid())
 
 
 class SignedStore:
@@ -30,13 +47,13 @@ class SignedStore:
         self.store, self.secret = store, secret
 
     @classmethod
-    def connect(cls, rank: int, ranks: int, timeout: timedelta) -> tuple[Self, list[str]]:
-        """Returns the store, which rank 0 holds, and the name of each rank's node. All ranks call this."""
-        gathered: list[Any] = [None] * ranks
-        dist.all_gather_object(gathered, (os.environ.get("SLURMD_NODENAME") or socket.gethostname(), _network()))
+    def connect(cls, rank: int, ranks: int, timeout: timedelta) -> tuple[Self, list["Place"]]:
+        """Returns the store, which rank 0 holds, and where each rank is. All ranks call this."""
+        places: list[Any] = [None] * ranks
+        dist.all_gather_object(places, Place.here())
         address: list[Any] = [None]
         if rank == 0:
-            listening, host = _listen(len({network for _, network in gathered}) == 1)
+            listening, host = _listen(len({place.network for place in places}) == 1)
             port = listening.getsockname()[1]
             store = dist.TCPStore(
                 host, port, None, True, timeout, wait_for_workers=False, master_listen_fd=listening.detach()
@@ -46,7 +63,7 @@ class SignedStore:
         host, port, secret = address[0]
         if rank != 0:
             store = dist.TCPStore(host, port, None, False, timeout, wait_for_workers=False)
-        return cls(store, bytes.fromhex(secret)), [node for node, _ in gathered]
+        return cls(store, bytes.fromhex(secret)), places
 
     @property
     def port(self) -> int:
@@ -82,11 +99,6 @@ class SignedStore:
 
     def _signature(self, key: str, text: bytes) -> str:
         return hmac.new(self.secret, key.encode() + b"\0" + text, hashlib.sha256).hexdigest()
-
-
-def _network() -> str:
-    """The same for processes that reach each other by the loopback interface: their machine and network namespace."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/net")
 
 
 def _listen(one_network: bool) -> tuple[socket.socket, str]:

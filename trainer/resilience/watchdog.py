@@ -6,7 +6,8 @@ verdict, which all ranks print and leave with. When rank 0 itself falls silent, 
 one does, so a rank also reports whether it waits in a collective operation: the one that does not is the cause.
 
 The reporting thread may block too (a stopped rank 0 does not answer, and torch's store waits for it without a bound),
-so a second thread watches the clock. Both run while the main thread waits in a collective operation. Neither runs while
+so a second thread watches the clock, and whether the processes of the other ranks on this machine are there: one that
+was killed is noticed at once. Both run while the main thread waits in a collective operation. Neither runs while
 a native call keeps Python's lock: a process outside watches for that (`monitor.py`).
 """
 
@@ -26,12 +27,15 @@ from ..core.cli import ExitCode, exit_code_of
 from ..core.config import TimeoutsConfig
 from ..core.credentials import redacted
 from .monitor import Monitor
+from .neighbours import Neighbours
 from .rank_location import rank_location
 from .signed_store import SignedStore
 from .stop_signal import StoppedError
 
 HEARTBEAT_SHARE = 0.1  # of the shortest bound: the time between two signs of life
 LONGEST_PAUSE = 2.0  # seconds between them, whatever the bounds, so that reports arrive soon
+GRACE = 3.0  # such pauses in which the last words of a process that has ended arrive
+LEAVING = "all ranks leave; start again with --resume"
 STORE_TIMEOUT = 5.0  # seconds at least for the store to answer, whatever the bounds: a busy machine is slow
 
 
@@ -81,6 +85,8 @@ class Watchdog:
         self.leaving = False  # by an error of this rank, which its main thread prints
         self.killer: threading.Timer | None = None
         self.paused = 0.0  # seconds for which this process was stopped itself
+        self.neighbours = Neighbours(self.rank)
+        self.reported: set[int] = set()  # ranks whose process has ended, as others say
         self.over, self.judged, self.left = threading.Event(), threading.Event(), threading.Lock()
 
     def __enter__(self) -> Self:
@@ -94,8 +100,10 @@ class Watchdog:
         if ranks == 1:
             return
         timeout = timedelta(seconds=max(10 * self.pause, STORE_TIMEOUT))
-        self.store, nodes = SignedStore.connect(rank, ranks, timeout)
-        self.nodes, now = nodes if len(set(nodes)) > 1 else [], time.monotonic()
+        self.store, places = SignedStore.connect(rank, ranks, timeout)
+        nodes, now = [place.node for place in places], time.monotonic()
+        self.nodes = nodes if len(set(nodes)) > 1 else []
+        self.neighbours = Neighbours(rank, places)
         others = [other for other in (range(ranks) if rank == 0 else (0,)) if other != rank]
         self.records = self.records | {other: RankRecord(RankStatus(), now, now) for other in others}
         self.reporter = threading.Thread(target=self._report, name="heartbeat", daemon=True)
@@ -173,7 +181,8 @@ class Watchdog:
         while not self.over.wait(self.pause):
             beat += 1
             try:
-                self.store.set(f"rank/{self.rank}", [beat, astuple(self.status), *self._location()])
+                report = [beat, astuple(self.status), *self._location(), self._ended(time.monotonic())]
+                self.store.set(f"rank/{self.rank}", report)
                 if verdict := self.store.get("verdict"):
                     self._receive_verdict(*verdict)
                 for rank in others:
@@ -188,11 +197,12 @@ class Watchdog:
         own = self.records[self.rank]
         return rank_location() if time.monotonic() - own.moved > self._bound(self.status) / 2 else ("", False)
 
-    def _record(self, rank: int, beat: int, status: list[Any], line: str, waits: bool) -> None:
+    def _record(self, rank: int, beat: int, status: list[Any], line: str, waits: bool, ended: list[int]) -> None:
         record, now = self.records[rank], time.monotonic()
         if beat < record.beat:  # an old report, sent again by somebody else
             return
         record.line, record.waits = line, waits
+        self.reported.update(ended)
         if beat != record.beat:
             record.beat, record.alive = beat, now
         if RankStatus(*status) != record.status:
@@ -249,6 +259,7 @@ class Watchdog:
             own.alive = now
             if self.status != own.status:
                 own.status, own.moved = self.status, now
+            self.neighbours.look(now)
             if self.verdict is None:
                 self._judge(now)
             if self.verdict is not None and not self.leaving:
@@ -258,8 +269,18 @@ class Watchdog:
         if self.monitor is not None:
             self.monitor.report(str(self.status), self._bound(self.status))
 
+    def _ended(self, now: float) -> list[int]:
+        """The ranks of this machine whose process has ended without a word, which would have come by now."""
+        return self.neighbours.ended_before(now - GRACE * self.pause)
+
     def _judge(self, now: float) -> None:
-        """Sets a verdict if a rank has made no progress for too long."""
+        """Sets a verdict if a rank's process has ended, or a rank has made no progress for too long."""
+        ended = sorted(self.reported.union(self._ended(now)))
+        if ended and self.status.phase != "end" and (self.rank == 0 or 0 in ended):
+            status = self.records[ended[0]].status
+            how = "dead: its process has ended" if len(ended) == 1 else "dead: their processes have ended"
+            self._set_verdict(ExitCode.HUNG, f"{self._ranks(ended)} {how}, last heard of in {status}; {LEAVING}")
+            return
         silent = [rank for rank, r in self.records.items() if now - r.alive > self._patience(r)]
         if self.rank == 0 or self.store is None:
             # A rank may wait for another that is in a longer phase, so the longest bound counts.
@@ -275,7 +296,10 @@ class Watchdog:
         silent = silent or [rank for rank, r in self.records.items() if now - r.alive > bound / 2 and rank != self.rank]
         self.records[self.rank].line, self.records[self.rank].waits = self._location()
         code = ExitCode(self.records[failed[0]].status.code) if failed and not silent else ExitCode.HUNG
-        self.verdict = code, self._sentence(silent, failed, bound)
+        self._set_verdict(code, self._sentence(silent, failed, bound))
+
+    def _set_verdict(self, code: ExitCode, sentence: str) -> None:
+        self.verdict = code, sentence
         if self.rank == 0 and self.store is not None:
             threading.Thread(target=self._send_verdict, args=self.verdict, daemon=True).start()
         self.judged.set()
@@ -284,7 +308,7 @@ class Watchdog:
         """Names the ranks that are the cause: silent ones before failed ones before those in another phase."""
         if self.store is None and self.ranks > 1:
             return f"rank {self.rank} has waited {self.bounds.start:g} s in start-up for the other ranks"
-        end = "all ranks leave; start again with --resume"
+        end = LEAVING
         if self.paused:
             end = f"this process itself was stopped for {self.paused:.0f} s before; {end}"
         if silent:

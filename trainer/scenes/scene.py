@@ -4,6 +4,7 @@ A clip lasts 2.048 s. An audio scene has one to five events that do not overlap.
 pattern at one of three tempi. Annotations have the fields of the paper's appendix A-A 2.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +29,10 @@ DURATIONS: dict[str, tuple[float, float]] = {
     "bird": (0.20, 0.70),
     "dog": (0.16, 0.30),
     "hiss": (0.20, 0.70),
+    "laser": (0.20, 0.60),
 }
-AUDIO_CATEGORIES: tuple[str, ...] = tuple(DURATIONS)
+EXTRA_CATEGORIES: tuple[str, ...] = ("laser",)  # only in scenes that are asked for it, so that a model can be new to it
+AUDIO_CATEGORIES: tuple[str, ...] = tuple(name for name in DURATIONS if name not in EXTRA_CATEGORIES)
 INSTRUMENTS: tuple[str, ...] = ("piano", "flute", "organ", "guitar")
 TEMPI: tuple[int, ...] = (100, 160, 250)  # beats per minute; no two have a ratio near 2
 GENRES: tuple[str, ...] = ("march", "waltz", "jazz")
@@ -54,7 +57,7 @@ COUNT_SHARES: tuple[float, ...] = (
 
 @dataclass(frozen=True)
 class SoundEvent:
-    """One sound of a category in `AUDIO_CATEGORIES`, from onset to offset in seconds."""
+    """One sound of a category in `DURATIONS`, from onset to offset in seconds."""
 
     category: str
     onset: float
@@ -88,17 +91,19 @@ class Note:
     on_beat: bool
 
 
-def draw_scene(seed: int, index: int, domain: str) -> Scene:
-    """Draw the `index`-th scene of a data set. The same arguments give the same scene.
+def draw_scene(seed: int, index: int, domain: str, extra: str = "") -> Scene:
+    """Draw the `index`-th scene of a data set. The same arguments give the same scene. In an audio scene `extra`, one
+    of `EXTRA_CATEGORIES`, takes the place of one of the categories.
 
     Raises:
-        ValueError: `domain` is neither "audio" nor "music".
+        ValueError: `domain` is neither "audio" nor "music", or `extra` is unknown.
     """
     if domain not in DOMAINS:
         raise ValueError(f"domain is {domain!r}, must be 'audio' or 'music'")
     rng = np.random.default_rng([seed, index, DOMAINS.index(domain)])
     if domain == "audio":
-        return audio_scene(draw_categories(str(rng.choice(SCENE_KINDS, p=KIND_SHARES)), rng), rng)
+        names = draw_categories(str(rng.choice(SCENE_KINDS, p=KIND_SHARES)), rng)
+        return audio_scene(with_extra(names, extra, rng) if extra else names, rng)
     return Scene(
         domain="music",
         events=(),
@@ -129,6 +134,18 @@ def draw_categories(kind: str, rng: np.random.Generator) -> list[str]:
     if rng.random() < 0.3:
         rng.shuffle(names)
     return names
+
+
+def with_extra(names: list[str], extra: str, rng: np.random.Generator) -> list[str]:
+    """The same categories, with `extra` wherever a randomly chosen one of them was.
+
+    Raises:
+        ValueError: `extra` is not one of EXTRA_CATEGORIES.
+    """
+    if extra not in EXTRA_CATEGORIES:
+        raise ValueError(f"extra category {extra!r}; allowed: {', '.join(EXTRA_CATEGORIES)}")
+    chosen = names[rng.integers(len(names))]
+    return [extra if name == chosen else name for name in names]
 
 
 def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
@@ -162,15 +179,16 @@ def audio_scene(categories: list[str], rng: np.random.Generator) -> Scene:
     return Scene("audio", events, "", 0, "", "", int(rng.integers(2**31)))
 
 
-def scene_notes(scene: Scene) -> list[Note]:
-    """The notes of a music scene. The genre is the pattern: a march alternates root and fifth in short notes, a waltz
-    strikes the root and answers twice higher up, jazz swings (an off-beat note after two thirds of the beat)."""
+def scene_notes(scene: Scene, preceding: bool = False) -> list[Note]:
+    """The notes of a music scene, or of the clip that precedes it. The genre is the pattern: a march alternates root
+    and fifth in short notes, a waltz strikes the root and answers twice higher up, jazz swings (an off-beat note after
+    two thirds of the beat)."""
     rng = np.random.default_rng(scene.seed)
     period = 60.0 / scene.tempo
     root, third, fifth = MOODS[scene.mood]
-    start = float(rng.uniform(0.02, 0.02 + min(period, 0.3)))
+    start = float(rng.uniform(0.02, 0.02 + min(period, 0.3))) + (SECONDS if preceding else 0)
     result: list[Note] = []
-    for beat in range(int((SECONDS - 0.1 - start) / period) + 1):
+    for beat in range(math.ceil((0.02 - start) / period), math.floor((SECONDS - 0.1 - start) / period) + 1):
         onset = start + beat * period
         colour = int(rng.integers(2))
         if scene.genre == "march":

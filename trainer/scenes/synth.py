@@ -5,7 +5,17 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from .scene import AUDIO_CATEGORIES, INSTRUMENTS, SAMPLE_RATE, SAMPLES, Note, Scene, SoundEvent, scene_notes
+from .scene import (
+    AUDIO_CATEGORIES,
+    EXTRA_CATEGORIES,
+    INSTRUMENTS,
+    SAMPLE_RATE,
+    SAMPLES,
+    Note,
+    Scene,
+    SoundEvent,
+    scene_notes,
+)
 
 FRAMES = 32
 FRAME_RATE = 15.625  # frames per second: 32 frames last as long as the sound
@@ -124,6 +134,13 @@ def _hiss(t: Wave, seconds: float, pitch: float, rng: np.random.Generator) -> Wa
     return _noise(_HIGH, t.size, rng)
 
 
+def _laser(t: Wave, seconds: float, pitch: float, rng: np.random.Generator) -> Wave:
+    """A tone that falls by three octaves, however long it lasts."""
+    fall = np.float32(np.log(8) / seconds)
+    phase = np.float32(2400 * pitch) / fall * (1 - np.exp(-fall * t))
+    return np.float32(0.7) * _sine(phase) + np.float32(0.3) * _sine(np.float32(1.5) * phase)
+
+
 _VOICES: dict[str, Callable[[Wave, float, float, np.random.Generator], Wave]] = {
     "bell": _bell,
     "kick": _kick,
@@ -135,6 +152,7 @@ _VOICES: dict[str, Callable[[Wave, float, float, np.random.Generator], Wave]] = 
     "bird": _bird,
     "dog": _dog,
     "hiss": _hiss,
+    "laser": _laser,
 }
 _RISE = np.linspace(0, 1, 24, dtype=np.float32)  # 3 ms, avoids clicks
 _FALL = np.linspace(1, 0, 64, dtype=np.float32)  # 8 ms
@@ -170,9 +188,10 @@ def _note_wave(note: Note, instrument: str, n: int, rng: np.random.Generator) ->
     return wave
 
 
-def render_audio(scene: Scene) -> Wave:
-    """Render mono sound (1, SAMPLES) at 8 kHz with a peak between 0.5 and 0.9."""
-    rng = np.random.default_rng([scene.seed, 0])
+def render_audio(scene: Scene, preceding: bool = False) -> Wave:
+    """Render mono sound (1, SAMPLES) at 8 kHz with a peak between 0.5 and 0.9: of a scene, or the clip that precedes a
+    music scene."""
+    rng = np.random.default_rng([scene.seed, 2 if preceding else 0])
     sound = np.zeros(SAMPLES, dtype=np.float32)
     if scene.domain == "audio":
         # Events of one category have the same pitch and level.
@@ -181,7 +200,7 @@ def render_audio(scene: Scene) -> Wave:
             start, stop = (round(event.onset * SAMPLE_RATE), round(event.offset * SAMPLE_RATE))
             sound[start:stop] += _event_wave(event, stop - start, *things[event.category], rng)
     else:
-        for note in scene_notes(scene):
+        for note in scene_notes(scene, preceding):
             start, stop = (round(note.onset * SAMPLE_RATE), round(note.offset * SAMPLE_RATE))
             sound[start:stop] += _note_wave(note, scene.instrument, stop - start, rng)
     peak = max(float(sound.max()), -float(sound.min()), 1e-6)
@@ -199,16 +218,17 @@ def _disc(row: float, column: float, radius: float) -> Wave:
 
 def _shapes() -> dict[str, Wave]:
     """The coverage (SIZE, SIZE) of each category's disc, on a grid with four columns, and each instrument's shape."""
-    shapes = {name: _disc(2 + 4 * (i // 4), 2 + 4 * (i % 4), 1.8) for i, name in enumerate(AUDIO_CATEGORIES)}
+    names = (*AUDIO_CATEGORIES, *EXTRA_CATEGORIES)
+    discs = {name: _disc(2 + 4 * (i // 4), 2 + 4 * (i % 4), 1.8) for i, name in enumerate(names)}
     y, x = np.abs(np.mgrid[:SIZE, :SIZE] + 0.5 - SIZE / 2)
     ring = _disc(8, 8, 5.5) - _disc(8, 8, 3.0)
     outlines = (np.maximum(x, y) < 5, x + y < 6, ring, np.minimum(x, y) < 1.5)  # square, diamond, ring, cross
-    return shapes | {name: np.asarray(s, dtype=np.float32) for name, s in zip(INSTRUMENTS, outlines, strict=True)}
+    return discs | {name: np.asarray(s, dtype=np.float32) for name, s in zip(INSTRUMENTS, outlines, strict=True)}
 
 
 _PALETTE = (
     (255, 215, 0), (230, 60, 60), (240, 240, 240), (80, 200, 255), (60, 90, 255),
-    (255, 130, 30), (200, 60, 220), (70, 220, 80), (170, 120, 70), (150, 255, 230),
+    (255, 130, 30), (200, 60, 220), (70, 220, 80), (170, 120, 70), (150, 255, 230), (255, 60, 150),
     (255, 255, 255), (110, 200, 255), (190, 110, 255), (255, 170, 80),
 )  # fmt: skip
 # Coverage times colour, (SIZE, SIZE, 3): a fully lit event adds this to a frame.

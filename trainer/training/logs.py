@@ -5,20 +5,23 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..checkpoint.rollback import ROLLED_BACK, unused_name
 from ..core.files import write_text
 from ..pages.embedded_media import spectrogram
+from .trackers import Tracker, Trackers
 
-LOSSES = ("loss", "warm_start", "dm", "adversarial", "fake", "discriminator")  # of pretraining, and of distillation
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+LOSSES = ("loss", "warm_start", "dm", "regression", "adversarial", "fake", "discriminator")  # of both
 
 
 class Lines:
@@ -38,10 +41,26 @@ def progress(total: int, title: str, unit: str, start: int = 0, active: bool = T
     return tqdm(total=total, initial=start, desc=title, unit=unit, disable=not active, **looks)
 
 
+def _event_file(folder: Path, start: int) -> "SummaryWriter":
+    """TensorBoard's next file; what earlier ones say of later steps does not count."""
+    from torch.utils.tensorboard import SummaryWriter  # takes half a second, on rank 0 only
+
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+
 class Logs:
     """Progress bar, event files and metrics.jsonl of a run. Silent on all ranks but 0."""
 
-    def __init__(self, folder: Path, active: bool, start: int, steps: int, title: str, keep: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        active: bool,
+        start: int,
+        steps: int,
+        title: str,
+        keep: bool = False,
+        trackers: Sequence[Tracker] = (),
+    ) -> None:
         """With `keep`, the lines of steps after `start` are moved to `rolled_back/`; without, they are dropped."""
         self.active = active
         self.started = time.perf_counter()
@@ -51,8 +70,9 @@ class Logs:
         self.folder = folder
         damage = _forget_after(folder / "metrics.jsonl", start, keep)
         self.file = (folder / "metrics.jsonl").open("a")
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+        self.board = _event_file(folder, start)
         self.bar = progress(steps, title, "step", start)
+        self.trackers = Trackers(trackers, self.say)
         if damage:
             self.say(damage)
 
@@ -63,6 +83,7 @@ class Logs:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.active:
+            self.trackers.close()
             self.bar.close()
             self.board.close()
             self.file.close()
@@ -77,7 +98,7 @@ class Logs:
         _forget_after(path, step, keep=True)
         self.file = path.open("a")
         self.board.close()
-        self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=step + 1)
+        self.board = _event_file(self.folder, step)
         self.bar.n = step
         self.metrics(step, {"rolled_back_from": float(from_step), "skipped_batches": float(skipped_batches)}, ())
 
@@ -100,6 +121,7 @@ class Logs:
         self.file.flush()
         for name, value in values.items():
             self.board.add_scalar(name, value, step)
+        self.trackers.metrics(step, values)
         self.bar.set_postfix({n.split("/")[-1]: f"{values[n]:.4g}" for n in in_bar if n in values}, refresh=False)
 
     def sounds(self, step: int, names: list[str], waves: Tensor, sample_rate: int) -> None:

@@ -1,57 +1,36 @@
-"""The training loop of pretraining and distillation: fetch, step, log, save, resume."""
+"""The training loop of pretraining and distillation: fetch, step, log, save."""
 
-import itertools
 from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 from torch import Tensor
 
-from ..checkpoint import load, rollback
-from ..checkpoint.load import TrainedModel
 from ..checkpoint.save import NotFiniteError, Saver
 from ..core.config import BaseConfig
 from ..data.batches import Batch
 from ..data.prefetch import Prefetcher
 from ..engine.compilation import compilation_warnings
+from ..engine.meter import Pace
 from ..engine.zero import World
-from ..resilience.stop_signal import StoppedError, StopSignal
+from ..resilience.stop_signal import StopSignal
 from ..resilience.watchdog import Watchdog
 from . import run_folder
 from .health import DivergedError, Health, StepResult
 from .logs import Logs
-from .meter import Pace
-from .previews import Previews
-
-ROLLBACKS = 1  # times that a run goes back by itself
-
-
-@dataclass(frozen=True)
-class Progress:
-    """The position of a run. Every checkpoint's manifest has it."""
-
-    step: int = 0
-    skipped_batches: int = 0  # by rollbacks: step s takes batch number s + skipped_batches
-    rollbacks: int = 0  # times that the run went back by itself
-    losses: dict[str, float] = field(default_factory=dict)  # means before the checkpoint, if that is healthy
-
-    @classmethod
-    def from_manifest(cls, manifest: dict[str, Any]) -> Self:
-        losses = manifest.get("losses", {}) if manifest.get("healthy") else {}
-        return cls(manifest["step"], manifest.get("skipped_batches", 0), manifest.get("rollbacks", 0), losses)
-
-    def to_manifest(self) -> dict[str, int]:
-        return {"skipped_batches": self.skipped_batches, "rollbacks": self.rollbacks}
+from .previews import Previews, PromptSampler
+from .rank_checks import CheckedTrainer, RankChecks
+from .save_and_resume import Checkpoints, SavedTrainer, open_copies, restore
+from .scores import Scores
+from .trackers import open_trackers
+from .validation import LOSS, Validation
 
 
-class Trainer(Protocol):
+class Trainer(CheckedTrainer, SavedTrainer, Protocol):
     """A training method, `Pretraining` or `Distillation`. All ranks make the same calls."""
 
     bar_metrics: tuple[str, ...]  # the values in the progress bar
-    roles: dict[str, TrainedModel]
-    total: int  # steps of the whole run
     previews: Previews
 
     def step(self, step: int, batch: Batch) -> StepResult: ...
@@ -60,12 +39,12 @@ class Trainer(Protocol):
         """The kind of a step. The first of each kind compiles and may take longer."""
         ...
 
-    def can_checkpoint_after(self, step: int) -> bool: ...
-
-    def metrics(self) -> dict[str, float]: ...
-
     def warnings(self, values: dict[str, float]) -> list[str]:
         """Warnings about these values, in plain words."""
+        ...
+
+    def sample(self, sampler: PromptSampler) -> Tensor:
+        """Latents (B, L, C) for the texts of a sampler, by the current EMA weights."""
         ...
 
     def preview(self) -> tuple[list[str], Tensor]:
@@ -90,6 +69,8 @@ def train(
     metadata: dict[str, Any],
     watchdog: Watchdog | None = None,
     from_step: int | None = None,
+    validation: Validation | None = None,
+    scores: Scores | None = None,
 ) -> None:
     """Runs `trainer` from the state of its folder, or from its checkpoint of `from_step`, to its end. `peak` is the
     FLOP/s of all ranks together, for MFU; `metadata` goes into every checkpoint's manifest.
@@ -98,180 +79,130 @@ def train(
     the folder.
     """
     watchdog = watchdog or Watchdog(config.timeouts)  # one that is not started, and watches nothing
-    steps, every = trainer.total, config.logging.every
     with run_folder.lock(output, resume, world.rank), ExitStack() as contexts:
         settings = run_folder.save_settings(output, config)
-        progress = restore(trainer, output, resume, world, *settings, from_step=from_step)
+        copies = open_copies(config.checkpoint, output, trainer)
+        progress = restore(trainer, output, resume, world, *settings, from_step=from_step, copies=copies)
         start = progress.step
         trainer.previews.load()
+        if scores:
+            scores.load(start)
         metadata = metadata | {"shards": run_folder.indexes(config)}
         if world.rank == 0:
             run_folder.write_config(output, config, metadata.get("init"))
         stop = contexts.enter_context(StopSignal())
         keep = from_step is not None
-        logs = contexts.enter_context(Logs(output, world.rank == 0, start, steps, output.name, keep))
+        trackers = open_trackers(config, output) if world.rank == 0 else []
+        logs = contexts.enter_context(Logs(output, world.rank == 0, start, trainer.total, output.name, keep, trackers))
         retention = config.checkpoint.keep_last, config.checkpoint.keep_every
         saver = contexts.enter_context(Saver(output, trainer.roles, metadata, *retention))
+        if copies:
+            contexts.enter_context(copies)
+            copies.metadata = metadata
+        checks = contexts.enter_context(RankChecks(config.checks, trainer, world, logs.say))
+        # Its thread may open shards, for which all ranks meet: nothing else may meet until the first batch is there.
         batches = contexts.enter_context(Prefetcher(reader.batches(start + progress.skipped_batches), world.device))
         contexts.push(watchdog.failing)
-        health, kinds, step = Health(config.training.max_skipped_steps, progress.losses), set[str](), start
-        pace = Pace(config.training.global_batch, peak)
-        checkpoints = _Checkpoints(trainer, config, saver, stop, watchdog, logs)
-        while step < steps:
-            kind = trainer.kind(step)
-            watchdog.enter("step" if kind in kinds else "first step", step)
-            kinds.add(kind)
-            batch = next(batches)
-            result = trainer.step(step, batch)
-            done = step + 1
-            try:
-                if skipped := health.step(kind, result, step, batch):
-                    logs.say(skipped)
-                logs.advance()
-                pace.step(result.flops_per_sample)
-                if done % every == 0 or done == steps:
-                    _log(done, trainer, result, pace.read(batches.waited_since()), health, config, logs)
-                if config.logging.preview_every and (done % config.logging.preview_every == 0 or done == steps):
-                    watchdog.enter("sounds of step", done)
-                    logs.sounds(done, *trainer.preview(), config.model.codec.sample_rate)
-                checkpoints.save_if_due(done, progress, health)
-            except (DivergedError, NotFiniteError) as error:
-                watchdog.enter("going back from step", done)
-                progress = go_back(error, progress, done, health.confirmed, trainer, output, world, saver, logs)
-                health, done = Health(config.training.max_skipped_steps, progress.losses), progress.step
-                checkpoints.due = False
-            step = done
+        checkpoints = Checkpoints(trainer, config, output, saver, copies, stop, watchdog, logs, checks, progress)
+        measurements = validation, scores
+        _Loop(trainer, config, world, watchdog, logs, checks, checkpoints, batches, peak, *measurements).run()
+        if copies:
+            copies.remove()
 
 
-def _log(
-    done: int,
-    trainer: Trainer,
-    result: StepResult,
-    pace: dict[str, float],
-    health: Health,
-    config: BaseConfig,
-    logs: Logs,
-) -> None:
-    values = trainer.metrics() | result.values | pace
-    logs.metrics(done, values, trainer.bar_metrics)
-    compilation = compilation_warnings() if config.training.compile else []
-    for warning in (*trainer.warnings(values), *compilation, *health.spikes()):
-        logs.say(f"step {done}: {warning}")
-
-
-class _Checkpoints:
-    """Writes a checkpoint at the end of a step if one is due, the run is asked to stop, or it is the last step."""
+class _Loop:
+    """The steps of a run, from where `checkpoints` has it."""
 
     def __init__(
-        self, trainer: Trainer, config: BaseConfig, saver: Saver, stop: StopSignal, watchdog: Watchdog, logs: Logs
+        self,
+        trainer: Trainer,
+        config: BaseConfig,
+        world: World,
+        watchdog: Watchdog,
+        logs: Logs,
+        checks: RankChecks,
+        checkpoints: Checkpoints,
+        batches: Prefetcher,
+        peak: float,
+        validation: Validation | None,
+        scores: Scores | None,
     ) -> None:
-        self.trainer, self.settings, self.saver = trainer, config.checkpoint, saver
-        self.stop, self.watchdog, self.logs = stop, watchdog, logs
-        self.due = False  # also after a step that cannot be saved: it stays so until one can
+        self.trainer, self.config, self.world, self.watchdog = trainer, config, world, watchdog
+        self.logs, self.checks, self.checkpoints, self.batches = logs, checks, checkpoints, batches
+        self.validation, self.scores = validation, scores
+        self.pace, self.kinds = Pace(config.training.global_batch, peak), set[str]()
+        self.health = self._new_health()
 
-    def save_if_due(self, done: int, progress: Progress, health: Health) -> None:
-        """Raises StoppedError once the state is saved, if the run was asked to stop before its last step."""
-        stopping, writing = self.stop.agree(self.saver.is_writing)
-        last = done == self.trainer.total
-        self.due = self.due or stopping or done % self.settings.every == 0 or last
-        saves = self.due and self.trainer.can_checkpoint_after(done - 1)
-        if self.saver.pending and (saves or not writing):
-            self.watchdog.enter("saving step", done)
-            self.logs.say(self.saver.finish())
-        if not saves:
-            return
-        self.watchdog.enter("saving step", done)
-        waits = stopping or last or not self.settings.async_save
-        summary = health.summarize_and_reset()
-        self.saver.begin(done, not waits, progress.to_manifest() | summary)
-        if not summary["healthy"]:
-            self.logs.say(f"step {done}: this checkpoint is not healthy; the last healthy ones are kept too")
-        if waits:
-            self.logs.say(self.saver.finish())
-        self.due = False
-        if stopping and not last:
-            raise StoppedError(f"asked to stop: step {done} of {self.trainer.total} is saved; continue with --resume")
+    def _new_health(self) -> Health:
+        return Health(self.config.training.max_skipped_steps, self.checkpoints.progress.losses)
 
+    def run(self) -> None:
+        step = self.checkpoints.progress.step
+        while step < self.trainer.total:
+            kind = self.trainer.kind(step)
+            batch, result = self._step(step, kind)
+            step += 1
+            try:
+                self._record(step, kind, batch, result)
+                self.checkpoints.save_if_due(step, self.health)
+            except (DivergedError, NotFiniteError) as error:
+                self.watchdog.enter("going back from step", step)
+                self.checks.compare_now(step)  # a rank with wrong weights may be why
+                step = self.checkpoints.go_back(error, step, self.health.confirmed)
+                self.health = self._new_health()
+                if self.scores:
+                    self.scores.load(step)  # the best may have been set aside
 
-def go_back(
-    error: FloatingPointError,
-    progress: Progress,
-    done: int,
-    confirmed: bool,
-    trainer: Trainer,
-    output: Path,
-    world: World,
-    saver: Saver,
-    logs: Logs,
-) -> Progress:
-    """After `done` steps training has diverged: loads the last healthy checkpoint. Its steps will take the batches that
-    come next, so those since the checkpoint are skipped. `confirmed`: a step from that checkpoint was finite.
+    def _step(self, step: int, kind: str) -> tuple[Batch, StepResult]:
+        self.watchdog.enter("step" if kind in self.kinds else "first step", step)
+        self.kinds.add(kind)
+        with self.world.times("data"):
+            batch = next(self.batches)
+        self.checks.before(step, batch)
+        result = self.trainer.step(step, batch)
+        self.checks.after(step + 1, result.applied)
+        return batch, result
 
-    Raises DivergedError if there is no healthy checkpoint, or the run has gone back before.
-    """
-    if saver.pending:
-        logs.say(saver.finish())
-    folder = rollback.last_healthy(output, logs.say, confirmed)
-    if folder is None:
-        raise DivergedError(f"{error}. No healthy checkpoint was saved before") from error
-    step = load.step_of(folder)
-    if progress.rollbacks >= ROLLBACKS:
-        raise DivergedError(
-            f"{error}. The run has gone back by itself before and diverges again. The last healthy checkpoint is that "
-            f"of step {step}: continue there with --resume --from {step}"
-        ) from error
-    logs.say(f"training diverged: {error}")
-    former = Progress.from_manifest(load.load(folder, trainer.roles))
-    aside = rollback.set_aside_later(output, step, world.rank)
-    trainer.metrics()  # which resets them
-    skipped = progress.skipped_batches + done - step
-    logs.go_back(step, done, skipped)
-    logs.say(
-        f"went back to the last healthy checkpoint, that of step {step}: the {done - step} batches since then are "
-        f"skipped; {aside}"
-    )
-    return replace(former, skipped_batches=skipped, rollbacks=progress.rollbacks + 1)
+    def _record(self, done: int, kind: str, batch: Batch, result: StepResult) -> None:
+        """Logs a step, the last of `done`. Raises DivergedError where too many in a row were skipped."""
+        if skipped := self.health.step(kind, result, done - 1, batch):
+            self.logs.say(skipped)
+        self.logs.advance()
+        self.pace.step(result.flops_per_sample)
+        logging, last = self.config.logging, done == self.trainer.total
+        measured = self._validate(done) | self._score(done, last)
+        if done % logging.every == 0 or last or measured:
+            self._log(done, result, measured)
+        if logging.preview_every and (done % logging.preview_every == 0 or last):
+            self.watchdog.enter("sounds of step", done)
+            self.logs.sounds(done, *self.trainer.preview(), self.config.model.codec.sample_rate)
 
+    def _validate(self, done: int) -> dict[str, float]:
+        """Losses on held-out samples, if they are due."""
+        if self.validation is None or not self.validation.is_due(done):
+            return {}
+        self.watchdog.enter("validation after step", done)
+        losses = self.validation.losses()
+        self.checkpoints.validated(done, losses[LOSS])
+        return losses
 
-def restore(
-    trainer: Trainer,
-    output: Path,
-    resume: bool,
-    world: World,
-    every: int,
-    async_save: bool,
-    from_step: int | None = None,
-) -> Progress:
-    """Loads the newest intact checkpoint, or the one of `from_step`, and returns how far it is: step 0 in a folder
-    without checkpoints.
+    def _score(self, done: int, last: bool) -> dict[str, float]:
+        """What scorers say about sounds for fixed prompts, if that is due."""
+        if self.scores is None or not self.scores.is_due(done, last, self.trainer.can_checkpoint_after(done - 1)):
+            return {}
+        self.watchdog.enter("sounds of step", done)
+        values, problem = self.scores.measure(self.trainer.sample)
+        score, warning = self.scores.judge(done, values)
+        if score:
+            self.checkpoints.scored(done, vars(score))
+        if sentence := problem or warning:
+            self.logs.say(f"step {done}: {sentence}")
+        return values
 
-    `every` and `async_save` are the settings that the run saved with. Raises NoUsableCheckpointError where checkpoints
-    were saved and none can be loaded, CheckpointError where that of `from_step` cannot.
-    """
-
-    def report(text: str) -> None:
-        if world.rank == 0:
-            print(text, flush=True)
-
-    if not resume:
-        return Progress()
-    folder = load.newest_intact(output, report) if from_step is None else rollback.checkpoint_of(output, from_step)
-    if folder is None:
-        run_folder.check_no_checkpoint_lost(output, _first_save_done_by(trainer, every, async_save))
-        report(f"{output} has no checkpoint yet: starting at step 0")
-        return Progress()
-    progress = Progress.from_manifest(load.load(folder, trainer.roles))
-    report(f"resumed from {folder} at step {progress.step}")
-    if from_step is not None:
-        report(rollback.set_aside_later(output, from_step, world.rank, asked=True))
-    return progress
-
-
-def _first_save_done_by(trainer: Trainer, every: int, async_save: bool) -> int:
-    """The step at whose end the first checkpoint is surely there. A save in the background may last until the second
-    one begins."""
-    done = 0
-    for _ in range(2 if async_save else 1):
-        due = (done // every + 1) * every
-        done = 1 + next(step for step in itertools.count(due - 1) if trainer.can_checkpoint_after(step))
-    return done
+    def _log(self, done: int, result: StepResult, measured: dict[str, float]) -> None:
+        speeds = self.pace.read(self.batches.waited_since()) | self.checks.metrics()
+        values = self.trainer.metrics() | result.values | measured | speeds
+        self.logs.metrics(done, values, self.trainer.bar_metrics)
+        compilation = compilation_warnings() if self.config.training.compile else []
+        for warning in (*self.trainer.warnings(values), *compilation, *self.health.spikes()):
+            self.logs.say(f"step {done}: {warning}")

@@ -41,6 +41,7 @@ FIXED = (
     "model",
     "init.weights",
     "init.skip",
+    "lora",
     "data.streams",
     "data.canonical_nodes",
     "data.dropout",
@@ -51,12 +52,18 @@ FIXED = (
     "training.timestep_sampling",
     "training.timestep_logit_mean",
     "training.timestep_uniform_share",
-    "updates",  # of a distillation, like all below
+    "student.lora",  # of a distillation, like all below
+    "fake.lora",
+    "updates",
     "warm_start.updates",
     "warm_start.pairs",
+    "warm_start.step_probabilities",
     "distillation.step_probabilities",
-    "distillation.noise_range",
-    "distillation.discriminator_noise_range",
+    "distillation.fake_step_probabilities",
+    "distillation.discriminator_step_probabilities",
+    "distillation.noise_levels",
+    "distillation.guidance_noise_levels",
+    "distillation.discriminator_noise_levels",
 )
 ACCEPTED = (
     "data.streams",
@@ -64,14 +71,14 @@ ACCEPTED = (
     "data.inpainting_hole",
     "data.completion_prefix",
 )  # may change with data.accept_changed_data
-ADVERSARIAL = "distillation.adversarial_weight"  # above 0 the discriminator has turns, which make a round longer
+# Above 0 the discriminator or the fake model has turns, which make a round longer.
+TURNS = ("distillation.adversarial_weight", "distillation.matching_weight")
 
 
 def check_start(config: BaseConfig, output: Path, resume: bool, from_step: int | None = None) -> None:
     """Checks ranks, folder, shards and text encoder before there is a process group. Raises ValueError."""
     check_ranks(config.training, int(os.environ.get("WORLD_SIZE", "1")))
-    if config.training.fp8:
-        check_fp8()
+    check_fp8(config.training)
     check_output(output, resume)
     if from_step is not None:
         if not resume:
@@ -149,11 +156,12 @@ def check_unchanged(folder: Path, config: BaseConfig, from_step: int | None = No
         old, new = _at(before, path), _at(now, path)
         if path == "model":
             old, new = without_weight_paths(old), without_weight_paths(new)
-        if old != new and (old or new):  # a key that is absent is one without a value
-            raise ValueError(_refusal(folder, *strict.difference(path, old, new)))
-    old, new = _at(before, ADVERSARIAL), _at(now, ADVERSARIAL)
-    if bool(old) != bool(new):
-        raise ValueError(_refusal(folder, ADVERSARIAL, old, new))
+        if found := strict.changes(path, old, new):
+            raise ValueError(_refusal(folder, *found[0]))
+    for path in TURNS:
+        old, new = _at(before, path), _at(now, path)
+        if bool(old) != bool(new):
+            raise ValueError(_refusal(folder, path, old, new))
     return [f"  {where}: {a!r} before, {b!r} now" for where, a, b in strict.differences("", before, now)]
 
 

@@ -1,9 +1,6 @@
 """From recordings and videos to sound with T5, CLIP, Synchformer and Oobleck, by the commands that a user types."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -11,25 +8,16 @@ import soundfile
 
 from audiox_trainer.models.config import ModelConfig
 from audiox_trainer.trainer.core.config import load_pretrain_config
-from audiox_trainer.trainer.data.record import from_columns
-from audiox_trainer.trainer.data.streaming_library import StreamingDataset
 from tests.helpers.encoder_weights import film, save_all
+from tests.helpers.read_records import read_records
+from tests.helpers.run_script import run_script
 from tests.helpers.small_config import small_json
 
 pytestmark = pytest.mark.slow
 
 
-def run(root, *arguments):
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=root, capture_output=True, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "2"},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.mark.long
-def test_from_media_to_sound(root, tmp_path):
+def test_from_media_to_sound(tmp_path):
     film(tmp_path / "clip.mp4", 2.1)
     soundfile.write(tmp_path / "tone.wav", 0.2 * np.sin(np.arange(32000) / 5), 16000)
     lines = [
@@ -53,10 +41,9 @@ def test_from_media_to_sound(root, tmp_path):
     config.write_text(json.dumps(data))
     model: ModelConfig = load_pretrain_config(config, []).model
 
-    run(root, "launch/prepare.py", "files", "--manifest", tmp_path / "clips.jsonl", "--config", config,
+    run_script("launch/prepare.py", "files", "--manifest", tmp_path / "clips.jsonl", "--config", config,
         "--out", tmp_path / "data", "--workers", 1)  # fmt: skip
-    shards = StreamingDataset(local=str(tmp_path / "data" / "audio"), batch_size=1, shuffle=False)
-    records = [from_columns(shards[i], model.video.dim) for i in range(len(shards))]
+    records = read_records(tmp_path / "data" / "audio", model.video.dim)
     assert len(records) >= 4
     for record in records:
         assert record.latent_mean.shape == record.latent_std.shape == (32, 8)
@@ -64,11 +51,11 @@ def test_from_media_to_sound(root, tmp_path):
         assert (record.image.shape, record.motion.shape) in {((6, 32), (16, 32)), ((0, 32), (0, 32))}
     assert any(len(record.motion) for record in records)
 
-    run(root, "launch/pretrain.py", "--config", config, "--output", tmp_path / "run")
+    run_script("launch/pretrain.py", "--config", config, "--output", tmp_path / "run")
     metrics = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert np.isfinite([line["loss"] for line in metrics if "loss" in line]).all()
-    run(root, "launch/convert.py", tmp_path / "run", "--out", tmp_path / "model")
-    run(root, "launch/generate.py", "--weights", tmp_path / "model", "--video", tmp_path / "clip.mp4",
+    run_script("launch/convert.py", tmp_path / "run", "--out", tmp_path / "model")
+    run_script("launch/generate.py", "--weights", tmp_path / "model", "--video", tmp_path / "clip.mp4",
         "--text", "a tone rises", "--steps", 2, "--out", tmp_path / "made.wav")  # fmt: skip
     wave, rate = soundfile.read(tmp_path / "made.wav")
     assert rate == 8000 and wave.shape == (pytest.approx(2.1 * 8000, abs=400), 2)  # as long as the video

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from audiox_trainer.models.released.discriminator import ReleasedDiscriminatorHead
+from audiox_trainer.models.released.discriminator import ReleasedDiscriminator
 from tests.helpers.released_fixtures import BOUND, GOLDEN, LEVELS, features, golden_network, swap_axes
 
 
@@ -26,9 +26,9 @@ class Step:
             role.backbone.transformer.project_out.weight.data *= scale
             role.requires_grad_(name != "teacher")
             self.roles[name], self.conditions[name] = role, role.fuse(*arguments)
-        self.heads = [ReleasedDiscriminatorHead(64, 16) for _ in range(2)]
-        for i, head in enumerate(self.heads):
-            head.load_state_dict({k[11:]: x for k, x in self.given.items() if k.startswith(f"in.heads.{i}.")})
+        self.discriminator = ReleasedDiscriminator(2, 64, 16)
+        heads = {name[3:]: x for name, x in self.given.items() if name.startswith("in.heads.")}
+        self.discriminator.load_state_dict(heads)
 
     def velocity(self, role: str, z: torch.Tensor, t: torch.Tensor, n_blocks: int | None = None) -> torch.Tensor:
         return self.roles[role].backbone(z, t, self.conditions[role], n_blocks)
@@ -45,8 +45,7 @@ class Step:
 
     def scores(self, latents: torch.Tensor, t: torch.Tensor, eps: torch.Tensor) -> torch.Tensor:
         z = noised(t, eps, latents)
-        cuts = [head(self.velocity("teacher", z, t, i + 1)) for i, head in enumerate(self.heads)]
-        return torch.stack(cuts).mean(0)
+        return self.discriminator(self.velocity("teacher", z, t, 2))
 
     def errors(self, found: dict[str, torch.Tensor]) -> dict[str, float]:
         """Those above the bound."""
@@ -103,10 +102,14 @@ def test_the_discriminator_tells_them_from_real_latents(step):
     generated = step.scores(step.sample().detach(), given["in.t_gan_fake"], noise["gan_fake"])
     loss = F.relu(1 - real).mean() + F.relu(1 + generated).mean()
     loss.backward()
+    z = noised(torch.full((2,), 0.3), noise["gan_real"], swap_axes(given["in.real_latents"]))
+    first, second = step.velocity("teacher", z, torch.full((2,), 0.3), 2).unbind(1)
     found = {
+        "teacher_cut1": swap_axes(first),
+        "teacher_cut2": swap_axes(second),
         "disc.logits_real": real[:, None],
         "disc.logits_fake": generated[:, None],
         "disc.loss": loss,
-        "disc.grad_head0_first": step.heads[0].net[0].weight.grad,
+        "disc.grad_head0_first": step.discriminator.heads[0].net[0].weight.grad,
     }
     assert step.errors(found) == {}

@@ -56,7 +56,6 @@ def test_conditions(network, inputs, outputs, case):
     }
     found = captured(modules, lambda: network.fuse(clip, sync, present, text, length, prompt))
     found["maf.gates"] = found["maf.gates"].sigmoid()
-    found["maf.cross_out"] = found["maf.cross_out"][0]
     condition = network.fuse(clip, sync, present, text, length, prompt)
     found |= dict(zip(("maf.text", "maf.video", "maf.audio"), condition.split(SMALL.tokens, dim=1), strict=True))
     found["text.cond"] = text * (torch.arange(SMALL.tokens) < length[:, None])[..., None]

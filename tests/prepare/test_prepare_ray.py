@@ -1,0 +1,206 @@
+"""A preparation on Ray: the bytes of one without it, whatever is lost; two nodes on this machine, and a bucket."""
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from audiox_trainer.trainer.core.config import load_pretrain_config
+from audiox_trainer.trainer.core.hardware import free_port
+from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
+from tests.helpers.killing import prepare_under_fire
+from tests.helpers.preparation import MODEL, contents, manifest, sound, start_driver
+from tests.prepare.test_prepare_kills import damaged_manifest
+
+pytest.importorskip("ray")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
+HOST = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the machine
+TOKEN = "0123456789abcdef" * 4
+
+
+class Nodes:
+    """Nodes of a cluster on this machine, each as `ray start` makes it on a machine of its own."""
+
+    def __init__(self, root):
+        self.port, self.root, self.nodes, self.first = free_port(), root, [], ()
+
+    @property
+    def address(self):
+        return f"{HOST}:{self.port}"
+
+    def start(self, *options, cores=1):
+        self.first = self.first if self.nodes else options
+        where = (
+            [f"--address={self.address}"]
+            if self.nodes
+            else ["--head", f"--port={self.port}", "--include-dashboard=false"]
+        )
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
+        command += [f"--node-ip-address={HOST}", f"--num-cpus={cores}", *where, *options]
+        environment = os.environ | {
+            "PYTHONPATH": str(self.root),
+            "OMP_NUM_THREADS": "1",
+            "RAY_object_store_memory": "1",
+        }
+        del environment["RAY_object_store_memory"]
+        node = subprocess.Popen(
+            [*command, f"--object-store-memory={200 << 20}"], env=environment, stdout=subprocess.DEVNULL
+        )
+        self.nodes.append(node)
+        return node
+
+    def kill(self, node):
+        """At once, with all that it has started, as a power cut does."""
+        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        node.wait()
+
+    def actors(self, _driver=0):
+        """The processes of actors that make blocks or decode."""
+        found = []
+        for node in self.nodes:
+            with contextlib.suppress(psutil.Error):
+                children = psutil.Process(node.pid).children(recursive=True)
+                found += [p.pid for p in children if "_Maker" in " ".join(p.cmdline())]
+        return found
+
+
+@pytest.fixture
+def nodes(root, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    made = Nodes(root)
+    yield made
+    for node in made.nodes:
+        if node.poll() is None:
+            made.kill(node)
+
+
+def small(folder, count):
+    for i in range(count):
+        sound(folder / f"{i}.flac", 1.0 + 3 * (i % 4))
+    return manifest(folder, *({"audio": f"{i}.flac", "category": {"bell": 2}} for i in range(count)))
+
+
+def test_one_of_this_machine(tmp_path):
+    """Started and ended by the command itself; only this machine reaches it."""
+    path = small(tmp_path, 6)
+    prepare_files(str(tmp_path / "expected"), MODEL, path, 0, 1)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 1))  # sends nothing
+        own = probe.getsockname()[0]
+    command = [sys.executable, "-c", LOCAL, str(tmp_path / "out"), str(path), str(tmp_path / "listening"), own]
+    subprocess.run(command, check=True, timeout=600)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+    seen, *open_to_all = (tmp_path / "listening").read_text().split()
+    assert int(seen) > 0 and open_to_all == [], "ports that other machines reach"
+
+
+LOCAL = """
+import socket, sys, threading, time
+from pathlib import Path
+import psutil
+from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
+from tests.helpers.preparation import MODEL
+
+def listen():
+    seen, found = set(), set()
+    while True:
+        for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+            try:
+                for c in process.net_connections():
+                    if c.status == psutil.CONN_LISTEN:
+                        seen.add(c.laddr.port)
+                        socket.create_connection((sys.argv[4], c.laddr.port), 1).close()
+                        found.add(f"{process.name()}:{c.laddr.port}".replace(" ", "_"))
+            except (psutil.Error, OSError):
+                pass
+        Path(sys.argv[3]).write_text(f"{len(seen)} " + " ".join(sorted(found)))
+        time.sleep(0.5)
+
+if __name__ == "__main__":
+    threading.Thread(target=listen, daemon=True).start()
+    prepare_files(sys.argv[1], MODEL, Path(sys.argv[2]), 0, Workers(1, (), "local"))
+"""
+
+
+JOINED = """
+import sys, time, ray
+ray.init(sys.argv[1])
+while sum(node["Alive"] for node in ray.nodes()) < 2:
+    time.sleep(0.5)
+"""
+
+
+def test_a_gpu_is_fed_by_another_node(tmp_path, nodes):
+    """The first node has the GPU, played by a resource, and cores for its own; a node without one decodes as well."""
+    path = damaged_manifest(tmp_path, 10)
+    prepare_files(str(tmp_path / "expected"), MODEL, path, 0, 1)
+    nodes.start("--num-gpus=1")
+    wait_for(nodes)
+    nodes.start()
+    subprocess.run([sys.executable, "-c", JOINED, nodes.address], check=True, timeout=300)
+    run(nodes, tmp_path / "out", path, ("cpu",))
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def wait_for(nodes):
+    """Until the first node answers. On a busy machine Ray gives up after half a minute, and is started again."""
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        with contextlib.suppress(OSError), socket.create_connection((HOST, nodes.port), 1):
+            return
+        if nodes.nodes[0].poll() is not None:
+            nodes.nodes.clear()
+            nodes.start(*nodes.first)
+        time.sleep(0.2)
+    raise TimeoutError(nodes.address)
+
+
+def run(nodes, out, path, devices=()):
+    driver = start_driver(out, path, Workers(1, devices, nodes.address))
+    driver.join(900)
+    assert driver.exitcode == 0
+
+
+@pytest.mark.parametrize(("count", "drivers", "shots"), [(20, 1, 4), pytest.param(1000, 3, 20, marks=pytest.mark.long)])
+def test_actors_drivers_and_a_node_are_killed(tmp_path, nodes, count, drivers, shots):
+    path = damaged_manifest(tmp_path, count)
+    prepare_files(str(tmp_path / "expected"), MODEL, path, 0, 2)
+    nodes.start()
+    wait_for(nodes)
+    second, killed = nodes.start(), []
+
+    def targets(driver):
+        """The actors; the second node is lost when half of the blocks are there."""
+        if not killed and len(list(Path(tmp_path / "out").glob("work/blocks/*"))) > count // 2:
+            nodes.kill(second)
+            killed.append(second)
+        return nodes.actors()
+
+    prepare_under_fire(tmp_path / "out", path, Workers(1, (), nodes.address), 0, drivers, shots, targets)
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
+
+
+def test_nodes_of_a_launcher_make_a_cluster(tmp_path, root):
+    """As srun or torchrun start them, one per node: the first drives, the second works for it and ends after it."""
+    path, port = small(tmp_path, 12), str(free_port())
+    prepare_files(str(tmp_path / "expected"), load_pretrain_config(root / "configs/tiny.json").model, path, 0, 1)
+    files = ["files", "--manifest", path, "--config", "configs/tiny.json", "--out", tmp_path / "out", "--workers", "1"]
+    command = [sys.executable, "launch/prepare.py", *map(str, files), "--device", "cpu"]
+    ranks = []
+    for rank in ("1", "0"):
+        where = {"RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": HOST, "MASTER_PORT": port}
+        environment = os.environ | where | {"RAY_AUTH_TOKEN": TOKEN, "OMP_NUM_THREADS": "1"}
+        ranks.append(subprocess.Popen(command, cwd=root, env=environment, stdout=subprocess.PIPE, text=True))
+    outputs = [rank.communicate(timeout=600)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0]
+    assert outputs[0] == "" and outputs[1].startswith(f"{tmp_path}/out: kept ")
+    assert contents(tmp_path / "out") == contents(tmp_path / "expected")
