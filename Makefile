@@ -5,6 +5,10 @@ SHELL := bash
 .DEFAULT_GOAL := help
 .PHONY: help setup demo finetune test test-long lint format schema lock sbom clean
 
+# Many containers forbid Python to write bytecode. Each command would then compile torch and all else anew: twice the time
+# until it begins.
+unexport PYTHONDONTWRITEBYTECODE
+
 PY := .venv/bin/python
 INSTALL := $(PY) -m pip install -qq --disable-pip-version-check --no-compile
 FOLDERS := trainer models kernels launch
