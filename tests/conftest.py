@@ -33,7 +33,7 @@ _CACHE = tempfile.mkdtemp(prefix="inductor-")
 os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE
 
 
-LAUNCHES = {"one", "two", "two_long", "four", "references"}  # fixtures that take a minute to make
+LAUNCHES = {"one", "two", "two_long", "four", "distilled", "references"}  # fixtures that take a minute to make
 
 
 def pytest_unconfigure() -> None:
@@ -108,13 +108,29 @@ def forkserver() -> None:
 
 
 @pytest.fixture(scope="session")
-def scenes(tmp_path_factory, forkserver) -> Path:
+def shared(tmp_path_factory) -> Path:
+    """A folder that all workers of this run of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(shared, forkserver) -> Path:
     """Procedural scenes encoded for the small model, in the streams `audio` and `music`. Nobody may change them."""
+    from filelock import FileLock
+
     from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
     from tests.helpers.small_config import CLIPS, small_config
 
-    folder = tmp_path_factory.mktemp("scenes") / "small"
-    prepare_scenes(folder, small_config().model, clips=CLIPS, seed=0, music_share=0.5, workers=1)
+    folder = shared / "scenes"
+    with FileLock(shared / "scenes.lock"):
+        if not folder.exists():
+            made = shared / "scenes being made"
+            shutil.rmtree(made, ignore_errors=True)
+            prepare_scenes(made, small_config().model, clips=CLIPS, seed=0, music_share=0.5, workers=1)
+            made.replace(folder)
     return folder
 
 
@@ -157,10 +173,18 @@ def media(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def two(scenes, tmp_path_factory):
+def training(shared) -> Path:
+    """The folder of these launches."""
+    folder = shared / "training"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two(scenes, training):
     from tests.helpers.scenario_results import TWO_RANKS, Launch
 
-    return Launch(2, scenes, tmp_path_factory.mktemp("training"), TWO_RANKS)
+    return Launch(2, scenes, training, TWO_RANKS)
 
 
 @pytest.fixture(scope="session")

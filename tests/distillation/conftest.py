@@ -129,5 +129,7 @@ COMPILED = Item("compiled", "compiled", stage(2, *LOW[:2], "training.compile=tru
 
 
 @pytest.fixture(scope="session")
-def distilled(scenes, tmp_path_factory):
-    return Launch(2, scenes, tmp_path_factory.mktemp("distillation"), TWO_RANKS, "tests.helpers.distillation_scenarios")
+def distilled(scenes, shared):
+    folder = shared / "distillation"
+    folder.mkdir(exist_ok=True)
+    return Launch(2, scenes, folder, TWO_RANKS, "tests.helpers.distillation_scenarios")

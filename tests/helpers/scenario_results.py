@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from audiox_trainer.trainer.checkpoint import load
 from tests.helpers.launch_ranks import launch_ranks
@@ -49,7 +50,8 @@ class Item:
 
 
 class Launch:
-    """The results of a launch's ranks and their folders, by the items' names."""
+    """The results of a launch's ranks and their folders, by the items' names. Of several workers of pytest-xdist that
+    ask for the same in one folder, the first launches it, and the others wait and read."""
 
     def __init__(
         self,
@@ -71,8 +73,13 @@ class Launch:
             }
             for item in items
         ]
-        (base / f"plan_{ranks}.json").write_text(json.dumps(plan))
-        launch_ranks(ranks, module, str(base / f"plan_{ranks}.json"), timeout=1500)
+        file, done = base / f"plan_{ranks}.json", base / f"plan_{ranks}_done.json"
+        with FileLock(base / f"plan_{ranks}.lock"):
+            if done.exists() and done.read_text() == json.dumps(plan):
+                return
+            file.write_text(json.dumps(plan))
+            launch_ranks(ranks, module, str(file), timeout=1500)
+            file.replace(done)
 
     def results(self, name: str) -> list[dict[str, Any]]:
         return [json.loads((self.folders[name] / f"rank_{rank}.json").read_text()) for rank in range(self.ranks)]
