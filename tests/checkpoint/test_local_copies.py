@@ -13,7 +13,6 @@ SAVED, COPIED = 4, 6  # the steps of the last checkpoint and of the last copies 
 CASES = {  # arguments, settings, and the step that it resumes from
     "nothing": ({}, stage(2), COPIED),
     "nothing at stage 0": ({}, stage(0), COPIED),
-    "nothing at stage 3": ({}, stage(3), COPIED),
     "in the background": ({}, stage(2, "checkpoint.async_save=true"), None),
     "lost": ({"damage": "lost"}, stage(2), COPIED),
     "lost at stage 0": ({"damage": "lost"}, stage(0), COPIED),
@@ -22,17 +21,22 @@ CASES = {  # arguments, settings, and the step that it resumes from
     "both flipped": ({"damage": "both flipped"}, stage(2), SAVED),
     "full": ({"damage": "full"}, stage(2), SAVED),
     "went back": ({"back": SAVED}, stage(2), SAVED),
+}
+LONG = {
+    "nothing at stage 3": ({}, stage(3), COPIED),
     "another stage": ({"stage": 3}, stage(2), SAVED),
 }
 
 
 @pytest.fixture(scope="module")
 def launch(scenes, tmp_path_factory):
-    base = tmp_path_factory.mktemp("copies")
-    items = [Item(f"through {number}", "whole", stage(number)) for number in (0, 2, 3)]
-    Launch(2, scenes, base, items)
+    return launched(scenes, tmp_path_factory.mktemp("copies"), CASES, (0, 2))
+
+
+def launched(scenes, base, cases, stages):
+    Launch(2, scenes, base, [Item(f"through {number}", "whole", stage(number)) for number in stages])
     (base / "nodes").mkdir()
-    for name in CASES:
+    for name in cases:
         (base / "nodes" / name).mkdir()
     copied = [
         Item(
@@ -41,15 +45,28 @@ def launch(scenes, tmp_path_factory):
             (*settings, "checkpoint.local_every=2", f"checkpoint.local_folder={base / 'nodes' / name}"),
             arguments=arguments,
         )
-        for name, (arguments, settings, _) in CASES.items()
+        for name, (arguments, settings, _) in cases.items()
     ]
     return Launch(2, scenes, base, copied, "tests.helpers.copy_scenarios")
 
 
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_it_goes_on_at_stage_3(scenes, tmp_path):
+    launch = launched(scenes, tmp_path, LONG, (2, 3))
+    for name, case in LONG.items():
+        goes_on(launch, name, case)
+        assert launch.results(name)[0]["after"] == []
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_it_goes_on_from_the_newest_that_is_whole(launch, name):
+    goes_on(launch, name, CASES[name])
+
+
+def goes_on(launch, name, case):
     said = launch.results(name)[0]["said"]
-    _, settings, step = CASES[name]
+    _, settings, step = case
     if step is not None:
         assert f"at step {step}" in said.partition("resumed from")[2].splitlines()[0], said
     if name == "another stage":  # other shards: their end differs by rounding

@@ -47,7 +47,7 @@ def test_states_of_the_full_size_are_small(root, name, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["finetune_lora", "finetune_lora_2p7b"])
+@pytest.mark.parametrize("name", ["finetune_lora", pytest.param("finetune_lora_2p7b", marks=pytest.mark.long)])
 def test_weights_in_8_bits_take_half(root, name):
     """All but what lies outside the blocks, and vectors."""
     plain, eight = (

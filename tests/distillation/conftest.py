@@ -96,20 +96,18 @@ TWO_RANKS = [
     *[Item(f"rounds {n}", "rounds", stage(n)) for n in (1, 2, 3)],
     Item("rounds accumulated", "rounds", stage(2, "training.micro_batch=2")),
     Item("rounds sharded", "rounds", stage(2, "teacher.sharded=true")),
-    Item("rounds partitioned", "rounds", stage(3, SHARES)),
-    Item("rounds eq10", "rounds", stage(3, "distillation.loss=eq10", "teacher.sharded=true")),
+    Item("rounds eq10", "rounds", stage(2, "distillation.loss=eq10")),
     Item("rounds stopped", "rounds", stage(2, "distillation.loss=eq10_sg_teacher", "distillation.loss_weight=kl")),
     *[Item(f"rounds bf16 {n}", "rounds", stage(n, *LOW)) for n in (1, 2)],
     Item("rounds euler", "rounds", stage(2, *EULER, "warm_start.lr=3e-3"), arguments=PAIRED),
     Item("rounds rolled", "rounds", stage(1, *EULER, "warm_start.rollout=true"), arguments=PAIRED),
-    Item("rounds bf16 3", "rounds", stage(3, *LOW, "teacher.sharded=true")),
     Item("rounds own", "rounds", OWN),
     Item("rounds bf16 own", "rounds", (*OWN, "fake.precision=bf16", "teacher.precision=bf16")),
     Item("rounds elsewhere", "rounds", stage(1, *ELSEWHERE)),
-    Item("rounds levels 3", "rounds", stage(3, *LEVELS, "teacher.sharded=true")),
+    Item("rounds levels", "rounds", stage(1, *LEVELS)),
     Item("rounds stage", "rounds", stage(2, *STAGE, "training.micro_batch=2")),
     Item("rounds stage 3", "rounds", stage(3, *STAGE, "teacher.sharded=true")),
-    Item("rounds phases 3", "rounds", stage(3, *PHASES)),
+    Item("rounds phases", "rounds", stage(1, *PHASES)),
     Item("rounds adapters", "rounds", stage(1, "warm_start.updates=2", *ADAPTERS)),
     Item("rounds bf16 adapters", "rounds", stage(2, *LOW, ADAPTERS[1])),
     Item("flat", "collapsed", stage(2, *SHORT), arguments={"size": 0.1}),
@@ -125,6 +123,13 @@ TWO_RANKS = [
     Item("through adapters", "whole", (*RESUMED, *UNALIGNED, *ADAPTERS)),
     *interrupted(ENDS[2], f"{ENDS[2]} adapters", (*RESUMED, *UNALIGNED, *ADAPTERS)),
 ]
+TWO_RANKS_LONG = [  # at stage 3, which takes three times as long
+    Item("rounds partitioned", "rounds", stage(3, SHARES)),
+    Item("rounds eq10 3", "rounds", stage(3, "distillation.loss=eq10", "teacher.sharded=true")),
+    Item("rounds bf16 3", "rounds", stage(3, *LOW, "teacher.sharded=true")),
+    Item("rounds levels 3", "rounds", stage(3, *LEVELS, "teacher.sharded=true")),
+    Item("rounds phases 3", "rounds", stage(3, *PHASES)),
+]
 COMPILED = Item("compiled", "compiled", stage(2, *LOW[:2], "training.compile=true", "warm_start.updates=2"))
 
 
@@ -133,3 +138,9 @@ def distilled(scenes, shared):
     folder = shared / "distillation"
     folder.mkdir(exist_ok=True)
     return Launch(2, scenes, folder, TWO_RANKS, "tests.helpers.distillation_scenarios")
+
+
+@pytest.fixture(scope="session")
+def distilled_long(scenes, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distillation")
+    return Launch(2, scenes, folder, TWO_RANKS_LONG, "tests.helpers.distillation_scenarios")

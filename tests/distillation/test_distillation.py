@@ -15,17 +15,18 @@ from audiox_trainer.trainer.core.update_cycle import Phase
 from audiox_trainer.trainer.cost.operations import distillation_flops
 from audiox_trainer.trainer.cost.passes import distillation_passes
 from audiox_trainer.trainer.distillation.updates import Distillation
-from tests.distillation.conftest import ADAPTERS, BF16, COMPILED, ENDS, MIDWAY, ROLES, TWO_RANKS
+from tests.distillation.conftest import ADAPTERS, BF16, COMPILED, ENDS, MIDWAY, ROLES, TWO_RANKS, TWO_RANKS_LONG
 from tests.helpers.reference_distillation import TRAINED, Plain
 from tests.helpers.scenario_results import KINDS, Item, Launch, differing
 from tests.helpers.small_config import small_distill_config
 
 pytestmark = pytest.mark.slow
 
-LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 3", "rounds bf16 own", "rounds bf16 adapters"]
+LOW = ["rounds bf16 1", "rounds bf16 2", "rounds bf16 own", "rounds bf16 adapters"]
 OTHERS = ["rounds eq10", "rounds stopped", "rounds euler", "rounds rolled", "rounds own", "rounds elsewhere"]
-OTHERS += ["rounds phases 3", "rounds levels 3", "rounds stage", "rounds stage 3", "rounds adapters"]
-ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded", "rounds partitioned"]
+OTHERS += ["rounds phases", "rounds levels", "rounds stage", "rounds stage 3", "rounds adapters"]
+ROUNDS = ["rounds 1", "rounds 2", "rounds 3", "rounds accumulated", "rounds sharded"]
+LONG = [item.name for item in TWO_RANKS_LONG]
 LAST = 11  # the update that ends a run of `RESUMED`
 OF_RANKS = re.compile(r"zero|deepspeed|sharded")  # overrides that make no difference to the numbers
 
@@ -38,7 +39,7 @@ def run(overrides, paired):
 @pytest.fixture(scope="module")
 def plain():
     """The expected result of a `rounds` item of the launch, by its name."""
-    items = {item.name: item for item in TWO_RANKS if item.scenario == "rounds"}
+    items = {item.name: item for item in (*TWO_RANKS, *TWO_RANKS_LONG) if item.scenario == "rounds"}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are small: two would wait for each other, on a busy machine for a minute
     yield lambda name: run(
@@ -46,6 +47,17 @@ def plain():
         tuple(items[name].arguments.get("paired", ())),
     )
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def launch(request, name):
+    """The launch that has the item of this name."""
+    return request.getfixturevalue("distilled_long" if name in LONG else "distilled")
+
+
+def named(*names):
+    """Items of both launches; those of the long one are long tests."""
+    return pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.long] * (n in LONG)) for n in names])
 
 
 def watched(row):
@@ -60,9 +72,9 @@ def apart(a, b):
 
 
 class TestRounds:
-    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
-    def test_no_role_disturbs_another(self, distilled, name):
-        for result in distilled.results(name):
+    @named(*ROUNDS, *OTHERS, *LOW, *LONG)
+    def test_no_role_disturbs_another(self, launch, name):
+        for result in launch.results(name):
             for row in result["rows"]:
                 role = TRAINED[row["phase"]]
                 owned = {"weights", "computed", "exp_avg", "exp_avg_sq", "updates"}
@@ -73,37 +85,37 @@ class TestRounds:
                 assert set(row["changed"]) - {f"{role}/gradients"} == owned
                 assert row["reached"] == [role] and row["frozen"]
 
-    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS])
-    def test_losses_and_what_is_watched_are_those_of_plain_torch(self, distilled, plain, name):
-        for result in distilled.results(name):
+    @named(*ROUNDS, *OTHERS, *(name for name in LONG if "bf16" not in name))
+    def test_losses_and_what_is_watched_are_those_of_plain_torch(self, launch, plain, name):
+        for result in launch.results(name):
             for row, expected in zip(result["rows"], plain(name).rows, strict=True):
                 assert watched(row) == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
-    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS])
-    def test_weights_and_their_average_become_those_of_plain_torch(self, distilled, plain, name):
+    @named(*ROUNDS, *OTHERS, *(name for name in LONG if "bf16" not in name))
+    def test_weights_and_their_average_become_those_of_plain_torch(self, launch, plain, name):
         expected = plain(name)
-        folder = distilled.checkpoint(name, len(expected.rows))
+        folder = launch.checkpoint(name, len(expected.rows))
         for role in ROLES:
             found, end = load.full_tensors(folder, role, "weights"), expected.trained(role)
             assert apart(found, end) < 1e-3 * apart(expected.starts[role], end)
         found = load.full_tensors(folder, "student", "ema")
         assert apart(found, expected.ema) < 1e-3 * apart(expected.starts["student"], expected.ema)
 
-    @pytest.mark.parametrize("name", ["rounds 1", "rounds 3", "rounds sharded"])
-    def test_stages_and_a_sharded_teacher_make_no_difference(self, distilled, name):
-        for rows in zip(*(distilled.results(one)[0]["rows"] for one in ("rounds 2", name)), strict=True):
+    @named("rounds 1", "rounds 3", "rounds sharded")
+    def test_stages_and_a_sharded_teacher_make_no_difference(self, launch, name):
+        for rows in zip(*(launch.results(one)[0]["rows"] for one in ("rounds 2", name)), strict=True):
             usual, other = map(watched, rows)
             assert other == pytest.approx(usual, rel=1e-4, abs=1e-6)
 
-    @pytest.mark.parametrize("name", [*ROUNDS, *OTHERS, *LOW])
-    def test_bytes_are_those_of_the_arithmetic(self, distilled, name):
-        for result in distilled.results(name):
+    @named(*ROUNDS, *OTHERS, *LOW, *LONG)
+    def test_bytes_are_those_of_the_arithmetic(self, launch, name):
+        for result in launch.results(name):
             assert result["bytes"] == result["planned"]
             assert all(held["weights"] for held in result["bytes"].values())
 
-    @pytest.mark.parametrize("name", ["rounds 3", "rounds sharded", "rounds eq10", "rounds own", "rounds bf16 3"])
-    def test_weights_that_are_sharded_are_gathered_ahead_in_every_update(self, distilled, name):
-        for result in distilled.results(name):
+    @named("rounds 3", "rounds sharded", "rounds stage 3", "rounds own", "rounds eq10 3", "rounds bf16 3")
+    def test_weights_that_are_sharded_are_gathered_ahead_in_every_update(self, launch, name):
+        for result in launch.results(name):
             assert result["discarded"] and not any(result["discarded"].values())
 
     def test_the_printed_equation_gives_another_student(self, distilled):

@@ -139,6 +139,7 @@ while sum(node["Alive"] for node in ray.nodes()) < 2:
 """
 
 
+@pytest.mark.long
 def test_a_gpu_is_fed_by_another_node(tmp_path, nodes):
     """The first node has the GPU, played by a resource, and cores for its own; a node without one decodes as well."""
     path = damaged_manifest(tmp_path, 10)
@@ -189,6 +190,7 @@ def test_actors_drivers_and_a_node_are_killed(tmp_path, nodes, count, drivers, s
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
 
 
+@pytest.mark.long
 def test_nodes_of_a_launcher_make_a_cluster(tmp_path, root):
     """As srun or torchrun start them, one per node: the first drives, the second works for it and ends after it."""
     path, port = small(tmp_path, 12), str(free_port())
