@@ -51,7 +51,7 @@ def test_it_is_computed_again_where_it_is_needed(trained):
     assert len(calls) == (3 if trained else 2)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_compiled_blocks_compute_the_same(small):
     torch.manual_seed(1)
     model, given = stirred(small.model), inputs(small.model)

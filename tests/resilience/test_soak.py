@@ -18,9 +18,10 @@ def soaked(folder, *arguments):
     return lines
 
 
-def test_three_kills(tmp_path):
-    lines = soaked(tmp_path, "--kills", "3", "--per-run", "3", "--only", "pretrain", "--seed", "2")
-    assert [line.get("kill", "end") for line in lines] == [0, 1, 2, "end"]
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.long)])
+def test_kills_of_one_run(tmp_path, kills):
+    lines = soaked(tmp_path, "--kills", str(kills), "--per-run", str(kills), "--only", "pretrain", "--seed", "2")
+    assert [line.get("kill", "end") for line in lines] == [*range(kills), "end"]
 
 
 def test_a_log_is_gone_on_with_after_its_last_whole_run(tmp_path):
