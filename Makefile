@@ -53,7 +53,7 @@ finetune: $(STAMP)  ## after the demo: its teacher learns a new sound by adapter
 # Workers share the tests: one a core, four at most. ARGS="-n 0" for one process, ARGS="PATH" for some tests.
 WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP)  ## all tests but the long ones, under half an hour on two cores; ARGS="..."
+test: $(STAMP)  ## all tests but the long ones, half an hour or more on two cores; ARGS="..."
 	@$(PY) -m pytest -m 'not long' $(WORKERS) $(ARGS)
 
 test-long: $(STAMP)  ## the long ones; ARGS="..."
