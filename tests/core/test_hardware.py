@@ -17,6 +17,8 @@ CPU = torch.device("cpu")
 def test_the_peak_is_measured_on_products_that_the_cpu_can_do(monkeypatch, dtype, has_bf16, size):
     """A run on a CPU without such instructions began half a minute later."""
     monkeypatch.setattr(hardware, "cpu_has_bf16", lambda: has_bf16)
+    before = torch.get_rng_state()
     with FlopCounterMode(display=False) as counter:
         assert hardware.peak_flops(CPU, dtype) > 0
     assert counter.get_total_flops() == 12 * 2 * size**3
+    assert torch.equal(torch.get_rng_state(), before)
