@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .mel import mel_filters_htk
+from .mlp import Mlp
 
 RATE, SECONDS, WINDOWS = 16000, 2, 3  # Hz; of a window of sound, and how many are heard
 FRAMES, SIZE, CROPS = 0.5, 224, 3  # pictures per second, of which two neighbours are seen at a time
@@ -96,16 +97,6 @@ class Preprocessor(nn.Module):
         tokens = self.rgbt_stem(x)
         tokens = torch.cat((self.cls_token.expand(len(tokens), -1, -1), tokens), dim=1)
         return tokens + self.pos_embedding_helper.pos_embed
-
-
-class Mlp(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
-        return out
 
 
 class Block(nn.Module):

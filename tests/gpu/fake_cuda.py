@@ -10,8 +10,10 @@ and device are noted with the line of the project that makes them, as is each pl
 import contextlib
 import ctypes
 import importlib.util
+import json
 import shutil
 import subprocess
+import sys
 import traceback
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("trainer", "models", "kernels")
 SOURCE = Path(__file__).with_suffix(".cpp")
 NUMBERS = ("tolist", "item", "__float__", "__int__", "__bool__")
@@ -42,6 +45,21 @@ def build(folder: Path) -> Path:
     libraries = [f"-L{_torch() / 'lib'}", "-lc10", "-ltorch_cpu"]
     subprocess.run([command, *flags, str(SOURCE), "-o", str(library), *libraries], check=True)
     return library
+
+
+def run(module: str, folder: Path) -> Any:
+    """What `python -m module LIBRARY FILE` writes into its file, as JSON. A test is skipped where it cannot run."""
+    import pytest
+    import torch
+
+    if torch.version.cuda:
+        pytest.skip("this build of torch has CUDA itself")
+    if compiler() is None:
+        pytest.skip("no C++ compiler: c++, g++ or clang++")
+    command = [sys.executable, "-m", module, build(folder), folder / "results.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads((folder / "results.json").read_text())
 
 
 def load(library: Path) -> None:

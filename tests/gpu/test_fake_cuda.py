@@ -1,12 +1,7 @@
 """Whole steps on tensors that say they are on a GPU: no operation mixes devices, every gradient is on the device, and
 the host waits for it nowhere but where it is listed here. DeepSpeed, which waits by itself, is replaced."""
 
-import json
-import subprocess
-import sys
-
 import pytest
-import torch
 
 from tests.gpu import fake_cuda
 
@@ -26,16 +21,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def results(root, tmp_path_factory):
-    if torch.version.cuda:
-        pytest.skip("this build of torch has CUDA itself")
-    if fake_cuda.compiler() is None:
-        pytest.skip("no C++ compiler: c++, g++ or clang++")
-    folder = tmp_path_factory.mktemp("fake_cuda")
-    command = [sys.executable, "-m", "tests.gpu.steps", fake_cuda.build(folder), folder / "results.json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "results.json").read_text())
+def results(tmp_path_factory):
+    return fake_cuda.run("tests.gpu.steps", tmp_path_factory.mktemp("fake_cuda"))
 
 
 @pytest.mark.parametrize("name", WAITS)

@@ -3,13 +3,7 @@
 On fake CUDA tensors, without Triton's interpreter, which nothing can look into.
 """
 
-import json
-import os
-import subprocess
-import sys
-
 import pytest
-import torch
 
 from tests.gpu import fake_cuda
 
@@ -38,16 +32,8 @@ WRITTEN = {
 
 
 @pytest.fixture(scope="module")
-def traced(root, tmp_path_factory):
-    if torch.version.cuda:
-        pytest.skip("this build of torch has CUDA itself")
-    if fake_cuda.compiler() is None:
-        pytest.skip("no C++ compiler: c++, g++ or clang++")
-    folder = tmp_path_factory.mktemp("traced")
-    command = [sys.executable, "-m", "tests.gpu.traced", fake_cuda.build(folder), folder / "graphs.json"]
-    done = subprocess.run(command, cwd=root, env=os.environ, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads((folder / "graphs.json").read_text())
+def traced(tmp_path_factory):
+    return fake_cuda.run("tests.gpu.traced", tmp_path_factory.mktemp("traced"))
 
 
 @pytest.fixture

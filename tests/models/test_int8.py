@@ -10,9 +10,8 @@ from torch import nn
 from audiox_trainer.models.int8 import Int8Conv1d, Int8Linear, Int8Weight, int8_tensors, quantized
 from audiox_trainer.models.lora import LoraConv1d, LoraLinear, add_adapters
 from audiox_trainer.models.networks import count_parameters
-from audiox_trainer.trainer.engine.compilation import compile_blocks
 from tests.helpers.random_weights import inputs, stirred
-from tests.models.test_lora import OURS, RELEASED, released, released_inputs, trained
+from tests.models.test_lora import OURS, RELEASED, plain_and_compiled, released, released_inputs, trained
 
 
 @pytest.fixture(params=["ours", "released"])
@@ -135,18 +134,7 @@ def test_recomputed_blocks_have_the_same_gradients(case):
 
 @pytest.mark.long
 def test_compiled_blocks_compute_the_same(case):
-    network, given, config = case
-    add_adapters(network, config)
-    trained(network)
-    results = []
-    for compiled in (False, True):
-        if compiled:
-            compile_blocks(network)
-        network.zero_grad()
-        out = network(*given)
-        out.square().mean().backward()
-        results.append([out.detach(), *(p.grad.clone() for p in network.parameters() if p.requires_grad)])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*plain_and_compiled(case), rtol=1e-4, atol=1e-5)
 
 
 def test_the_product_is_that_of_the_field(small):
