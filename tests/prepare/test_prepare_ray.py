@@ -122,7 +122,9 @@ def listen():
                         found.add(f"{process.name()}:{c.laddr.port}".replace(" ", "_"))
             except (psutil.Error, OSError):
                 pass
-        Path(sys.argv[3]).write_text(f"{len(seen)} " + " ".join(sorted(found)))
+        written = Path(sys.argv[3] + ".part")
+        written.write_text(f"{len(seen)} " + " ".join(sorted(found)))
+        written.replace(sys.argv[3])  # this thread ends anywhere, with the process
         time.sleep(0.5)
 
 if __name__ == "__main__":

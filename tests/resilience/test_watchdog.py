@@ -16,7 +16,7 @@ import torch.distributed as dist
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.config import TimeoutsConfig
 from audiox_trainer.trainer.core.hardware import free_port
-from audiox_trainer.trainer.resilience import signed_store
+from audiox_trainer.trainer.resilience import monitor, signed_store
 from audiox_trainer.trainer.resilience.watchdog import Watchdog
 from tests.helpers.small_config import ROOT
 
@@ -243,3 +243,19 @@ def test_a_rank_says_that_its_monitor_has_ended(capfd):
         watchdog.monitor.process.kill()
         time.sleep(3 * watchdog.pause)
     assert capfd.readouterr().err.count("rank 0: its monitor has ended") == 1
+
+
+def test_a_sign_of_life_that_is_half_written_is_none():
+    """A rank in good health was killed: half written, its time and its limit were zero."""
+    rank = monitor.Monitor(0, 1)
+    try:
+        rank.report("step 3", 60.0)
+        before = rank.state[:]
+        rank.report("step 4", 10.0)
+        after = rank.state[:]
+    finally:
+        rank.close()
+    assert [monitor.last_report(whole)[1:] for whole in (before, after)] == [(60.0, b"step 3"), (10.0, b"step 4")]
+    size = len(before)
+    halves = [after[:n] + rest[n:] for rest in (before, bytes(size)) for n in range(size)]
+    assert {monitor.last_report(half) for half in halves if half not in (before, after)} == {None}

@@ -1,7 +1,8 @@
 """Watches a rank from outside, since a native call may keep Python's lock forever: then no thread of the rank runs.
 
 The rank writes its phase, that phase's limit and the time into shared memory: when it enters a phase, and in between
-from the watchdog's thread. The monitor, a separate process, compares the time with the limit. If the rank is silent
+from the watchdog's thread. The monitor, a separate process, compares the time with the limit. No lock is shared, so it
+may read a sign of life that is half written; a checksum tells it. If the rank is silent
 for longer, it gathers the rank's stacks (faulthandler's signal handler needs no lock), kills the rank and names it. A
 rank that is stopped is killed too if there are others, which have left by then; one alone may be continued.
 
@@ -11,6 +12,7 @@ between processes, and it ends with its rank. It imports no torch: it takes 0.1 
 
 import faulthandler
 import json
+import math
 import mmap
 import os
 import signal
@@ -22,6 +24,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zlib import crc32
 
 from .rank_location import locate
 
@@ -31,6 +34,7 @@ GRACE = 2.0  # seconds beyond a limit in which the rank and the others speak for
 POLL = 0.25
 STALL = 5.0  # seconds without a poll: the monitor itself was stopped
 STATE = struct.Struct("<dd128p")  # time of the last sign of life, limit of the phase, phase and step
+CHECKSUM = struct.Struct("<I")  # of the state before it
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,9 @@ class Monitor:
 
     def __init__(self, rank: int, ranks: int) -> None:
         files = [os.memfd_create(name) for name in ("state", "stacks")]
-        os.truncate(files[0], STATE.size)
-        self.stacks, self.state = files[1], mmap.mmap(files[0], STATE.size)
+        size = STATE.size + CHECKSUM.size
+        os.truncate(files[0], size)
+        self.stacks, self.state = files[1], mmap.mmap(files[0], size)
         faulthandler.register(STACKS, self.stacks)
         watched = Watched(rank, ranks, os.getpid(), threading.get_ident(), *files)
         command = [sys.executable, "-P", "-m", __name__, json.dumps(asdict(watched))]
@@ -60,7 +65,8 @@ class Monitor:
 
     def report(self, status: str, limit: float) -> None:
         """A sign of life."""
-        STATE.pack_into(self.state, 0, time.monotonic(), limit, status.encode())
+        state = STATE.pack(time.monotonic(), limit, status.encode())
+        self.state[:] = state + CHECKSUM.pack(crc32(state))
 
     def has_ended(self) -> bool:
         return self.process.poll() is not None
@@ -74,15 +80,16 @@ class Monitor:
 
 def watch(watched: Watched) -> None:
     """Returns when the rank has ended, by itself or by this process."""
-    state = mmap.mmap(watched.state, STATE.size, prot=mmap.PROT_READ)
+    state = mmap.mmap(watched.state, STATE.size + CHECKSUM.size, prot=mmap.PROT_READ)
     since = last = time.monotonic()
+    said = since, math.inf, b""  # the last that was whole
     while os.getppid() == watched.pid:
         time.sleep(POLL)
         now = time.monotonic()
         if now - last > STALL:
             since = now
         last = now
-        alive, limit, status = STATE.unpack_from(state)
+        said = alive, limit, status = last_report(state[:]) or said
         silent = now - max(alive, since)
         if silent <= limit + GRACE:
             continue
@@ -105,6 +112,12 @@ def watch(watched: Watched) -> None:
             flush=True,
         )
         return
+
+
+def last_report(memory: bytes) -> tuple[float, float, bytes] | None:
+    """The last sign of life, the limit of its phase in seconds, and the phase and step. None if it is half written."""
+    state, checksum = memory[: STATE.size], memory[STATE.size :]
+    return STATE.unpack(state) if CHECKSUM.pack(crc32(state)) == checksum else None
 
 
 def _is_stopped(pid: int) -> bool:
