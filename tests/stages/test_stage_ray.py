@@ -7,9 +7,12 @@ import time
 
 import pytest
 
+from audiox_trainer.trainer.captions.annotate import Annotation
+from audiox_trainer.trainer.captions.ask_stages import AskOptions, annotate_manifest
 from audiox_trainer.trainer.stages.curate import segment_manifest
 from audiox_trainer.trainer.stages.segment import Segmentation
 from audiox_trainer.trainer.stages.stage import StageWorkers
+from tests.helpers.caption_model import caption_model, clips, sounding_manifest
 from tests.helpers.preparation import manifest, sound, stage_results
 from tests.helpers.ray_nodes import ray_nodes
 
@@ -25,6 +28,20 @@ from audiox_trainer.trainer.stages.stage import StageWorkers
 
 if __name__ == "__main__":
     segment_manifest(Path(sys.argv[1]), Path(sys.argv[2]), Segmentation(2.0), StageWorkers(2, sys.argv[3]))
+"""
+
+ASKING = """
+import sys
+from pathlib import Path
+from audiox_trainer.trainer.captions.annotate import Annotation
+from audiox_trainer.trainer.captions.ask_stages import AskOptions, annotate_manifest
+from audiox_trainer.trainer.manifest.endpoint import Endpoint
+from audiox_trainer.trainer.stages.stage import StageWorkers
+
+if __name__ == "__main__":
+    manifest, out, model, address = sys.argv[1:]
+    annotation = Annotation(Endpoint(model, "ears", timeout=60.0, retries=3))
+    annotate_manifest(Path(manifest), Path(out), annotation, StageWorkers(3, address), AskOptions(4))
 """
 
 
@@ -62,6 +79,24 @@ def test_a_node_is_lost(tmp_path, nodes):
             time.sleep(0.05)
         nodes.kill(second)
         assert driver.wait(600) == 0
+    assert stage_results(out) == stage_results(expected)
+
+
+@pytest.mark.long
+def test_two_nodes_ask_a_model(tmp_path, nodes):
+    """Every question once, though each actor keeps answers in the same file."""
+    path = sounding_manifest(tmp_path, *clips(*(f"good {i}" for i in range(40))))
+    expected, out = tmp_path / "expected.jsonl", tmp_path / "out.jsonl"
+    nodes.start()
+    nodes.wait()
+    nodes.start()
+    with caption_model() as model:
+        annotation = Annotation(model.endpoint)
+        annotate_manifest(path, expected, annotation, StageWorkers(1), AskOptions(4))
+        alone = sum(model.asked.values())
+        command = [sys.executable, "-c", ASKING, path, out, model.endpoint.url, nodes.address]
+        subprocess.run(command, check=True, timeout=600)
+        assert sum(model.asked.values()) == 2 * alone
     assert stage_results(out) == stage_results(expected)
 
 
