@@ -22,13 +22,52 @@ def on_tensor_device(host: F) -> F:
     return call  # type: ignore[return-value]
 
 
+class Operator:
+    """A host function as an operator that torch.compile replaces by its launches. It is made when it is first called:
+    to make one torch loads its compiler, which takes seconds, and a process without a GPU never calls it."""
+
+    def __init__(self, name: str, host: Callable[..., Any]) -> None:
+        self.name, self.host = name, host
+        self.later: list[Callable[[Any], Any]] = []
+        self.made: Any = None
+        OPERATORS.append(self)
+
+    def __call__(self, *args: Any) -> Any:
+        return (self.made or self.make())(*args)
+
+    def make(self) -> Any:
+        if self.made is None:
+            self.made = torch.library.triton_op(self.name, mutates_args=())(self.host)
+            for register in self.later:
+                register(self.made)
+        return self.made
+
+    def register_fake(self, fake: F) -> F:
+        """Decorates the function that gives the shapes of its results. As of torch's operators."""
+        self.later.append(lambda made: made.register_fake(fake))
+        return fake
+
+    def register_autograd(self, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
+        """As of torch's operators."""
+        self.later.append(lambda made: made.register_autograd(backward, setup_context=setup_context))
+
+
+OPERATORS: list[Operator] = []
+
+
+def make_operators() -> None:
+    """Makes those that have not been called yet. Call it before torch.compile, which cannot look into their making."""
+    for operator in OPERATORS:
+        operator.make()
+
+
 def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
     """Decorates a host function as an operator. torch.compile replaces its call by the launches that it makes, by
     `wrap_triton`, so that it plans their memory and fuses what is around them. Triton's interpreter computes with
     NumPy, which nothing can look into: there the operator is opaque, and needs its `register_fake`."""
     if triton.knobs.runtime.interpret:
         return torch.library.custom_op(name, mutates_args=())
-    return torch.library.triton_op(name, mutates_args=())
+    return lambda host: Operator(name, host)
 
 
 def wrap_triton(kernel: Any) -> Any:

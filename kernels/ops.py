@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .adaln import layer_norm_modulate, layer_norm_modulate_triton
 from .concatenated_attention import flash_function, joint_attention_cudnn, joint_attention_flash, joint_attention_sdpa
+from .device import make_operators
 from .gated_residual import (
     gated_residual,
     gated_residual_layer_norm_modulate,
@@ -104,5 +105,7 @@ def available(op: str, device: torch.device, dtype: torch.dtype, head: int = 0) 
 
 
 def resolve(names: dict[str, str]) -> Ops:
-    """The functions of one backend for each operation."""
+    """The functions of one backend for each operation. Kernels are ready for torch.compile afterwards."""
+    if torch.cuda.is_available() or "triton" in names.values():
+        make_operators()
     return Ops(**{op: BACKENDS[op][names[op]] for op in OPS})

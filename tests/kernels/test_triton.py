@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from audiox_trainer.kernels import adaln, gated_residual, joint_attention, swiglu
+from audiox_trainer.kernels import adaln, device, gated_residual, joint_attention, swiglu
 from audiox_trainer.kernels.joint_attention import StreamInput
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -170,6 +170,7 @@ def test_under_compilation_and_checkpointing(how):
         call(*inputs).square().sum().backward()
         return [t.grad for t in inputs]
 
+    device.make_operators()
     call = torch.compile(composite, fullgraph=True) if how != "checkpointed" else composite
     if how != "compiled":
         inner = call

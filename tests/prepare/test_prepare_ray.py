@@ -1,14 +1,11 @@
 """A preparation on Ray: the bytes of one without it, whatever is lost; two nodes on this machine, and a bucket."""
 
-import contextlib
 import os
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from audiox_trainer.trainer.core.config import load_pretrain_config
@@ -16,71 +13,17 @@ from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
 from tests.helpers.killing import prepare_under_fire
 from tests.helpers.preparation import MODEL, contents, manifest, sound, start_driver
+from tests.helpers.ray_nodes import HOST, TOKEN, ray_nodes
 from tests.prepare.test_prepare_kills import damaged_manifest
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
-HOST = "127.0.0.2"  # Ray takes 127.0.0.1 for the address of the machine
-TOKEN = "0123456789abcdef" * 4
-
-
-class Nodes:
-    """Nodes of a cluster on this machine, each as `ray start` makes it on a machine of its own."""
-
-    def __init__(self, root):
-        self.port, self.root, self.nodes, self.first = free_port(), root, [], ()
-
-    @property
-    def address(self):
-        return f"{HOST}:{self.port}"
-
-    def start(self, *options, cores=1):
-        self.first = self.first if self.nodes else options
-        where = (
-            [f"--address={self.address}"]
-            if self.nodes
-            else ["--head", f"--port={self.port}", "--include-dashboard=false"]
-        )
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"]
-        command += [f"--node-ip-address={HOST}", f"--num-cpus={cores}", *where, *options]
-        environment = os.environ | {
-            "PYTHONPATH": str(self.root),
-            "OMP_NUM_THREADS": "1",
-            "RAY_object_store_memory": "1",
-        }
-        del environment["RAY_object_store_memory"]
-        node = subprocess.Popen(
-            [*command, f"--object-store-memory={200 << 20}"], env=environment, stdout=subprocess.DEVNULL
-        )
-        self.nodes.append(node)
-        return node
-
-    def kill(self, node):
-        """At once, with all that it has started, as a power cut does."""
-        for process in [*psutil.Process(node.pid).children(recursive=True), psutil.Process(node.pid)]:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-        node.wait()
-
-    def actors(self, _driver=0):
-        """The processes of actors that make blocks or decode."""
-        found = []
-        for node in self.nodes:
-            with contextlib.suppress(psutil.Error):
-                children = psutil.Process(node.pid).children(recursive=True)
-                found += [p.pid for p in children if "_Maker" in " ".join(p.cmdline())]
-        return found
 
 
 @pytest.fixture
 def nodes(root, monkeypatch):
-    monkeypatch.setenv("RAY_AUTH_MODE", "token")
-    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    made = Nodes(root)
-    yield made
-    for node in made.nodes:
-        if node.poll() is None:
-            made.kill(node)
+    with ray_nodes(root, monkeypatch) as made:
+        yield made
 
 
 def small(folder, count):
@@ -147,24 +90,11 @@ def test_a_gpu_is_fed_by_another_node(tmp_path, nodes):
     path = damaged_manifest(tmp_path, 10)
     prepare_files(str(tmp_path / "expected"), MODEL, path, 0, 1)
     nodes.start("--num-gpus=1")
-    wait_for(nodes)
+    nodes.wait()
     nodes.start()
     subprocess.run([sys.executable, "-c", JOINED, nodes.address], check=True, timeout=300)
     run(nodes, tmp_path / "out", path, ("cpu",))
     assert contents(tmp_path / "out") == contents(tmp_path / "expected")
-
-
-def wait_for(nodes):
-    """Until the first node answers. On a busy machine Ray gives up after half a minute, and is started again."""
-    end = time.monotonic() + 180
-    while time.monotonic() < end:
-        with contextlib.suppress(OSError), socket.create_connection((HOST, nodes.port), 1):
-            return
-        if nodes.nodes[0].poll() is not None:
-            nodes.nodes.clear()
-            nodes.start(*nodes.first)
-        time.sleep(0.2)
-    raise TimeoutError(nodes.address)
 
 
 def run(nodes, out, path, devices=()):
@@ -178,7 +108,7 @@ def test_actors_drivers_and_a_node_are_killed(tmp_path, nodes, count, drivers, s
     path = damaged_manifest(tmp_path, count)
     prepare_files(str(tmp_path / "expected"), MODEL, path, 0, 2)
     nodes.start()
-    wait_for(nodes)
+    nodes.wait()
     second, killed = nodes.start(), []
 
     def targets(driver):

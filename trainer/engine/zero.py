@@ -15,6 +15,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.runtime import compiler as deepspeed_compiler
 from torch import Tensor, nn
 from torch.distributed import distributed_c10d as c10d
 
@@ -31,6 +32,20 @@ from .gather_traces import GatherTraces
 from .step_times import StepTimes
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def _import_muon() -> None:
+    """DeepSpeed imports its Muon optimizer with every other, and torch.compile, which it decorates that with, loads
+    torch's compiler: each rank would start seconds later. Nothing here uses Muon, so it stays uncompiled."""
+    decorate = deepspeed_compiler.compile
+    deepspeed_compiler.compile = lambda *_, **__: lambda function: function
+    try:
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
+    finally:
+        deepspeed_compiler.compile = decorate
+
+
+_import_muon()
 
 
 @dataclass(frozen=True)

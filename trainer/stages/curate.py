@@ -27,7 +27,8 @@ def filter_manifest(
     Raises as `run_stage`, and ValueError where a network is missing, with how to get it, or not as it says.
     """
     settings = {"filters": _settings(filters, device), "duplicates": duplicates}
-    stage = Stage("filter", settings, FilterJudge(filters, not duplicates, device), filters.limits())
+    judge, gpus = FilterJudge(filters, not duplicates, device), bool(filters.scorers) and device != "cpu"
+    stage = Stage("filter", settings, judge, filters.limits(), gpus=gpus)
     return run_stage(stage, manifest, out, workers)
 
 

@@ -141,7 +141,8 @@ def separate_manifest(manifest: Path, out: Path, separation: Separation, workers
     judge = SeparateJudge(separation, out.parent.absolute())
     names = wanted_sums(separation.stems, _separator(separation).stems)
     _separator.cache_clear()  # the processes that decode load their own
-    stage = Stage("separate", settings | {"out dir": str(out_dir)}, judge, {f"{name} peak": QUIETEST for name in names})
+    settings, thresholds = settings | {"out dir": str(out_dir)}, {f"{name} peak": QUIETEST for name in names}
+    stage = Stage("separate", settings, judge, thresholds, gpus=separation.device != "cpu")
     summary = run_stage(stage, manifest, out, workers)
     for left in out_dir.rglob(".*.partial-*"):  # of processes that were killed
         remove(left)

@@ -96,6 +96,7 @@ class Stage:
     asking: Asking | None = None
     price: Price = field(default_factory=Price)  # of the questions
     at_most: float | None = None  # money; a stage with a higher forecast does not begin
+    gpus: bool = False  # its judge has networks that run on GPUs, where there are any
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ An actor's outputs are a stream; it is at most one output ahead of its reader, s
 An actor that is lost, with its node or alone, is replaced as soon as there is room; nodes may come and go.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,23 @@ LOOK = 5.0  # seconds between two looks at the size of the cluster
 PATIENCE = 60.0  # seconds without any actor after which a line says so
 AHEAD = 1  # outputs; four clips with video are 180 MB of the object store
 FALSE_STARTS = 10  # actors in a row that do not come up
+UNITS = 10_000  # Ray divides a GPU into so many
+
+
+def gpu_share() -> float:
+    """The part of a GPU for each core, such that every core of the nodes with GPUs can have it; 0 without a GPU."""
+    shares = [node["GPU"] / max(node.get("CPU", 0.0), 1.0) for node in _nodes() if node.get("GPU")]
+    return math.floor(min([1.0, *shares]) * UNITS) / UNITS if shares else 0.0
+
+
+def cores(with_gpu: bool = False) -> int:
+    """The cores of the cluster, or of its nodes that have a GPU."""
+    return int(sum(node.get("CPU", 0.0) for node in _nodes() if node.get("GPU") or not with_gpu))
+
+
+def _nodes() -> list[dict[str, float]]:
+    """The resources of each node that is there."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 class _Maker:
