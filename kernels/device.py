@@ -23,8 +23,12 @@ def on_tensor_device(host: F) -> F:
 
 
 class Operator:
-    """A host function as an operator that torch.compile replaces by its launches. It is made when it is first called:
-    to make one torch loads its compiler, which takes seconds, and a process without a GPU never calls it."""
+    """A host function as an operator. torch.compile replaces its call by the launches that it makes, by `wrap_triton`,
+    so that it plans their memory and fuses what is around them. It is made when it is first called: torch loads its
+    compiler for that, which takes seconds, and a process without a GPU never calls it.
+
+    Triton's interpreter computes with NumPy, which nothing can look into: there the operator is opaque, and needs its
+    `register_fake`."""
 
     def __init__(self, name: str, host: Callable[..., Any]) -> None:
         self.name, self.host = name, host
@@ -37,7 +41,8 @@ class Operator:
 
     def make(self) -> Any:
         if self.made is None:
-            self.made = torch.library.triton_op(self.name, mutates_args=())(self.host)
+            kind = torch.library.custom_op if triton.knobs.runtime.interpret else torch.library.triton_op
+            self.made = kind(self.name, mutates_args=())(self.host)
             for register in self.later:
                 register(self.made)
         return self.made
@@ -61,13 +66,9 @@ def make_operators() -> None:
         operator.make()
 
 
-def triton_op(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """Decorates a host function as an operator. torch.compile replaces its call by the launches that it makes, by
-    `wrap_triton`, so that it plans their memory and fuses what is around them. Triton's interpreter computes with
-    NumPy, which nothing can look into: there the operator is opaque, and needs its `register_fake`."""
-    if triton.knobs.runtime.interpret:
-        return torch.library.custom_op(name, mutates_args=())
-    return lambda host: Operator(name, host)
+def triton_op(name: str) -> Callable[[Callable[..., Any]], Operator]:
+    """Decorates a host function as an `Operator`."""
+    return functools.partial(Operator, name)
 
 
 def wrap_triton(kernel: Any) -> Any:

@@ -68,20 +68,20 @@ def launch_block(shape: BlockShape, sm: int) -> None:
         x, both = empty(batch, n, width), empty(batch, n, 2 * hidden)
         shift, scale, gate, *_ = empty(batch, 6 * width, dtype=torch.float32).chunk(6, dim=-1)  # as in a block
         mean, rstd = (empty(batch, n, dtype=torch.float32) for _ in range(2))
-        adaln._layer_norm_modulate._init_fn(x, shift, scale)
-        adaln._layer_norm_modulate_backward._init_fn(x, x, scale, mean, rstd)
-        gated_residual._gated_residual._init_fn(x, x, gate)
-        gated_residual._gated_residual_backward._init_fn(x, x, gate)
-        gated_residual._gated_residual_norm._init_fn(x, x, gate, shift, scale)
-        gated_residual._gated_residual_norm_backward._init_fn(x, x, gate, scale, mean, rstd, x, x)
-        swiglu._swiglu._init_fn(both)
-        swiglu._swiglu_backward._init_fn(both, empty(batch, n, hidden))
+        adaln._layer_norm_modulate.host(x, shift, scale)
+        adaln._layer_norm_modulate_backward.host(x, x, scale, mean, rstd)
+        gated_residual._gated_residual.host(x, x, gate)
+        gated_residual._gated_residual_backward.host(x, x, gate)
+        gated_residual._gated_residual_norm.host(x, x, gate, shift, scale)
+        gated_residual._gated_residual_norm_backward.host(x, x, gate, scale, mean, rstd, x, x)
+        swiglu._swiglu.host(both)
+        swiglu._swiglu_backward.host(both, empty(batch, n, hidden))
         if sm >= FP8:
-            fp8_linear._norm_rows_triton._init_fn(x, shift, scale)
-            fp8_linear._swiglu_rows_triton._init_fn(both)
+            fp8_linear._norm_rows_triton.host(x, shift, scale)
+            fp8_linear._swiglu_rows_triton.host(both)
     streams = attention_inputs(shape)
-    x, c, lse = joint_attention._joint_attention._init_fn(*streams)
-    joint_attention._joint_attention_backward._init_fn(*streams, x, c, lse, x, c)
+    x, c, lse = joint_attention._joint_attention.host(*streams)
+    joint_attention._joint_attention_backward.host(*streams, x, c, lse, x, c)
 
 
 def attention_inputs(shape: BlockShape) -> list[torch.Tensor]:
