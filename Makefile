@@ -50,8 +50,10 @@ demo: $(STAMP)  ## the whole way on synthetic scenes, from data to four-step sou
 finetune: $(STAMP)  ## after the demo: its teacher learns a new sound by adapters, before and after; ARGS="..."
 	@$(PY) launch/finetune.py $(ARGS)
 
-# Workers share the tests: one a core, four at most. ARGS="-n 0" for one process, ARGS="PATH" for some tests.
-WORKERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Workers share the tests: one more than there are cores, since many wait, and four at most. ARGS="-n 0" for one process,
+# ARGS="PATH" for some tests.
+WORKERS = -n $(shell $(PY) -c 'import os; print(1 + len(os.sched_getaffinity(0)))') --maxprocesses 4 --dist loadfile \
+	--no-loadscope-reorder
 
 test: $(STAMP)  ## all tests but the long ones, half an hour or more on two cores; ARGS="..."
 	@$(PY) -m pytest -m 'not long' $(WORKERS) $(ARGS)

@@ -49,6 +49,11 @@ class Item:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
+def _shards_weights(item: Item) -> bool:
+    """Where weights were sharded once, DeepSpeed's slower linear layers stay in every later model of the process."""
+    return any("stage=3" in override or "sharded=true" in override for override in item.overrides)
+
+
 class Launch:
     """The results of a launch's ranks and their folders, by the items' names. Of several workers of pytest-xdist that
     ask for the same in one folder, the first launches it, and the others wait and read."""
@@ -62,6 +67,7 @@ class Launch:
         module: str = "tests.helpers.training_scenarios",
     ) -> None:
         self.base, self.ranks = base, ranks
+        items = sorted(items, key=_shards_weights)  # stable: what resumes another comes after it
         self.folders = {item.name: base / (item.folder or item.name) for item in items}
         plan = [
             {

@@ -4,6 +4,7 @@ Checkpoints, EMA and conversion work on fragments of these shards, so they are t
 every number of ranks.
 """
 
+import gc
 import math
 import os
 from collections.abc import Iterator, Sequence
@@ -113,7 +114,16 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
     device = torch.device(accelerator.device_name(local) if accelerator.device_name() != "cpu" else "cpu")
     world = World(torch.distributed.get_rank(), torch.distributed.get_world_size(), local, device)
     world.times.time_collectives(deepspeed.comm.comm.cdb)
+    _freeze_imports()
     return world
+
+
+def _freeze_imports() -> None:
+    """Leave what was imported to itself: DeepSpeed collects garbage several times for each engine, and would look through
+    all of it, for a second each time."""
+    import torch._dynamo  # noqa: F401 (torch's optimizers import it, and it is half of all)
+
+    gc.freeze()
 
 
 def _join_restarted(backend: str, restart: str, timeout: timedelta) -> None:
