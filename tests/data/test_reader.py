@@ -37,6 +37,21 @@ class TestOrder:
         distinct = {(row[0], row[3]) for step in uninterrupted for row in step.values()}
         assert len(distinct) > 0.9 * CLIPS  # ids repeat between the streams, latents do not
 
+    def test_epochs_leave_no_file_open(self, scenes):
+        """Each left four, and a run of some thousand epochs could open no more."""
+
+        def opened():
+            gc.collect()
+            return len(os.listdir("/proc/self/fd"))
+
+        batches = open_reader(small_config(scenes)).batches(0)
+        counts = []
+        for _ in range(4):
+            for _ in range(9):
+                next(batches)
+            counts.append(opened())
+        assert counts[1] == counts[2] == counts[3]
+
     def test_tasks_come_in_their_proportions(self, scenes):
         config = small_config(scenes, "training.global_batch=72", "training.micro_batch=72")
         weights = {task: w for stream in config.data.streams for task, w in stream.tasks.items()}

@@ -5,6 +5,7 @@ that imports transformers: seconds in every process, for nothing that is used he
 their `__init__`. `make setup` installs no client of any cloud but S3.
 """
 
+import atexit
 import sys
 from importlib import import_module
 from importlib.util import find_spec, module_from_spec
@@ -14,6 +15,7 @@ if "streaming" not in sys.modules and (spec := find_spec("streaming")):
 if "streaming.base" not in sys.modules and (spec := find_spec("streaming.base")):
     sys.modules["streaming.base"] = module_from_spec(spec)
 
+from streaming.base import dataset
 from streaming.base.dataset import StreamingDataset
 from streaming.base.format import MDSWriter
 from streaming.base.storage.download import CloudDownloader
@@ -37,6 +39,21 @@ __all__ = [
     "World",
     "check_client",
 ]
+
+
+class _SharedMemory(dataset.SharedMemory):
+    """Streaming opens the position of each epoch twice, and keeps both until the process ends: four files, of 1,024
+    that many systems allow. This closes what was only opened once nobody has it any more."""
+
+    def __init__(
+        self, name: str | None = None, create: bool | None = None, size: int = 0, auto_cleanup: bool = True
+    ) -> None:
+        super().__init__(name, create, size, auto_cleanup=False)
+        if auto_cleanup and self.created_shms:
+            atexit.register(self.cleanup)
+
+
+dataset.SharedMemory = _SharedMemory
 
 
 def check_client(address: str) -> None:
