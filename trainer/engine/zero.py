@@ -119,7 +119,7 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
 
 
 def _freeze_imports() -> None:
-    """Leave what was imported to itself: DeepSpeed collects garbage for each engine, and would look through all of that,
+    """Leave what was imported to itself: DeepSpeed collects garbage for each engine, and would look through all that,
     for a second at ZeRO-3."""
     import torch._dynamo  # noqa: F401 (torch's optimizers import it, and it is half of all)
 
