@@ -119,8 +119,8 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
 
 
 def _freeze_imports() -> None:
-    """Leave what was imported to itself: DeepSpeed collects garbage several times for each engine, and would look through
-    all of it, for a second each time."""
+    """Leave what was imported to itself: DeepSpeed collects garbage for each engine, and would look through all that,
+    which takes up to a second."""
     import torch._dynamo  # noqa: F401 (torch's optimizers import it, and it is half of all)
 
     gc.freeze()
