@@ -24,6 +24,7 @@ from tests.helpers.released_weights import (
     save_released,
 )
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
+from tests.helpers.warm_python import python
 
 pytestmark = pytest.mark.slow
 
@@ -39,7 +40,7 @@ HEAD_BACKWARD = Pass("discriminator", Gradient.LATENTS).title
 
 def run_bench(folder: Path, kind: str, config: object, *arguments: str) -> subprocess.CompletedProcess:
     (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
-    command = [sys.executable, "launch/bench.py", kind, "--config", str(folder / "config.json"), *arguments]
+    command = [*python(), "launch/bench.py", kind, "--config", str(folder / "config.json"), *arguments]
     return subprocess.run(
         [*command, "--out", str(folder / "out.json")], cwd=ROOT, capture_output=True, text=True, timeout=600
     )

@@ -28,6 +28,7 @@ from audiox_trainer.trainer.engine.learning_rate import learning_rate
 from tests.helpers.scenario_results import CURVE, OTHERS, differing
 from tests.helpers.scenarios import made_up
 from tests.helpers.small_config import ROOT, small_config, small_json
+from tests.helpers.warm_python import python
 
 pytestmark = pytest.mark.slow
 
@@ -177,7 +178,7 @@ class TestExport:
         assert all(torch.equal(found[name], expected[name].bfloat16().float()) for name in expected)
 
     def test_on_the_command_line(self, one, tmp_path):
-        command = [sys.executable, "launch/convert.py", str(one.folders["run"]), "--out", str(tmp_path / "w"), "--raw"]
+        command = [*python(), "launch/convert.py", str(one.folders["run"]), "--out", str(tmp_path / "w"), "--raw"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stderr
         assert "raw weights of" in done.stdout and "step_00000012" in done.stdout

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of
 from audiox_trainer.trainer.core.integrity import ChangedError
 from audiox_trainer.trainer.distillation.distill import load_teacher
 from tests.helpers.small_config import ROOT, small_distill_config
+from tests.helpers.warm_python import python
 
 STEPS = (4, 8, 12)  # of the run's checkpoints
 
@@ -175,7 +175,7 @@ def test_its_rate_is_compared(kept):
 
 @pytest.mark.slow
 def test_on_the_command_line(folder):
-    command = [sys.executable, "launch/verify.py", str(folder / "run"), str(folder / "scenes")]
+    command = [*python(), "launch/verify.py", str(folder / "run"), str(folder / "scenes")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert (done.returncode, done.stderr) == (ExitCode.DONE, "")
     assert len(done.stdout.splitlines()) == 6 and all(line.startswith("good: ") for line in done.stdout.splitlines())

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from audiox_trainer.trainer.core.distill_config import PRESETS, load_distill_con
 from audiox_trainer.trainer.core.noise_levels import NoiseLevels
 from audiox_trainer.trainer.distillation.distill import load_teacher
 from tests.helpers.small_config import ROOT, small_distill_config
+from tests.helpers.warm_python import python
 
 CONFIGS = sorted((ROOT / "configs").glob("distill_*.json"))
 
@@ -188,7 +188,7 @@ def test_a_teacher_of_another_architecture(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_refuses_before_it_starts(tmp_path):
-    command = [sys.executable, "launch/distill.py", "--config", "configs/distill_tiny.json", "--output", str(tmp_path)]
+    command = [*python(), "launch/distill.py", "--config", "configs/distill_tiny.json", "--output", str(tmp_path)]
     command += ["--teacher", str(tmp_path / "nowhere"), "--set", f"data.streams.0.path={tmp_path}/shards"]
     done = subprocess.run(command, cwd=Path(ROOT), capture_output=True, text=True, timeout=600)
     assert done.returncode == 1

@@ -29,6 +29,7 @@ from audiox_trainer.trainer.cost.simulated_memory import SimulatedModel
 from audiox_trainer.trainer.cost.workload import LINE_END, workload
 from tests.helpers.run_script import measured_plan
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
+from tests.helpers.warm_python import python
 
 TOKENS = 16
 
@@ -326,7 +327,7 @@ def test_bytes_of_every_role_of_a_distillation_are_those_of_a_round(tmp_path):
     config = small_distill_config(None, "fake.zero.stage=1", "fake.precision=bf16", "discriminator.zero.stage=3")
     config = replace(config, training=replace(config.training, steps=5))
     (tmp_path / "config.json").write_text(json.dumps(strict.to_dict(config)))
-    command = [sys.executable, "launch/plan.py", "--config", str(tmp_path / "config.json"), "--measure"]
+    command = [*python(), "launch/plan.py", "--config", str(tmp_path / "config.json"), "--measure"]
     command += ["--json", str(tmp_path / "found.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

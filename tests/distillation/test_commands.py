@@ -32,6 +32,7 @@ from tests.helpers.launch_ranks import launch_ranks
 from tests.helpers.read_records import read_records
 from tests.helpers.scenario_results import KINDS, differing
 from tests.helpers.small_config import ROOT, small_distill_config
+from tests.helpers.warm_python import python
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +59,7 @@ class Commands:
         teacher(self.config).save_pretrained(folder / "teacher")
 
     def run(self, script, *arguments):
-        command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
+        command = [*python(), f"launch/{script}.py", *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
 
     def with_teacher(self, script, *arguments):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import subprocess
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,6 +33,7 @@ from audiox_trainer.trainer.generation.clip_request import ClipRequest
 from audiox_trainer.trainer.scenes.scene import SoundEvent
 from audiox_trainer.trainer.scorers.statistics import metric_interval
 from tests.helpers.random_weights import untrained_judge
+from tests.helpers.warm_python import python
 
 SAMPLING = SamplingConfig("euler", 25, 3.0)
 
@@ -248,7 +248,7 @@ def folders(tmp_path_factory, small) -> Path:
 
 
 def evaluate(root: Path, *arguments: object) -> subprocess.CompletedProcess:
-    command = [sys.executable, str(root / "launch" / "evaluate.py"), *map(str, arguments)]
+    command = [*python(), str(root / "launch" / "evaluate.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=root)
 
 

@@ -19,6 +19,7 @@ from audiox_trainer.trainer.generation.shared_jobs import make_on_ranks
 from audiox_trainer.trainer.resilience.stop_signal import StoppedError
 from tests.helpers.media_files import film
 from tests.helpers.small_config import ROOT
+from tests.helpers.warm_python import python
 
 TEXTS = ["a bell", "a kick", "a dog", "a siren", "a hiss"]
 
@@ -202,7 +203,7 @@ def test_two_ranks_and_a_kill_make_every_sound_once(weights, tmp_path):
     for options in (["--force"], ["--text", "a bell", "--out", str(tmp_path / "x.wav")]):
         chosen = words + options if options == ["--force"] else [*words[:3], *options]
         done = subprocess.run(
-            [sys.executable, *chosen], cwd=ROOT, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"},
+            [*python(), *chosen], cwd=ROOT, env=os.environ | {"RANK": "1", "WORLD_SIZE": "2"},
             capture_output=True, text=True,
         )  # fmt: skip
         assert done.returncode == 1 and "rank 1 of 2: several ranks make the sounds of --prompts" in done.stderr

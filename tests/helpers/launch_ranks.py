@@ -2,13 +2,13 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
 
 from audiox_trainer.trainer.core.hardware import free_port
 from tests.helpers.small_config import ROOT
+from tests.helpers.warm_python import python
 
 
 def launch_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300) -> None:
@@ -29,7 +29,7 @@ def launch_ranks(ranks: int, module: str, *arguments: str, timeout: float = 300)
         prints = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(ranks)]
         processes = [
             subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [*python(), "-m", module, *arguments],
                 cwd=ROOT,
                 env=os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=prints[rank],

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.helpers.small_config import ROOT
+from tests.helpers.warm_python import python
 
 
 def run_script(*arguments: object, timeout: float = 2400, **environment: str) -> str:
@@ -23,9 +24,7 @@ def run_script(*arguments: object, timeout: float = 2400, **environment: str) ->
 
 def run_failing(*arguments: object, timeout: float = 600) -> str:
     """What a script that has to fail with a sentence says on standard error."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout
-    )
+    done = subprocess.run([*python(), *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stdout + done.stderr
     return done.stderr
 

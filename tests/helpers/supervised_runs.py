@@ -14,6 +14,7 @@ from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
 from tests.helpers.small_config import CLIPS, ROOT, small_config, small_distill_config
+from tests.helpers.warm_python import python
 
 RANKS = 2
 KINDS = ("pretrain", "distill")
@@ -36,9 +37,9 @@ class Run:
         self.kind, self.base, self.folder, self.settings = kind, base, base / name, settings
         self.processes: list[subprocess.Popen[str]] = []
 
-    def start(self, script: Sequence[str] = (), port: int = 0) -> None:
+    def start(self, script: Sequence[str] = (), port: int = 0, python: Sequence[str] = (sys.executable,)) -> None:
         """`script` replaces the launch script."""
-        command = [sys.executable, *(script or [f"launch/{self.kind}.py"])]
+        command = [*python, *(script or [f"launch/{self.kind}.py"])]
         command += ["--config", str(self.base / f"{self.kind}.json")]
         command += ["--output", str(self.folder), "--resume", "--no-self-test"]
         command += [word for setting in self.settings for word in ("--set", setting)]
@@ -156,7 +157,7 @@ def prepare(base: Path) -> None:
 def reference(kind: str, base: Path) -> dict[str, Any]:
     """The end of a run without faults."""
     run = Run(kind, base, f"undisturbed_{kind}")
-    run.start()  # one that is complete resumes, and has nothing to do
+    run.start(python=python())  # one that is complete resumes, and has nothing to do
     codes = run.wait()
     run.clear()
     assert codes == [0] * RANKS, run.said()

@@ -16,6 +16,7 @@ import torch
 from audiox_trainer.trainer.core.cli import ExitCode, exit_code_of, run
 from audiox_trainer.trainer.training.run_folder import write_config
 from tests.helpers.small_config import ROOT, small_config, small_json
+from tests.helpers.warm_python import python
 
 # Every case in one process: a refusal comes before anything that lasts, and imports take seconds.
 RUNNER = """
@@ -139,7 +140,7 @@ def launches(scenes, tmp_path_factory):
         cases.append({"script": script, "arguments": arguments, "ranks": str(case.ranks)})
         folders.append(folder)
         before.append(sorted(folder.rglob("*")))
-    command = [sys.executable, "-c", RUNNER]
+    command = [*python(), "-c", RUNNER]
     done = subprocess.run(command, input=json.dumps(cases), cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]

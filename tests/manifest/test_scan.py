@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 from audiox_trainer.trainer.manifest import scan as scanning
 from audiox_trainer.trainer.manifest.manifest import read_entries
 from audiox_trainer.trainer.manifest.scan import scan
+from tests.helpers.warm_python import python
 
 
 def put(folder: Path, **contents):
@@ -149,7 +149,7 @@ def test_nothing_is_written_over(tmp_path):
 @pytest.mark.slow
 def test_the_command(tmp_path, root):
     put(tmp_path, a__wav="")
-    command = [sys.executable, "launch/prepare.py", "scan", str(tmp_path), "--out", str(tmp_path / "clips.jsonl")]
+    command = [*python(), "launch/prepare.py", "scan", str(tmp_path), "--out", str(tmp_path / "clips.jsonl")]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0 and "1 lines: 1 audio" in done.stdout
     again = subprocess.run(command, cwd=root, capture_output=True, text=True)

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 from dataclasses import replace
 
 import av
@@ -18,6 +17,7 @@ from audiox_trainer.trainer.prepare import prepare_scenes as module
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
 from audiox_trainer.trainer.prepare.prepare_scenes import prepare_scenes
 from tests.helpers.preparation import MODEL, contents, manifest, records, sound
+from tests.helpers.warm_python import python
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 
@@ -200,7 +200,7 @@ def test_the_command_line(tmp_path, root):
     path = manifest(tmp_path, {"audio": "dog.wav", "captions": ["a dog"]})
 
     def run(*arguments):
-        command = [sys.executable, root / "launch/prepare.py", *map(str, arguments)]
+        command = [*python(), root / "launch/prepare.py", *map(str, arguments)]
         return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
 
     done = run("files", "--manifest", path, "--config", "configs/tiny.json", "--out", tmp_path / "out", "--workers", 1)

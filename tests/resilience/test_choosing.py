@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core import integrity
 from tests.helpers.faulty_rank import flip
 from tests.helpers.small_config import ROOT
+from tests.helpers.warm_python import python
 
 pytestmark = pytest.mark.slow
 STEPS = (5, 10, 15)
@@ -76,7 +76,7 @@ def answers(tmp_path_factory):
     ranks = [
         subprocess.Popen(
             [
-                sys.executable,
+                *python(),
                 "-m",
                 "tests.helpers.newest_checkpoint_rank",
                 str(rank),

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -31,6 +30,7 @@ from audiox_trainer.trainer.data.shards import ShardError, check_shards
 from tests.helpers.reader_ranks import open_reader
 from tests.helpers.slurm import alone, not_alone
 from tests.helpers.small_config import ROOT, small_config, small_distill_config, small_json
+from tests.helpers.warm_python import python
 
 
 @pytest.fixture
@@ -255,7 +255,7 @@ def test_a_taken_port_is_named(scenes, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(small_json(scenes)))
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = str(server.getsockname()[1])
-        command = [sys.executable, "launch/pretrain.py", "--config", str(tmp_path / "run.json")]
+        command = [*python(), "launch/pretrain.py", "--config", str(tmp_path / "run.json")]
         done = subprocess.run(
             [*command, "--output", str(tmp_path / "run")],
             cwd=ROOT,
@@ -273,7 +273,7 @@ def test_an_export_that_is_killed_leaves_no_weights(scenes, tmp_path):
     run, out = tmp_path / "run", tmp_path / "weights"
     (tmp_path / "run.json").write_text(json.dumps(small_json(scenes, "training.steps=2")))
     subprocess.run(
-        [sys.executable, "launch/pretrain.py", "--config", str(tmp_path / "run.json"), "--output", str(run)],
+        [*python(), "launch/pretrain.py", "--config", str(tmp_path / "run.json"), "--output", str(run)],
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -288,10 +288,10 @@ def test_an_export_that_is_killed_leaves_no_weights(scenes, tmp_path):
         "from audiox_trainer.trainer.checkpoint.convert_run import convert_run\n"
         f"convert_run(Path({str(run)!r}), Path({str(out)!r}))"
     )
-    killed = subprocess.run([sys.executable, "-c", kill], cwd=ROOT, capture_output=True, timeout=600)
+    killed = subprocess.run([*python(), "-c", kill], cwd=ROOT, capture_output=True, timeout=600)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not out.exists()
-    again = [sys.executable, "launch/convert.py", str(run), "--out", str(out)]
+    again = [*python(), "launch/convert.py", str(run), "--out", str(out)]
     subprocess.run(again, cwd=ROOT, check=True, capture_output=True, timeout=600)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "run.json", "weights"], "no half of one either"
     expected = load.full_tensors(run / "checkpoints" / "step_00000002", "model", "ema")

@@ -19,6 +19,7 @@ from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.resilience import monitor, signed_store
 from audiox_trainer.trainer.resilience.watchdog import Watchdog
 from tests.helpers.small_config import ROOT
+from tests.helpers.warm_python import python
 
 # Threads of a library call Python, one after the other for some seconds, during many signs of life.
 ATTACHING = """
@@ -130,7 +131,7 @@ def launch(script, text, *arguments, ranks=2):
     common = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     processes = [
         subprocess.Popen(
-            [sys.executable, script, *arguments],
+            [*python(), script, *arguments],
             cwd=ROOT,
             env=common | {"RANK": str(rank)},
             stderr=subprocess.PIPE,

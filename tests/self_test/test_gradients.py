@@ -3,7 +3,6 @@ run refuses an installation in which they are not."""
 
 import json
 import subprocess
-import sys
 
 import pytest
 
@@ -14,6 +13,7 @@ from audiox_trainer.trainer.self_test.known_faults import TrainingSetup, describ
 from audiox_trainer.trainer.self_test.small_run import small_run
 from tests.helpers.scenario_results import Item, Launch, differing, stage
 from tests.helpers.small_config import ROOT, small_config
+from tests.helpers.warm_python import python
 
 slow = pytest.mark.slow
 
@@ -198,7 +198,7 @@ class TestSmallRun:
 def test_a_run_is_bitwise_the_same_after_it(scenes, tmp_path):
     config = small_config(scenes, "training.steps=2", "checkpoint.every=2", "training.precision=fp32")
     (tmp_path / "run.json").write_text(json.dumps(strict.to_dict(config)))
-    command = [sys.executable, "launch/pretrain.py", "--config", str(tmp_path / "run.json"), "--output"]
+    command = [*python(), "launch/pretrain.py", "--config", str(tmp_path / "run.json"), "--output"]
     for name, flags in (("tested", ["--self-test"]), ("untested", [])):  # on a CPU one rank alone is not tested unasked
         done = subprocess.run(
             [*command, str(tmp_path / name), *flags], cwd=ROOT, capture_output=True, text=True, timeout=600

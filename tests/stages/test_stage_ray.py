@@ -1,4 +1,5 @@
-"""A stage on Ray writes the bytes of one without it."""
+"""A stage on Ray writes the bytes of one without it. Its driver and actors are those of a preparation, of which the
+quick tests have a run on Ray: starting a cluster takes most of a minute of two cores."""
 
 import json
 import subprocess
@@ -51,6 +52,7 @@ def nodes(root, monkeypatch):
         yield made
 
 
+@pytest.mark.long
 def test_a_cluster_of_this_machine(tmp_path):
     sound(tmp_path / "long.flac", 7.0)
     sound(tmp_path / "short.flac", 1.5)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,13 +14,14 @@ from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.files import hash_file
 from audiox_trainer.trainer.core.integrity import read_manifest
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
+from tests.helpers.warm_python import python
 
 pytestmark = pytest.mark.slow
 
 
 def start(script, folder, config, *arguments):
     (folder / "config.json").write_text(json.dumps(strict.to_dict(config)))
-    command = [sys.executable, f"launch/{script}.py", "--config", folder / "config.json", *arguments]
+    command = [*python(), f"launch/{script}.py", "--config", folder / "config.json", *arguments]
     return subprocess.run([*map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=1500)
 
 

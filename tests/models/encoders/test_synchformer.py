@@ -3,7 +3,6 @@
 import ast
 import re
 import subprocess
-import sys
 from dataclasses import replace
 from math import erf, prod
 from pathlib import Path
@@ -22,6 +21,7 @@ from audiox_trainer.trainer.checkpoint.convert_encoders import convert_synchform
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from audiox_trainer.trainer.data.batches import nearest_images
 from tests.helpers.encoder_weights import SYNCHFORMER, random_frames, save_synchformer
+from tests.helpers.warm_python import python
 
 CPU = Runtime(torch.device("cpu"), torch.float32)
 
@@ -296,7 +296,7 @@ def test_true_size_from_the_command_line(root, tmp_path):
     expanded = {name: tensor.expand(released()[name]) for name, tensor in state.items()}  # a few bytes on the disk
     expanded["vfeat_extractor.patch_embed_3d.proj.weight"] = values[: 768 * 512].repeat(3).view(768, 3, 2, 16, 16)
     torch.save(expanded, tmp_path / "synchformer_state_dict.pth")
-    command = [sys.executable, "launch/convert.py", tmp_path / "synchformer_state_dict.pth", "--encoder", "synchformer"]
+    command = [*python(), "launch/convert.py", tmp_path / "synchformer_state_dict.pth", "--encoder", "synchformer"]
     done = subprocess.run([*command, "--out", tmp_path / "sync"], cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "121.9 M parameters" in done.stdout
