@@ -118,7 +118,9 @@ def asked(folder: Path, config: PretrainConfig, asks: list[tuple[int, list[int]]
 def bad_rate(folder: Path, config: PretrainConfig, lr: float) -> dict[str, Any]:
     """Some steps, a resume at a rate at which nothing stays finite, and a return at the former rate."""
     high = replace(config, optimizer=replace(config.optimizer, lr=lr))
-    begun, diverged = whole(folder, config, stop=5), whole(folder, high, resume=True)
+    # A run that breaks off may lose the save that it makes in the background.
+    waits = replace(config, checkpoint=replace(config.checkpoint, async_save=False))
+    begun, diverged = whole(folder, waits, stop=5), whole(folder, high, resume=True)
     return {"ends": [begun, diverged, whole(folder, config, resume=True, from_step=4)]}
 
 
