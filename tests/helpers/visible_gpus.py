@@ -16,7 +16,8 @@ def judge(task: StageTask) -> Judging:
     yield StageResult([changes])
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Arguments: a manifest, where to write, the address of a cluster, and "gpus" for a stage that wants them."""
     manifest, out, address, gpus = sys.argv[1:]
     stage = Stage("segment", {}, judge, gpus=gpus == "gpus")
     run_stage(stage, Path(manifest), Path(out), StageWorkers(address=address))

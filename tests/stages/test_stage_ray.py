@@ -114,7 +114,8 @@ def test_networks_judge_where_the_gpus_are(tmp_path, nodes):
 
     def lines(gpus):
         out = tmp_path / f"{gpus}.jsonl"
-        command = [sys.executable, "-m", "tests.helpers.visible_gpus", path, out, nodes.address, gpus]
+        code = "from tests.helpers.visible_gpus import main; main()"
+        command = [sys.executable, "-c", code, path, out, nodes.address, gpus]
         subprocess.run(command, check=True, timeout=600)
         return [json.loads(line) for line in out.read_text().splitlines()]
 
