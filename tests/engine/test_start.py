@@ -22,4 +22,6 @@ assert "torch._inductor" in sys.modules, "kernels are operators that the compile
 
 def test_the_compiler_is_loaded_where_kernels_are_chosen():
     compiled = os.environ | {"TRITON_INTERPRET": "0"}
-    subprocess.run([sys.executable, "-c", START], check=True, cwd=ROOT, env=compiled, timeout=600)
+    command = [sys.executable, "-c", START]
+    done = subprocess.run(command, cwd=ROOT, env=compiled, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr

@@ -68,18 +68,35 @@ def launch_block(shape: BlockShape, sm: int) -> None:
         x, both = empty(batch, n, width), empty(batch, n, 2 * hidden)
         shift, scale, gate, *_ = empty(batch, 6 * width, dtype=torch.float32).chunk(6, dim=-1)  # as in a block
         mean, rstd = (empty(batch, n, dtype=torch.float32) for _ in range(2))
-        adaln._layer_norm_modulate.host(x, shift, scale)
-        adaln._layer_norm_modulate_backward.host(x, x, scale, mean, rstd)
-        gated_residual._gated_residual.host(x, x, gate)
-        gated_residual._gated_residual_backward.host(x, x, gate)
-        gated_residual._gated_residual_norm.host(x, x, gate, shift, scale)
-        gated_residual._gated_residual_norm_backward.host(x, x, gate, scale, mean, rstd, x, x)
-        swiglu._swiglu.host(both)
-        swiglu._swiglu_backward.host(both, empty(batch, n, hidden))
+        launch_rows(x, (shift, scale, gate), (mean, rstd), both, empty(batch, n, hidden))
         if sm >= FP8:
             fp8_linear._norm_rows_triton.host(x, shift, scale)
             fp8_linear._swiglu_rows_triton.host(both)
-    streams = attention_inputs(shape)
+    launch_attention(attention_inputs(shape))
+
+
+def launch_rows(
+    x: torch.Tensor,
+    modulation: tuple[torch.Tensor, ...],
+    statistics: tuple[torch.Tensor, ...],
+    both: torch.Tensor,
+    half: torch.Tensor,
+) -> None:
+    """Each host function of the kernels that take rows, forward and backward; x stands for every gradient (B, L, W).
+    Shift, scale and gate (B, W), mean and 1/deviation (B, L), SwiGLU's input and its gradient."""
+    shift, scale, gate = modulation
+    adaln._layer_norm_modulate.host(x, shift, scale)
+    adaln._layer_norm_modulate_backward.host(x, x, scale, *statistics)
+    gated_residual._gated_residual.host(x, x, gate)
+    gated_residual._gated_residual_backward.host(x, x, gate)
+    gated_residual._gated_residual_norm.host(x, x, gate, shift, scale)
+    gated_residual._gated_residual_norm_backward.host(x, x, gate, scale, *statistics, x, x)
+    swiglu._swiglu.host(both)
+    swiglu._swiglu_backward.host(both, half)
+
+
+def launch_attention(streams: list[torch.Tensor]) -> None:
+    """Its host functions, forward and backward."""
     x, c, lse = joint_attention._joint_attention.host(*streams)
     joint_attention._joint_attention_backward.host(*streams, x, c, lse, x, c)
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from audiox_trainer.kernels import adaln, gated_residual, joint_attention, swiglu
+from audiox_trainer.kernels import swiglu
+from tests.kernels.launches import launch_attention, launch_rows
 
 SECOND = torch.device("cuda:1")
 
@@ -36,14 +37,7 @@ def tensor(*shape, dtype=torch.float32):
 
 def test_rows_launch_on_the_gpu_of_their_tensors(launches):
     x, gate, row = tensor(2, 5, 64), tensor(2, 64), tensor(2, 5)
-    adaln._layer_norm_modulate.host(x, gate, gate)
-    adaln._layer_norm_modulate_backward.host(x, x, gate, row, row)
-    gated_residual._gated_residual.host(x, x, gate)
-    gated_residual._gated_residual_backward.host(x, x, gate)
-    gated_residual._gated_residual_norm.host(x, x, gate, gate, gate)
-    gated_residual._gated_residual_norm_backward.host(x, x, gate, gate, row, row, x, x)
-    swiglu._swiglu.host(x)
-    swiglu._swiglu_backward.host(x, tensor(2, 5, 32))
+    launch_rows(x, (gate, gate, gate), (row, row), x, tensor(2, 5, 32))
     assert launches == [1] * 8
 
 
@@ -51,7 +45,5 @@ def test_attention_launches_on_the_gpu_of_its_tensors(launches):
     streams = []
     for n in (5, 7):
         streams += [tensor(2, n, 3, 1, 32), tensor(32), tensor(32), tensor(n, 16), tensor(n, 16)]
-    lengths = tensor(2, dtype=torch.int32)
-    x, c, lse = joint_attention._joint_attention.host(*streams, lengths)
-    joint_attention._joint_attention_backward.host(*streams, lengths, x, c, lse, x, c)
+    launch_attention([*streams, tensor(2, dtype=torch.int32)])
     assert launches == [1] * 6

@@ -4,17 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import ray
-
-from ..workers.ray_pool import RayPool
+from ..workers.ray_pool import RayPool, available
 from .make_block import PER_DEVICE, BlockJob
 
 
 def cluster_pool(devices: tuple[str, ...], job: BlockJob, function: Callable[[BlockJob], Any]) -> RayPool[Any]:
     """Makers of what `function` gives for the job. They use GPUs as `devices` says, if the cluster has any."""
-    cores, gpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("CPU", "GPU"))
+    cores, gpus = available("CPU"), available("GPU")
     if not devices or not gpus:
-        return RayPool(function(job), lambda: _available("CPU"), {"num_cpus": 1})
+        return RayPool(function(job), lambda: available("CPU"), {"num_cpus": 1})
     makers = PER_DEVICE * gpus
     if cores < makers:
         raise ValueError(
@@ -24,10 +22,6 @@ def cluster_pool(devices: tuple[str, ...], job: BlockJob, function: Callable[[Bl
     fed = replace(job, encoders=encoders, actors=True, decoders=cores // makers)
 
     def count() -> int:  # nodes come and go, and each maker must get its decoders
-        return min(PER_DEVICE * _available("GPU"), _available("CPU") // fed.decoders)
+        return min(PER_DEVICE * available("GPU"), available("CPU") // fed.decoders)
 
     return RayPool(function(fed), count, {"num_cpus": 0, "num_gpus": 1 / PER_DEVICE})
-
-
-def _available(kind: str) -> int:
-    return int(ray.cluster_resources().get(kind, 0))

@@ -2,9 +2,9 @@
 
 The rank writes its phase, that phase's limit and the time into shared memory: when it enters a phase, and in between
 from the watchdog's thread. The monitor, a separate process, compares the time with the limit. No lock is shared, so it
-may read a sign of life that is half written; a checksum tells it. If the rank is silent
-for longer, it gathers the rank's stacks (faulthandler's signal handler needs no lock), kills the rank and names it. A
-rank that is stopped is killed too if there are others, which have left by then; one alone may be continued.
+may read a sign of life that is half written; a checksum tells it. If the rank is silent for longer, it gathers the
+rank's stacks (faulthandler's signal handler needs no lock), kills the rank and names it. A rank that is stopped is
+killed too if there are others, which have left by then; one alone may be continued.
 
 Each rank has its own monitor, not each node: it inherits the rank's memory, so nothing has to be found or agreed on
 between processes, and it ends with its rank. It imports no torch: it takes 0.1 s to start and about 15 MB.

@@ -29,9 +29,9 @@ def gpu_share() -> float:
     return math.floor(min([1.0, *shares]) * UNITS) / UNITS if shares else 0.0
 
 
-def cores(with_gpu: bool = False) -> int:
-    """The cores of the cluster, or of its nodes that have a GPU."""
-    return int(sum(node.get("CPU", 0.0) for node in _nodes() if node.get("GPU") or not with_gpu))
+def available(kind: str, with_gpu: bool = False) -> int:
+    """How many of a resource ("CPU", "GPU") the cluster has, or its nodes that have a GPU. Nodes come and go."""
+    return int(sum(node.get(kind, 0.0) for node in _nodes() if node.get("GPU") or not with_gpu))
 
 
 def _nodes() -> list[dict[str, float]]:
