@@ -1,5 +1,6 @@
 """Settings of every test: few threads, no network, fixed seeds, an own compile cache. Set before torch is imported."""
 
+import gc
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -50,6 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     count = Counter(item.path for item in items if slow[item])
     launches = {item.path for item in items if LAUNCHES.intersection(item.fixturenames)}
     items.sort(key=lambda item: (item.path not in launches, -count[item.path], item.path, slow[item]))
+
+
+def pytest_collection_finish() -> None:
+    """Collecting garbage, which DeepSpeed does for each engine, does not look through all modules again."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -1,6 +1,7 @@
 """From shards to batches: proportions, one order for every number of ranks, exact resume, damage."""
 
 import gc
+import itertools
 import json
 import os
 import shutil
@@ -29,6 +30,11 @@ def uninterrupted(scenes):
     return read(small_config(scenes), 0, STEPS)
 
 
+def open_files():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+
 class TestOrder:
     def test_an_epoch_takes_each_index_once_and_shuffles_anew(self, uninterrupted):
         assert all(sorted(step) == list(range(8)) for step in uninterrupted)
@@ -39,18 +45,22 @@ class TestOrder:
 
     def test_epochs_leave_no_file_open(self, scenes):
         """Each left four, and a run of some thousand epochs could open no more."""
-
-        def opened():
-            gc.collect()
-            return len(os.listdir("/proc/self/fd"))
-
         batches = open_reader(small_config(scenes)).batches(0)
         counts = []
         for _ in range(4):
             for _ in range(9):
                 next(batches)
-            counts.append(opened())
+            counts.append(open_files())
         assert counts[1] == counts[2] == counts[3]
+
+    def test_readers_leave_those_of_others_closed(self, scenes):
+        """Each looks for a free name among all that are open on the machine."""
+        readers, counts = [], [open_files()]
+        for _ in range(5):
+            readers.append(open_reader(small_config(scenes)))
+            counts.append(open_files())
+        added = [after - before for before, after in itertools.pairwise(counts)]
+        assert added[1:] == added[1:2] * 4
 
     def test_tasks_come_in_their_proportions(self, scenes):
         config = small_config(scenes, "training.global_batch=72", "training.micro_batch=72")

@@ -5,7 +5,8 @@ beginning of a command line; after it comes a file, `-m` and a module, or `-c` a
 exit code or by its signal, passes on the signals that ask a process to end, and the command dies with it.
 
 It is for commands that are run and waited for. Where a process is stopped or killed, where its start itself is tested,
-or where variables are read when something is imported, use `sys.executable`.
+or where variables are read when something is imported, use `sys.executable`. A command that starts others by
+`sys.executable` or by the name `deepspeed` has them from the server too if it began with `environment()`.
 """
 
 import atexit
@@ -16,6 +17,7 @@ import os
 import random
 import runpy
 import select
+import shlex
 import signal
 import socket
 import struct
@@ -40,6 +42,7 @@ PRELOADED = (
 )
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LENGTH, STATUS = struct.Struct("<I"), struct.Struct("<i")
+EXECUTABLE = "SYS_EXECUTABLE"  # variable
 CLIENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import warm_python; warm_python.ask(*sys.argv[1:])"
 
 
@@ -66,6 +69,19 @@ def python() -> list[str]:
 
     atexit.register(close)
     return [sys.executable, "-I", "-S", "-c", CLIENT, str(Path(__file__).parent), str(folder / "socket")]
+
+
+def environment(folder: Path) -> list[str]:
+    """Like `python()`, with `python` and `deepspeed` in `folder` for what the command starts."""
+    for name, words in {"python": "", "deepspeed": "-m deepspeed.launcher.runner "}.items():
+        script = folder / name
+        # A rank's monitor (-P) inherits files, and imports next to nothing.
+        script.write_text(
+            f'#!/bin/sh\n[ "$1" != -P ] || exec {sys.executable} "$@"\n'
+            f'{EXECUTABLE}={folder}/python exec {shlex.join(python())} {words}"$@"\n'
+        )
+        script.chmod(0o755)
+    return [str(folder / "python")]
 
 
 # The process that a test starts. It imports nothing slow.
@@ -110,8 +126,10 @@ def serve(listening: socket.socket) -> None:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
-    while sys.stdin not in (ready := select.select([listening, sys.stdin], [], [])[0]):
-        assert listening in ready
+    events = select.poll()  # the socket's number may be above those that `select` knows
+    events.register(listening, select.POLLIN)
+    events.register(sys.stdin, select.POLLIN)
+    while [number for number, _ in events.poll()] == [listening.fileno()]:
         client, _ = listening.accept()
         if os.fork() == 0:
             listening.close()
@@ -161,6 +179,7 @@ def _become(files: list[int], words: list[str], folder: str, environment: dict[s
     random.seed()  # otherwise all commands would draw the same
     numpy.random.seed()
     torch.set_num_threads(int(environment["OMP_NUM_THREADS"]))
+    sys.executable = environment.get(EXECUTABLE, sys.executable)
     code = 0
     try:
         _run(words)
@@ -179,6 +198,8 @@ def _become(files: list[int], words: list[str], folder: str, environment: dict[s
 
 
 def _run(words: list[str]) -> dict[str, Any]:
+    if words[0] == "-u":  # nothing is printed but by `print`
+        words = words[1:]
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()
         return runpy.run_module(words[1], run_name="__main__", alter_sys=True)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.random_weights import untrained_judge
+from tests.helpers.warm_python import environment
 
 SMALL = ("training.compile=false", "training.cpu_threads=1")
 STUDENT = (*SMALL, "warm_start.ode_steps=2")
@@ -32,7 +33,7 @@ TEACHER = (
 def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: int) -> None:
     out = tmp_path / "demo"
     untrained_judge(out / "judge", load_pretrain_config(root / "configs/tiny.json").model.codec)
-    command = [sys.executable, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
+    command = [*environment(tmp_path), "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
     command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
     command += ["--picture", str(out / "spectrograms.png"), "--students", str(students)]
     command += ["--first", "3"] if students > 1 else []

@@ -18,6 +18,7 @@ if "streaming.base" not in sys.modules and (spec := find_spec("streaming.base"))
 from streaming.base import dataset
 from streaming.base.dataset import StreamingDataset
 from streaming.base.format import MDSWriter
+from streaming.base.shared import prefix
 from streaming.base.storage.download import CloudDownloader
 from streaming.base.storage.upload import CloudUploader
 from streaming.base.stream import Stream
@@ -42,8 +43,9 @@ __all__ = [
 
 
 class _SharedMemory(dataset.SharedMemory):
-    """Streaming opens the position of each epoch twice, and keeps both until the process ends: four files, of 1,024
-    that many systems allow. This closes what was only opened once nobody has it any more."""
+    """Streaming opens the position of each epoch twice, and six files of each data set on the machine when it looks for a
+    free name, and keeps them until the process ends; many systems allow 1,024. This closes what was only opened once
+    nobody has it any more."""
 
     def __init__(
         self, name: str | None = None, create: bool | None = None, size: int = 0, auto_cleanup: bool = True
@@ -53,7 +55,7 @@ class _SharedMemory(dataset.SharedMemory):
             atexit.register(self.cleanup)
 
 
-dataset.SharedMemory = _SharedMemory
+dataset.SharedMemory = prefix.SharedMemory = _SharedMemory
 
 
 def check_client(address: str) -> None:
