@@ -1,6 +1,7 @@
 """The rules of docs/architecture.md that a machine can check, by reading the sources without importing them."""
 
 import ast
+import functools
 import re
 import subprocess
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ ROOMS = (  # of trainer/; imports flow to the left only
 )
 ROOM_FILES = 15
 SOURCES = sorted(path for folder in STAIRS for path in (ROOT / folder).rglob("*.py"))
+MODULES = {f"audiox_trainer.{'.'.join(p.relative_to(ROOT).with_suffix('').parts)}": p for p in SOURCES}
 LAUNCH_LINES = 150
 
 
@@ -46,17 +48,19 @@ def name_of(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
+@functools.cache
+def imports(path: Path) -> list[tuple[int, str]]:
     """-> line and absolute dotted name of each import; `from a import b` gives a.b, whether that is a module or not."""
-    package = ("audiox_trainer", *path.relative_to(ROOT).parts[:-1])
+    package, found = ("audiox_trainer", *path.relative_to(ROOT).parts[:-1]), list[tuple[int, str]]()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
+            found += [(node.lineno, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level <= len(package), f"{name_of(path)}:{node.lineno} leaves the project"
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = (*base, *([node.module] if node.module else []))
-            yield from ((node.lineno, ".".join((*module, alias.name))) for alias in node.names)
+            found += [(node.lineno, ".".join((*module, alias.name))) for alias in node.names]
+    return found
 
 
 def within(name: str, package: str) -> bool:
@@ -77,11 +81,8 @@ def test_imports_flow_down_the_stairs(path):
 
 def modules(path: Path) -> Iterator[tuple[int, str]]:
     """-> line and file of each module of the project that a file imports, also inside functions and for types alone."""
-    names = {
-        ".".join(("audiox_trainer", *source.relative_to(ROOT).with_suffix("").parts)): source for source in SOURCES
-    }
     for line, name in imports(path):
-        source = names.get(name) or names.get(name.rpartition(".")[0])
+        source = MODULES.get(name) or MODULES.get(name.rpartition(".")[0])
         if source and source != path:
             yield line, name_of(source)
 
@@ -138,8 +139,7 @@ def top_level_names(tree: ast.Module) -> set[str]:
 
 def test_what_is_imported_from_the_project_exists():
     """mypy is told to pass over modules that it does not find, and does not read the tests."""
-    files = {f"audiox_trainer.{'.'.join(p.relative_to(ROOT).with_suffix('').parts)}": p for p in SOURCES}
-    files |= {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "tests").rglob("*.py")}
+    files = MODULES | {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in (ROOT / "tests").rglob("*.py")}
     defined = {name: top_level_names(ast.parse(path.read_text())) for name, path in files.items()}
     for path in files.values():
         for line, name in imports(path):

@@ -14,6 +14,8 @@ from audiox_trainer.trainer.losses.flow_matching import flow_matching_loss
 from tests.helpers.random_weights import inputs
 from tests.helpers.small_config import small_config
 
+pytestmark = pytest.mark.slow
+
 TOKENS = 16
 
 

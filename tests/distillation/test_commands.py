@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
@@ -252,7 +251,7 @@ def test_pairs_that_were_asked_to_stop_are_gone_on_with(commands):
     """17 global batches are five parts. The request comes within the first, which is finished; nothing is lost."""
     out = commands.folder / "asked"
     arguments = ("--config", commands.folder / "config.json", "--teacher", commands.folder / "teacher", "--out", out)
-    command = [sys.executable, "launch/pairs.py", *map(str, arguments), "--count", str(17 * 8)]
+    command = [*python(), "launch/pairs.py", *map(str, arguments), "--count", str(17 * 8)]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(out.glob("*part_*")):
         time.sleep(0.01)

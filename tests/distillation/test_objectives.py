@@ -16,6 +16,8 @@ from tests.helpers.reference_distillation import Plain
 from tests.helpers.small_config import small_distill_config
 from tests.helpers.torch_engine import TorchEngine
 
+pytestmark = pytest.mark.slow
+
 SHORT = ("training.steps=4", "updates.student=2")
 CASES = {
     "usual": (),

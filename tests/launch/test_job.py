@@ -12,6 +12,8 @@ import pytest
 from tests.helpers.slurm import until
 from tests.helpers.small_config import ROOT
 
+pytestmark = pytest.mark.slow
+
 SCRIPTS = ROOT / "launch" / "slurm"
 STUBS = {
     # Ends with the codes of the file `codes` in turn; with "asked" as soon as somebody has asked it to stop.

@@ -5,9 +5,9 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 
@@ -18,6 +18,7 @@ from audiox_trainer.trainer.prepare.prepare_files import Workers, prepare_files
 from tests.helpers.killing import finished, prepare_under_fire
 from tests.helpers.media_files import film, sine
 from tests.helpers.preparation import MODEL, contents, manifest, sound, start_driver
+from tests.helpers.warm_python import python
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forkserver")]
 FILES = 24
@@ -152,7 +153,7 @@ def test_a_disk_without_room(tmp_path, root):
     """A limit on the size of files makes a write fail as a full disk does; with more room the same command
     continues."""
     path = small(tmp_path)
-    command = [sys.executable, "-c", CRAMPED, str(tmp_path / "out"), str(path)]
+    command = [*python(), "-c", CRAMPED, str(tmp_path / "out"), str(path)]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=600)
     assert done.returncode == 1, done.stderr
     assert re.search(r"File too large.*; finished work stays in .*out, and the same command continues", done.stderr)
@@ -210,7 +211,8 @@ def test_asked_to_stop(tmp_path, made):
 
 
 def test_the_index_is_as_streaming_merges_it(tmp_path, made):
-    from streaming.base.util import merge_index  # after trainer/data/streaming_library.py
+    import_module("audiox_trainer.trainer.data.streaming_library")  # enters the package without its start
+    from streaming.base.util import merge_index
 
     _, expected = made
     for name, data in expected.items():

@@ -15,6 +15,7 @@ from audiox_trainer.trainer.cost.workload import workload
 from audiox_trainer.trainer.resilience.preflight import NodeRequirements
 from audiox_trainer.trainer.training.node_requirements import from_config
 from tests.helpers.small_config import ROOT
+from tests.helpers.warm_python import python
 
 pytestmark = pytest.mark.slow
 BAD = ExitCode.BAD_NODE
@@ -132,6 +133,6 @@ def test_offloaded_states_are_not_reckoned(root, monkeypatch):
 
 def test_without_a_launcher_it_says_so(monkeypatch):
     monkeypatch.delenv("RANK", raising=False)
-    command = [sys.executable, "launch/preflight.py", "--output", "/"]
+    command = [*python(), "launch/preflight.py", "--output", "/"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert done.returncode == ExitCode.USAGE and re.search(r"RANK, .*not set; start it with a launcher", done.stderr)

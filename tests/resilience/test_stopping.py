@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.small_config import ROOT
 
+pytestmark = pytest.mark.slow
+
 # A loader process, a compiler and the like are started while a run listens; Slurm may signal all of them.
 SCRIPT = """
     import contextlib, multiprocessing, os, signal, subprocess, sys, threading, time

@@ -21,6 +21,8 @@ from audiox_trainer.trainer.resilience.watchdog import Watchdog
 from tests.helpers.small_config import ROOT
 from tests.helpers.warm_python import python
 
+pytestmark = pytest.mark.slow
+
 # Threads of a library call Python, one after the other for some seconds, during many signs of life.
 ATTACHING = """
     import ctypes, time

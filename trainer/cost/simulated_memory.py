@@ -4,7 +4,7 @@ The code that trains is the code that runs here, so the count follows it. B samp
 """
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from ...kernels.ops import OPS, REFERENCE, KernelsConfig, Ops, resolve
 from ...models.blocks import recompute_swiglu
@@ -47,21 +46,24 @@ class Allocations(TorchDispatchMode):
         self._known: set[int] = set()  # addresses of memory that is allocated
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._note((args, kwargs), count=False)
-        out = func(*args, **(kwargs or {}))
-        self._note(out, count=True)
+        kwargs = kwargs or {}
+        self._note((*args, *kwargs.values()), count=False)
+        out = func(*args, **kwargs)
+        self._note((out,), count=True)
         return out
 
-    def _note(self, tree: Any, count: bool) -> None:
-        for tensor in tree_leaves(tree):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
+    def _note(self, values: Sequence[Any], count: bool) -> None:
+        for value in values:
+            if isinstance(value, Tensor):
+                storage = value.untyped_storage()
                 if storage._cdata not in self._known:
                     size = storage.nbytes() if count else 0
                     self._known.add(storage._cdata)
                     self.now += size
                     self.peak = max(self.peak, self.now)
                     weakref.finalize(storage, self._freed, storage._cdata, size)
+            elif isinstance(value, list | tuple):
+                self._note(value, count)
 
     def _freed(self, address: int, size: int) -> None:
         self._known.remove(address)

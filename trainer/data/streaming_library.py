@@ -43,8 +43,8 @@ __all__ = [
 
 
 class _SharedMemory(dataset.SharedMemory):
-    """Streaming opens the position of each epoch twice, and six files of each data set on the machine when it looks for a
-    free name, and keeps them until the process ends; many systems allow 1,024. This closes what was only opened once
+    """Streaming opens the position of each epoch twice, and when it looks for a free name six files of each data set on
+    the machine, and keeps them until the process ends; many systems allow 1,024. This closes what was only opened, once
     nobody has it any more."""
 
     def __init__(
