@@ -55,7 +55,7 @@ finetune: $(STAMP)  ## after the demo: its teacher learns a new sound by adapter
 WORKERS = -n $(shell $(PY) -c 'import os; print(1 + len(os.sched_getaffinity(0)))') --maxprocesses 4 --dist loadfile \
 	--no-loadscope-reorder
 
-test: $(STAMP)  ## all tests but the long ones, eleven minutes on two fast cores; ARGS="..."
+test: $(STAMP)  ## all tests but the long ones, ten minutes on two fast cores; ARGS="..."
 	@$(PY) -m pytest -m 'not long' $(WORKERS) $(ARGS)
 
 test-long: $(STAMP)  ## the long ones; ARGS="..."
