@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from audiox_trainer.trainer.core.tasks import TASKS
-from audiox_trainer.trainer.data.reader import global_indices
+from audiox_trainer.trainer.data.reader import FIRST_NODES, global_indices
 from audiox_trainer.trainer.data.shards import ShardError, ShardWriter
 from audiox_trainer.trainer.data.streaming_library import World
 from tests.helpers.launch_ranks import launch_ranks
@@ -105,24 +105,29 @@ class TestOrder:
             together = {index: row for r in rows for index, row in r.items()}
             assert together == uninterrupted[step]
 
-    @pytest.mark.parametrize(("nodes", "ranks"), [(2, 2), (4, 1), (2, 4), (8, 1), (1, 8)])
-    def test_the_same_over_several_nodes(self, scenes, nodes, ranks):
-        """Nodes share no memory, so they are not simulated but asked for what each would get."""
+    @pytest.mark.parametrize(
+        ("batch", "nodes", "ranks"),
+        [(8, 2, 2), (8, 4, 1), (8, 2, 4), (8, 8, 1), (8, 1, 8), (24, 3, 1), (24, 3, 4), (24, 6, 2), (24, 12, 1)],
+    )
+    def test_the_same_over_several_nodes(self, scenes, batch, nodes, ranks):
+        """Nodes share no memory, so they are not simulated but asked for what each would get. 3, 6 and 12 nodes neither
+        divide the eight canonical ones nor are multiples of them."""
         from streaming.base.batching import generate_work
 
-        dataset = open_reader(small_config(scenes)).dataset
+        dataset = open_reader(small_config(scenes, f"training.global_batch={batch}")).dataset
         dataset._set_shuffle_block_size(World(1, 1, 1, 0))
+        dataset.initial_physical_nodes = FIRST_NODES
 
         def order(nodes, ranks):
-            dataset.batch_size = 8 // (nodes * ranks)
+            dataset.batch_size = batch // (nodes * ranks)
             # (nodes, ranks, workers, batches, samples of a batch)
-            work = generate_work("random", dataset, World(nodes, ranks, 1, 0), 1, sample_in_epoch=16)
+            work = generate_work("random", dataset, World(nodes, ranks, 1, 0), 1, sample_in_epoch=batch)
             steps = [{} for _ in range(work.shape[3])]
             for rank in range(nodes * ranks):
                 world = World(nodes, ranks, 1, rank)
                 for step, samples in enumerate(work[world.node, world.rank_of_node, 0]):
-                    steps[step] |= dict(zip(global_indices(world, len(samples)), samples.tolist(), strict=True))
-            return [[samples[index] for index in range(8)] for samples in steps[:7]]
+                    steps[step] |= dict(zip(global_indices(world, len(samples), 8), samples.tolist(), strict=True))
+            return [[samples[index] for index in range(batch)] for samples in steps[: 72 // batch - 1]]
 
         assert order(nodes, ranks) == order(1, 1)
 

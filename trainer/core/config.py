@@ -74,7 +74,7 @@ class DataConfig:
     dropout: DropoutConfig = field(default_factory=DropoutConfig)
     workers: NonNegative = 0  # loader processes per rank
     cache: str = ""  # local folder for what is downloaded of streams in a bucket (s3://...)
-    canonical_nodes: Positive = 8  # fixes the order of samples for any number of nodes that divides it or is a multiple
+    canonical_nodes: Positive = 8  # parts of the set that are read side by side, on however many nodes
     verify_hashes: bool = False  # compare every shard's hash at the start, not when a process first reads it
     accept_changed_data: bool = False  # resume a run although its streams or their shards have changed
     inpainting_hole: tuple[float, ...] = (0.2, 0.6)  # shortest and longest hole, as a share of the clip

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 SHARED_MEMORY = Path("/dev/shm")  # streaming's shared memory of all jobs on a machine
 LOCK_PATIENCE = 60.0  # seconds to wait for another job of the same user
+FIRST_NODES = 1  # of the order that streaming deals to numbers of nodes that do not fit `canonical_nodes`
 PAIRS_FILE = "pairs.json"  # in the folder of launch/pairs.py, above its shards
 
 
@@ -171,21 +172,28 @@ class Reader:
             "sample_in_epoch": within * self.config.training.global_batch,
             "num_canonical_nodes": self.config.data.canonical_nodes,
             "shuffle_seed": self.config.training.seed,
-            "initial_physical_nodes": None,
+            "initial_physical_nodes": FIRST_NODES,
         }
 
     def _samples(self, samples: list[dict[str, Any]], step: int) -> StepSamples:
         records: list[Record] = [from_columns(s, self.config.model.video_dim) for s in samples]
         streams = [self.config.data.streams[s["stream"]] for s in samples]
         records = [weigh_captions(r, s.captions) if s.captions else r for r, s in zip(records, streams, strict=True)]
-        indices = global_indices(self.world, len(samples))
+        indices = global_indices(self.world, len(samples), self.config.data.canonical_nodes)
         return StepSamples(step, records, [s.tasks for s in streams], indices, tuple(s.path for s in streams))
 
 
-def global_indices(world: "World", samples: int) -> list[int]:
-    """The indices of a rank's samples in the global batch. mosaicml-streaming deals samples to nodes in turn, and
-    within a node to its ranks in turn."""
-    return [(i * world.ranks_per_node + world.rank_of_node) * world.num_nodes + world.node for i in range(samples)]
+def global_indices(world: "World", samples: int, canonical_nodes: int) -> list[int]:
+    """The indices of a rank's samples in the global batch.
+
+    mosaicml-streaming deals samples to nodes in turn, and within a node to its ranks in turn. Where neither number of
+    nodes divides the other, it does so for one node, and cuts the batch into pieces, rank by rank.
+    """
+    nodes, ranks = world.num_nodes, world.ranks_per_node
+    if canonical_nodes % nodes and nodes % canonical_nodes:
+        begin, share = (world.node * ranks + world.rank_of_node) * samples, nodes * samples
+        return [place % share * ranks + place // share for place in range(begin, begin + samples)]
+    return [(i * ranks + world.rank_of_node) * nodes + world.node for i in range(samples)]
 
 
 def _lock_file() -> Path:
