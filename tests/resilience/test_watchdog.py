@@ -17,7 +17,7 @@ from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.config import TimeoutsConfig
 from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.resilience import monitor, signed_store
-from audiox_trainer.trainer.resilience.watchdog import Watchdog
+from audiox_trainer.trainer.resilience.watchdog import RankRecord, RankStatus, Watchdog
 from tests.helpers.small_config import ROOT
 from tests.helpers.warm_python import python
 
@@ -227,6 +227,17 @@ def test_a_rank_that_was_killed_is_missed_at_once(tmp_path, killed):
         rf"error: rank {killed} is dead: its process has ended, last heard of in (start-up|step 11); all ranks leave"
     )
     assert all(re.search(sentence, text) for rank, text in enumerate(said) if rank != killed), said
+
+
+def test_nobody_waits_until_the_dead_have_read(monkeypatch):
+    """Rank 0 saw one process end, and heard of another."""
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    watchdog, now, asked = Watchdog(TimeoutsConfig()), time.monotonic(), []
+    watchdog.records = {rank: RankRecord(RankStatus(), now, now) for rank in range(4)}
+    watchdog.neighbours.ended, watchdog.reported = {1: now}, {2}
+    watchdog.store = SimpleNamespace(has_all=lambda keys: asked.extend(keys) or True)
+    watchdog._wait_for_readers()
+    assert asked == ["read/3"]
 
 
 def test_a_rank_alone_that_was_stopped_may_continue(tmp_path):

@@ -230,7 +230,8 @@ class Watchdog:
         if self.rank != 0 or self.store is None:
             return
         begin = time.monotonic()
-        living = [rank for rank, r in self.records.items() if rank != 0 and begin - r.alive <= self._patience(r) / 2]
+        heard = {rank for rank, r in self.records.items() if rank != 0 and begin - r.alive <= self._patience(r) / 2}
+        living = heard.difference(self.reported, self.neighbours.ended)
         try:
             while living and time.monotonic() - begin < 10 * self.pause:
                 if self.store.has_all(f"read/{rank}" for rank in living):
