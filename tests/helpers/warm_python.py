@@ -5,11 +5,13 @@ beginning of a command line; after it comes a file, `-m` and a module, or `-c` a
 exit code or by its signal, passes on the signals that ask a process to end, and the command dies with it.
 
 It is for commands that are run and waited for. Where a process is stopped or killed, where its start itself is tested,
-or where variables are read when something is imported, use `sys.executable`. A command that starts others by
-`sys.executable` or by the name `deepspeed` has them from the server too if it began with `environment()`.
+where variables are read when something is imported, or where ranks must not share the seed of Python's hashes, use
+`sys.executable`. A command that starts others, by `sys.executable` or the name `deepspeed`, has them from the server
+too if it began with `python_for_children()`.
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import json
@@ -42,7 +44,7 @@ PRELOADED = (
 )
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 LENGTH, STATUS = struct.Struct("<I"), struct.Struct("<i")
-EXECUTABLE = "SYS_EXECUTABLE"  # variable
+EXECUTABLE = "SYS_EXECUTABLE"  # environment variable: the `sys.executable` of a command
 CLIENT = "import sys; sys.path.insert(0, sys.argv.pop(1)); import warm_python; warm_python.ask(*sys.argv[1:])"
 
 
@@ -71,16 +73,18 @@ def python() -> list[str]:
     return [sys.executable, "-I", "-S", "-c", CLIENT, str(Path(__file__).parent), str(folder / "socket")]
 
 
-def environment(folder: Path) -> list[str]:
-    """Like `python()`, with `python` and `deepspeed` in `folder` for what the command starts."""
-    for name, words in {"python": "", "deepspeed": "-m deepspeed.launcher.runner "}.items():
-        script = folder / name
+def python_for_children(folder: Path) -> list[str]:
+    """Like `python()`, with `python` and `deepspeed` in `folder` for what the command starts. All of it is in a process
+    group of its own, which ends with the command."""
+    start = f"{EXECUTABLE}={shlex.quote(str(folder / 'python'))} exec {shlex.join(python())}"
+    scripts = {
         # A rank's monitor (-P) inherits files, and imports next to nothing.
-        script.write_text(
-            f'#!/bin/sh\n[ "$1" != -P ] || exec {sys.executable} "$@"\n'
-            f'{EXECUTABLE}={folder}/python exec {shlex.join(python())} {words}"$@"\n'
-        )
-        script.chmod(0o755)
+        "python": f'[ "$1" != -P ] || exec {shlex.quote(sys.executable)} "$@"\n{start} "$@"\n',
+        "deepspeed": f'{start} -m deepspeed.launcher.runner "$@"\n',
+    }
+    for name, lines in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{lines}")
+        (folder / name).chmod(0o755)
     return [str(folder / "python")]
 
 
@@ -142,18 +146,26 @@ def _watch(client: socket.socket) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     head, files, _, _ = socket.recv_fds(client, LENGTH.size, 3)
     request = json.loads(_received(client, *LENGTH.unpack(head)))
+    with_children = EXECUTABLE in request["environment"]
     command = os.fork()
     if command == 0:
         client.close()
+        if with_children:
+            os.setpgid(0, 0)
         _become(files, **request)
     for file in (*files, 0, 1):
         os.close(file)
     ended = os.pidfd_open(command)
     while ended not in select.select([ended, client], [], [])[0]:
         asked = client.recv(1)
-        os.kill(command, asked[0] if asked else signal.SIGKILL)
-        if not asked:
-            break
+        if asked:
+            os.kill(command, asked[0])
+            continue
+        os.kill(command, signal.SIGKILL)
+        if with_children:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(command, signal.SIGKILL)
+        break
     _, status = os.waitpid(command, 0)
     try:
         client.sendall(STATUS.pack(os.waitstatus_to_exitcode(status)))
@@ -170,9 +182,7 @@ def _become(files: list[int], words: list[str], folder: str, environment: dict[s
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
-    for part in reversed(environment.get("PYTHONPATH", "").split(os.pathsep)):
-        if part:
-            sys.path.insert(0, part)
+    sys.path[1:1] = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
     import numpy
     import torch
 
@@ -187,9 +197,12 @@ def _become(files: list[int], words: list[str], folder: str, environment: dict[s
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if code and not isinstance(end.code, int):
             print(end.code, file=sys.stderr)
-    except BaseException:
+    except BaseException as error:
         traceback.print_exc()
         code = 1
+        if isinstance(error, KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
     threading._shutdown()  # type: ignore[attr-defined] # waits for threads, as an interpreter does at its end
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -198,7 +211,8 @@ def _become(files: list[int], words: list[str], folder: str, environment: dict[s
 
 
 def _run(words: list[str]) -> dict[str, Any]:
-    if words[0] == "-u":  # nothing is printed but by `print`
+    if words[0] == "-u":
+        sys.stdout.reconfigure(write_through=True)  # type: ignore[union-attr]
         words = words[1:]
     if words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()

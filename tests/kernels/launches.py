@@ -79,11 +79,12 @@ def launch_rows(
     x: torch.Tensor,
     modulation: tuple[torch.Tensor, ...],
     statistics: tuple[torch.Tensor, ...],
-    both: torch.Tensor,
-    half: torch.Tensor,
+    ab: torch.Tensor,
+    dy: torch.Tensor,
 ) -> None:
     """Each host function of the kernels that take rows, forward and backward; x stands for every gradient (B, L, W).
-    Shift, scale and gate (B, W), mean and 1/deviation (B, L), SwiGLU's input and its gradient."""
+    Shift, scale and gate (B, W), mean and 1/deviation (B, L), SwiGLU's input (B, L, 2H), and the gradient of its output
+    (B, L, H)."""
     shift, scale, gate = modulation
     adaln._layer_norm_modulate.host(x, shift, scale)
     adaln._layer_norm_modulate_backward.host(x, x, scale, *statistics)
@@ -91,14 +92,14 @@ def launch_rows(
     gated_residual._gated_residual_backward.host(x, x, gate)
     gated_residual._gated_residual_norm.host(x, x, gate, shift, scale)
     gated_residual._gated_residual_norm_backward.host(x, x, gate, scale, *statistics, x, x)
-    swiglu._swiglu.host(both)
-    swiglu._swiglu_backward.host(both, half)
+    swiglu._swiglu.host(ab)
+    swiglu._swiglu_backward.host(ab, dy)
 
 
-def launch_attention(streams: list[torch.Tensor]) -> None:
-    """Its host functions, forward and backward."""
-    x, c, lse = joint_attention._joint_attention.host(*streams)
-    joint_attention._joint_attention_backward.host(*streams, x, c, lse, x, c)
+def launch_attention(inputs: list[torch.Tensor]) -> None:
+    """The host functions of the joint attention, forward and backward; `inputs` as of `attention_inputs`."""
+    x, c, lse = joint_attention._joint_attention.host(*inputs)
+    joint_attention._joint_attention_backward.host(*inputs, x, c, lse, x, c)
 
 
 def attention_inputs(shape: BlockShape) -> list[torch.Tensor]:

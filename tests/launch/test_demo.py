@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from audiox_trainer.launch.demo_steps import StepRunner
 from audiox_trainer.trainer.core.config import load_pretrain_config
 from tests.helpers.random_weights import untrained_judge
-from tests.helpers.warm_python import environment
+from tests.helpers.warm_python import python_for_children
 
 SMALL = ("training.compile=false", "training.cpu_threads=1")
 STUDENT = (*SMALL, "warm_start.ode_steps=2")
@@ -33,7 +34,8 @@ TEACHER = (
 def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: int) -> None:
     out = tmp_path / "demo"
     untrained_judge(out / "judge", load_pretrain_config(root / "configs/tiny.json").model.codec)
-    command = [*environment(tmp_path), "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
+    start = [sys.executable] if students > 1 else python_for_children(tmp_path)  # as a user does it, or faster
+    command = [*start, "launch/demo.py", "--out", str(out), "--minutes", "0.02", "--calibration", "4"]
     command += ["--clips", "160", "--prompts", "1", "--tasks", "4", "--student-minutes", "0.01"]
     command += ["--picture", str(out / "spectrograms.png"), "--students", str(students)]
     command += ["--first", "3"] if students > 1 else []
@@ -66,6 +68,13 @@ def test_the_whole_chain_makes_a_report(tmp_path: Path, root: Path, students: in
     assert not re.findall("https?://[^ ]*", page.split("</style>")[1]), "it needs no network"
 
     assert _goes_through(command, root, tmp_path / "said").count("skipped") >= 3
+
+
+@pytest.mark.slow
+def test_commands_are_found_beside_the_interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody has activated the environment."""
+    monkeypatch.setenv("PATH", "/usr/bin")
+    StepRunner(tmp_path)("version", tmp_path / "none", "deepspeed", "--help")
 
 
 def _goes_through(command: list[str], root: Path, said: Path) -> str:

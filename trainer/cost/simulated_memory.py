@@ -38,7 +38,8 @@ class Activations:
 
 
 class Allocations(TorchDispatchMode):
-    """Counts bytes of memory that operations inside it allocate and free. Earlier allocations do not count."""
+    """Counts bytes of memory that operations inside it allocate and free. Earlier allocations do not count. Operations
+    take and return tensors, and lists of them."""
 
     def __init__(self) -> None:
         super().__init__()

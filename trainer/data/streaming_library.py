@@ -43,9 +43,9 @@ __all__ = [
 
 
 class _SharedMemory(dataset.SharedMemory):
-    """Streaming opens the position of each epoch twice, and when it looks for a free name six files of each data set on
-    the machine, and keeps them until the process ends; many systems allow 1,024. This closes what was only opened, once
-    nobody has it any more."""
+    """Streaming opens the position of each epoch twice, which takes four files, and when it looks for a free name
+    twelve of each data set on the machine that waits for its first epoch. It keeps them until the process ends, and
+    many systems allow 1,024. This closes what was only opened, once nobody has it any more."""
 
     def __init__(
         self, name: str | None = None, create: bool | None = None, size: int = 0, auto_cleanup: bool = True

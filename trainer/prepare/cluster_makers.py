@@ -4,15 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from ..workers.ray_pool import RayPool, available
+from ..workers.ray_pool import RayPool, resources
 from .make_block import PER_DEVICE, BlockJob
 
 
 def cluster_pool(devices: tuple[str, ...], job: BlockJob, function: Callable[[BlockJob], Any]) -> RayPool[Any]:
     """Makers of what `function` gives for the job. They use GPUs as `devices` says, if the cluster has any."""
-    cores, gpus = available("CPU"), available("GPU")
+    cores, gpus = resources("CPU"), resources("GPU")
     if not devices or not gpus:
-        return RayPool(function(job), lambda: available("CPU"), {"num_cpus": 1})
+        return RayPool(function(job), lambda: resources("CPU"), {"num_cpus": 1})
     makers = PER_DEVICE * gpus
     if cores < makers:
         raise ValueError(
@@ -22,6 +22,6 @@ def cluster_pool(devices: tuple[str, ...], job: BlockJob, function: Callable[[Bl
     fed = replace(job, encoders=encoders, actors=True, decoders=cores // makers)
 
     def count() -> int:  # nodes come and go, and each maker must get its decoders
-        return min(PER_DEVICE * available("GPU"), available("CPU") // fed.decoders)
+        return min(PER_DEVICE * resources("GPU"), resources("CPU") // fed.decoders)
 
     return RayPool(function(fed), count, {"num_cpus": 0, "num_gpus": 1 / PER_DEVICE})

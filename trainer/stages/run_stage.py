@@ -226,13 +226,13 @@ def _pool(maker: _StageMaker, stage: Stage, workers: StageWorkers) -> Any:
     count = stage.asking.makers(workers.count) if stage.asking else workers.count
     if not workers.address:
         return ProcessPool([maker] * count)
-    from ..workers.ray_pool import RayPool, available, gpu_share
+    from ..workers.ray_pool import RayPool, gpu_share, resources
 
     # Each actor has networks of its own on its part of a GPU; nodes without one would judge by the CPU alone.
     share = gpu_share() if stage.gpus else 0.0
 
     def actors() -> int:
-        there = available("CPU", with_gpu=share > 0)
+        there = resources("CPU", with_gpu=share > 0)
         return min(there, count) if stage.asking else there
 
     return RayPool(maker, actors, {"num_cpus": 1, "num_gpus": share})

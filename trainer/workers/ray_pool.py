@@ -29,8 +29,8 @@ def gpu_share() -> float:
     return math.floor(min([1.0, *shares]) * UNITS) / UNITS if shares else 0.0
 
 
-def available(kind: str, with_gpu: bool = False) -> int:
-    """How many of a resource ("CPU", "GPU") the cluster has, or its nodes that have a GPU. Nodes come and go."""
+def resources(kind: str, with_gpu: bool = False) -> int:
+    """How many of a resource ("CPU", "GPU") the cluster has, or its nodes that have a GPU, be they free or not."""
     return int(sum(node.get(kind, 0.0) for node in _nodes() if node.get("GPU") or not with_gpu))
 
 
