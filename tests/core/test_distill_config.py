@@ -11,6 +11,7 @@ from audiox_trainer.models.sampler import Guidance, sampling_timesteps
 from audiox_trainer.trainer.core.config import OptimizerConfig, ScheduleConfig, load_pretrain_config
 from audiox_trainer.trainer.core.distill_config import PRESETS, load_distill_config
 from audiox_trainer.trainer.core.noise_levels import NoiseLevels
+from audiox_trainer.trainer.core.tasks import TASKS
 from audiox_trainer.trainer.distillation.distill import load_teacher
 from tests.helpers.small_config import ROOT, small_distill_config
 from tests.helpers.warm_python import python
@@ -52,6 +53,13 @@ def test_the_paper_and_what_keeps_up_with_it():
     assert shipped.checkpoint.keep_last == 0, "the best is not the last"
     assert paper.updates.counts == shipped.updates.counts == (5, 1, 1)
     assert paper.model == shipped.model == load_pretrain_config(ROOT / "configs/2p7b.json").model
+
+
+def test_a_full_size_run_has_the_clips_of_table_a1():
+    streams = load_pretrain_config(ROOT / "configs/2p7b.json").data.streams
+    assert {name: weight for stream in streams for name, weight in stream.tasks.items()} == {
+        name: task.clips for name, task in TASKS.items()
+    }
 
 
 def test_the_paper_is_as_section_vi_a_has_it():

@@ -166,6 +166,14 @@ class TestCheckpoints:
                 load.on_all_ranks("could not save", act)
             assert exit_code_of(caught.value) is code
 
+    def test_of_many_ranks_that_cannot_write_eight_are_named(self, monkeypatch):
+        """Each of 512 would print what all have said."""
+        said = [(None, f"rank {rank}: no space left", ExitCode.FAILED) for rank in range(512)]
+        monkeypatch.setattr(load.dist, "get_world_size", lambda: len(said))
+        monkeypatch.setattr(load.dist, "all_gather_object", lambda gathered, _: gathered.__setitem__(slice(None), said))
+        with pytest.raises(OSError, match=r"rank 7: no space left; and 504 more$"):
+            load.on_all_ranks("could not save", lambda: None)
+
 
 class TestShards:
     def test_every_flipped_bit_is_found(self, scenes, tmp_path):

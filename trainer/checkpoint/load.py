@@ -36,6 +36,7 @@ FOLDER = "checkpoints"
 VALIDATION = "validation_loss"  # in a manifest: on samples that training does not read
 SCORE = "score"  # in a manifest: {"metric", "value", "better"}, of sounds for fixed prompts
 LATEST = "latest.json"
+NAMED = 8  # of the ranks that fail with one another
 T = TypeVar("T")
 
 
@@ -260,7 +261,8 @@ def on_all_ranks(failure: str, act: Callable[[], T]) -> list[T]:
     errors = [e for _, e, _ in gathered if e]
     if errors:
         kind = DeviceLostError if any(code == ExitCode.HUNG for *_, code in gathered) else OSError
-        raise kind(f"{failure}: {'; '.join(errors)}")
+        more = f"; and {len(errors) - NAMED} more" if len(errors) > NAMED else ""
+        raise kind(f"{failure}: {'; '.join(errors[:NAMED])}{more}")
     return [r for r, *_ in gathered]
 
 

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import platform
+import resource
 import socket
 import subprocess
 import time
@@ -16,6 +17,7 @@ from torch import Tensor
 from .gpu_specs import find_gpu
 
 PACKAGES = ("torch", "deepspeed", "mosaicml-streaming", "transformers", "triton", "flash-attn", "torchao", "numpy")
+OPEN_FILES = 65536
 DRIVER = Path("/sys/module/nvidia/version")
 
 
@@ -24,6 +26,15 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def allow_open_files() -> None:
+    """Raises the limit of open files as far as this user may, to OPEN_FILES at most. Each group of gloo opens one for
+    each other rank, so 512 ranks need more than the 1,024 that most systems begin with."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, OPEN_FILES)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def keep_freed_memory() -> None:

@@ -33,7 +33,7 @@ class Task:
     measured: str  # the metric in words, for tables
     audio: Literal[None, "around a hole", "preceding"] = None  # the part of the sound that is given
     default_text: str | None = None  # section IV-B: a task without a text gets a natural-language description
-    hours: float = 0.0  # training audio in Table A.1: the task's share of a full-size run
+    clips: float = 0.0  # thousands in Table A.1: the task's share of a full-size run
     mixture: Mixture = Mixture()
 
 
@@ -44,12 +44,12 @@ _INPAINTING = Mixture(text=0.5, video=0.5)
 _COMPLETION = Mixture(text=0.5, video=0.5, preceding=0.5)
 _FILL, _CONTINUE = "Fill in the missing audio.", "Continue the music."
 _TABLE = (
-    Task("T2A", "audio", True, False, "categories", "every category named is heard", hours=1441.3),
+    Task("T2A", "audio", True, False, "categories", "every category named is heard", clips=1441.3),
     Task("V2A", "audio", False, True, "events", _EVENTS, None, "Generate general audio for the video.", 245.2),
-    Task("TV2A", "audio", True, True, "events", _EVENTS, hours=1269.0),
-    Task("T2M", "music", True, False, "music", _MUSIC, hours=8077.4),
+    Task("TV2A", "audio", True, True, "events", _EVENTS, clips=1269.0),
+    Task("T2M", "music", True, False, "music", _MUSIC, clips=8077.4),
     Task("V2M", "music", False, True, "music", _MUSIC, None, "Generate music for the video.", 7880.2),
-    Task("TV2M", "music", True, True, "music", _MUSIC, hours=7880.2),
+    Task("TV2M", "music", True, True, "music", _MUSIC, clips=7880.2),
     Task("inpainting", "audio", False, False, "hole", _HOLE, "around a hole", _FILL, 398.5, _INPAINTING),
     Task("completion", "music", False, False, "music", _KEPT, "preceding", _CONTINUE, 5882.9, _COMPLETION),
 )

@@ -24,7 +24,7 @@ from ...models.int8 import int8_tensors
 from ..core.cli import ExitCode
 from ..core.config import OptimizerConfig, TimeoutsConfig, ZeroConfig
 from ..core.config_reader import merged
-from ..core.hardware import free_port, keep_freed_memory
+from ..core.hardware import allow_open_files, free_port, keep_freed_memory
 from ..cost.role_bytes import RoleBytes, storage_bytes
 from .checksum import checksum, replicated_weights
 from .deepspeed_config import deepspeed_config, frozen_config
@@ -70,6 +70,7 @@ def init_process_group(threads: int = 0, timeouts: TimeoutsConfig | None = None)
     group is not complete within `timeouts.start` seconds, OSError where its port is taken.
     """
     timeouts = timeouts or TimeoutsConfig()
+    allow_open_files()
     if threads:
         torch.set_num_threads(threads)
     local_size = os.environ.get("LOCAL_SIZE", "1")  # the name of LOCAL_WORLD_SIZE in DeepSpeed's launcher

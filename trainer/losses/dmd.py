@@ -56,5 +56,6 @@ def matching_loss(
 
 
 def matching_weight(tau: Tensor, kind: str) -> Tensor:
-    """ω_τ (B,): 1, or the exact KL divergence's (1 - τ)²/τ."""
+    """ω_τ (B,): 1, or (1 - τ)²/τ, with which `dmd_loss` has the KL divergence's own gradient but for the size of its
+    normaliser."""
     return torch.ones_like(tau) if kind == "one" else (1 - tau).square() / tau

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from ..core.cli import ExitCode
+from ..core.hardware import allow_open_files
 from .rank_names import node_name
 
 REPEATS = 5
@@ -100,6 +101,7 @@ def preflight(needs: NodeRequirements) -> list[str]:
 
     Raises BadNodeError on every rank, with all nodes that are absent or lack something.
     """
+    allow_open_files()
     rendezvous = Rendezvous(needs.patience)
     try:
         nodes = rendezvous.exchange("name", node_name())
