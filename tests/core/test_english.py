@@ -6,6 +6,7 @@ from audiox_trainer.trainer.core.english import (
     amount,
     article,
     complaint_list,
+    first,
     join,
     lines_wrong,
     number,
@@ -47,6 +48,11 @@ def test_numbers_and_amounts():
 
 def test_join():
     assert [join(list("abc"[:n])) for n in range(4)] == ["", "a", "a and b", "a, b and c"]
+
+
+def test_the_first_of_many():
+    assert [first(list("abc"[:n]), 2) for n in range(4)] == ["", "a", "a, b", "a, b and 1 more"]
+    assert first(["a", "b", "c"], 2, "; ") == "a; b and 1 more"
 
 
 def test_complaints():

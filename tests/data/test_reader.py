@@ -118,18 +118,19 @@ class TestOrder:
         dataset._set_shuffle_block_size(World(1, 1, 1, 0))
         dataset.initial_physical_nodes = FIRST_NODES
 
-        def order(nodes, ranks):
+        def order(nodes, ranks, workers):
             dataset.batch_size = batch // (nodes * ranks)
-            # (nodes, ranks, workers, batches, samples of a batch)
-            work = generate_work("random", dataset, World(nodes, ranks, 1, 0), 1, sample_in_epoch=batch)
-            steps = [{} for _ in range(work.shape[3])]
+            # (nodes, ranks, workers, batches, samples of a batch); the workers of a rank take turns
+            work = generate_work("random", dataset, World(nodes, ranks, workers, 0), 1, sample_in_epoch=batch)
+            steps = [{} for _ in range(workers * work.shape[3])]
             for rank in range(nodes * ranks):
-                world = World(nodes, ranks, 1, rank)
-                for step, samples in enumerate(work[world.node, world.rank_of_node, 0]):
+                world = World(nodes, ranks, workers, rank * workers)
+                own = work[world.node, world.rank_of_node].swapaxes(0, 1).reshape(len(steps), -1)
+                for step, samples in enumerate(own):
                     steps[step] |= dict(zip(global_indices(world, len(samples), 8), samples.tolist(), strict=True))
             return [[samples[index] for index in range(batch)] for samples in steps[: 72 // batch - 1]]
 
-        assert order(nodes, ranks) == order(1, 1)
+        assert order(nodes, ranks, 1) == order(nodes, ranks, 2) == order(1, 1, 1)
 
     @pytest.mark.slow
     def test_loader_processes_change_nothing(self, scenes, uninterrupted):

@@ -171,7 +171,7 @@ class TestCheckpoints:
         said = [(None, f"rank {rank}: no space left", ExitCode.FAILED) for rank in range(512)]
         monkeypatch.setattr(load.dist, "get_world_size", lambda: len(said))
         monkeypatch.setattr(load.dist, "all_gather_object", lambda gathered, _: gathered.__setitem__(slice(None), said))
-        with pytest.raises(OSError, match=r"rank 7: no space left; and 504 more$"):
+        with pytest.raises(OSError, match=r"rank 7: no space left and 504 more$"):
             load.on_all_ranks("could not save", lambda: None)
 
 

@@ -16,7 +16,7 @@ from ...models.lora import LoraConfig
 from ...models.networks import Network
 from ...models.weights import load_strict
 from ..core.config import InitConfig
-from ..core.english import amount
+from ..core.english import amount, first
 from ..core.files import hash_file
 from ..core.integrity import MANIFEST, ChangedError, read_manifest
 from . import load
@@ -60,8 +60,8 @@ class InitRecord:
         found = [f"begins from {self.weights} ({what}): {amount(self.loaded, 'tensor')} loaded{licence}"]
         for words, names in (("new", self.new), ("left out", self.left_out)):
             if names:
-                more = f" and {len(names) - LISTED} more, see init.json" if len(names) > LISTED else ""
-                found.append(f"  {words}, {amount(len(names), 'tensor')}: {', '.join(names[:LISTED])}{more}")
+                where = ", see init.json" if len(names) > LISTED else ""
+                found.append(f"  {words}, {amount(len(names), 'tensor')}: {first(names, LISTED)}{where}")
         return found
 
 

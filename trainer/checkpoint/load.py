@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ...models import strict
 from ..core.cli import ExitCode, exit_code_of
+from ..core.english import first
 from ..core.files import write_json
 from ..core.integrity import ManifestError, file_fault, read_manifest, with_hash
 from ..engine.ema import Ema
@@ -261,8 +262,7 @@ def on_all_ranks(failure: str, act: Callable[[], T]) -> list[T]:
     errors = [e for _, e, _ in gathered if e]
     if errors:
         kind = DeviceLostError if any(code == ExitCode.HUNG for *_, code in gathered) else OSError
-        more = f"; and {len(errors) - NAMED} more" if len(errors) > NAMED else ""
-        raise kind(f"{failure}: {'; '.join(errors[:NAMED])}{more}")
+        raise kind(f"{failure}: {first(errors, NAMED, '; ')}")
     return [r for r, *_ in gathered]
 
 

@@ -36,6 +36,12 @@ def join(things: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(things[:-1]), *things[-1:])))
 
 
+def first(things: Sequence[str], count: int, separator: str = ", ") -> str:
+    """The first of many: "a, b and 3 more"; all of few: "a, b"."""
+    more = f" and {len(things) - count} more" if len(things) > count else ""
+    return separator.join(things[:count]) + more
+
+
 def amount(count: int, noun: str) -> str:
     """ "1 sound", "2 sounds"."""
     return f"{count} {noun if count == 1 else plural(noun)}"

@@ -8,7 +8,7 @@ from pathlib import Path
 import soxr
 import torch
 
-from ..core.english import join
+from ..core.english import first, join
 from ..core.files import hash_file
 from ..core.hardware import describe
 from ..media.audio_decode import Wave, decode_native
@@ -114,8 +114,7 @@ def _remarks(report: Row) -> Table:
 
 
 def _ids(name: str, what: str, count: int, ids: Sequence[str]) -> list[Cell]:
-    more = f" and {len(ids) - NAMED} more" if len(ids) > NAMED else ""
-    return [Cell(name), Cell(what), Cell(str(count)), Cell(", ".join(ids[:NAMED]) + more)]
+    return [Cell(name), Cell(what), Cell(str(count)), Cell(first(ids, NAMED))]
 
 
 def _scorers(report: Row) -> Table:

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..core.english import first
 from ..data.batches import Batch
 
 SPIKE = 10.0  # times the mean of its kind of step: a loss worth a line in the log
@@ -139,8 +140,7 @@ def _spike_source(losses: Tensor, names: tuple[str, ...]) -> str:
         return f"every sample's loss is finite; the largest, {loss:.4g}, is that of {name}"
     if len(broken) == len(samples) > 1:
         return f"the loss of all {len(samples)} samples is not finite, so it is the weights rather than a sample"
-    more = f" and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    return f"the loss is not finite for {', '.join(broken[:NAMED])}{more}"
+    return f"the loss is not finite for {first(broken, NAMED)}"
 
 
 def _sample_names(batch: Batch) -> tuple[str, ...]:
