@@ -31,7 +31,7 @@ COLUMNS = 512  # that a program of the plain residual's backward pass takes
 
 def gated_residual(x: Tensor, branch: Tensor, gate: Tensor) -> Tensor:
     """x and branch (B, L, W), gate (B, W) in float32 -> (B, L, W) in the dtype of x."""
-    return torch.addcmul(x, gate.unsqueeze(1), branch).to(x.dtype)
+    return (x + gate.unsqueeze(1) * branch).to(x.dtype)
 
 
 def gated_residual_layer_norm_modulate(

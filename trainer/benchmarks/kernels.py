@@ -19,7 +19,7 @@ from ...kernels.concatenated_attention import (
 from ...kernels.joint_attention import StreamInput
 from ...kernels.ops import BACKENDS, OPS, available
 from ...models.config import ModelConfig
-from ..core.hardware import peak_flops
+from ..core.hardware import keep_freed_memory, peak_flops
 from ..engine.kernel_cases import BlockShape, KernelCase, condition_lengths, kernel_cases
 from ..engine.kernel_selection import as_in_run, table_row, time_implementations
 from ..engine.timing import time_interleaved
@@ -43,6 +43,8 @@ def measure(model: ModelConfig, batch: int, dtype: torch.dtype, rounds: int, inn
     copying speed, or the operations at its speed of matrix products, whichever takes longer.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()  # as a training does
     shape = BlockShape.from_model(model, batch)
     bandwidth, peak = copy_bandwidth(device), peak_flops(device, dtype)
     rows: list[dict[str, Any]] = []
