@@ -26,9 +26,9 @@ def makers(driver: int) -> list[int]:
     return found
 
 
-def finished(out: Path) -> dict[str, int]:
+def finished(out: Path | str) -> dict[str, float]:
     """The time at which each block was finished."""
-    return {p.name: p.stat().st_mtime_ns for p in (out / "work/blocks").glob("*.json")}
+    return {p.name: p.stat().st_mtime_ns for p in Path(out, "work/blocks").glob("*.json")}
 
 
 def kill(number: int) -> bool:
@@ -40,17 +40,18 @@ def kill(number: int) -> bool:
 
 
 def prepare_under_fire(
-    out: Path,
+    out: Path | str,
     path: Path,
     workers: int | Workers,
     seed: int,
     drivers: int,
     shots: int,
     targets: Callable[[int], list[int]] = makers,
+    finished: Callable[[Path | str], dict[str, float]] = finished,
 ) -> None:
     """Prepare a manifest. Each of `drivers` drivers is killed after its share of `shots` kills of makers, each kill at
     a random moment. A last one ends the work. What was finished at a kill is not made again."""
-    rng, before = np.random.default_rng(seed), dict[str, int]()
+    rng, before = np.random.default_rng(seed), dict[str, float]()
     for number in range(drivers + 1):
         driver, left = start_driver(out, path, workers), shots // (drivers + 1)
         assert driver.pid is not None

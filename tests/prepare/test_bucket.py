@@ -1,12 +1,10 @@
 """A preparation in a bucket: the same as in a folder, resumed after the bucket has failed, and trained on."""
 
 import json
-import time
 from itertools import islice
 from urllib.request import urlopen
 
 import boto3
-import numpy as np
 import pytest
 from moto.server import ThreadedMotoServer
 
@@ -17,8 +15,8 @@ from audiox_trainer.trainer.data.shards import DamagedError
 from audiox_trainer.trainer.data.storage import open_store
 from audiox_trainer.trainer.prepare.cost_file import COST_FILE
 from audiox_trainer.trainer.prepare.prepare_files import prepare_files
-from tests.helpers.killing import kill, makers
-from tests.helpers.preparation import MODEL, contents, manifest, sound, start_driver
+from tests.helpers.killing import prepare_under_fire
+from tests.helpers.preparation import MODEL, contents, manifest, sound
 from tests.helpers.reader_ranks import open_reader
 from tests.helpers.small_config import small_config
 
@@ -150,16 +148,11 @@ def test_killed_at_random_moments(tmp_path, bucket):
         sound(tmp_path / f"{i}.flac", 1.0 + 4 * (i % 4))
     path = manifest(tmp_path, *({"audio": f"{i}.flac", "category": {"bell": 2}} for i in range(16)))
     prepare_files(str(tmp_path / "out"), MODEL, path, seed=0, workers=1)
-    rng = np.random.default_rng(0)
-    for goal in (3, 9):
-        driver = start_driver("s3://sounds/mine", path, 2)
-        while sum(name.startswith("work/blocks/") for name in objects(bucket, "mine")) < goal:
-            assert driver.is_alive()
-            time.sleep(0.05)
-            kill(rng.choice(makers(driver.pid) or [driver.pid])) if goal == 3 and rng.random() < 0.02 else None
-        time.sleep(rng.uniform(0, 0.3))
-        driver.kill()
-        driver.join(600)
-    driver = start_driver("s3://sounds/mine", path, 2)
-    driver.join(600)
-    assert driver.exitcode == 0 and objects(bucket, "mine") == contents(tmp_path / "out")
+    prepare_under_fire("s3://sounds/mine", path, 2, 0, drivers=2, shots=6, finished=lambda _: blocks(bucket))
+    assert objects(bucket, "mine") == contents(tmp_path / "out")
+
+
+def blocks(client):
+    """The time at which each block was finished."""
+    listed = client.list_objects_v2(Bucket="sounds", Prefix="mine/work/blocks/").get("Contents", [])
+    return {item["Key"]: item["LastModified"].timestamp() for item in listed}
