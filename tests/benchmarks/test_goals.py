@@ -197,18 +197,25 @@ def test_every_command_of_measuring_is_accepted(tmp_path, machine, monkeypatch):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(3000)
+@pytest.mark.timeout(7200)
 def test_measuring_runs_whole_in_small(tmp_path):
-    """Every part of it ends well, and leaves its result."""
-    done = subprocess.run(
-        ["bash", MEASURE, tmp_path / "out", tmp_path / "all.tgz"],
-        env=os.environ | {"SMALL": "1", "PYTHON": sys.executable},
-        capture_output=True,
-        text=True,
-        timeout=2900,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "left out" not in done.stdout and "no time was left" not in done.stdout
+    """Every part of it ends well, and leaves its result; a slow machine runs the commands that it names, too."""
+    left: list[str] = []
+    for _ in range(4):
+        done = subprocess.run(
+            ["bash", MEASURE, tmp_path / "out", tmp_path / "all.tgz", *left],
+            env=os.environ | {"SMALL": "1", "PYTHON": sys.executable},
+            capture_output=True,
+            text=True,
+            timeout=2900,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "left out" not in done.stdout
+        named = [line.split("all.tgz' ")[1] for line in done.stdout.splitlines() if "no time was left" in line]
+        left = named[0].split() if named else []
+        if not left:
+            break
+    assert not left
     names = [name for name in FIRST + REST if name != "tiles"]  # which are a GPU's
     assert [name for name in names if not (tmp_path / "out" / f"{name}.txt").read_text()] == []
     results = read_results(tmp_path / "out")
