@@ -35,11 +35,22 @@ def band_energies(wave: Wave, rate: int) -> NDArray[np.float32]:
     """Energies (frames, BANDS) of a sound (1, n) in bands of equal ratio."""
     if wave.shape[1] < FRAME:
         return np.zeros((0, BANDS), np.float32)
-    frames = np.lib.stride_tricks.sliding_window_view(wave[0], FRAME)[::HOP] * np.hanning(FRAME).astype(np.float32)
-    power = np.abs(np.fft.rfft(frames)) ** 2
-    bins = np.round(np.geomspace(LOWEST, HIGHEST, BANDS + 1) * FRAME / rate).astype(int)
-    bands = [power[:, low : max(high, low + 1)].sum(axis=1) for low, high in pairwise(bins)]
-    return np.stack(bands, axis=1).astype(np.float32)
+    frames = np.lib.stride_tricks.sliding_window_view(wave[0], FRAME)[::HOP] * _window()
+    bins = _bins(rate)
+    spectra = np.fft.rfft(frames)[:, : bins[-1]]
+    power: NDArray[np.float32] = np.square(spectra.real) + np.square(spectra.imag)
+    return np.add.reduceat(power, bins[:-1], axis=1)
+
+
+@cache
+def _window() -> NDArray[np.float32]:
+    return np.hanning(FRAME).astype(np.float32)
+
+
+@cache
+def _bins(rate: int) -> NDArray[np.int64]:
+    """(BANDS + 1,): the first of each band, and the one after the last."""
+    return np.round(np.geomspace(LOWEST, HIGHEST, BANDS + 1) * FRAME / rate).astype(int)
 
 
 def fingerprint(energies: Sequence[NDArray[np.float32]]) -> str:
