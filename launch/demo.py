@@ -24,6 +24,7 @@ from audiox_trainer.trainer.evaluation.demo_report import draw_comparison, train
 CALIBRATION = 60  # training steps that measure the speed
 LATENCY_STEPS = ("4", "50", "100", "200")  # those of Table II
 TEACHER_SAMPLINGS = ("4", "4:euler", "4:euler:1")  # the teacher with as few steps as the student
+STUDENT = Path("configs/distill_tiny_levels.json")
 PACE = 0.8  # operations per second in distillation, relative to those in the teacher's training
 
 
@@ -123,7 +124,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--prompts", type=int, default=200, help="unseen prompts of each type (default: 200)")
     add("--tasks", type=int, default=100, help="unseen clips of each task (default: 100)")
     add("--calibration", type=int, default=CALIBRATION, help=argparse.SUPPRESS)
-    add("--student", type=Path, default=Path("configs/distill_tiny.json"), help="configuration of the student")
+    add("--student", type=Path, default=STUDENT, help=f"configuration of the student (default: {STUDENT})")
     add("--student-minutes", type=float, default=6.5, help="duration of the distillation; 0: none (default: 6.5)")
     add("--students", type=int, default=1, help="number of students, with seeds 0, 1, ... (default: 1)")
     add("--first", metavar="N", help="sampler steps of the teacher in the evaluation (default: those of its weights)")

@@ -7,8 +7,8 @@ from ..core.update_cycle import Phase
 from .operations import distillation_flops, pass_flops
 from .passes import ode_passes, step_probabilities
 
-PAIRS, EPOCHS = 0.98, 4  # share of a small budget for the pairs and the regression on them; epochs of that regression
-WARM_START = 0.8  # the same share without pairs
+WARM_START = 0.98  # share of a small budget for the warm start, its pairs included
+EPOCHS = 4  # of the regression on pairs
 
 
 def expected_flops(config: DistillConfig, phase: Phase, text_tokens: int) -> float:
@@ -33,7 +33,7 @@ def divide_budget(config: DistillConfig, budget: float) -> tuple[int, int, int]:
     regression, pair, count = expected_flops(config, Phase.WARM_START, tokens), 0, 0
     if config.warm_start.pairs:
         pair = sum(pass_flops(config.model, one, tokens) for one in ode_passes(config))
-        count = max(batch, int(PAIRS * budget / (pair + EPOCHS * regression)))
+        count = max(batch, int(WARM_START * budget / (pair + EPOCHS * regression)))
         updates = EPOCHS * count // batch
     else:
         updates = max(1, int(WARM_START * budget / (batch * regression)))
