@@ -3,6 +3,7 @@
 examples:
   deepspeed launch/pairs.py --config configs/distill_tiny.json --teacher weights/tiny --out data/pairs --count 6000
   torchrun --nproc-per-node 8 launch/pairs.py --config configs/distill_2p7b.json --teacher weights/2p7b --out data/pairs
+      --set sampling.sampler=euler --count 100000
 
 The configuration names the data, the guidance (`distillation.teacher_guidance`) and the steps (`warm_start.ode_steps`).
 The same command resumes after a stop. Then distil with --set warm_start.pairs=data/pairs --set warm_start.updates=400
