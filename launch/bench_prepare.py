@@ -55,11 +55,13 @@ def measure(config: Path, overrides: Sequence[str], rounds: int, seconds: float)
                     found[way].append(_launch(config, overrides, manifests[name], out, options))
     work = {way: [t - s for t, s in zip(times[way], starts[way], strict=True)] for way in ways}
     result: dict[str, Any] = {"seconds": times, "start": starts, "whole": _ratio(times, "1", "2")}
-    result |= {"work": _ratio(work, "1", "2"), "hand_out": {"processes": _hand_out(_processes())}}
+    result |= {"work": _ratio(work, "1", "2"), "hand_out": {"processes": _hand_out(ProcessPool([_nothing]))}}
     if has_ray:
         result["ray"] = _ratio(work, "2", "2 of Ray")
-        with connected(LOCAL, 2):
-            result["hand_out"]["Ray"] = _hand_out(_actors())
+        with connected(LOCAL, 2):  # which decides how Ray may be imported
+            from audiox_trainer.trainer.workers.ray_pool import RayPool
+
+            result["hand_out"]["Ray"] = _hand_out(RayPool(_nothing, lambda: 1, {"num_cpus": 1}))
     return result
 
 
@@ -103,16 +105,6 @@ def _launch(config: Path, overrides: Sequence[str], manifest: Path, out: Path, o
 
 def _nothing(task: int) -> Iterator[int]:
     yield task
-
-
-def _processes() -> Pool[int]:
-    return ProcessPool([_nothing])
-
-
-def _actors() -> Pool[int]:
-    from audiox_trainer.trainer.workers.ray_pool import RayPool
-
-    return RayPool(_nothing, lambda: 1, {"num_cpus": 1})
 
 
 def _hand_out(made: Pool[int]) -> dict[str, float]:
