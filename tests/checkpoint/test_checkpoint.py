@@ -24,7 +24,7 @@ from audiox_trainer.trainer.checkpoint.load import CheckpointError
 from audiox_trainer.trainer.core.cli import ExitCode
 from audiox_trainer.trainer.core.hardware import free_port
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
-from audiox_trainer.trainer.engine.learning_rate import learning_rate
+from audiox_trainer.trainer.training.learning_rate import learning_rate
 from tests.helpers.scenario_results import CURVE, OTHERS, differing
 from tests.helpers.scenarios import made_up
 from tests.helpers.small_config import ROOT, small_config, small_json

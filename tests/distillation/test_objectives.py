@@ -8,7 +8,7 @@ import torch
 from torch import distributed
 
 from audiox_trainer.trainer.distillation.updates import Distillation
-from audiox_trainer.trainer.engine import zero
+from audiox_trainer.trainer.engine.process_group import World
 from tests.distillation.conftest import ADAPTERS, ELSEWHERE, LEVELS, MIXED, PHASES
 from tests.helpers import scenarios
 from tests.helpers.distillation_scenarios import teacher
@@ -66,7 +66,7 @@ PAIRED = {"mixed": (1, 2)}
 @pytest.fixture(autouse=True)
 def one_rank(monkeypatch):
     distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-    monkeypatch.setattr(scenarios, "WORLD", zero.World(0, 1, 0, torch.device("cpu")), raising=False)
+    monkeypatch.setattr(scenarios, "WORLD", World(0, 1, 0, torch.device("cpu")), raising=False)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

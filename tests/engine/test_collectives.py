@@ -7,7 +7,7 @@ import pytest
 
 SCRIPT = """
 import deepspeed, torch
-from audiox_trainer.trainer.engine.zero import init_process_group
+from audiox_trainer.trainer.engine.process_group import init_process_group
 
 init_process_group(threads=1)
 result = torch.zeros(2)

@@ -37,7 +37,8 @@ from audiox_trainer.trainer.data.batches import BatchAssembler
 from audiox_trainer.trainer.data.prefetch import Prefetcher
 from audiox_trainer.trainer.data.record import Record
 from audiox_trainer.trainer.distillation.updates import Distillation
-from audiox_trainer.trainer.engine import kernel_selection, zero
+from audiox_trainer.trainer.engine import kernel_selection
+from audiox_trainer.trainer.engine.process_group import World
 from audiox_trainer.trainer.training.pretrain import Pretraining
 from tests.helpers.scenarios import made_up
 from tests.helpers.small_config import small_config, small_distill_config
@@ -47,7 +48,7 @@ with mock.patch.object(torch, "inference_mode", torch.no_grad):  # fake tensors 
     from audiox_trainer.trainer.generation import sampling_graphs
 
 CUDA = torch.device("cuda:0")
-WORLD = zero.World(0, 1, 0, CUDA)
+WORLD = World(0, 1, 0, CUDA)
 OPS = resolve(dict.fromkeys(BACKENDS, "triton"))
 BF16 = "training.precision=bf16"
 ROLES = ("student", "fake", "discriminator", "teacher")

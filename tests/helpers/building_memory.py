@@ -19,7 +19,7 @@ from audiox_trainer.models.audiox import AudioX, SamplingConfig
 from audiox_trainer.trainer.core.distill_config import load_distill_config
 from audiox_trainer.trainer.distillation.distill import load_teacher
 from audiox_trainer.trainer.distillation.updates import Distillation
-from audiox_trainer.trainer.engine import zero
+from audiox_trainer.trainer.engine.process_group import init_process_group
 from tests.helpers.small_config import ROOT
 
 TWELFTH = ("model.text.kind=words", "model.backbone.depth=1", "distillation.discriminator_blocks=1")
@@ -67,7 +67,7 @@ def write_teacher(folder: Path) -> int:
 
 def main(folder: Path) -> None:
     config = load_distill_config(ROOT / "configs" / "distill_2p7b.json", [*TWELFTH, *SIZES])
-    world = zero.init_process_group()
+    world = init_process_group()
     before = own_memory()
     with peak() as found:
         teacher, _ = load_teacher(config, folder)

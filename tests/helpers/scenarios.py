@@ -23,12 +23,12 @@ from audiox_trainer.trainer.checkpoint.load import TrainedModel
 from audiox_trainer.trainer.checkpoint.save import Saver
 from audiox_trainer.trainer.core.config import BaseConfig
 from audiox_trainer.trainer.data.batches import Batch, Conditions
-from audiox_trainer.trainer.engine import zero
+from audiox_trainer.trainer.engine.process_group import World, init_process_group
 from audiox_trainer.trainer.training.health import StepResult
 from audiox_trainer.trainer.training.loop import BatchSource, Trainer
 from tests.helpers.training_scores import write_scores
 
-WORLD: zero.World
+WORLD: World
 C = TypeVar("C", bound=BaseConfig)
 
 
@@ -160,7 +160,7 @@ def ask(task: Trainer, at: int, ranks: list[int]) -> None:
 def main(scenarios: dict[str, Callable[..., dict[str, Any]]], configure: Callable[..., Any]) -> None:
     """Argument: a JSON file with a list of {scenario, folder, scenes, overrides, arguments}."""
     global WORLD
-    WORLD = zero.init_process_group()
+    WORLD = init_process_group()
     torch.set_num_threads(1)
     for item in json.loads(Path(sys.argv[1]).read_text()):
         folder = Path(item["folder"])

@@ -97,7 +97,7 @@ def test_a_flipped_bit_in_one_ranks_weights_ends_all(base, ready):
     run.clear()
 
 
-START = "audiox_trainer.trainer.engine.zero:init_process_group"
+START = "audiox_trainer.trainer.engine.process_group:init_process_group"
 BUILD = "audiox_trainer.trainer.training.pretrain:configure_model"
 WAITED = (
     r"rank 0 (has waited 20 s in start-up for the other ranks|of 2 found no process group at .*is every rank there)"

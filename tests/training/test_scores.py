@@ -13,7 +13,7 @@ from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.checkpoint.convert_run import convert_run
 from audiox_trainer.trainer.checkpoint.save import _commit
 from audiox_trainer.trainer.core.integrity import write_manifest
-from audiox_trainer.trainer.engine.zero import World
+from audiox_trainer.trainer.engine.process_group import World
 from audiox_trainer.trainer.generation.generator import Generator
 from audiox_trainer.trainer.scorers.statistics import frechet_distance
 from audiox_trainer.trainer.training.previews import PromptSampler

@@ -15,7 +15,7 @@ from audiox_trainer.models.audiox import AudioX
 from audiox_trainer.trainer.checkpoint import load
 from audiox_trainer.trainer.core.config import ScheduleConfig, load_pretrain_config
 from audiox_trainer.trainer.core.rng import Purpose, sample_rng
-from audiox_trainer.trainer.engine.learning_rate import learning_rate
+from audiox_trainer.trainer.training.learning_rate import learning_rate
 from audiox_trainer.trainer.training.previews import Previews
 from tests.helpers.scenario_results import CURVE, FOUR_RANKS, KINDS, ONE_RANK, TWO_RANKS, TWO_RANKS_LONG, UNREAD
 from tests.helpers.scenarios import made_up

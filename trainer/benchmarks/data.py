@@ -17,8 +17,8 @@ from ..data.prefetch import Prefetcher
 from ..data.reader import Reader
 from ..data.record import Record
 from ..data.shards import ShardWriter
-from ..engine import zero
 from ..engine.kernel_selection import KernelSelection
+from ..engine.process_group import World
 from ..engine.timing import time_interleaved
 from ..training.pretrain import Pretraining
 from .summary import Column, format_table, spread
@@ -73,7 +73,7 @@ def _streams(config: PretrainConfig, samples: int, folder: Path | None) -> Itera
         yield replace(config, data=replace(config.data, streams=tuple(random_streams)))
 
 
-def _rates(config: PretrainConfig, rounds: int, world: zero.World) -> tuple[list[dict[str, Any]], float]:
+def _rates(config: PretrainConfig, rounds: int, world: World) -> tuple[list[dict[str, Any]], float]:
     """The rows, and the bytes of a sample."""
     text = WordEncoder(config.model.text)
     files = sorted(file for stream in config.data.streams for file in Path(stream.path).glob("*.mds"))
@@ -98,7 +98,7 @@ def _rates(config: PretrainConfig, rounds: int, world: zero.World) -> tuple[list
 
 
 def _training_from_reader(
-    config: PretrainConfig, rounds: int, inner: int, world: zero.World, selection: KernelSelection
+    config: PretrainConfig, rounds: int, inner: int, world: World, selection: KernelSelection
 ) -> dict[str, float]:
     """Training steps on the reader's batches and on batches kept in memory, in turns: as shares of a step, the time it
     waits for its batch and the processor time of the reader; and how much longer the steps on the reader's batches

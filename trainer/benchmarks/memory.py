@@ -14,7 +14,7 @@ from ..core.distill_config import DistillConfig
 from ..cost.planned_memory import configured_layout, planned_memory
 from ..cost.workload import workload
 from ..distillation.updates import Distillation
-from ..engine import zero
+from ..engine.process_group import World
 from ..training.pretrain import Pretraining
 from .synthetic_run import random_batch, share_of_rank, start_run
 
@@ -79,7 +79,7 @@ def measure_memory(config: BaseConfig) -> dict[str, Any]:
 
 
 def _trainer(
-    config: BaseConfig, world: zero.World, ops: Ops
+    config: BaseConfig, world: World, ops: Ops
 ) -> tuple[Pretraining | Distillation, Iterable[int], Iterable[int]]:
     """The trainer, the steps in which every role is trained first, and the steps to be measured."""
     if isinstance(config, PretrainConfig):

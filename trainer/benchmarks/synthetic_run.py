@@ -12,14 +12,15 @@ import torch
 from ..core.config import BaseConfig, LoggingConfig, PretrainConfig
 from ..core.distill_config import DistillConfig
 from ..data.batches import Batch, Conditions
-from ..engine import kernel_selection, zero
+from ..engine import kernel_selection
 from ..engine.fp8 import check_fp8
 from ..engine.kernel_selection import KernelSelection
+from ..engine.process_group import World, init_process_group
 
 C = TypeVar("C", bound=BaseConfig)
 
 
-def start_run(config: C) -> tuple[C, zero.World, KernelSelection]:
+def start_run(config: C) -> tuple[C, World, KernelSelection]:
     """The configuration without encoders, the ranks, and the operations that its `kernels` select.
 
     Raises ValueError if the configuration asks for what cannot run here.
@@ -29,7 +30,7 @@ def start_run(config: C) -> tuple[C, zero.World, KernelSelection]:
     kernel_selection.check_kernels(config.kernels, precision, config.model)
     check_fp8(config.training)
     config = without_encoders(config)
-    world = zero.init_process_group(config.training.cpu_threads)
+    world = init_process_group(config.training.cpu_threads)
     return config, world, kernel_selection.select_for_run(config, world, precision)
 
 
@@ -57,7 +58,7 @@ def random_batch(config: BaseConfig, samples: int = 0) -> Batch:
     return Batch(latents, Conditions(video, audio, words, length), nothing, torch.arange(n), ("T2A",) * n, names)
 
 
-def share_of_rank(batch: Batch, world: zero.World) -> Batch:
+def share_of_rank(batch: Batch, world: World) -> Batch:
     return batch.split(len(batch) // world.ranks)[world.rank]
 
 

@@ -20,8 +20,8 @@ from ..core.config import PretrainConfig
 from ..core.hardware import peak_flops
 from ..cost.operations import forward_flops, training_flops
 from ..data.batches import Batch
-from ..engine import zero
 from ..engine.kernel_selection import KernelSelection
+from ..engine.process_group import World
 from ..engine.timing import time_interleaved
 from ..losses.flow_matching import flow_matching_loss, interpolate
 from ..training.pretrain import Pretraining, configure_model, draw_noise, sample_timesteps, silence_after
@@ -106,9 +106,7 @@ def measure(
     return facts | {"rows": rows} | ({"profiles": profiles} if profiled else {})
 
 
-def _deepspeed(
-    config: PretrainConfig, world: zero.World, selection: KernelSelection, sizes: dict[str, int]
-) -> Variants:
+def _deepspeed(config: PretrainConfig, world: World, selection: KernelSelection, sizes: dict[str, int]) -> Variants:
     """Steps of the rank's share of a batch, and of other batches, of these `sizes` by name."""
     trainer, step = Pretraining(config, world, selection.ops()), itertools.count()
 
@@ -156,7 +154,7 @@ def measure_one_by_one(
     return seconds, peaks, profiles
 
 
-def _plain_loops(config: PretrainConfig, world: zero.World, batch: Batch) -> dict[str, Callable[[], Variants]]:
+def _plain_loops(config: PretrainConfig, world: World, batch: Batch) -> dict[str, Callable[[], Variants]]:
     """Factories of loops without DeepSpeed, by name."""
     training = config.training
     loops = {"plain": (training.precision, training.compile)}
@@ -174,7 +172,7 @@ def _plain_loops(config: PretrainConfig, world: zero.World, batch: Batch) -> dic
     return {name: factory(name, *how) for name, how in loops.items()}
 
 
-def _on_first_rank(call: Callable[[], None], world: zero.World) -> Callable[[], None]:
+def _on_first_rank(call: Callable[[], None], world: World) -> Callable[[], None]:
     """The same on the first rank alone, with all cores of the machine, while the others wait."""
     if world.ranks == 1:
         return call

@@ -24,6 +24,7 @@ from ..data.batches import Batch
 from ..data.pairs import PairReader, check_pairs
 from ..data.reader import Reader
 from ..engine import kernel_selection, zero
+from ..engine.process_group import World, init_process_group
 from ..resilience.watchdog import Watchdog
 from ..self_test.gradients import check_gradients
 from ..training import run_folder
@@ -62,7 +63,7 @@ def distill(
         check_pairs(config, digest)
     initial = read_initial_weights(config.init.weights) if config.init.weights and not before else None
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
+        world = init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         ops = kernel_selection.select_for_run(config, world, config.precision, output).ops()
         check_gradients(config, untrained, world, ops, self_test)
@@ -84,9 +85,7 @@ def distill(
         train(trainer, reader, config, world, output, resume, peak, metadata, watchdog, from_step, scores=scores)
 
 
-def untrained(
-    config: DistillConfig, world: zero.World, ops: Ops | None, engine: Callable[..., zero.Engine]
-) -> Distillation:
+def untrained(config: DistillConfig, world: World, ops: Ops | None, engine: Callable[..., zero.Engine]) -> Distillation:
     """A distillation of a new model, for the gradient self-test."""
     return Distillation(config, build_network(config.model), world, ops, engine=engine)
 
@@ -102,7 +101,7 @@ def memory_lines(trainer: Distillation) -> Iterator[str]:
 class DistillationReader:
     """The batches of a distillation: pairs in the warm start, if there are any, then the data."""
 
-    def __init__(self, config: DistillConfig, world: zero.World) -> None:
+    def __init__(self, config: DistillConfig, world: World) -> None:
         self.config = config
         self.arguments = build_text_encoder(config.model.text), world.rank, world.ranks
         self.data = Reader(config, *self.arguments)

@@ -23,6 +23,7 @@ from ..data.reader import Reader, StepSamples, check_no_pairs, check_streams
 from ..data.record import Record
 from ..data.shards import ShardWriter
 from ..engine import kernel_selection, zero
+from ..engine.process_group import World, init_process_group
 from ..resilience.stop_signal import StoppedError, StopSignal
 from ..resilience.watchdog import Watchdog
 from ..training.logs import progress
@@ -62,7 +63,7 @@ def make_pairs(config: DistillConfig, teacher: Path | str, out: Path, count: int
     )
     check_resumable(out, facts)
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
+        world = init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         if world.rank == 0:
             write_json(out / PAIRS_FILE, strict.to_dict(facts))
@@ -86,7 +87,7 @@ class _PairMaker:
         config: DistillConfig,
         facts: PairSettings,
         frozen: zero.FrozenModel,
-        world: zero.World,
+        world: World,
         out: Path,
         watchdog: Watchdog,
     ) -> None:

@@ -30,9 +30,10 @@ from ..data.batches import Batch
 from ..engine import zero
 from ..engine.checksum import checksum, gradient_checksum
 from ..engine.ema import Ema
-from ..engine.learning_rate import learning_rate
 from ..engine.meter import Meter
+from ..engine.process_group import World
 from ..training.health import StepResult
+from ..training.learning_rate import learning_rate
 from ..training.pretrain import configure_model, silence_after
 from ..training.previews import Previews, PromptSampler
 from .objectives import Objectives
@@ -56,7 +57,7 @@ class Distillation:
         self,
         config: DistillConfig,
         teacher: Network,
-        world: zero.World,
+        world: World,
         ops: Ops | None = None,
         initial: InitialWeights | None = None,
         engine: Callable[..., zero.Engine] = zero.Engine,

@@ -23,7 +23,7 @@ from .kernel_cases import UNCACHED_BYTES, BlockShape, KernelCase, kernel_cases
 from .timing import capture_graph, time_graphs, time_interleaved
 
 if TYPE_CHECKING:
-    from .zero import World  # imports DeepSpeed, which generating does not need
+    from .process_group import World  # imports DeepSpeed, which generating does not need
 
 TABLE_FILE = "kernels.json"  # in a run's folder: measured at its start, so that a resumed run selects the same
 ROUNDS, WARM_UPS = 5, 2

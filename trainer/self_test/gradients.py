@@ -27,6 +27,7 @@ from ..core.config import BaseConfig, PretrainConfig, check_ranks
 from ..core.distill_config import DistillConfig, RoleConfig
 from ..data.batches import Batch, Conditions
 from ..engine import zero
+from ..engine.process_group import World
 from .known_faults import TrainingSetup, describe_known_faults
 from .plain_engine import PlainEngine
 from .small_run import small_run
@@ -53,7 +54,7 @@ class Trainer(Protocol):
     def step(self, step: int, batch: Batch) -> UpdateResult: ...
 
 
-Build = Callable[[C, zero.World, Ops | None, Callable[..., zero.Engine]], Trainer]
+Build = Callable[[C, World, Ops | None, Callable[..., zero.Engine]], Trainer]
 
 TOLERANCES = {"fp32": 1e-4, "bf16": 0.02}  # of a gradient's norm; measured: 2e-7 and 5e-3 on two ranks
 WEIGHT_FACTOR = 3  # by which the deviation of a single weight may be larger
@@ -86,7 +87,7 @@ class Deviation:
         return f"{self.role} {self.total:.2g} (stage {self.setup.stage}, {self.setup.precision})"
 
 
-def check_gradients(config: C, build: Build[C], world: zero.World, ops: Ops, wanted: bool | None = None) -> None:
+def check_gradients(config: C, build: Build[C], world: World, ops: Ops, wanted: bool | None = None) -> None:
     """Trains a small model of this run before the run itself, and prints how far DeepSpeed's gradients are from those
     of torch. Leaves random states as they were. `build` makes the run's training. `wanted`: None tests where there are
     several ranks or a GPU.
@@ -141,7 +142,7 @@ def _same_random_states(device: torch.device) -> Iterator[None]:
     np.random.set_state(states[1])
 
 
-def deviations(config: C, build: Build[C], world: zero.World, ops: Ops | None = None) -> list[Deviation]:
+def deviations(config: C, build: Build[C], world: World, ops: Ops | None = None) -> list[Deviation]:
     """The deviation of every update of `config`, trained under DeepSpeed and by torch alone. Its rates have to be next
     to zero, and its first moments without memory, as in `small_run`."""
     tested = _trainer(zero.Engine, config, build, world, ops)
@@ -160,7 +161,7 @@ def deviations(config: C, build: Build[C], world: zero.World, ops: Ops | None = 
     return found
 
 
-def _trainer(kind: type[zero.Engine], config: C, build: Build[C], world: zero.World, ops: Ops | None) -> Trainer:
+def _trainer(kind: type[zero.Engine], config: C, build: Build[C], world: World, ops: Ops | None) -> Trainer:
     """The run's training with one kind of engine. Its models get noise in all weights, the same for every kind."""
     generator = torch.Generator().manual_seed(config.training.seed)
 
@@ -211,7 +212,7 @@ def _deviation(
     return Deviation(role, setup, missed / max(norm, 1e-30), float(relative[worst]), names[worst])
 
 
-def random_batch(config: BaseConfig, update: int, world: zero.World) -> Batch:
+def random_batch(config: BaseConfig, update: int, world: World) -> Batch:
     """This rank's samples of an update. Some have a video, given sound or a short text. Texts have one of two padded
     lengths, in turns: neighbouring ranks have different ones."""
     model, count = config.model, config.training.global_batch // world.ranks

@@ -13,7 +13,7 @@ from ..data.batches import Batch
 from ..data.prefetch import Prefetcher
 from ..engine.compilation import compilation_warnings
 from ..engine.meter import Pace
-from ..engine.zero import World
+from ..engine.process_group import World
 from ..resilience.stop_signal import StopSignal
 from ..resilience.watchdog import Watchdog
 from . import run_folder

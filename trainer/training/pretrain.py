@@ -36,13 +36,14 @@ from ..engine.checksum import checksum, gradient_checksum
 from ..engine.compilation import compile_blocks
 from ..engine.ema import Ema
 from ..engine.fp8 import use_fp8
-from ..engine.learning_rate import learning_rate
 from ..engine.meter import NoiseBins
+from ..engine.process_group import World, init_process_group
 from ..losses.flow_matching import flow_matching_loss, interpolate, timesteps_from_uniform
 from ..resilience.watchdog import Watchdog
 from ..self_test.gradients import check_gradients
 from . import run_folder
 from .health import StepResult
+from .learning_rate import learning_rate
 from .loop import train
 from .previews import Previews, PromptSampler
 from .scores import Scores, check_scores
@@ -58,7 +59,7 @@ class Pretraining:
     def __init__(
         self,
         config: PretrainConfig,
-        world: zero.World,
+        world: World,
         ops: Ops | None = None,
         initial: InitialWeights | None = None,
         engine: Callable[..., zero.Engine] = zero.Engine,
@@ -164,9 +165,7 @@ class Pretraining:
             return sampler.sample(model, self.config.sampling, self.world.device, self.engine.dtype)
 
 
-def untrained(
-    config: PretrainConfig, world: zero.World, ops: Ops | None, engine: Callable[..., zero.Engine]
-) -> Pretraining:
+def untrained(config: PretrainConfig, world: World, ops: Ops | None, engine: Callable[..., zero.Engine]) -> Pretraining:
     """A pretraining of a new model, for the gradient self-test."""
     return Pretraining(config, world, ops, engine=engine)
 
@@ -226,7 +225,7 @@ def pretrain(
     elif config.lora and before:  # a checkpoint has the adapters alone
         initial = read_recorded_weights(before["init"])
     with Watchdog(config.timeouts) as watchdog:
-        world = zero.init_process_group(config.training.cpu_threads, config.timeouts)
+        world = init_process_group(config.training.cpu_threads, config.timeouts)
         watchdog.connect(world.rank, world.ranks)
         ops = kernel_selection.select_for_run(config, world, config.training.precision, output).ops()
         check_gradients(config, untrained, world, ops, self_test)

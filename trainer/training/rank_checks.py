@@ -15,8 +15,9 @@ from torch import Tensor
 from ..checkpoint.load import TrainedModel
 from ..core.config import ChecksConfig
 from ..data.batches import Batch
+from ..engine.process_group import World
 from ..engine.step_times import PARTS
-from ..engine.zero import FrozenModel, World
+from ..engine.zero import FrozenModel
 from ..resilience.corruption import Repetitions, check_weights
 from ..resilience.late_gather import LateGather
 from ..resilience.rank_names import rank_names

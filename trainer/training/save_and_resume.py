@@ -15,7 +15,7 @@ from ..checkpoint.load import TrainedModel
 from ..checkpoint.local_copies import LocalCopies, Nodes
 from ..checkpoint.save import Saver
 from ..core.config import BaseConfig, CheckpointConfig
-from ..engine.zero import World
+from ..engine.process_group import World
 from ..resilience.rank_names import node_name
 from ..resilience.stop_signal import StoppedError, StopSignal
 from ..resilience.watchdog import Watchdog

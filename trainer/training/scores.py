@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint import load
 from ..core.config import BaseConfig
 from ..core.english import amount
-from ..engine.zero import World
+from ..engine.process_group import World
 from ..generation.prompts import PATH_FIELDS, read_prompts
 from ..media.source import MediaError
 from ..scorers.build import build_scorers

@@ -15,7 +15,7 @@ from ..core.hardware import to_device
 from ..data.batches import Batch
 from ..data.reader import Reader, check_no_pairs, check_streams
 from ..engine.meter import Meter
-from ..engine.zero import World
+from ..engine.process_group import World
 from ..losses.flow_matching import flow_matching_loss, interpolate
 from ..losses.guidance import predict_velocity
 
