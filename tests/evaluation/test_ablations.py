@@ -3,139 +3,168 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from audiox_trainer.models import strict
-from audiox_trainer.trainer.core.distill_config import load_distill_config, precision_overrides
-from audiox_trainer.trainer.core.hardware import fastest_precision
+from audiox_trainer.models.sampler import sampling_timesteps
+from audiox_trainer.trainer.core.config import load_pretrain_config
+from audiox_trainer.trainer.core.distill_config import DistillConfig, load_distill_config
 from audiox_trainer.trainer.cost.operation_budget import rounds_within_budget
-from audiox_trainer.trainer.cost.operations import distillation_flops, training_flops
-from audiox_trainer.trainer.cost.passes import step_probabilities
+from audiox_trainer.trainer.cost.operations import distillation_flops, pass_flops, training_flops
+from audiox_trainer.trainer.cost.passes import ode_passes, step_probabilities
+from audiox_trainer.trainer.evaluation.ablation_variants import Variant
 from audiox_trainer.trainer.evaluation.ablations import (
     METRICS,
+    TEACHER,
     TEST,
     VALIDATION,
     Ablations,
     AblationSettings,
-    Variant,
-    folder_name,
     markdown_tables,
 )
 from tests.helpers.distillation_scenarios import teacher
 from tests.helpers.random_weights import untrained_judge
 from tests.helpers.small_config import ROOT, small_config, small_distill_config
 
-TINY = ROOT / "configs/distill_tiny.json"
+LEVELS, TINY = ROOT / "configs/distill_tiny_levels.json", ROOT / "configs/tiny.json"
 
 
 def settings(folder, *common: str) -> AblationSettings:
-    paths = (folder, TINY, ROOT / "configs/tiny.json", folder / "teacher", folder / "pairs", folder / "judge")
-    return AblationSettings(*paths, 30000, (0, 1), 10, common)
+    paths = (folder, LEVELS, TINY, folder / "teacher", folder / "judge")
+    return AblationSettings(*paths, 30000, 15000, (0, 1), 10, common)
+
+
+def operations(config: DistillConfig) -> float:
+    """Of a whole run."""
+    cycle = config.cycle
+    return sum(
+        config.training.global_batch * chance * distillation_flops(config, cycle.phase(update), k, 24)
+        for update in range(cycle.total_updates(config.training.steps))
+        for k, chance in enumerate(step_probabilities(config, cycle.phase(update)))
+    )
 
 
 def test_every_variant_is_a_configuration_and_within_its_budget(tmp_path):
     ablations = Ablations(settings(tmp_path), [])
-    budget = 30000 * training_flops(load_distill_config(TINY).model, 24)
+    a_sample = training_flops(load_distill_config(LEVELS).model, 24)
     for variant in ablations.variants:
-        steps = ablations.steps(variant)
-        if variant.teacher:
-            assert 900 < steps <= 30000 / 32 * 1.2
+        pairs, _ = ablations.budget(variant)
+        overrides = ablations.overrides(variant, 0)
+        if variant.kind == "pretraining":
+            assert 900 < load_pretrain_config(TINY, overrides).training.steps <= 30000 / 32 * 1.2
             continue
-        config = load_distill_config(
-            TINY, [f"warm_start.pairs={tmp_path}", f"training.steps={steps}", *variant.overrides]
-        )
-        cycle = config.cycle
-        spent = sum(
-            config.training.global_batch * share * distillation_flops(config, cycle.phase(update), k, 24)
-            for update in range(cycle.total_updates(steps))
-            for k, share in enumerate(step_probabilities(config, cycle.phase(update)))
-        )
-        assert spent <= budget < spent * 1.05, variant
+        config = load_distill_config(LEVELS, overrides)
+        assert (pairs > 0) == bool(config.warm_start.pairs) == (variant.name == "endpoints of pairs")
+        solved = pairs * sum(pass_flops(config.model, one, 24) for one in ode_passes(config)) if pairs else 0
+        budget = (15000 if variant.on_top else 30000) * a_sample
+        assert solved + operations(config) <= budget * 1.02 < (solved + operations(config)) * 1.08, variant
+        assert (config.warm_start.updates > 0) == variant.kind.startswith("warm start")
+        assert config.init.weights == (str(tmp_path / "weights/phase-warm-start-0") if variant.on_top else "")
 
 
 def test_the_groups_are_those_of_the_paper_and_ours(tmp_path):
     found = {v.group for v in Ablations(settings(tmp_path), []).variants}
-    paper = {"discriminator depth", "steps drawn", "adversarial loss", "MAF"}
-    assert found == paper | {"base", "updates", "sampler", "Eq. 10", "warm start"}
-    with pytest.raises(ValueError, match="no group 'depth'; the groups are base"):
+    paper = {"discriminator", "steps drawn", "losses", "MAF"}
+    ours = {"phase", "recipe", "targets", "guidance", "anchor", "cadence", "noise levels", "Eq. 10", "trunk"}
+    assert found == paper | ours
+    with pytest.raises(ValueError, match="no group 'depth'; the groups are phase"):
         Ablations(settings(tmp_path), ["depth"])
-    variants = Ablations(settings(tmp_path), []).variants
-    names = [folder_name(v, seed) for v in variants for seed in (0, 1) if v.group == "base" or not v.run]
-    assert len(set(names)) == len(names)
 
 
-def test_the_base_is_run_once_and_stands_in_each_group_under_its_name(tmp_path):
-    variants = Ablations(settings(tmp_path), []).variants
-    same = {(v.group, v.name) for v in variants if folder_name(v, 0) == "base-0"}
-    assert same >= {
-        ("base", "base"),
-        ("discriminator depth", "1 of 3 blocks"),
-        ("adversarial loss", "1"),
-        ("steps drawn", "early"),
-    }
-    results = {folder_name(v, 0): {f"{p}": dict.fromkeys(METRICS, 0.5) for p in (VALIDATION, TEST)} for v in variants}
-    text = markdown_tables(variants, (0,), results)
-    assert text.count("| **base** |") == 3 == len({v.group for v in variants} - {"base", "MAF"} - {g for g, _ in same})
+def test_the_papers_recipe_is_that_of_the_large_configuration(tmp_path):
+    """But for the size: what section VI-A says has the same values."""
+    (variant,) = [v for v in Ablations(settings(tmp_path), ["recipe"]).variants if v.name == "the paper's"]
+    small = load_distill_config(LEVELS, Ablations(settings(tmp_path), []).overrides(variant, 0))
+    large = load_distill_config(ROOT / "configs/distill_2p7b_paper.json")
+    assert small.sampling.timesteps == tuple(sampling_timesteps(large.sampling)[:-1]) == (1, 0.75, 0.5, 0.25)
+    assert (small.sampling.sampler, small.cycle) == (large.sampling.sampler, large.cycle)
+    depths = small.distillation.discriminator_blocks, large.distillation.discriminator_blocks
+    assert depths == (1, 6) and (small.model.depth, large.model.depth) == (3, 24)
+    assert replace(small.distillation, discriminator_blocks=6) == large.distillation
+    for config in (small, large):
+        assert config.student.optimizer.lr == config.fake.optimizer.lr == config.discriminator.optimizer.lr
+
+
+def test_variants_that_train_the_same_are_one_run_in_each_of_their_groups(tmp_path):
+    ablations = Ablations(settings(tmp_path), [])
+    by_run: dict[str, set[str]] = {}
+    for variant in ablations.variants:
+        by_run.setdefault(ablations.run_name(variant, 1), set()).add(variant.group)
+    assert by_run["phase-warm-start-1"] == {"phase", "recipe", "targets", "guidance", "trunk"}
+    assert by_run["phase-then-rounds-1"] >= {"phase", "anchor", "cadence", "losses", "noise levels", "Eq. 10"}
+    names = [v.name for v in ablations.variants if v.group == "cadence"]
+    assert names == [f"{c}{w}" for c in ("5:1:1", "1:5:1", "1:1:1", "1:2:1") for w in ("", ", IDA")]
+
+
+def test_what_others_begin_with_is_made_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(Ablations, "_check_teacher", lambda self: None)
+    ablations = Ablations(settings(tmp_path), ["anchor"])
+    names = [ablations.run_name(*run) for run in ablations.runs()]
+    assert sorted(names[:2]) == ["phase-warm-start-0", "phase-warm-start-1"] and len(set(names)) == len(names) == 6
+    assert all(variant.on_top for variant, _ in ablations.runs()[2:])
 
 
 def test_a_budget_that_pays_no_round_still_makes_one():
     assert rounds_within_budget(small_distill_config(), 0, 8) == 1
 
 
-def test_the_choice_is_made_on_other_prompts_than_are_reported():
-    variants = [Variant("base", "base"), Variant("steps drawn", "early"), Variant("steps drawn", "late")]
+def test_the_choice_is_made_on_other_prompts_and_shares_are_those_of_the_teacher():
+    variants = [Variant("anchor", name, "rounds on top") for name in ("base", "early", "late")]
 
     def values(of_all: float) -> dict:
         return dict.fromkeys(METRICS, of_all)
 
-    results = {}
+    results = {TEACHER: {f"{VALIDATION}": values(0.1), f"{TEST}": values(0.8)}}
+    names = {variant: [f"{variant.name}-{seed}" for seed in (0, 1)] for variant in variants}
     for variant, chosen_by, reported in zip(variants, (0.5, 0.7, 0.6), (0.1, 0.2, 0.9), strict=True):
-        for seed in (0, 1):
-            both = {f"{VALIDATION}": values(chosen_by), f"{TEST}": values(reported)}
-            results[folder_name(variant, seed)] = both
-    text = markdown_tables(variants, (0, 1), results)
-    assert "| **early** | 0.20 |" in text and "| late | 0.90 |" in text and "| base | 0.10 |" in text
+        for name, seed in zip(names[variant], (0, 1), strict=True):
+            results[name] = {f"{VALIDATION}": values(chosen_by), f"{TEST}": values(reported + 0.1 * seed)}
+    text = markdown_tables(names, results)
+    assert "| **early** | 0.31 | 0.31 | 0.31 | 0.31 | 0.31 | 0.250, 0.375 | 0.25, 0.38 |" in text
+    assert "| late | 1.19 |" in text and "| base | 0.19 |" in text
+    teachers = {replace(variant, kind="pretraining"): runs for variant, runs in names.items()}
+    assert "| **early** | 0.25 |" in markdown_tables(teachers, results)
 
 
 def test_a_teacher_that_no_run_could_begin_with_is_refused_before_the_first(tmp_path):
     with pytest.raises(ValueError, match="teacher"):
-        Ablations(settings(tmp_path), ["base"]).runs()
+        Ablations(settings(tmp_path), ["targets"]).runs()
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.long
 def test_runs_are_made_once_and_of_one_kind(tmp_path, scenes):
-    """One variant, then another seed of it: what is there is not made again, and what differs is refused."""
-    config = small_distill_config(scenes, "training.steps=5")
+    """One group, then another seed of it: what is there is not made again, and what differs is refused."""
+    depth = "model.backbone.depth=3"
+    config = small_distill_config(scenes, "training.steps=5", depth)
     (tmp_path / "student.json").write_text(json.dumps(strict.to_dict(config)))
-    (tmp_path / "pretraining.json").write_text(json.dumps(strict.to_dict(small_config(scenes))))
+    (tmp_path / "pretraining.json").write_text(json.dumps(strict.to_dict(small_config(scenes, depth))))
     teacher(config).save_pretrained(tmp_path / "teacher")
     untrained_judge(tmp_path / "judge", config.model.codec)
-
-    def run(script: str, *arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, f"launch/{script}.py", *map(str, arguments)]
-        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-
-    common = ("--config", tmp_path / "student.json", "--teacher", tmp_path / "teacher")
-    words = [word for override in precision_overrides(fastest_precision()) for word in ("--set", override)]
-    done = run("pairs", *common, "--out", tmp_path / "pairs", "--count", 16, *words)
-    assert done.returncode == 0, done.stderr
     out = tmp_path / "ablations"
-    common += ("--pretraining", tmp_path / "pretraining.json", "--pairs", tmp_path / "pairs", "--out", out)
-    common += ("--judge", tmp_path / "judge", "--prompts", 1, "--only", "sampler")
-    done = run("ablate", *common, "--samples", 100, "--seeds", 0)
+    common = ("--config", tmp_path / "student.json", "--pretraining", tmp_path / "pretraining.json", "--out", out)
+    common += ("--teacher", tmp_path / "teacher", "--judge", tmp_path / "judge", "--prompts", 1)
+
+    def run(*arguments: object) -> subprocess.CompletedProcess:
+        command = [sys.executable, "launch/ablate.py", *map(str, (*common, *arguments))]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
+
+    groups = ("--only", "targets", "anchor", "--samples-on-top", 50)
+    done = run("--samples", 100, "--seeds", 0, *groups)
     assert done.returncode == 0, done.stderr
     table = (out / "table.md").read_text()
-    assert table in done.stdout and table.count("**") == 2 and "| euler |" in table.replace("**", "")
+    assert table in done.stdout and table.count("**") == 4 and "| endpoints of pairs |" in table.replace("**", "")
     first = json.loads((out / "results.json").read_text())["runs"]
-    assert set(first) == {"base-0", "sampler-euler-0"}
+    assert {TEACHER, "phase-warm-start-0", "phase-then-rounds-0", "anchor-without-0"} < set(first)
     assert all(set(of) == {f"{VALIDATION}", f"{TEST}"} and set(of["1"]) == set(METRICS) for of in first.values())
-    begun = {name: (out / name / "output.txt").stat().st_mtime_ns for name in first}
-    done = run("ablate", *common, "--samples", 100, "--seeds", 0, 1)
+    begun = {name: (out / name / "output.txt").stat().st_mtime_ns for name in first if name != TEACHER}
+    done = run("--samples", 100, "--seeds", 0, 1, "--only", "anchor", "--samples-on-top", 50)
     assert done.returncode == 0, done.stderr
     runs = json.loads((out / "results.json").read_text())["runs"]
-    assert len(runs) == 4 and {name: runs[name] for name in first} == first
-    assert {name: (out / name / "output.txt").stat().st_mtime_ns for name in first} == begun
-    done = run("ablate", *common, "--samples", 200)
+    assert set(runs) == {*first, "phase-warm-start-1", "phase-then-rounds-1", "anchor-without-1"}
+    assert {name: runs[name] for name in first} == first
+    assert {name: (out / name / "output.txt").stat().st_mtime_ns for name in begun} == begun
+    done = run("--samples", 200, *groups)
     assert done.returncode == 1 and "started with samples 100, now it is 200" in done.stderr

@@ -1,13 +1,16 @@
-"""The paper's ablations (Tables V, VI) and some more, at small scale. Every variant gets the same budget of operations
-and is run with several seeds, so that a difference can be compared with the spread.
+"""The paper's ablations (Tables V, VI) and some more, at small scale. Variants of one kind get the same budget of
+operations and are run with several seeds, so that a difference can be compared with the spread.
 
     OUT/<group>-<variant>-<seed>/    a run          OUT/weights/<the same name>/    its weights
-    OUT/results.json    the settings that all runs share, and the scores of each
+    OUT/pairs-.../                   pairs of the variants that regress on endpoints
+    OUT/results.json    the settings that all runs share, and the scores of the teacher and of each run
     OUT/table.md
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -16,76 +19,30 @@ from ...models import strict
 from ...models.audiox import WEIGHTS
 from ..core.config import PretrainConfig, load_pretrain_config
 from ..core.config_reader import read_json
-from ..core.distill_config import load_distill_config, precision_overrides
+from ..core.distill_config import DistillConfig, load_distill_config, precision_overrides
 from ..core.files import hash_file, write_json, write_text
 from ..core.hardware import fastest_precision
-from ..cost.operation_budget import rounds_within_budget
+from ..cost.operation_budget import divide_budget, rounds_within_budget
 from ..cost.operations import training_flops
-from ..data.pairs import check_pairs
+from .ablation_variants import Variant, list_variants
 
-METRICS = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc", "fd", "kl", "is")
+ACCURACIES = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc")
+METRICS = (*ACCURACIES, "fd", "kl", "is")
 VALIDATION, TEST = 1, 2  # seeds of the prompts that the best variant is chosen on, and of those that are reported
-UNIFORM, EARLY, LATE = [0.25] * 4, [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to train, as overrides of the base configuration of its kind."""
-
-    group: str
-    name: str
-    overrides: tuple[str, ...] = ()
-    teacher: bool = False  # a pretraining, rather than a distillation
-    run: str = ""  # the run that this variant shares: "base", where the base has another name in this group
-
-
-def list_variants(depth: int, lr: float, updates: int) -> list[Variant]:
-    """All variants, for a teacher of `depth` blocks, a student's learning rate and the updates of its warm start."""
-    student = [Variant("base", "base", run="base")]
-    student += [
-        Variant("discriminator depth", f"{blocks} of {depth} blocks", (f"distillation.discriminator_blocks={blocks}",))
-        for blocks in sorted({max(1, round(depth * share)) for share in (1 / 4, 1 / 2, 3 / 4, 1)})
-    ]
-    student += [
-        Variant("steps drawn", name, (f"distillation.step_probabilities={shares}",))
-        for name, shares in (("uniform", UNIFORM), ("early", EARLY), ("late", LATE))
-    ]
-    student += [
-        Variant("adversarial loss", f"{value:g}" if value else "off", (f"distillation.adversarial_weight={value}",))
-        for value in (0, 0.01, 0.1, 1, 3, 10)
-    ]
-    student += [
-        Variant("updates", f"{preset}, fake {rate}", (f"updates.preset={preset}", f"fake.optimizer.lr={lr * factor}"))
-        for preset in ("paper", "even", "dmd2")
-        for rate, factor in (("as student", 1), ("raised", 10))
-    ]
-    student += [Variant("sampler", "euler", ("sampling.sampler=euler",))]
-    student += [Variant("sampler", "renoise", ("sampling.sampler=renoise", "warm_start.pairs="))]
-    student += [Variant("Eq. 10", loss, (f"distillation.loss={loss}",)) for loss in ("eq10", "eq10_sg_teacher")]
-    student += [
-        Variant("warm start", "without", ("warm_start.updates=0", "warm_start.pairs=")),
-        Variant("warm start", "from noised endpoints", ("warm_start.rollout=false",)),
-        *(Variant("warm start", f"{n} updates", (f"warm_start.updates={n}",)) for n in (updates // 2, 2 * updates)),
-    ]
-    fusion = (("whole", ()), ("none", ("enabled",)), ("no gates", ("gates",)), ("no queries", ("attention",)))
-    teachers = [
-        Variant("MAF", name, tuple(f"model.fusion.{part}=false" for part in parts), teacher=True)
-        for name, parts in fusion
-    ]
-    return student + teachers
+TEACHER = "teacher"  # its name among the results
 
 
 @dataclass(frozen=True)
 class AblationSettings:
-    """Paths, and the budget of each run."""
+    """Paths, and the budgets."""
 
     out: Path
     student: Path  # base configurations
     pretraining: Path
     teacher: Path  # weights
-    pairs: Path
     judge: Path
-    samples: int  # the budget: the operations of this many training samples of the teacher
+    samples: int  # the budget of a run: the operations of this many training samples of the teacher
+    samples_on_top: int  # the same of what begins with the first variant's student
     seeds: Sequence[int]
     prompts: int
     common: Sequence[str] = ()  # overrides of every run
@@ -97,25 +54,23 @@ class Ablations:
     def __init__(self, settings: AblationSettings, only: Sequence[str]) -> None:
         """Raises ValueError for a group that does not exist."""
         self.settings = settings
-        base = load_distill_config(settings.student, settings.common)
-        variants = [
-            v
-            if v.teacher or load_distill_config(settings.student, [*settings.common, *v.overrides]) != base
-            else replace(v, run="base")
-            for v in list_variants(base.model.depth, base.student.optimizer.lr, base.warm_start.updates)
-        ]
+        variants = list_variants()
+        self.base = variants[0]
         names = list(dict.fromkeys(variant.group for variant in variants))
         for group in only:
             if group not in names:
                 raise ValueError(f"no group {group!r}; the groups are {', '.join(names)}")
         self.variants = [v for v in variants if not only or v.group in only]
+        first: dict[str, Variant] = {}
+        self._run_of = {v: first.setdefault(self._identity(v), v) for v in variants}
         self.results_file = settings.out / "results.json"
         self.results: dict[str, dict[str, Any]] = {}
         self.shared = {
-            "distillation": strict.to_dict(base),
+            "distillation": strict.to_dict(load_distill_config(settings.student, settings.common)),
             "pretraining": strict.to_dict(load_pretrain_config(settings.pretraining, settings.common)),
             "teacher": hash_file(settings.teacher / WEIGHTS) if (settings.teacher / WEIGHTS).exists() else "",
             "samples": settings.samples,
+            "samples_on_top": settings.samples_on_top,
             "prompts": settings.prompts,
         }
         if self.results_file.exists():
@@ -129,102 +84,143 @@ class Ablations:
             self.results = before["runs"]
 
     def runs(self) -> list[tuple[Variant, int]]:
-        """The distinct runs, each a variant and a seed.
+        """The distinct runs, each a variant and a seed: first those that others begin with.
 
-        Raises ValueError for a configuration, a teacher or pairs that a run would refuse later.
+        Raises ValueError for a configuration or a teacher that a run would refuse later.
         """
-        once = {folder_name(v, seed): (v, seed) for v in self.variants for seed in self.settings.seeds}
+        wanted = [self.base] * any(v.on_top for v in self.variants) + self.variants
+        once = {self.run_name(v, seed): (v, seed) for v in reversed(wanted) for seed in self.settings.seeds}
         for variant, _ in once.values():
-            self.steps(variant)
+            self.budget(variant)
         self._check_teacher()
-        return list(once.values())
+        return sorted(reversed(once.values()), key=lambda run: run[0].on_top)
+
+    def run_name(self, variant: Variant, seed: int) -> str:
+        """Of the run's folder; variants that are the same in the end share it."""
+        return _slug(self._run_of[variant].group, self._run_of[variant].name, seed)
 
     def is_judged(self, name: str) -> bool:
         return len(self.results.get(name, ())) == 2
 
     def overrides(self, variant: Variant, seed: int) -> list[str]:
         """Overrides of a run for the base configuration of its kind."""
-        own = [f"training.seed={seed}", f"training.steps={self.steps(variant)}"]
-        if variant.teacher:
-            own.append(f"training.precision={fastest_precision()}")
-        else:
-            own += [f"warm_start.pairs={self.settings.pairs}", *precision_overrides(fastest_precision())]
-        return [*own, *self.settings.common, *variant.overrides]
+        own = [f"training.precision={fastest_precision()}"]
+        if variant.kind != "pretraining":
+            own = precision_overrides(fastest_precision())
+        if variant.on_top:
+            own.append(f"init.weights={self.settings.out / 'weights' / self.run_name(self.base, seed)}")
+        if pairs := self.pairs(variant):
+            own.append(f"warm_start.pairs={pairs}")
+        own += [*_phase(variant), *self.settings.common, *variant.overrides]
+        return [*own, *self.budget(variant)[1], f"training.seed={seed}"]
+
+    def pairs(self, variant: Variant) -> str:
+        """The folder of the pairs that a variant regresses on, or nothing."""
+        config = self._config(variant)
+        return config.warm_start.pairs if isinstance(config, DistillConfig) else ""
 
     def add(self, name: str, prompts: int, report: dict[str, Any]) -> None:
-        """Save the scores of a run on one set of prompts."""
+        """Save the scores of a run, or of the teacher, on one set of prompts."""
         row = report["results"][0]
         self.results.setdefault(name, {})[f"{prompts}"] = {metric: row[metric] for metric in METRICS}
         write_json(self.results_file, {"shared": self.shared, "runs": self.results})
 
     def write_tables(self) -> Path:
         path = self.settings.out / "table.md"
-        write_text(path, markdown_tables(self.variants, self.settings.seeds, self.results))
+        names = {v: [self.run_name(v, seed) for seed in self.settings.seeds] for v in self.variants}
+        write_text(path, markdown_tables(names, self.results))
         return path
 
+    def budget(self, variant: Variant) -> tuple[int, list[str]]:
+        """The pairs and, as overrides, the updates that a variant's budget pays for."""
+        settings = self.settings
+        samples = settings.samples_on_top if variant.on_top else settings.samples
+        reference = load_pretrain_config(settings.pretraining, settings.common)
+        budget = samples * training_flops(reference.model, reference.model.text.max_tokens)
+        config = self._config(variant)
+        if isinstance(config, PretrainConfig):
+            per_step = training_flops(config.model, config.model.text.max_tokens) * config.training.global_batch
+            return 0, [f"training.steps={max(1, round(budget / per_step))}"]
+        if variant.kind.startswith("warm start"):
+            count, updates, steps = divide_budget(config, budget)
+            return count, [f"warm_start.updates={updates}", f"training.steps={steps}"]
+        rounds = rounds_within_budget(config, budget / config.training.global_batch, config.model.text.max_tokens)
+        return 0, [f"training.steps={rounds * config.updates.counts[0]}"]
+
+    def _config(self, variant: Variant) -> PretrainConfig | DistillConfig:
+        """A variant's configuration, but for its budget."""
+        settings, own = self.settings, [*self.settings.common, *variant.overrides]
+        if variant.kind == "pretraining":
+            return load_pretrain_config(settings.pretraining, own)
+        own = [*_phase(variant), *own]
+        config = load_distill_config(settings.student, own)
+        if "endpoint" not in config.targets:
+            return config
+        pairs = settings.out / _slug("pairs", variant.group, variant.name)
+        return load_distill_config(settings.student, [*own, f"warm_start.pairs={pairs}"])
+
+    def _identity(self, variant: Variant) -> str:
+        """Is the same for variants that train the same."""
+        settings, own = self.settings, [*_phase(variant), *self.settings.common, *variant.overrides]
+        load = load_pretrain_config if variant.kind == "pretraining" else load_distill_config
+        file = settings.pretraining if variant.kind == "pretraining" else settings.student
+        return variant.kind + json.dumps(strict.to_dict(load(file, own)))
+
     def _check_teacher(self) -> None:
-        """Raises ValueError for a teacher or pairs that the distillations would refuse one after the other."""
-        if all(variant.teacher for variant in self.variants):
+        """Raises ValueError for a teacher that the distillations would refuse one after the other."""
+        if all(variant.kind == "pretraining" for variant in self.variants):
             return
         from ..distillation.distill import load_teacher  # imports DeepSpeed, which tables do not need
 
-        overrides = [
-            f"warm_start.pairs={self.settings.pairs}",
-            *precision_overrides(fastest_precision()),
-            *self.settings.common,
-        ]
-        base = load_distill_config(self.settings.student, overrides)
-        check_pairs(base, load_teacher(base, self.settings.teacher)[1])
-
-    def steps(self, variant: Variant) -> int:
-        """Training steps within the budget."""
-        overrides = [*self.settings.common, *variant.overrides]
-        reference = load_pretrain_config(self.settings.pretraining, self.settings.common)
-        budget = self.settings.samples * training_flops(reference.model, reference.model.text.max_tokens)
-        if variant.teacher:
-            config: PretrainConfig = load_pretrain_config(self.settings.pretraining, overrides)
-            per_step = training_flops(config.model, config.model.text.max_tokens) * config.training.global_batch
-            return max(1, round(budget / per_step))
-        distillation = load_distill_config(
-            self.settings.student, [f"warm_start.pairs={self.settings.pairs}", *overrides]
-        )
-        share = budget / distillation.training.global_batch
-        rounds = rounds_within_budget(distillation, share, distillation.model.text.max_tokens)
-        return rounds * distillation.updates.counts[0]
+        load_teacher(load_distill_config(self.settings.student, self.settings.common), self.settings.teacher)
 
 
-def folder_name(variant: Variant, seed: int) -> str:
+def _phase(variant: Variant) -> list[str]:
+    """Overrides that leave the phases away which a variant's budget does not go into."""
+    if variant.kind == "pretraining":
+        return []
+    if variant.kind.startswith("warm start"):
+        return ["updates.fake_warm_up=0", "updates.discriminator_warm_up=0"]
+    return ["warm_start.updates=0"]
+
+
+def _slug(*parts: object) -> str:
     """Letters, digits and dashes."""
-    text = f"{variant.run or f'{variant.group}-{variant.name}'}-{seed}"
-    return "".join(c if c.isalnum() else "-" for c in text)
+    return "".join(c if c.isascii() and c.isalnum() else "-" for c in "-".join(map(str, parts)))
+
+
+def _share(value: float, of: float) -> float:
+    return value / of if of else math.nan
 
 
 def variant_score(values: dict[str, float]) -> float:
     """The criterion for the best variant: the mean of the four accuracies."""
-    return mean(values[metric] for metric in METRICS[:4])
+    return mean(values[metric] for metric in ACCURACIES)
 
 
-def markdown_tables(variants: Sequence[Variant], seeds: Sequence[int], results: dict[str, dict[str, Any]]) -> str:
-    """Markdown, one table per group: the mean over the seeds on the reported prompts, and the score of each seed. The
-    variant that is best on the other prompts is bold."""
-    base = [variant for variant in variants if variant.group == "base"]
+def markdown_tables(runs: Mapping[Variant, Sequence[str]], results: dict[str, dict[str, Any]]) -> str:
+    """Markdown, one table per group: the mean over a variant's runs on the reported prompts, and two figures of each
+    run. Students are given as shares of their teacher, which has 100 evaluations. The variant that is best on the other
+    prompts is bold."""
     parts = []
-    for group in dict.fromkeys(variant.group for variant in variants if variant.group != "base"):
-        members = [v for v in variants if v.group == group]
-        members = members if members[0].teacher or any(v.run for v in members) else base + members
-        chosen = max(members, key=lambda v: mean(variant_score(r) for r in _rows(v, seeds, results, VALIDATION)))
-        lines = [f"| {group} | Cat | Cnt | Ord | TS | FD | KL | IS | mean of four, by seed |", "|---" * 9 + "|"]
+    for group in dict.fromkeys(variant.group for variant in runs):
+        members = [v for v in runs if v.group == group]
+        students = members[0].kind != "pretraining"
+
+        def rows(variant: Variant, prompts: int) -> list[dict[str, float]]:
+            return [results[name][f"{prompts}"] for name in runs[variant]]
+
+        chosen = max(members, key=lambda v: mean(variant_score(row) for row in rows(v, VALIDATION)))
+        lines = [f"| {group} | Cat | Cnt | Ord | TS | FD | mean of four, by seed | FD, by seed |", "|---" * 8 + "|"]
         for variant in members:
-            rows = _rows(variant, seeds, results, TEST)
-            cells = [f"{mean(row[metric] for row in rows):.2f}" for metric in METRICS]
+            of_all = rows(variant, TEST)
+            if students:
+                teacher = results[TEACHER][f"{TEST}"]
+                of_all = [{metric: _share(row[metric], teacher[metric]) for metric in METRICS} for row in of_all]
+            cells = [f"{mean(row[metric] for row in of_all):.2f}" for metric in (*ACCURACIES, "fd")]
             name = f"**{variant.name}**" if variant is chosen else variant.name
-            spread = ", ".join(f"{variant_score(row):.2f}" for row in rows)
-            lines.append(f"| {name} | {' | '.join(cells)} | {spread} |")
+            scores = ", ".join(f"{variant_score(row):.3f}" for row in of_all)
+            distances = ", ".join(f"{row['fd']:.2f}" for row in of_all)
+            lines.append(f"| {name} | {' | '.join(cells)} | {scores} | {distances} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
-
-
-def _rows(
-    variant: Variant, seeds: Sequence[int], results: dict[str, dict[str, Any]], prompts: int
-) -> list[dict[str, float]]:
-    return [results[folder_name(variant, seed)][f"{prompts}"] for seed in seeds]
