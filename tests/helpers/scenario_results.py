@@ -35,6 +35,8 @@ VALIDATED = (
     "validation.levels=[0.2, 0.7]",
     "checkpoint.keep_last=1",
 )
+# At stage 3 DeepSpeed leaves small weights whole; then none.
+SHARD_ALL = 'deepspeed={"zero_optimization": {"stage3_param_persistence_threshold": 0}}'
 SCORED = (*VALIDATED, "validation.every=0", 'sampling={"sampler": "euler", "steps": 4, "guidance": 2.0}')
 
 
@@ -177,6 +179,7 @@ TWO_RANKS_LONG = [
     Item("curve 3 without SwiGLU", "losses", stage(3, *CURVE, "training.recompute_swiglu=true")),
     Item("curve 2 offloaded", "losses", stage(2, *CURVE, "zero.offload_optimizer=true")),
     Item("curve 2 compiled", "losses", stage(2, *CURVE, "training.compile=true")),
+    Item("curve 3 compiled", "losses", stage(3, *CURVE, "training.compile=true", SHARD_ALL)),
 ]
 FOUR_RANKS = [
     *[Item(f"four {n}", "losses", stage(n, *CURVE, "training.micro_batch=2")) for n in range(4)],

@@ -72,8 +72,9 @@ def make_pairs(config: DistillConfig, teacher: Path | str, out: Path, count: int
         missing = [part for part, shares in enumerate(present) if not all(shares)]
         if missing:
             ops = kernel_selection.select_for_run(config, world, config.teacher.precision, out).ops()
-            model = configure_model(float32_copy(weights, world.device), replace(config.training, fp8=False), ops)
-            frozen = zero.FrozenModel(model, config.teacher.precision, config.teacher.sharded, world.device)
+            training, sharded = replace(config.training, fp8=False), config.teacher.sharded
+            model = configure_model(float32_copy(weights, world.device), training, ops, sharded)
+            frozen = zero.FrozenModel(model, config.teacher.precision, sharded, world.device)
             _PairMaker(config, facts, frozen, world, out, watchdog).parts(missing)
         torch.distributed.barrier()
     return batches * batch

@@ -75,7 +75,7 @@ class Distillation:
         self.init_record: InitRecord | None = None
         self.sizes = [parameter.numel() for parameter in teacher.parameters()]
         precise = replace(config.training, fp8=False)
-        trunk = configure_model(float32_copy(teacher, world.device), precise, ops)
+        trunk = configure_model(float32_copy(teacher, world.device), precise, ops, config.teacher.sharded)
         frozen = zero.FrozenModel(trunk, config.teacher.precision, config.teacher.sharded, world.device)
         for name in ("student", "fake"):
             if lora := self._role(name).lora:
@@ -85,7 +85,8 @@ class Distillation:
                 model = float32_copy(teacher, world.device)
             if name == "student" and initial:
                 self.init_record = begin_from(model, initial, config.init)
-            self.engines[name] = self._engine(name, configure_model(model, config.training, ops))
+            sharded = self._role(name).zero.stage == 3
+            self.engines[name] = self._engine(name, configure_model(model, config.training, ops, sharded))
         self.ema = Ema(config.ema, self.engines["student"].shards())
         self.roles = {
             name: TrainedModel(e, self.ema if name == "student" else None) for name, e in self.engines.items()

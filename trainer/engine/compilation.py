@@ -1,5 +1,6 @@
 """Compilation of a model's transformer blocks, and how many versions of their code it made."""
 
+import torch
 from torch import nn
 
 from ...models.blocks import JointBlock
@@ -13,19 +14,25 @@ from ...models.released.backbone import ReleasedBlock
 RECOMPILE_LIMIT = 32
 
 
-def compile_blocks(model: Network, conditioner: bool = False) -> None:
+def compile_blocks(model: Network, conditioner: bool = False, sharded: bool = False) -> None:
     """Compiles each transformer block. Blocks of one shape share their code, so it is compiled once. With `conditioner`
-    its temporal transformers and its fusion are compiled too, each as a whole."""
+    its temporal transformers and its fusion are compiled too, each as a whole.
+
+    Of a model that ZeRO-3 shards (`sharded`) blocks alone are, whose weights are gathered together, and what DeepSpeed
+    does around their calls is not compiled. It cannot be copied afterwards."""
     from torch._dynamo import config  # takes a second, which runs without compilation save
 
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     parts: list[nn.Module] = []
-    if conditioner and isinstance(model, ReleasedAudioX):
+    if conditioner and not sharded and isinstance(model, ReleasedAudioX):
         parts = [model.maf_block, model.video_conditioner.Temp_transformer]
-    elif conditioner:
+    elif conditioner and not sharded:
         parts = [getattr(model.conditioner, name) for name in ("video", "audio", "fusion")]
     for module in (*model.backbone.blocks, *parts):
-        module.compile()
+        if sharded:
+            module.forward = torch.compile(module.forward)
+        else:
+            module.compile()
 
 
 def compiled_versions() -> int:

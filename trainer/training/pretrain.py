@@ -74,7 +74,7 @@ class Pretraining:
         if config.lora:
             add_adapters(model, config.lora)
             check_trained(model, self.init_record)
-        self.model = configure_model(model, training, ops)
+        self.model = configure_model(model, training, ops, sharded=config.zero.stage == 3)
         accumulation = check_ranks(training, world.ranks)
         self.engine = engine(
             self.model.to(world.device),
@@ -191,8 +191,9 @@ def sample_timesteps(uniform: Tensor, training: TrainingConfig) -> Tensor:
     )
 
 
-def configure_model(model: Network, training: LoopConfig, ops: Ops | None = None) -> Network:
-    """Sets up recomputation, compilation and kernels of a model's blocks, as the configuration says."""
+def configure_model(model: Network, training: LoopConfig, ops: Ops | None = None, sharded: bool = False) -> Network:
+    """Sets up recomputation, compilation and kernels of a model's blocks, as the configuration says. `sharded` says
+    whether ZeRO-3 will shard its weights."""
     if ops is not None:
         model.use(ops)
     if training.fp8:
@@ -200,7 +201,7 @@ def configure_model(model: Network, training: LoopConfig, ops: Ops | None = None
     model.backbone.checkpointing = training.activation_checkpointing
     recompute_swiglu(model, training.recompute_swiglu)
     if training.compile:
-        compile_blocks(model, training.compile_conditioner)
+        compile_blocks(model, training.compile_conditioner, sharded)
     return model
 
 
