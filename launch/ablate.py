@@ -2,10 +2,10 @@
 
 examples:
   python launch/ablate.py --teacher weights/tiny --out runs/ablations
-  python launch/ablate.py --teacher weights/tiny --out runs/ablations --only phase cadence
+  python launch/ablate.py --teacher weights/tiny --out runs/ablations --only "on top" cadence
 
 The same command resumes after an interruption. The budget is the operations of --samples training samples of the
-teacher, or of --samples-on-top where a run begins with the student of the first variant; a variant with more expensive
+teacher, or of --samples-on-top for a run on top of the base student; a variant with more expensive
 updates takes fewer. The best variant (bold) is chosen on one set of prompts, and all are reported on another.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 SCRIPTS = Path(__file__).parent
 STUDENT = Path("configs/distill_tiny_levels.json")
-TEACHER_STEPS = 50  # guided: 100 evaluations
+TEACHER_STEPS = 50
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--pretraining", type=Path, default=Path("configs/tiny.json"), help="the base pretraining")
     parser.add_argument("--judge", type=Path, default=Path("weights/judge"), help="(default: weights/judge)")
     parser.add_argument("--samples", type=int, default=20000, help="the budget of a run (default: 20000)")
-    on_top = "the budget of what begins with the first variant's student (default: 8000)"
+    on_top = "the budget of a run on top of the base student (default: 8000)"
     parser.add_argument("--samples-on-top", type=int, default=8000, help=on_top)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1], help="(default: 0 1)")
     parser.add_argument("--prompts", type=int, default=100, help="prompts of each type (default: 100)")
@@ -49,29 +50,39 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
-    """Train and convert a run, unless it is judged; returns its name."""
-    name, settings = ablations.run_name(variant, seed), ablations.settings
-    run, weights = settings.out / name, settings.out / "weights" / name
-    if weights.exists() or ablations.is_judged(name):
-        return name
-    teacher, sets = ["--teacher", str(settings.teacher)], cli.set_options(ablations.overrides(variant, seed))
-    commands = []
+def launch(script: str, arguments: Sequence[str], log: Path) -> None:
+    """Run one of the scripts, its output appended to a file. Raises ValueError if it fails."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], stdout=file, stderr=file)
+    if done.returncode:
+        raise ValueError(f"{script} failed with exit code {done.returncode}: see {log}")
+
+
+def make_pairs(ablations: "Ablations", variant: "Variant") -> None:
+    """Make or complete the pairs that a variant regresses on, if it does; its runs of all seeds share them."""
     if pairs := ablations.pairs(variant):
-        count = f"{ablations.budget(variant)[0]}"
-        making = ["pairs.py", "--config", str(settings.student), *teacher, "--out", pairs, "--count", count]
-        commands.append([*making, *cli.set_options(ablations.overrides(variant, settings.seeds[0]))])
-    training = ["distill.py", "--config", str(settings.student), *teacher]
-    if variant.kind == "pretraining":
-        training = ["pretrain.py", "--config", str(settings.pretraining)]
-    commands.append([*training, "--output", str(run), "--resume", *sets])
-    commands.append(["convert.py", str(run), "--out", str(weights)])
-    run.mkdir(parents=True, exist_ok=True)
-    with (run / "output.txt").open("a") as log:
-        for script, *arguments in commands:
-            command = [sys.executable, str(SCRIPTS / script), *arguments]
-            if code := subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
-                raise ValueError(f"{name} failed with exit code {code}: see {run / 'output.txt'}")
+        settings, (count, _) = ablations.settings, ablations.budget(variant)
+        common = ["--config", str(settings.student), "--teacher", str(settings.teacher)]
+        sets = cli.set_options(ablations.overrides(variant, seed=0))
+        launch("pairs.py", [*common, "--out", pairs, "--count", f"{count}", *sets], Path(f"{pairs}.txt"))
+
+
+def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
+    """Train and convert a run, unless that is done; returns its name."""
+    from audiox_trainer.trainer.evaluation.ablations import run_name
+
+    name, settings = run_name(variant, seed), ablations.settings
+    run, weights = settings.out / name, settings.out / "weights" / name
+    if ablations.is_done(name):
+        return name
+    script, own = "distill.py", ["--config", str(settings.student), "--teacher", str(settings.teacher)]
+    if variant.stage == "pretraining":
+        script, own = "pretrain.py", ["--config", str(settings.pretraining)]
+    sets, log = cli.set_options(ablations.overrides(variant, seed)), run / "output.txt"
+    launch(script, [*own, "--output", str(run), "--resume", *sets], log)
+    adapters = any(override.startswith("student.lora=") for override in variant.overrides)
+    launch("convert.py", [str(run), "--out", str(weights), *["--merge"] * adapters], log)
     return name
 
 
@@ -101,7 +112,10 @@ def run(a: argparse.Namespace) -> None:
     paths, budgets = (a.out, a.config, a.pretraining, a.teacher, a.judge), (a.samples, a.samples_on_top)
     ablations = Ablations(AblationSettings(*paths, *budgets, a.seeds, a.prompts, tuple(a.set)), a.only)
     runs = ablations.runs()
-    judge(ablations, TEACHER, a.teacher, "--steps", f"{TEACHER_STEPS}")
+    if ablations.students:
+        judge(ablations, TEACHER, a.teacher, "--steps", f"{TEACHER_STEPS}")
+    for variant in dict.fromkeys(variant for variant, _ in runs):
+        make_pairs(ablations, variant)
     with ThreadPoolExecutor(a.parallel) as pool, tqdm(total=len(runs), unit=" runs", desc="ablations") as bar:
         for on_top in (False, True):  # the others' weights come first
             some = [run for run in runs if run[0].on_top == on_top]

@@ -101,7 +101,7 @@ class LoopConfig:
     micro_batch: Positive  # samples that a rank computes at once
     seed: NonNegative = 0
     compile: bool = False  # torch.compile each transformer block
-    compile_conditioner: bool = False  # the conditioner too (not at ZeRO-3), in twice the time
+    compile_conditioner: bool = False  # the conditioner too, which doubles the time to compile
     fp8: bool = False  # matrix products of the blocks in 8-bit floats by torchao; needs an Ada or Hopper GPU or newer
     fp8_rows: bool = False  # with fp8: norms and SwiGLU write 8 bits themselves, with a scale per token; needs Triton
     activation_checkpointing: bool = False  # recompute each block's activations in the backward pass

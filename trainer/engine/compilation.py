@@ -18,21 +18,26 @@ def compile_blocks(model: Network, conditioner: bool = False, sharded: bool = Fa
     """Compiles each transformer block. Blocks of one shape share their code, so it is compiled once. With `conditioner`
     its temporal transformers and its fusion are compiled too, each as a whole.
 
-    Of a model that ZeRO-3 shards (`sharded`) blocks alone are, whose weights are gathered together, and what DeepSpeed
-    does around their calls is not compiled. It cannot be copied afterwards."""
+    With `sharded` ZeRO-3 will shard the model. Of its joint blocks then `forward` alone is compiled, without what
+    DeepSpeed does around a call, and the model cannot be copied afterwards."""
     from torch._dynamo import config  # takes a second, which runs without compilation save
 
     config.recompile_limit = max(config.recompile_limit, RECOMPILE_LIMIT)
     parts: list[nn.Module] = []
-    if conditioner and not sharded and isinstance(model, ReleasedAudioX):
+    if conditioner and isinstance(model, ReleasedAudioX):
         parts = [model.maf_block, model.video_conditioner.Temp_transformer]
-    elif conditioner and not sharded:
+    elif conditioner:
         parts = [getattr(model.conditioner, name) for name in ("video", "audio", "fusion")]
     for module in (*model.backbone.blocks, *parts):
-        if sharded:
+        if sharded and isinstance(module, JointBlock):
             module.forward = torch.compile(module.forward)
         else:
             module.compile()
+
+
+def compiled_apart(module: nn.Module) -> bool:
+    """Whether `forward` alone of this module is compiled."""
+    return "forward" in vars(module)
 
 
 def compiled_versions() -> int:

@@ -13,16 +13,14 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime import compiler as deepspeed_compiler
-from deepspeed.utils import set_z3_leaf_modules
 from torch import Tensor, nn
 
-from ...models.blocks import JointBlock
 from ...models.int8 import int8_tensors
-from ...models.released.backbone import ReleasedBlock
 from ..core.config import OptimizerConfig, ZeroConfig
 from ..core.config_reader import merged
 from ..cost.role_bytes import RoleBytes, storage_bytes
 from .checksum import checksum, replicated_weights
+from .compilation import compiled_apart
 from .deepspeed_config import deepspeed_config, frozen_config
 from .fragment import Fragment
 from .gather_traces import GatherTraces
@@ -45,18 +43,29 @@ def _import_muon() -> None:
 _import_muon()
 
 
-# At stage 3 a weight is gathered when its module is called, but a block's are gathered together: some parts of it are
-# never called themselves, and compiled it calls none.
-GATHERED_WHOLE = [JointBlock, ReleasedBlock]
+def _gather_with_callers(model: nn.Module) -> None:
+    """At stage 3 a weight is gathered when its module is called. Some are of parts of a block that are never called
+    themselves: they are gathered with the block. DeepSpeed would notice it at their first use, but not in compiled
+    code."""
+    for caller in model.modules():
+        for part in caller.children():
+            if type(part).forward is nn.Module.forward:
+                for weight in part.parameters(recurse=False):
+                    deepspeed.zero.register_external_parameter(caller, weight)
 
 
-def _initialize(model: nn.Module, config: dict[str, Any], **more: Any) -> tuple[Any, Any]:
-    """DeepSpeed's engine and optimizer."""
-    if config["zero_optimization"]["stage"] == 3:
-        set_z3_leaf_modules(model, GATHERED_WHOLE, raise_if_not_found=False)
-    engine, optimizer, _, _ = deepspeed.initialize(model=model, config=config, **more)
-    align_timeouts()
-    return engine, optimizer
+def _gather_compiled_whole(model: nn.Module) -> None:
+    """At stage 3 compiled code calls none of its parts, and DeepSpeed's hooks around them would break it up. They are
+    taken out, and all weights are gathered with the module that is compiled."""
+    for whole in model.modules():
+        if not compiled_apart(whole):
+            continue
+        for weight in whole.parameters():
+            deepspeed.zero.register_external_parameter(whole, weight)
+        for part in whole.modules():
+            if part is not whole:
+                part._forward_pre_hooks.clear()
+                part._forward_hooks.clear()
 
 
 class Engine:
@@ -95,8 +104,12 @@ class Engine:
         on_gpu = get_accelerator().device_name() != "cpu"
         settings = deepspeed_config(zero, optimizer.max_grad_norm, precision, micro_batch, accumulation, on_gpu)
         config = merged(settings, overrides)
-        self.engine, self.optimizer = _initialize(model, config, optimizer=adamw)
+        self.engine, self.optimizer, _, _ = deepspeed.initialize(model=model, optimizer=adamw, config=config)
+        align_timeouts()
         self.module: nn.Module = self.engine.module
+        if zero.stage == 3:
+            _gather_with_callers(self.module)
+            _gather_compiled_whole(self.module)
         self.traces = GatherTraces(self.module, self.optimizer.parameter_offload) if zero.stage == 3 else None
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
@@ -322,8 +335,11 @@ class FrozenModel:
         if not sharded:
             self.module: nn.Module = model.to(self.dtype)
             return
-        self.engine, offload = _initialize(model, frozen_config(precision))
+        self.engine, offload, *_ = deepspeed.initialize(model=model, config=frozen_config(precision))
+        align_timeouts()
         self.module = self.engine.module
+        _gather_with_callers(self.module)
+        _gather_compiled_whole(self.module)
         self.traces = GatherTraces(self.module, offload)
 
     def checksum(self) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""The paper's ablations (Tables V, VI) and some more, at small scale. Variants of one kind get the same budget of
+"""The paper's ablations (Tables V, VI) and some more, at small scale. Variants of one group get the same budget of
 operations and are run with several seeds, so that a difference can be compared with the spread.
 
     OUT/<group>-<variant>-<seed>/    a run          OUT/weights/<the same name>/    its weights
@@ -7,7 +7,6 @@ operations and are run with several seeds, so that a difference can be compared 
     OUT/table.md
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from ..core.files import hash_file, write_json, write_text
 from ..core.hardware import fastest_precision
 from ..cost.operation_budget import divide_budget, rounds_within_budget
 from ..cost.operations import training_flops
-from .ablation_variants import Variant, list_variants
+from .ablation_variants import BASE, Variant, list_variants
 
 ACCURACIES = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc")
 METRICS = (*ACCURACIES, "fd", "kl", "is")
@@ -42,7 +41,7 @@ class AblationSettings:
     teacher: Path  # weights
     judge: Path
     samples: int  # the budget of a run: the operations of this many training samples of the teacher
-    samples_on_top: int  # the same of what begins with the first variant's student
+    samples_on_top: int  # the same of a run on top of the base student
     seeds: Sequence[int]
     prompts: int
     common: Sequence[str] = ()  # overrides of every run
@@ -54,19 +53,17 @@ class Ablations:
     def __init__(self, settings: AblationSettings, only: Sequence[str]) -> None:
         """Raises ValueError for a group that does not exist."""
         self.settings = settings
-        variants = list_variants()
-        self.base = variants[0]
+        base = load_distill_config(settings.student, settings.common)
+        variants = list_variants(base)
         names = list(dict.fromkeys(variant.group for variant in variants))
         for group in only:
             if group not in names:
                 raise ValueError(f"no group {group!r}; the groups are {', '.join(names)}")
         self.variants = [v for v in variants if not only or v.group in only]
-        first: dict[str, Variant] = {}
-        self._run_of = {v: first.setdefault(self._identity(v), v) for v in variants}
         self.results_file = settings.out / "results.json"
         self.results: dict[str, dict[str, Any]] = {}
         self.shared = {
-            "distillation": strict.to_dict(load_distill_config(settings.student, settings.common)),
+            "distillation": strict.to_dict(base),
             "pretraining": strict.to_dict(load_pretrain_config(settings.pretraining, settings.common)),
             "teacher": hash_file(settings.teacher / WEIGHTS) if (settings.teacher / WEIGHTS).exists() else "",
             "samples": settings.samples,
@@ -88,35 +85,39 @@ class Ablations:
 
         Raises ValueError for a configuration or a teacher that a run would refuse later.
         """
-        wanted = [self.base] * any(v.on_top for v in self.variants) + self.variants
-        once = {self.run_name(v, seed): (v, seed) for v in reversed(wanted) for seed in self.settings.seeds}
-        for variant, _ in once.values():
+        needed = [BASE] if any(v.on_top for v in self.variants) else []
+        distinct = {run_name(v, s): (v, s) for v in needed + self.variants for s in self.settings.seeds}
+        for variant, _ in distinct.values():
             self.budget(variant)
         self._check_teacher()
-        return sorted(reversed(once.values()), key=lambda run: run[0].on_top)
+        return sorted(distinct.values(), key=lambda run: run[0].on_top)
 
-    def run_name(self, variant: Variant, seed: int) -> str:
-        """Of the run's folder; variants that are the same in the end share it."""
-        return _slug(self._run_of[variant].group, self._run_of[variant].name, seed)
+    @property
+    def students(self) -> bool:
+        """Whether there are any, which are compared with their teacher."""
+        return any(variant.stage != "pretraining" for variant in self.variants)
 
-    def is_judged(self, name: str) -> bool:
-        return len(self.results.get(name, ())) == 2
+    def is_done(self, name: str) -> bool:
+        """Whether a run's weights are there, or its scores and nothing needs them."""
+        begun_with = name.startswith(run_name(BASE, "")) and any(v.on_top for v in self.variants)
+        judged = len(self.results.get(name, ())) == 2
+        return (self.settings.out / "weights" / name).exists() or (judged and not begun_with)
 
     def overrides(self, variant: Variant, seed: int) -> list[str]:
-        """Overrides of a run for the base configuration of its kind."""
+        """Overrides of a run for the base configuration of its stage."""
         own = [f"training.precision={fastest_precision()}"]
-        if variant.kind != "pretraining":
+        if variant.stage != "pretraining":
             own = precision_overrides(fastest_precision())
         if variant.on_top:
-            own.append(f"init.weights={self.settings.out / 'weights' / self.run_name(self.base, seed)}")
+            own.append(f"init.weights={self.settings.out / 'weights' / run_name(BASE, seed)}")
         if pairs := self.pairs(variant):
             own.append(f"warm_start.pairs={pairs}")
-        own += [*_phase(variant), *self.settings.common, *variant.overrides]
+        own += [*_phases(variant), *self.settings.common, *variant.overrides]
         return [*own, *self.budget(variant)[1], f"training.seed={seed}"]
 
     def pairs(self, variant: Variant) -> str:
         """The folder of the pairs that a variant regresses on, or nothing."""
-        config = self._config(variant)
+        config = self.config(variant)
         return config.warm_start.pairs if isinstance(config, DistillConfig) else ""
 
     def add(self, name: str, prompts: int, report: dict[str, Any]) -> None:
@@ -127,7 +128,7 @@ class Ablations:
 
     def write_tables(self) -> Path:
         path = self.settings.out / "table.md"
-        names = {v: [self.run_name(v, seed) for seed in self.settings.seeds] for v in self.variants}
+        names = {v: [run_name(v, seed) for seed in self.settings.seeds] for v in self.variants}
         write_text(path, markdown_tables(names, self.results))
         return path
 
@@ -137,56 +138,54 @@ class Ablations:
         samples = settings.samples_on_top if variant.on_top else settings.samples
         reference = load_pretrain_config(settings.pretraining, settings.common)
         budget = samples * training_flops(reference.model, reference.model.text.max_tokens)
-        config = self._config(variant)
+        config = self.config(variant)
         if isinstance(config, PretrainConfig):
             per_step = training_flops(config.model, config.model.text.max_tokens) * config.training.global_batch
             return 0, [f"training.steps={max(1, round(budget / per_step))}"]
-        if variant.kind.startswith("warm start"):
+        if variant.stage.startswith("warm start"):
             count, updates, steps = divide_budget(config, budget)
             return count, [f"warm_start.updates={updates}", f"training.steps={steps}"]
         rounds = rounds_within_budget(config, budget / config.training.global_batch, config.model.text.max_tokens)
         return 0, [f"training.steps={rounds * config.updates.counts[0]}"]
 
-    def _config(self, variant: Variant) -> PretrainConfig | DistillConfig:
+    def config(self, variant: Variant) -> PretrainConfig | DistillConfig:
         """A variant's configuration, but for its budget."""
-        settings, own = self.settings, [*self.settings.common, *variant.overrides]
-        if variant.kind == "pretraining":
+        settings, own = self.settings, [*_phases(variant), *self.settings.common, *variant.overrides]
+        if variant.stage == "pretraining":
             return load_pretrain_config(settings.pretraining, own)
-        own = [*_phase(variant), *own]
         config = load_distill_config(settings.student, own)
         if "endpoint" not in config.targets:
             return config
         pairs = settings.out / _slug("pairs", variant.group, variant.name)
         return load_distill_config(settings.student, [*own, f"warm_start.pairs={pairs}"])
 
-    def _identity(self, variant: Variant) -> str:
-        """Is the same for variants that train the same."""
-        settings, own = self.settings, [*_phase(variant), *self.settings.common, *variant.overrides]
-        load = load_pretrain_config if variant.kind == "pretraining" else load_distill_config
-        file = settings.pretraining if variant.kind == "pretraining" else settings.student
-        return variant.kind + json.dumps(strict.to_dict(load(file, own)))
-
     def _check_teacher(self) -> None:
         """Raises ValueError for a teacher that the distillations would refuse one after the other."""
-        if all(variant.kind == "pretraining" for variant in self.variants):
-            return
-        from ..distillation.distill import load_teacher  # imports DeepSpeed, which tables do not need
+        if self.students:
+            from ..distillation.distill import load_teacher  # imports DeepSpeed, which tables do not need
 
-        load_teacher(load_distill_config(self.settings.student, self.settings.common), self.settings.teacher)
+            load_teacher(load_distill_config(self.settings.student, self.settings.common), self.settings.teacher)
 
 
-def _phase(variant: Variant) -> list[str]:
-    """Overrides that leave the phases away which a variant's budget does not go into."""
-    if variant.kind == "pretraining":
-        return []
-    if variant.kind.startswith("warm start"):
-        return ["updates.fake_warm_up=0", "updates.discriminator_warm_up=0"]
-    return ["warm_start.updates=0"]
+def run_name(variant: Variant, seed: object) -> str:
+    """Of the run's folder; those that are the base of their stage share one."""
+    if not variant.overrides:
+        return _slug("base", variant.stage, seed)
+    return _slug(variant.group, variant.name, seed)
 
 
 def _slug(*parts: object) -> str:
     """Letters, digits and dashes."""
     return "".join(c if c.isascii() and c.isalnum() else "-" for c in "-".join(map(str, parts)))
+
+
+def _phases(variant: Variant) -> list[str]:
+    """Overrides without which a budget would pay for other phases than those that the variant is about."""
+    if variant.stage == "pretraining":
+        return []
+    if variant.stage.startswith("warm start"):  # one round ends it
+        return ["updates.fake_warm_up=0", "updates.discriminator_warm_up=0"]
+    return ["warm_start.updates=0"]
 
 
 def _share(value: float, of: float) -> float:
@@ -200,12 +199,12 @@ def variant_score(values: dict[str, float]) -> float:
 
 def markdown_tables(runs: Mapping[Variant, Sequence[str]], results: dict[str, dict[str, Any]]) -> str:
     """Markdown, one table per group: the mean over a variant's runs on the reported prompts, and two figures of each
-    run. Students are given as shares of their teacher, which has 100 evaluations. The variant that is best on the other
+    run. Students are given as shares of their teacher at 50 steps. The variant that is best on the other
     prompts is bold."""
     parts = []
     for group in dict.fromkeys(variant.group for variant in runs):
         members = [v for v in runs if v.group == group]
-        students = members[0].kind != "pretraining"
+        students = members[0].stage != "pretraining"
 
         def rows(variant: Variant, prompts: int) -> list[dict[str, float]]:
             return [results[name][f"{prompts}"] for name in runs[variant]]
