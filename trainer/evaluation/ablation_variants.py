@@ -112,8 +112,8 @@ def list_variants(config: DistillConfig) -> list[Variant]:
     for preset, counts in PRESETS.items():
         for alignment in (0.0, 0.03):
             name, values = ":".join(map(str, counts)) + ", IDA" * (alignment > 0), (preset, alignment)
-            overrides = f"updates.preset={preset}", f"distillation.fake_alignment={alignment}"
-            on_top("cadence", name, *overrides, base=values == (config.updates.preset, own.fake_alignment))
+            cadence = f"updates.preset={preset}", f"distillation.fake_alignment={alignment}"
+            on_top("cadence", name, *cadence, base=values == (config.updates.preset, own.fake_alignment))
     adapters = (f"fake.lora={ADAPTERS}", "fake.optimizer.lr=8e-4")
     on_top("cadence", "1:2:1, fake model of adapters", "updates.preset=fake_twice", UNALIGNED, *adapters)
     on_top("warm-ups of fake model and discriminator", "20 updates each", base=True)
@@ -131,8 +131,8 @@ def list_variants(config: DistillConfig) -> list[Variant]:
     for name, chances in (("evenly", EVENLY), ("early", "[0.4, 0.3, 0.2, 0.1]"), ("late", "[0.1, 0.2, 0.3, 0.4]")):
         on_top("steps drawn", name, f"distillation.step_probabilities={chances}")
     for blocks in sorted({max(1, round(depth * share)) for share in (1 / 4, 1 / 2, 3 / 4, 1)}):
-        overrides = f"distillation.discriminator_blocks={blocks}"
-        on_top("discriminator", f"{blocks} of {depth} blocks", overrides, base=blocks == own.discriminator_blocks)
+        cut = f"distillation.discriminator_blocks={blocks}"
+        on_top("discriminator", f"{blocks} of {depth} blocks", cut, base=blocks == own.discriminator_blocks)
     heads = f"distillation.discriminator_blocks={depth}", f"distillation.discriminator_heads={min(depth, 3)}"
     on_top("discriminator", f"{min(depth, 3)} heads on {depth} blocks", *heads)
     on_top("discriminator", "R1", "distillation.r1_weight=10")
