@@ -23,7 +23,7 @@ from tqdm import tqdm
 from audiox_trainer.trainer.core import cli
 
 if TYPE_CHECKING:
-    from audiox_trainer.trainer.evaluation.ablations import Ablations, Variant
+    from audiox_trainer.trainer.ablations.ablations import Ablations, Variant
 
 SCRIPTS = Path(__file__).parent
 STUDENT = Path("configs/distill_tiny_levels.json")
@@ -70,7 +70,7 @@ def make_pairs(ablations: "Ablations", variant: "Variant") -> None:
 
 def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
     """Train and convert a run, unless that is done; returns its name."""
-    from audiox_trainer.trainer.evaluation.ablations import run_name
+    from audiox_trainer.trainer.ablations.ablations import run_name
 
     name, settings = run_name(variant, seed), ablations.settings
     run, weights = settings.out / name, settings.out / "weights" / name
@@ -88,8 +88,8 @@ def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
 
 def judge(ablations: "Ablations", name: str, weights: Path, *options: str) -> None:
     """Judge weights on both sets of prompts, unless their scores exist."""
+    from audiox_trainer.trainer.ablations.ablations import TEST, VALIDATION
     from audiox_trainer.trainer.core.hardware import fastest_precision
-    from audiox_trainer.trainer.evaluation.ablations import TEST, VALIDATION
 
     settings = ablations.settings
     for prompts in (VALIDATION, TEST):
@@ -107,7 +107,7 @@ def judge(ablations: "Ablations", name: str, weights: Path, *options: str) -> No
 
 def run(a: argparse.Namespace) -> None:
     """Train and convert the missing runs, some at a time, and judge each when it is ready."""
-    from audiox_trainer.trainer.evaluation.ablations import TEACHER, Ablations, AblationSettings
+    from audiox_trainer.trainer.ablations.ablations import TEACHER, Ablations, AblationSettings
 
     paths, budgets = (a.out, a.config, a.pretraining, a.teacher, a.judge), (a.samples, a.samples_on_top)
     ablations = Ablations(AblationSettings(*paths, *budgets, a.seeds, a.prompts, tuple(a.set)), a.only)

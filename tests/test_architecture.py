@@ -33,6 +33,7 @@ ROOMS = (  # of trainer/; imports flow to the left only
     "self_test",
     "training",
     "distillation",
+    "ablations",
     "evaluation",
     "sets",
     "paper",

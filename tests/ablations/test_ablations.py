@@ -9,13 +9,7 @@ import pytest
 
 from audiox_trainer.models import strict
 from audiox_trainer.models.sampler import sampling_timesteps
-from audiox_trainer.trainer.core.config import load_pretrain_config
-from audiox_trainer.trainer.core.distill_config import DistillConfig, load_distill_config
-from audiox_trainer.trainer.cost.operation_budget import rounds_within_budget
-from audiox_trainer.trainer.cost.operations import distillation_flops, pass_flops, training_flops
-from audiox_trainer.trainer.cost.passes import ode_passes, step_probabilities
-from audiox_trainer.trainer.evaluation.ablation_variants import Variant
-from audiox_trainer.trainer.evaluation.ablations import (
+from audiox_trainer.trainer.ablations.ablations import (
     METRICS,
     TEACHER,
     TEST,
@@ -25,6 +19,12 @@ from audiox_trainer.trainer.evaluation.ablations import (
     markdown_tables,
     run_name,
 )
+from audiox_trainer.trainer.ablations.variants import Variant
+from audiox_trainer.trainer.core.config import load_pretrain_config
+from audiox_trainer.trainer.core.distill_config import DistillConfig, load_distill_config
+from audiox_trainer.trainer.cost.operation_budget import rounds_within_budget
+from audiox_trainer.trainer.cost.operations import distillation_flops, pass_flops, training_flops
+from audiox_trainer.trainer.cost.passes import ode_passes, step_probabilities
 from tests.helpers.distillation_scenarios import teacher
 from tests.helpers.random_weights import untrained_judge
 from tests.helpers.small_config import ROOT, small_config, small_distill_config

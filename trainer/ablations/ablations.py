@@ -23,7 +23,7 @@ from ..core.files import hash_file, write_json, write_text
 from ..core.hardware import fastest_precision
 from ..cost.operation_budget import divide_budget, rounds_within_budget
 from ..cost.operations import training_flops
-from .ablation_variants import BASE, Variant, list_variants
+from .variants import BASE, Variant, list_variants
 
 ACCURACIES = ("cat_acc", "cnt_acc", "ord_acc", "ts_acc")
 METRICS = (*ACCURACIES, "fd", "kl", "is")
