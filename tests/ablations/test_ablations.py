@@ -159,6 +159,7 @@ def test_a_teacher_that_no_run_could_begin_with_is_refused_before_the_first(tmp_
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_runs_are_made_once_and_of_one_kind(tmp_path, scenes):
     """One group, then another seed of it: what is there is not made again, and what differs is refused."""
     depth = "model.backbone.depth=3"
