@@ -5,8 +5,8 @@ examples:
   python launch/ablate.py --teacher weights/tiny --out runs/ablations --only "on top" cadence
 
 The same command resumes after an interruption. The budget is the operations of --samples training samples of the
-teacher, or of --samples-on-top for a run on top of the base student; a variant with more expensive
-updates takes fewer. The best variant (bold) is chosen on one set of prompts, and all are reported on another.
+teacher, or of --samples-on-top for a run on top of the base student; a variant with more expensive updates takes fewer.
+The best variant (bold) is chosen on one set of prompts, and all are reported on another.
 """
 
 import argparse
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def launch(script: str, arguments: Sequence[str], log: Path) -> None:
+def run_script(script: str, arguments: Sequence[str], log: Path) -> None:
     """Run one of the scripts, its output appended to a file. Raises ValueError if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a") as file:
@@ -65,7 +65,7 @@ def make_pairs(ablations: "Ablations", variant: "Variant") -> None:
         settings, (count, _) = ablations.settings, ablations.budget(variant)
         common = ["--config", str(settings.student), "--teacher", str(settings.teacher)]
         sets = cli.set_options(ablations.overrides(variant, seed=0))
-        launch("pairs.py", [*common, "--out", pairs, "--count", f"{count}", *sets], Path(f"{pairs}.txt"))
+        run_script("pairs.py", [*common, "--out", pairs, "--count", f"{count}", *sets], Path(f"{pairs}.txt"))
 
 
 def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
@@ -74,15 +74,15 @@ def train(ablations: "Ablations", variant: "Variant", seed: int) -> str:
 
     name, settings = run_name(variant, seed), ablations.settings
     run, weights = settings.out / name, settings.out / "weights" / name
-    if ablations.is_done(name):
+    if ablations.is_done(variant, seed):
         return name
     script, own = "distill.py", ["--config", str(settings.student), "--teacher", str(settings.teacher)]
     if variant.stage == "pretraining":
         script, own = "pretrain.py", ["--config", str(settings.pretraining)]
     sets, log = cli.set_options(ablations.overrides(variant, seed)), run / "output.txt"
-    launch(script, [*own, "--output", str(run), "--resume", *sets], log)
-    adapters = any(override.startswith("student.lora=") for override in variant.overrides)
-    launch("convert.py", [str(run), "--out", str(weights), *["--merge"] * adapters], log)
+    run_script(script, [*own, "--output", str(run), "--resume", *sets], log)
+    merge = ["--merge"] * ablations.has_adapters(variant)
+    run_script("convert.py", [str(run), "--out", str(weights), *merge], log)
     return name
 
 
@@ -96,12 +96,9 @@ def judge(ablations: "Ablations", name: str, weights: Path, *options: str) -> No
         if f"{prompts}" in ablations.results.get(name, {}):
             continue
         report = settings.out / name / f"report-{prompts}.json"
-        command = [sys.executable, str(SCRIPTS / "evaluate.py"), "--weights", str(weights), *options]
-        command += ["--judge", str(settings.judge), "--prompts", str(settings.prompts), "--tasks", "0"]
-        command += ["--dtype", fastest_precision(), "--no-latency", "--seed", str(prompts), "--out", str(report)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise ValueError(f"{name} could not be judged: {done.stderr.splitlines()[-1] if done.stderr else ''}")
+        judging = ["--weights", str(weights), *options, "--judge", str(settings.judge), "--tasks", "0", "--no-latency"]
+        judging += ["--prompts", f"{settings.prompts}", "--seed", f"{prompts}", "--dtype", fastest_precision()]
+        run_script("evaluate.py", [*judging, "--out", str(report)], settings.out / name / "output.txt")
         ablations.add(name, prompts, json.loads(report.read_text()))
 
 
@@ -114,7 +111,7 @@ def run(a: argparse.Namespace) -> None:
     runs = ablations.runs()
     if ablations.students:
         judge(ablations, TEACHER, a.teacher, "--steps", f"{TEACHER_STEPS}")
-    for variant in dict.fromkeys(variant for variant, _ in runs):
+    for variant in dict.fromkeys(variant for variant, seed in runs if not ablations.is_done(variant, seed)):
         make_pairs(ablations, variant)
     with ThreadPoolExecutor(a.parallel) as pool, tqdm(total=len(runs), unit=" runs", desc="ablations") as bar:
         for on_top in (False, True):  # the others' weights come first

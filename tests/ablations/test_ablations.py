@@ -125,9 +125,9 @@ def test_what_others_begin_with_is_made_first(tmp_path, monkeypatch):
     assert names[:2] == ["base-warm-start-0", "base-warm-start-1"] and len(set(names)) == len(names) == 6
     assert all(variant.on_top for variant, _ in runs[2:])
     ablations.results = {name: {f"{VALIDATION}": {}, f"{TEST}": {}} for name in names}
-    assert not ablations.is_done(names[0]) and ablations.is_done(names[2])  # its weights are gone, and needed
+    assert not ablations.is_done(*runs[0]) and ablations.is_done(*runs[2])  # its weights are gone, and needed
     (tmp_path / "weights" / names[0]).mkdir(parents=True)
-    assert ablations.is_done(names[0])
+    assert ablations.is_done(*runs[0])
 
 
 def test_a_budget_that_pays_no_round_still_makes_one():

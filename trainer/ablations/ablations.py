@@ -2,6 +2,7 @@
 operations and are run with several seeds, so that a difference can be compared with the spread.
 
     OUT/<group>-<variant>-<seed>/    a run          OUT/weights/<the same name>/    its weights
+    OUT/base-<stage>-<seed>/         the run that each group with the base in it shares
     OUT/pairs-.../                   pairs of the variants that regress on endpoints
     OUT/results.json    the settings that all runs share, and the scores of the teacher and of each run
     OUT/table.md
@@ -97,11 +98,18 @@ class Ablations:
         """Whether there are any, which are compared with their teacher."""
         return any(variant.stage != "pretraining" for variant in self.variants)
 
-    def is_done(self, name: str) -> bool:
+    def is_done(self, variant: Variant, seed: int) -> bool:
         """Whether a run's weights are there, or its scores and nothing needs them."""
-        begun_with = name.startswith(run_name(BASE, "")) and any(v.on_top for v in self.variants)
-        judged = len(self.results.get(name, ())) == 2
-        return (self.settings.out / "weights" / name).exists() or (judged and not begun_with)
+        name = run_name(variant, seed)
+        if (self.settings.out / "weights" / name).exists():
+            return True
+        begun_with = name == run_name(BASE, seed) and any(v.on_top for v in self.variants)
+        return len(self.results.get(name, ())) == 2 and not begun_with
+
+    def has_adapters(self, variant: Variant) -> bool:
+        """Whether its student is adapters of the teacher."""
+        config = self.config(variant)
+        return isinstance(config, DistillConfig) and config.student.lora is not None
 
     def overrides(self, variant: Variant, seed: int) -> list[str]:
         """Overrides of a run for the base configuration of its stage."""

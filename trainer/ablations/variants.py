@@ -1,5 +1,6 @@
 """The variants that ablations compare, as overrides of configs/distill_tiny_levels.json and configs/tiny.json."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -79,67 +80,92 @@ FIXED = "distillation.adversarial_gradient_ratio=null"  # λ_adv is `adversarial
 
 def list_variants(config: DistillConfig) -> list[Variant]:
     """All of them, for a base configuration of four steps."""
-    own, depth = config.distillation, config.model.depth
-    found: list[Variant] = []
+    return [*_from_the_teacher(), *_cadences(config), *_objectives(), *_discriminators(config), *_teachers()]
 
-    def add(group: str, name: str, stage: Stage, *overrides: str) -> None:
-        found.append(Variant(group, name, stage, overrides))
 
-    def on_top(group: str, name: str, *overrides: str, base: bool = False) -> None:
-        """With `base` this is what the base configuration says."""
-        add(group, name, "rounds on top", *(() if base else overrides))
+def _from_the_teacher() -> Iterator[Variant]:
+    """Recipes, and what the warm start regresses on."""
 
-    add("recipe", "by level", "warm start")
-    add("recipe", "the paper's", "rounds", *PAPER)
-    add("recipe", "the paper's, all noise levels, as the authors have it", "rounds", *PAPER, ALL_LEVELS)
-    add("recipe", "our rounds without a warm start", "rounds")
-    add("targets", "estimates at 1, 0.95, ODEs at 0.8, 0.45", "warm start")
-    add("targets", "estimates at 1, 0.97, 0.92, an ODE at 0.8", "warm start", *THREE_ESTIMATES)
-    add("targets", "an estimate at 1, ODEs at 0.95, 0.85, 0.7, guidance 6 from 0.85 on", "warm start", *THREE_ODES)
-    for name, kind in (("ODEs alone", "ode"), ("estimates alone", "velocity")):
-        add("targets", name, "warm start", f'warm_start.targets=["{kind}", "{kind}", "{kind}", "{kind}"]')
-    add("targets", "endpoints of pairs, Euler's method", "warm start", *PAIRS)
-    add("guidance", "from 0.7 on", "warm start")
-    for name, low in (("everywhere", 0), ("from 0.9 on", 0.9)):
-        add("guidance", name, "warm start", f"distillation.guidance_interval=[{low}, 1.0]")
-    add("student of adapters", "whole", "warm start")
-    add("student of adapters", "rank 16", "warm start", UNALIGNED, f"student.lora={ADAPTERS}")
+    def warm_start(group: str, name: str, *overrides: str) -> Variant:
+        return Variant(group, name, "warm start", overrides)
 
-    on_top("on top", "rounds", base=True)
-    add("on top", "more of the warm start", "warm start on top")
-    on_top("anchor", "with", base=True)
-    on_top("anchor", "without", "distillation.regression_weight=0")
+    yield warm_start("recipe", "by level")
+    yield Variant("recipe", "the paper's", "rounds", PAPER)
+    yield Variant("recipe", "the paper's, all noise levels, as the authors have it", "rounds", (*PAPER, ALL_LEVELS))
+    yield Variant("recipe", "our rounds without a warm start", "rounds")
+    yield warm_start("targets", "estimates at 1, 0.95, ODEs at 0.8, 0.45")
+    yield warm_start("targets", "estimates at 1, 0.97, 0.92, an ODE at 0.8", *THREE_ESTIMATES)
+    yield warm_start("targets", "an estimate at 1, ODEs at 0.95, 0.85, 0.7, guidance 6 from 0.85 on", *THREE_ODES)
+    yield warm_start("targets", "ODEs alone", 'warm_start.targets=["ode", "ode", "ode", "ode"]')
+    estimates = 'warm_start.targets=["velocity", "velocity", "velocity", "velocity"]'
+    yield warm_start("targets", "estimates alone", estimates)
+    yield warm_start("targets", "endpoints of pairs, Euler's method", *PAIRS)
+    yield warm_start("guidance", "from 0.7 on")
+    yield warm_start("guidance", "everywhere", "distillation.guidance_interval=[0, 1.0]")
+    yield warm_start("guidance", "from 0.9 on", "distillation.guidance_interval=[0.9, 1.0]")
+    yield warm_start("student of adapters", "whole")
+    yield warm_start("student of adapters", "rank 16", UNALIGNED, f"student.lora={ADAPTERS}")
+
+
+def _on_top(group: str, name: str, *overrides: str, base: bool = False) -> Variant:
+    """Rounds on top of the base student. With `base` the overrides are what the base configuration says."""
+    return Variant(group, name, "rounds on top", () if base else overrides)
+
+
+def _cadences(config: DistillConfig) -> Iterator[Variant]:
+    """Whether there are rounds, and how often each role has its turn."""
+    yield _on_top("on top", "rounds", base=True)
+    yield Variant("on top", "more of the warm start", "warm start on top")
     for preset, counts in PRESETS.items():
         for alignment in (0.0, 0.03):
-            name, values = ":".join(map(str, counts)) + ", IDA" * (alignment > 0), (preset, alignment)
-            cadence = f"updates.preset={preset}", f"distillation.fake_alignment={alignment}"
-            on_top("cadence", name, *cadence, base=values == (config.updates.preset, own.fake_alignment))
-    adapters = (f"fake.lora={ADAPTERS}", "fake.optimizer.lr=8e-4")
-    on_top("cadence", "1:2:1, fake model of adapters", "updates.preset=fake_twice", UNALIGNED, *adapters)
-    on_top("warm-ups of fake model and discriminator", "20 updates each", base=True)
-    long = ("updates.fake_warm_up=200", "updates.discriminator_warm_up=40")
-    on_top("warm-ups of fake model and discriminator", "200 and 40 updates", *long)
-    on_top("losses", "both, λ_adv by gradient", base=True)
+            base = (preset, alignment) == (config.updates.preset, config.distillation.fake_alignment)
+            name = ":".join(map(str, counts)) + (", IDA" if alignment else "")
+            overrides = f"updates.preset={preset}", f"distillation.fake_alignment={alignment}"
+            yield _on_top("cadence", name, *overrides, base=base)
+    adapters = f"fake.lora={ADAPTERS}", "fake.optimizer.lr=8e-4"
+    yield _on_top("cadence", "1:2:1, fake model of adapters", "updates.preset=fake_twice", UNALIGNED, *adapters)
+    warm_ups = "warm-ups of fake model and discriminator"
+    yield _on_top(warm_ups, "20 updates each", base=True)
+    longer = "updates.fake_warm_up=200", "updates.discriminator_warm_up=40"
+    yield _on_top(warm_ups, "200 and 40 updates", *longer)
+
+
+def _objectives() -> Iterator[Variant]:
+    """The student's losses in rounds."""
+    yield _on_top("anchor", "with", base=True)
+    yield _on_top("anchor", "without", "distillation.regression_weight=0")
+    yield _on_top("losses", "both, λ_adv by gradient", base=True)
     for weight in (0.1, 1.0, 3.0):
-        on_top("losses", f"both, λ_adv {weight:g}", FIXED, f"distillation.adversarial_weight={weight}")
-    on_top("losses", "without adversarial loss", FIXED, "distillation.adversarial_weight=0")
-    on_top("losses", "without matching", FIXED, "distillation.matching_weight=0")
-    on_top("noise levels", "shifted by 5", base=True)
-    on_top("noise levels", "even", "distillation.noise_levels.shift=1")
-    on_top("noise levels", "guidance apart", 'distillation.guidance_noise_levels={"range": [0.5, 1.0]}')
-    on_top("steps drawn", "as in the warm start", base=True)
+        yield _on_top("losses", f"both, λ_adv {weight:g}", FIXED, f"distillation.adversarial_weight={weight}")
+    yield _on_top("losses", "without adversarial loss", FIXED, "distillation.adversarial_weight=0")
+    yield _on_top("losses", "without matching", FIXED, "distillation.matching_weight=0")
+    yield _on_top("noise levels", "shifted by 5", base=True)
+    yield _on_top("noise levels", "even", "distillation.noise_levels.shift=1")
+    yield _on_top("noise levels", "guidance apart", 'distillation.guidance_noise_levels={"range": [0.5, 1.0]}')
+    yield _on_top("steps drawn", "as in the warm start", base=True)
     for name, chances in (("evenly", EVENLY), ("early", "[0.4, 0.3, 0.2, 0.1]"), ("late", "[0.1, 0.2, 0.3, 0.4]")):
-        on_top("steps drawn", name, f"distillation.step_probabilities={chances}")
+        yield _on_top("steps drawn", name, f"distillation.step_probabilities={chances}")
+    yield _on_top("Eq. 10", "dmd", base=True)
+    yield _on_top("Eq. 10", "eq10", "distillation.loss=eq10")
+    yield _on_top("Eq. 10", "eq10_sg_teacher", "distillation.loss=eq10_sg_teacher")
+
+
+def _discriminators(config: DistillConfig) -> Iterator[Variant]:
+    """What the discriminator sees."""
+    depth = config.model.depth
     for blocks in sorted({max(1, round(depth * share)) for share in (1 / 4, 1 / 2, 3 / 4, 1)}):
+        base = blocks == config.distillation.discriminator_blocks
         cut = f"distillation.discriminator_blocks={blocks}"
-        on_top("discriminator", f"{blocks} of {depth} blocks", cut, base=blocks == own.discriminator_blocks)
-    heads = f"distillation.discriminator_blocks={depth}", f"distillation.discriminator_heads={min(depth, 3)}"
-    on_top("discriminator", f"{min(depth, 3)} heads on {depth} blocks", *heads)
-    on_top("discriminator", "R1", "distillation.r1_weight=10")
-    on_top("discriminator", "contrastive", "distillation.contrastive_weight=1")
-    for loss in ("dmd", "eq10", "eq10_sg_teacher"):
-        on_top("Eq. 10", loss, f"distillation.loss={loss}", base=loss == own.loss)
-    add("MAF", "whole", "pretraining")
+        yield _on_top("discriminator", f"{blocks} of {depth} blocks", cut, base=base)
+    heads = min(depth, 3)
+    several = f"distillation.discriminator_blocks={depth}", f"distillation.discriminator_heads={heads}"
+    yield _on_top("discriminator", f"{heads} heads on {depth} blocks", *several)
+    yield _on_top("discriminator", "R1", "distillation.r1_weight=10")
+    yield _on_top("discriminator", "contrastive", "distillation.contrastive_weight=1")
+
+
+def _teachers() -> Iterator[Variant]:
+    """Pretrained with and without parts of the fusion (Table V)."""
+    yield Variant("MAF", "whole", "pretraining")
     for name, part in (("none", "enabled"), ("no gates", "gates"), ("no queries", "attention")):
-        add("MAF", name, "pretraining", f"model.fusion.{part}=false")
-    return found
+        yield Variant("MAF", name, "pretraining", (f"model.fusion.{part}=false",))

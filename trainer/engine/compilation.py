@@ -12,7 +12,6 @@ from ...models.released.backbone import ReleasedBlock
 # and at the inputs, and of the first length of the texts or any other. A distillation has up to 16. Beyond torch's own
 # limit of 8 it would run its blocks uncompiled.
 RECOMPILE_LIMIT = 32
-FORWARD = "forward"
 
 
 def compile_blocks(model: Network, conditioner: bool = False, sharded: bool = False) -> None:
@@ -31,14 +30,14 @@ def compile_blocks(model: Network, conditioner: bool = False, sharded: bool = Fa
         parts = [getattr(model.conditioner, name) for name in ("video", "audio", "fusion")]
     for module in (*model.backbone.blocks, *parts):
         if sharded and isinstance(module, JointBlock):
-            setattr(module, FORWARD, torch.compile(module.forward))
+            module.forward = torch.compile(module.forward)  # type: ignore[method-assign]
         else:
             module.compile()
 
 
 def compiled_apart(module: nn.Module) -> bool:
     """Whether `forward` alone of this module is compiled."""
-    return FORWARD in vars(module)
+    return "forward" in vars(module)
 
 
 def compiled_versions() -> int:

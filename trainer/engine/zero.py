@@ -46,24 +46,16 @@ _import_muon()
 def _gather_with_callers(model: nn.Module) -> None:
     """At stage 3 a weight is gathered when its module is called. Some are of parts of a block that are never called
     themselves: they are gathered with the block. DeepSpeed would notice it at their first use, but not in compiled
-    code."""
+    code. A compiled block calls none of its parts, and DeepSpeed's hooks around them, which would break its code up,
+    are taken out."""
     for caller in model.modules():
-        for part in caller.children():
-            if type(part).forward is nn.Module.forward:
+        whole = compiled_apart(caller)
+        parts = list(caller.modules())[1:] if whole else caller.children()
+        for part in parts:
+            if whole or type(part).forward is nn.Module.forward:
                 for weight in part.parameters(recurse=False):
                     deepspeed.zero.register_external_parameter(caller, weight)
-
-
-def _gather_compiled_whole(model: nn.Module) -> None:
-    """At stage 3 compiled code calls none of its parts, and DeepSpeed's hooks around them would break it up. They are
-    taken out, and all weights are gathered with the module that is compiled."""
-    for whole in model.modules():
-        if not compiled_apart(whole):
-            continue
-        for weight in whole.parameters():
-            deepspeed.zero.register_external_parameter(whole, weight)
-        for part in whole.modules():
-            if part is not whole:
+            if whole:
                 part._forward_pre_hooks.clear()
                 part._forward_hooks.clear()
 
@@ -109,7 +101,6 @@ class Engine:
         self.module: nn.Module = self.engine.module
         if zero.stage == 3:
             _gather_with_callers(self.module)
-            _gather_compiled_whole(self.module)
         self.traces = GatherTraces(self.module, self.optimizer.parameter_offload) if zero.stage == 3 else None
         self.dtype = torch.bfloat16 if precision == "bf16" and zero.stage > 0 else torch.float32
         self.adamw = adamw
@@ -339,7 +330,6 @@ class FrozenModel:
         align_timeouts()
         self.module = self.engine.module
         _gather_with_callers(self.module)
-        _gather_compiled_whole(self.module)
         self.traces = GatherTraces(self.module, offload)
 
     def checksum(self) -> Tensor | None:
